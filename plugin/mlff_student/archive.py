@@ -1,0 +1,261 @@
+"""The archive: one TorchScript file a model, with metadata and the checks made on loading it."""
+
+import hashlib
+import json
+import platform
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from . import __version__
+from .errors import ArchiveError
+from .neighbours import neighbour_edges
+from .student import Student, StudentConfig, parameter_count, sum_to_atoms
+
+FORMAT = "mlff-student-archive"
+FORMAT_VERSION = 1
+METADATA_FILE = "metadata.json"
+
+# Formamide, distorted: the molecule of the self-check. It has three elements and three dimensions.
+SELF_CHECK_NUMBERS = [6, 8, 7, 1, 1, 1]
+SELF_CHECK_POSITIONS = [
+    [0.12, 0.38, 0.05],
+    [1.21, 0.24, -0.11],
+    [-0.94, -0.56, 0.08],
+    [-0.42, 1.46, 0.13],
+    [-0.64, -1.50, -0.02],
+    [-1.90, -0.33, 0.21],
+]
+# Rounding of float32 arithmetic on another machine, with a margin of ten.
+SELF_CHECK_ENERGY_TOLERANCE = 1e-4  # eV
+SELF_CHECK_FORCE_TOLERANCE = 1e-3  # eV/angstrom
+
+
+class ArchiveModule(nn.Module):
+    """What is compiled: a student, its own neighbour search, and facts that clients read.
+
+    Energies are eV, lengths angstrom. Both methods compute gradients themselves, so they may be
+    called under no_grad or in inference mode.
+    """
+
+    def __init__(self, student: Student, config: StudentConfig, name: str, teacher: str) -> None:
+        super().__init__()
+        self.student = student
+        self.format_version = FORMAT_VERSION
+        self.name = name
+        self.parameter_count = parameter_count(student)
+        self.elements = list(config.elements)
+        self.cutoff = config.cutoff
+        self.teacher = teacher
+        self.dtype_name = str(student.dtype).removeprefix("torch.")
+
+    def species(self, atomic_numbers: Tensor) -> Tensor:
+        """Index of each atom into the student's elements; an unknown element is an error."""
+        known = self.student.species_of
+        species = known[atomic_numbers.clamp(0, known.shape[0] - 1)]
+        if bool((species < 0).any()):
+            unknown = int(atomic_numbers[species < 0][0])
+            raise RuntimeError(
+                "mlff_student: atomic number "
+                + str(unknown)
+                + " is unknown to this student; it knows "
+                + ", ".join(self.elements)
+            )
+        return species
+
+    def forward(
+        self, positions: Tensor, atomic_numbers: Tensor, cell: Tensor, pbc: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Energy, forces and virial of one structure.
+
+        Parameters
+        ----------
+        positions : (N, 3) float32 or float64, angstrom.
+        atomic_numbers : (N,) int64.
+        cell : (3, 3), lattice vectors as rows, angstrom.
+        pbc : (3,) bool.
+
+        Returns
+        -------
+        energy : () float64, eV.
+        forces : (N, 3) float64, contiguous, eV/angstrom.
+        virial : (3, 3) float64, - sum r_ij (x) dE/dr_ij = - volume * stress, eV.
+        """
+        energies, forces, virial = self.evaluate(positions, atomic_numbers, cell, pbc)
+        return energies.sum(), forces, virial
+
+    @torch.jit.export
+    def evaluate(
+        self, positions: Tensor, atomic_numbers: Tensor, cell: Tensor, pbc: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """As `forward`, with the energy of each atom (N,) in place of their sum."""
+        if not bool(torch.isfinite(positions).all()):
+            raise RuntimeError("mlff_student: a position is NaN or infinite")
+        edge_vectors, edge_index = neighbour_edges(
+            positions.to(torch.float64), cell.to(torch.float64), pbc, self.cutoff
+        )
+        atoms = positions.shape[0]
+        energies, gradient = self.from_edges(edge_vectors, edge_index, atomic_numbers, atoms)
+        forces = sum_to_atoms(gradient, edge_index[0], atoms) - sum_to_atoms(
+            gradient, edge_index[1], atoms
+        )
+        return energies, forces, -edge_vectors.t() @ gradient
+
+    @torch.jit.export
+    def from_edges(
+        self, edge_vectors: Tensor, edge_index: Tensor, atomic_numbers: Tensor, n_local: int
+    ) -> tuple[Tensor, Tensor]:
+        """Per-atom energies and dE/d edge_vectors, for an engine that has a neighbour list.
+
+        Parameters
+        ----------
+        edge_vectors : (E, 3) float32 or float64, x_j - x_i of edge i <- j, all shorter than the
+            cutoff, angstrom.
+        edge_index : (2, E) int64, [receiver, sender].
+        atomic_numbers : (N,) int64.
+        n_local : the first n_local atoms carry energy.
+
+        Returns
+        -------
+        energies : (n_local,) float64, eV.
+        gradient : (E, 3) float64, eV/angstrom.
+        """
+        species = self.species(atomic_numbers)
+        return self.student(edge_vectors.to(torch.float64), edge_index, species, n_local)
+
+
+class Archive(NamedTuple):
+    """A loaded archive."""
+
+    module: torch.jit.ScriptModule
+    metadata: dict[str, Any]
+
+
+def weights_hash(module: nn.Module) -> str:
+    """SHA-256 over all weights and reference energies, in the order of their names."""
+    digest = hashlib.sha256()
+    for key, value in sorted(module.state_dict().items()):
+        digest.update(key.encode())
+        digest.update(value.detach().cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()
+
+
+def self_check_numbers(module: nn.Module) -> dict[str, Any]:
+    """Energy and forces of the self-check molecule."""
+    energy, forces, _ = module(
+        torch.tensor(SELF_CHECK_POSITIONS, dtype=torch.float64),
+        torch.tensor(SELF_CHECK_NUMBERS),
+        torch.zeros(3, 3, dtype=torch.float64),
+        torch.zeros(3, dtype=torch.bool),
+    )
+    return {
+        "atomic_numbers": SELF_CHECK_NUMBERS,
+        "positions": SELF_CHECK_POSITIONS,
+        "energy": float(energy),
+        "forces": forces.tolist(),
+    }
+
+
+def build_archive(
+    student: Student, config: StudentConfig, name: str, card: dict[str, Any]
+) -> Archive:
+    """Compile a student and gather its metadata.
+
+    Parameters
+    ----------
+    card : contents of the checkpoint's card.json: teacher, dataset hash, recipe, measured accuracy
+        and domain are copied from it.
+    """
+    student = student.eval().requires_grad_(False)
+    teacher = str(card.get("teacher", "unknown"))
+    module = torch.jit.script(ArchiveModule(student, config, name, teacher))
+    metadata = {
+        "format": FORMAT,
+        "format_version": FORMAT_VERSION,
+        "name": name,
+        "parameters": parameter_count(student),
+        **config.as_dict(),
+        "units": {"length": "angstrom", "energy": "eV"},
+        "dtype": str(student.dtype).removeprefix("torch."),
+        "teacher": teacher,
+        "dataset_sha256": card.get("dataset_sha256"),
+        "recipe": card.get("recipe"),
+        "accuracy": card.get("accuracy"),
+        "domain": card.get("domain"),
+        "weights_sha256": weights_hash(module),
+        "self_check": self_check_numbers(module),
+        "versions": {
+            "mlff_student": __version__,
+            "torch": torch.__version__,
+            "python": platform.python_version(),
+        },
+    }
+    return Archive(module, metadata)
+
+
+def save_archive(archive: Archive, path: Path) -> None:
+    """Write the TorchScript file with its metadata inside."""
+    torch.jit.save(
+        archive.module, str(path), _extra_files={METADATA_FILE: json.dumps(archive.metadata)}
+    )
+
+
+def load_archive(path: Path, device: str = "cpu") -> Archive:
+    """Read an archive and check it.
+
+    Raises
+    ------
+    ArchiveError : missing, truncated or foreign file, another format version, weights that do not
+        have the stored hash, or a self-check molecule whose energy or forces differ.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise ArchiveError(f"no file {path}; write one with: python export.py --model original")
+    extra = {METADATA_FILE: ""}
+    try:
+        module = torch.jit.load(str(path), map_location=device, _extra_files=extra)
+    except (RuntimeError, ValueError) as error:
+        raise ArchiveError(
+            f"{path} is not a TorchScript archive or is damaged "
+            f"({str(error).strip().splitlines()[0]}); export it again"
+        ) from error
+    try:
+        metadata = json.loads(extra[METADATA_FILE])
+    except json.JSONDecodeError as error:
+        raise ArchiveError(f"{path} is TorchScript, but not an {FORMAT}") from error
+    if metadata.get("format") != FORMAT or metadata.get("format_version") != FORMAT_VERSION:
+        raise ArchiveError(
+            f"{path}: expected {FORMAT} version {FORMAT_VERSION}, found "
+            f"{metadata.get('format')} version {metadata.get('format_version')}; export it again"
+        )
+    if (found := weights_hash(module)) != metadata["weights_sha256"]:
+        raise ArchiveError(
+            f"{path}: the weights have the hash {found[:12]}, the metadata say "
+            f"{metadata['weights_sha256'][:12]}; the file was altered, export it again"
+        )
+    _check_reference_numbers(path, module, metadata["self_check"], device)
+    return Archive(module, metadata)
+
+
+def _check_reference_numbers(
+    path: Path, module: nn.Module, expected: dict[str, Any], device: str
+) -> None:
+    energy, forces, _ = module(
+        torch.tensor(expected["positions"], dtype=torch.float64, device=device),
+        torch.tensor(expected["atomic_numbers"], device=device),
+        torch.zeros(3, 3, dtype=torch.float64, device=device),
+        torch.zeros(3, dtype=torch.bool, device=device),
+    )
+    energy_error = abs(float(energy) - expected["energy"])
+    force_error = float((forces.cpu() - torch.tensor(expected["forces"]).double()).abs().max())
+    if not (
+        energy_error < SELF_CHECK_ENERGY_TOLERANCE and force_error < SELF_CHECK_FORCE_TOLERANCE
+    ):
+        raise ArchiveError(
+            f"{path} fails its self-check: energy off by {energy_error:.1e} eV (allowed "
+            f"{SELF_CHECK_ENERGY_TOLERANCE:.0e}), forces by {force_error:.1e} eV/angstrom (allowed "
+            f"{SELF_CHECK_FORCE_TOLERANCE:.0e}); this torch ({torch.__version__}) computes other "
+            f"numbers than the one that wrote it: run `mlff-student doctor`"
+        )

@@ -1,0 +1,75 @@
+"""ASE calculator over an archive."""
+
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch
+from ase import Atoms
+from ase.calculators.calculator import Calculator, all_changes
+from ase.stress import full_3x3_to_voigt_6_stress
+
+from .checkpoints import archive_of
+from .structure import check_structure
+
+
+class StudentForceFieldCalculator(Calculator):
+    """Energy, forces, stress and per-atom energies of a student.
+
+    Parameters
+    ----------
+    model : name of a shipped model, or path of a checkpoint or archive.
+    device : torch device.
+    dtype : torch.float32 or torch.float64, where a checkpoint is compiled.
+
+    Raises
+    ------
+    ArchiveError : the model cannot be found or read.
+    InputError : on calculation, a structure the student must not be given.
+    """
+
+    implemented_properties: ClassVar[list[str]] = [
+        "energy",
+        "free_energy",
+        "forces",
+        "stress",
+        "energies",
+    ]
+
+    def __init__(
+        self,
+        model: str | Path = "original",
+        device: str = "cpu",
+        dtype: torch.dtype = torch.float32,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(**kwargs)
+        self.device = device
+        self.archive = archive_of(model, dtype, device)
+
+    def calculate(
+        self,
+        atoms: Atoms | None = None,
+        properties: list[str] | None = None,
+        system_changes: list[str] = all_changes,
+    ) -> None:
+        """Fill `results`; called by ASE."""
+        super().calculate(atoms, properties, system_changes)
+        assert self.atoms is not None
+        if {"numbers", "cell", "pbc"} & set(system_changes):
+            check_structure(self.atoms, self.archive.metadata["elements"])
+        energies, forces, virial = self.archive.module.evaluate(
+            torch.tensor(self.atoms.positions, dtype=torch.float64, device=self.device),
+            torch.tensor(self.atoms.numbers, dtype=torch.int64, device=self.device),
+            torch.tensor(self.atoms.cell.array, dtype=torch.float64, device=self.device),
+            torch.tensor(self.atoms.pbc, device=self.device),
+        )
+        energy = float(energies.sum())
+        self.results = {
+            "energy": energy,
+            "free_energy": energy,
+            "energies": energies.cpu().numpy(),
+            "forces": forces.cpu().numpy(),
+        }
+        if self.atoms.pbc.all():
+            stress = -virial.cpu().numpy() / self.atoms.get_volume()
+            self.results["stress"] = full_3x3_to_voigt_6_stress(stress)

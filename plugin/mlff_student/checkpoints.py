@@ -1,0 +1,106 @@
+"""Finding models: the shipped checkpoints by name, or any checkpoint or archive by path."""
+
+import json
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from .archive import Archive, build_archive, load_archive
+from .errors import ArchiveError
+from .student import Student, StudentConfig
+
+# In a source tree the checkpoints lie at the top; an installed package carries them inside.
+FOLDERS = (
+    Path(__file__).parents[2] / "checkpoints",
+    Path(__file__).parent / "checkpoints",
+)
+
+
+def available_models() -> dict[str, Path]:
+    """Name and folder of every shipped checkpoint."""
+    for folder in FOLDERS:
+        found = {path.parent.name: path.parent for path in sorted(folder.glob("*/model.pt"))}
+        if found:
+            return found
+    return {}
+
+
+def checkpoint_path(model: str) -> Path:
+    """Weights file of a shipped model.
+
+    Raises
+    ------
+    ArchiveError : no model of that name.
+    """
+    models = available_models()
+    if model not in models:
+        raise ArchiveError(
+            f"no model {model!r}; shipped are {', '.join(models) or 'none'}, "
+            "or give the path of a checkpoint or an exported archive"
+        )
+    return models[model] / "model.pt"
+
+
+def read_card(checkpoint: Path) -> dict[str, Any]:
+    """The card.json beside a checkpoint; empty if there is none."""
+    card = checkpoint.with_name("card.json")
+    return json.loads(card.read_text()) if card.is_file() else {}
+
+
+def load_student(
+    checkpoint: Path, dtype: torch.dtype = torch.float32
+) -> tuple[Student, StudentConfig]:
+    """Student of a checkpoint file, ready for inference.
+
+    Raises
+    ------
+    ArchiveError : missing or damaged file, or one that is not a checkpoint.
+    """
+    if not checkpoint.is_file():
+        raise ArchiveError(f"no checkpoint {checkpoint}")
+    try:
+        content = torch.load(checkpoint, weights_only=True)
+        config = StudentConfig.from_dict(content["config"])
+        student = Student(config, dtype)
+        student.load_state_dict(content["weights"])
+    except Exception as error:  # unpickling a foreign file may raise anything
+        detail = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise ArchiveError(f"{checkpoint} is not a checkpoint of a student ({detail})") from error
+    return student.eval().requires_grad_(False), config
+
+
+def archive_of(
+    model: str | Path, dtype: torch.dtype = torch.float32, device: str = "cpu"
+) -> Archive:
+    """Archive of a shipped model, a checkpoint file or an exported archive file.
+
+    Parameters
+    ----------
+    model : "original", "tiny", "ultra_tiny" or a path.
+    dtype : of the weights where a checkpoint is compiled; an exported archive has its own.
+    """
+    path = Path(model)
+    if not path.suffix and str(model) in available_models():
+        path = checkpoint_path(str(model))
+    elif not path.exists():
+        checkpoint_path(str(model))  # raises the error that lists what there is
+    if is_checkpoint(path):
+        student, config = load_student(path, dtype)
+        archive = build_archive(student, config, model_name(path), read_card(path))
+        return Archive(archive.module.to(device), archive.metadata)
+    return load_archive(path, device)
+
+
+def is_checkpoint(path: Path) -> bool:
+    """Whether a file is a checkpoint rather than a TorchScript archive, which holds code."""
+    if not zipfile.is_zipfile(path):
+        return False  # load_archive says what is wrong with it
+    with zipfile.ZipFile(path) as file:
+        return not any("/code/" in name for name in file.namelist())
+
+
+def model_name(checkpoint: Path) -> str:
+    """Name of the model in a checkpoint: that of its folder for `<name>/model.pt`."""
+    return checkpoint.parent.name if checkpoint.name == "model.pt" else checkpoint.stem

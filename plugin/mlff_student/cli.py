@@ -1,0 +1,364 @@
+"""The command `mlff-student`. It parses, calls one function, prints its result."""
+
+import sys
+from collections.abc import Callable
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from .errors import StudentError
+
+console = Console()
+app = typer.Typer(
+    no_args_is_help=True,
+    rich_markup_mode="rich",
+    pretty_exceptions_enable=False,
+    help="Small, fast force fields distilled from big slow ones, for OpenMM, LAMMPS and ASE.",
+)
+distill_app = typer.Typer(no_args_is_help=True, help="From a teacher to a student.")
+app.add_typer(distill_app, name="distill")
+
+INTERRUPTED = 130  # exit status of a program ended by Ctrl-C
+
+Json = Annotated[Path | None, typer.Option("--json", help="Also write the results to this file.")]
+Quiet = Annotated[bool, typer.Option("--quiet", help="No progress bar and no table.")]
+
+
+class Dtype(StrEnum):
+    """Precision of an archive."""
+
+    float32 = "float32"
+    float64 = "float64"
+
+
+class EngineName(StrEnum):
+    """Engines that run MD."""
+
+    openmm = "openmm"
+    lammps = "lammps"
+
+
+class Ensemble(StrEnum):
+    """Ensembles of production."""
+
+    nve = "nve"
+    nvt = "nvt"
+
+
+def run(program: Callable[[], Any]) -> None:
+    """Run a command; an error of the project's own becomes one line and its exit status."""
+    try:
+        program()
+    except StudentError as error:
+        Console(stderr=True).print(f"[bold red]error:[/] {error}", highlight=False, soft_wrap=True)
+        sys.exit(error.exit_status)
+
+
+def main() -> None:
+    """Entry point of the console script."""
+    run(app)
+
+
+@app.command("export")
+def export_command(
+    model: Annotated[
+        str, typer.Option(help="A shipped model (original, tiny, ultra_tiny) or `all`.")
+    ] = "",
+    checkpoint: Annotated[Path | None, typer.Option(help="Weights of your own instead.")] = None,
+    output: Annotated[
+        Path | None, typer.Option("-o", "--output", help="File, or folder with --model all.")
+    ] = None,
+    dtype: Annotated[Dtype, typer.Option(help="Precision of the network.")] = Dtype.float32,
+    verify: Annotated[
+        bool, typer.Option(help="Prove the archive against eager evaluation.")
+    ] = True,
+    json: Json = None,
+    quiet: Quiet = False,
+) -> None:
+    """Write a model as one TorchScript file for OpenMM, LAMMPS and ASE.
+
+    Example: python export.py --model original -o original.pt
+    """
+    from .checkpoints import available_models, checkpoint_path, model_name
+    from .errors import InputError
+    from .export import export
+    from .results import write_results
+
+    if bool(model) == bool(checkpoint):
+        raise InputError(
+            "give either --model original (tiny, ultra_tiny, all) or --checkpoint PATH"
+        )
+    if checkpoint:
+        jobs = {model_name(checkpoint): checkpoint}
+    elif model == "all":
+        jobs = {name: folder / "model.pt" for name, folder in available_models().items()}
+    else:
+        jobs = {model: checkpoint_path(model)}
+    table = Table("structure", "atoms", "precision", "energy (eV/atom)", "forces (eV/angstrom)")
+    records = []
+    for name, weights in jobs.items():
+        target = output or Path(f"{name}.pt")
+        if model == "all" and output:
+            output.mkdir(parents=True, exist_ok=True)
+            target = output / f"{name}.pt"
+        agreements = export(weights, target, dtype.value, verify)
+        for one in agreements:
+            table.add_row(
+                f"{name}: {one.structure}",
+                str(one.atoms),
+                one.dtype,
+                f"{one.energy_ev_per_atom:.1e}",
+                f"{one.forces_ev_per_angstrom:.1e}",
+            )
+        records += [{"model": name, "file": str(target)} | one._asdict() for one in agreements]
+        if not quiet:
+            console.print(f"wrote {target} ({target.stat().st_size / 1e6:.2f} MB)")
+    if not quiet and verify:
+        console.print(table)
+        worst_energy = max(one["energy_ev_per_atom"] for one in records)
+        worst_force = max(one["forces_ev_per_angstrom"] for one in records)
+        console.print(
+            f"largest difference from eager evaluation: {worst_energy:.1e} eV/atom, "
+            f"{worst_force:.1e} eV/angstrom"
+        )
+    if json:
+        write_results(json, "export", ",".join(jobs), records)
+
+
+@app.command("md")
+def md_command(
+    structure: Annotated[str, typer.Argument(help="PDB, mmCIF, SDF, MOL, XYZ, extxyz or SMILES.")],
+    engine: Annotated[EngineName, typer.Option(help="What integrates.")] = EngineName.openmm,
+    model: Annotated[str, typer.Option(help="Shipped name, checkpoint or archive.")] = "original",
+    ps: Annotated[float, typer.Option(help="Length of production, ps.")] = 10.0,
+    timestep_fs: Annotated[float, typer.Option("--timestep-fs", help="Timestep, fs.")] = 0.5,
+    temperature_k: Annotated[
+        float, typer.Option("--temperature-K", help="Temperature, kelvin.")
+    ] = 300.0,
+    ensemble: Annotated[Ensemble, typer.Option(help="Of production.")] = Ensemble.nve,
+    output: Annotated[
+        Path | None, typer.Option("-o", "--output", help="Folder of the run.")
+    ] = None,
+    every: Annotated[int, typer.Option(help="Steps between frames and log rows.")] = 20,
+    thermalise_ps: Annotated[
+        float, typer.Option("--thermalise-ps", help="Langevin dynamics before production, ps.")
+    ] = 1.0,
+    friction_per_ps: Annotated[
+        float, typer.Option("--friction-per-ps", help="Of Langevin dynamics, 1/ps.")
+    ] = 10.0,
+    seed: Annotated[int, typer.Option(help="Of velocities and thermostat.")] = 1,
+    platform: Annotated[str, typer.Option(help="OpenMM platform; the fastest if empty.")] = "",
+    json: Json = None,
+    quiet: Quiet = False,
+) -> None:
+    """Minimise, thermalise and run MD; go on where a killed run stopped.
+
+    The folder receives run.dcd, run.pdb, run.csv (time, potential, kinetic, total, temperature)
+    and run.json.
+
+    Example: mlff-student md --engine openmm --model original ethanol.xyz --ps 10 --timestep-fs 0.5
+    """
+    from .md import MDSettings, run_md
+    from .results import write_results
+
+    if timestep_fs <= 0:
+        from .errors import InputError
+
+        raise InputError(f"--timestep-fs must be positive, got {timestep_fs}")
+    settings = MDSettings(
+        engine=engine.value,
+        model=model,
+        structure=structure,
+        steps=round(ps * 1000.0 / timestep_fs / every) * every,
+        timestep_fs=timestep_fs,
+        temperature_K=temperature_k,
+        ensemble=ensemble.value,
+        every=every,
+        thermalise_steps=round(thermalise_ps * 1000.0 / timestep_fs),
+        friction_per_ps=friction_per_ps,
+        seed=seed,
+        platform=platform,
+    )
+    folder = output or Path("runs") / f"{Path(structure).stem or 'molecule'}-{engine.value}"
+    try:
+        record = run_md(settings, folder, quiet)
+    except KeyboardInterrupt:
+        console.print(f"\nstopped; the same command goes on from the last checkpoint in {folder}")
+        raise typer.Exit(INTERRUPTED) from None
+    if not quiet:
+        console.print(
+            f"{folder}: {record['ms_per_step']:.2f} ms/step, {record['ns_per_day']:.2f} ns/day\n"
+            f"next: mlff-student analyze {folder}/run.dcd --top {folder}/run.pdb "
+            f"--log {folder}/run.csv"
+        )
+    if json:
+        write_results(json, "md", model, [record])
+
+
+@app.command("analyze")
+def analyze_command(
+    trajectory: Annotated[Path, typer.Argument(help="Trajectory that MDTraj reads.")],
+    topology: Annotated[Path, typer.Option("--top", help="PDB of the same atoms.")],
+    log: Annotated[Path, typer.Option("--log", help="Thermo CSV of the same run.")],
+    json: Annotated[
+        Path | None, typer.Option("--json", help="JSON file; beside the trajectory if not given.")
+    ] = None,
+    plot: Annotated[
+        Path | None, typer.Option("--plot", help="PNG file; beside the trajectory if not given.")
+    ] = None,
+    quiet: Quiet = False,
+) -> None:
+    """Drift, temperature and bonds of a run; exit status 1 when a threshold fails.
+
+    Example: mlff-student analyze run.dcd --top run.pdb --log run.csv
+    """
+    from .analysis import analyze, drift_table, load_thresholds, read_thermo, verdict
+    from .plots import plot_drift
+    from .results import write_results
+
+    analysis = analyze(trajectory, topology, log)
+    record = analysis.as_record()
+    checks = verdict(record, load_thresholds())
+    label = trajectory.stem
+    plot_drift({label: read_thermo(log)}, {label: analysis}, plot or trajectory.with_suffix(".png"))
+    passed = all(check.passed for check in checks)
+    results = record | {"passed": passed}
+    results |= {f"{check.name}_passed": check.passed for check in checks}
+    write_results(json or trajectory.with_suffix(".json"), "analyze", "", [results])
+    if not quiet:
+        console.print(drift_table({label: record}, {label: checks}))
+    if not passed:
+        raise typer.Exit(1)
+
+
+@app.command("models")
+def models_command(json: Json = None) -> None:
+    """The shipped models and what was measured of them.
+
+    Example: mlff-student models
+    """
+    from .checkpoints import available_models, read_card
+    from .results import write_results
+
+    table = Table("model", "parameters", "teacher", "force RMSE (eV/angstrom)", "R²", "elements")
+    records = []
+    for name, folder in available_models().items():
+        card = read_card(folder / "model.pt")
+        accuracy = card["accuracy"]["held_out_molecules"]
+        records.append(
+            {
+                "model": name,
+                "parameters": card["parameters"],
+                "teacher": card["teacher"],
+                "force_rmse_ev_per_angstrom": accuracy["force_rmse_ev_per_angstrom"],
+                "force_r2": accuracy["force_r2"],
+                "elements": " ".join(card["domain"]["elements"]),
+            }
+        )
+        *words, rmse, r2, elements = records[-1].values()
+        table.add_row(*map(str, words), f"{rmse:.3f}", f"{r2:.4f}", elements)
+    console.print(table)
+    if json:
+        write_results(json, "models", "", records)
+
+
+@app.command("lammps-env")
+def lammps_env_command() -> None:
+    """Print the shell line that lets any `lmp` of this environment find the pair style.
+
+    Example: eval $(mlff-student lammps-env)
+    """
+    from .lammps_run import lammps_environment
+
+    typer.echo(f"export LAMMPS_PLUGIN_PATH={lammps_environment()['LAMMPS_PLUGIN_PATH']}")
+
+
+@app.command("doctor")
+def doctor_command(json: Json = None) -> None:
+    """What is installed, what works, and the one command that mends what does not.
+
+    Example: mlff-student doctor
+    """
+    from .doctor import examine
+    from .results import write_results
+
+    with console.status("trying the engines"):
+        findings = examine()
+    table = Table("", "works", "found", "to mend it")
+    for one in findings:
+        word = "[green]yes[/]" if one.works else "[yellow]no[/]" if one.optional else "[red]NO[/]"
+        table.add_row(one.what, word, one.found, one.mend)
+    console.print(table)
+    if json:
+        write_results(json, "doctor", "", [one._asdict() for one in findings])
+    if not all(one.works or one.optional for one in findings):
+        raise typer.Exit(3)
+
+
+RecipeFile = Annotated[Path, typer.Argument(help="YAML file; see mlff_student/distill/first.yaml.")]
+DataFolder = Annotated[Path, typer.Option("--data", help="Folder of samples and dataset.")]
+Preset = Annotated[str, typer.Option("--model", help="A preset with a section in the recipe.")]
+
+
+@distill_app.command("sample")
+def sample_command(
+    recipe: RecipeFile,
+    data: DataFolder,
+    workers: Annotated[int, typer.Option(help="Teacher processes.")] = 2,
+) -> None:
+    """Run teacher MD over the recipe's molecules and gather the frames in dataset.h5.
+
+    Example: mlff-student distill sample first.yaml --data runs/first
+    """
+    from .distill.recipe import read_recipe
+    from .distill.sample import sample, write_dataset
+
+    what = read_recipe(recipe)
+    frames, failures = sample(what, data / "samples", workers)
+    for failure in failures:
+        console.print(f"skipped {failure}", highlight=False)
+    counts = write_dataset(what, data / "samples", data / "dataset.h5")
+    console.print(f"{frames} new frames; dataset: {counts}")
+
+
+@distill_app.command("train")
+def train_command(
+    recipe: RecipeFile,
+    data: DataFolder,
+    model: Preset,
+    compiled: Annotated[
+        bool, typer.Option("--compile/--no-compile", help="Fuse the step with torch.compile.")
+    ] = True,
+) -> None:
+    """Train one preset; go on where a killed training stopped.
+
+    Example: mlff-student distill train first.yaml --data runs/first --model tiny
+    """
+    from .distill.recipe import read_recipe
+    from .distill.train import train
+
+    train(read_recipe(recipe), model, data / "dataset.h5", data / model, compiled)
+
+
+@distill_app.command("evaluate")
+def evaluate_command(
+    recipe: RecipeFile,
+    data: DataFolder,
+    model: Preset,
+    output: Annotated[Path, typer.Option("-o", "--output", help="Checkpoint folder to write.")],
+) -> None:
+    """Measure a trained student on held-out molecules; write its checkpoint, card and README.
+
+    Example: mlff-student distill evaluate first.yaml --data runs/first --model tiny -o my/tiny
+    """
+    from .distill.evaluate import card_text, write_checkpoint
+    from .distill.recipe import read_recipe
+
+    card = write_checkpoint(
+        read_recipe(recipe), recipe, model, data / "dataset.h5", data / model / "model.pt", output
+    )
+    console.print(card_text(card), highlight=False)

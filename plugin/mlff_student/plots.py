@@ -1,0 +1,64 @@
+"""Figures on paper: what a run did with its energy."""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+from matplotlib.figure import Figure
+
+from .analysis import Analysis, Thermo, with_error
+from .files import atomic_write
+
+# Okabe and Ito's palette, which colour-blind readers tell apart (jfly.uni-koeln.de/color).
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+FONT_SIZE = 10
+
+
+def plot_drift(thermos: Mapping[str, Thermo], analyses: Mapping[str, Analysis], path: Path) -> None:
+    """PNG of total energy with its fitted drift, above temperature, for runs by label.
+
+    Raises
+    ------
+    InputError : `path` cannot be written.
+    """
+    figure = Figure(figsize=(7.0, 6.0), layout="constrained")
+    above, below = figure.subplots(2, 1, sharex=True, height_ratios=(3, 2))
+    for index, (label, thermo) in enumerate(thermos.items()):
+        run = analyses[label]
+        colour = COLOURS[index % len(COLOURS)]
+        time = thermo.time_ps
+        energy = 1e3 * thermo.total_ev / run.atoms  # meV/atom
+        finite = np.isfinite(energy)
+        start = energy[finite][0] if finite.any() else 0.0
+        noisy = {"color": colour, "linewidth": 0.6, "alpha": 0.4}
+        drift = with_error(run.drift_mev_per_atom_ps, run.drift_stderr_mev_per_atom_ps)
+        fit = energy.mean() - start + run.drift_mev_per_atom_ps * (time - time.mean())
+        above.plot(time, energy - start, **noisy)
+        above.plot(
+            time,
+            fit,
+            color=colour,
+            linewidth=2.0,
+            label=f"{label}: {drift} meV/atom/ps, "
+            f"{run.temperature_k:.0f} ± {run.temperature_std_k:.0f} K",
+        )
+        below.plot(time, thermo.temperature_k, **noisy)
+        below.axhline(run.temperature_k, color=colour, linewidth=2.0)
+    above.set_ylabel("total energy - start (meV/atom)", fontsize=FONT_SIZE)
+    below.set_ylabel("temperature (K)", fontsize=FONT_SIZE)
+    below.set_xlabel("time (ps)", fontsize=FONT_SIZE)
+    for axes in (above, below):
+        axes.tick_params(labelsize=FONT_SIZE)
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.margins(x=0)
+    # Above the axes, where it hides nothing.
+    figure.legend(
+        title="drift ± standard error, temperature ± fluctuation",
+        title_fontsize=FONT_SIZE,
+        fontsize=FONT_SIZE,
+        loc="outside upper left",
+        alignment="left",
+        frameon=False,
+    )
+    with atomic_write(path) as temporary:
+        figure.savefig(temporary, format="png", dpi=150)

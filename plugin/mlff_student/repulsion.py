@@ -1,0 +1,79 @@
+"""Short-range repulsion between nuclei (Ziegler-Biersack-Littmark), fading out below bonding
+distances: it keeps a learned potential from collapsing where no training data can be.
+"""
+
+import torch
+from torch import Tensor, nn
+
+from .elements import ELEMENTS
+
+# Universal screening function: J. F. Ziegler, J. P. Biersack, U. Littmark, "The Stopping and Range
+# of Ions in Matter", Pergamon, New York (1985).
+SCREENING_WEIGHTS = (0.1818, 0.5099, 0.2802, 0.02817)
+SCREENING_RATES = (3.2, 0.9423, 0.4029, 0.2016)
+BOHR = 0.529177210903  # angstrom, CODATA 2018
+HARTREE = 27.211386245988  # eV, CODATA 2018
+SCREENING_LENGTH = 0.8854 * BOHR  # angstrom
+SCREENING_POWER = 0.23
+COULOMB = HARTREE * BOHR  # e^2 / (4 pi epsilon_0), eV angstrom
+FADE_OUT = 0.8  # of the sum of covalent radii: C-C 1.22, C-H 0.86, H-H 0.50 angstrom
+
+
+def envelope(x: Tensor) -> tuple[Tensor, Tensor]:
+    """Polynomial that falls from 1 at x = 0 to 0 at x >= 1, and its derivative.
+
+    First and second derivatives vanish at x = 1; eq. 8 of Gasteiger et al., "Directional message
+    passing for molecular graphs", arXiv:2003.03123, with p = 6.
+    """
+    inside = x < 1.0
+    x = torch.where(inside, x, torch.ones_like(x))
+    x5 = x * x * x * x * x
+    return 1.0 - x5 * x * (28.0 - x * (48.0 - 21.0 * x)), -168.0 * x5 * (1.0 - x) * (1.0 - x)
+
+
+class ZBLRepulsion(nn.Module):
+    """Pair energy Z_i Z_j e^2 / (4 pi eps_0 r) phi(r / a_ij), times the polynomial envelope."""
+
+    def __init__(self, elements: tuple[str, ...]) -> None:
+        super().__init__()
+        z, radii = torch.tensor([ELEMENTS[symbol] for symbol in elements], dtype=torch.float64).T
+        power = z**SCREENING_POWER
+        self.register_buffer("charges", COULOMB * z[:, None] * z, persistent=False)  # (S, S)
+        self.register_buffer(
+            "lengths", SCREENING_LENGTH / (power[:, None] + power), persistent=False
+        )
+        self.register_buffer("ranges", FADE_OUT * (radii[:, None] + radii), persistent=False)
+        self.register_buffer(
+            "weights", torch.tensor(SCREENING_WEIGHTS, dtype=torch.float64), persistent=False
+        )
+        self.register_buffer(
+            "rates", torch.tensor(SCREENING_RATES, dtype=torch.float64), persistent=False
+        )
+
+    def forward(self, distances: Tensor, first: Tensor, second: Tensor) -> tuple[Tensor, Tensor]:
+        """Energy of each pair and its derivative with respect to the distance.
+
+        Parameters
+        ----------
+        distances : (E,) float64, angstrom.
+        first, second : (E,) int64, species indices of the two atoms.
+
+        Returns
+        -------
+        energies : (E,) float64, eV.
+        derivatives : (E,) float64, eV/angstrom.
+        """
+        charge = self.charges[first, second]
+        length = self.lengths[first, second]
+        reach = self.ranges[first, second]
+        terms = self.weights * torch.exp(-self.rates * (distances / length)[:, None])  # (E, 4)
+        screening = terms.sum(1)
+        screening_derivative = -(terms * self.rates).sum(1) / length
+        fade, fade_derivative = envelope(distances / reach)
+        bare = charge / distances
+        energies = bare * screening * fade
+        derivatives = (
+            bare * (screening_derivative * fade + screening * fade_derivative / reach)
+            - energies / distances
+        )
+        return energies, derivatives

@@ -1,0 +1,249 @@
+"""Reading a structure from any file a chemist has, and refusing what no student can answer for."""
+
+from pathlib import Path
+from typing import NamedTuple
+
+import mdtraj
+import numpy as np
+from ase import Atoms
+from ase.io import read as ase_read
+from ase.neighborlist import natural_cutoffs, neighbor_list
+from numpy.typing import NDArray
+
+from .elements import ELEMENTS
+from .errors import InputError, MissingDependencyError
+
+SHORTEST_DISTANCE = 0.3  # angstrom; no two nuclei come closer in any simulation
+BOND_TOLERANCE = 1.2  # bonded when closer than this times the sum of covalent radii
+
+
+class Structure(NamedTuple):
+    """Atoms with their topology, in the same order."""
+
+    atoms: Atoms
+    topology: mdtraj.Topology
+
+
+def read_structure(source: str) -> Structure:
+    """Structure of a PDB, PDBx/mmCIF, SDF, MOL, XYZ or extended XYZ file (or any other that ASE
+    reads), or of a SMILES string.
+
+    Bonds come from the file; where it has none they are perceived from distances.
+
+    Raises
+    ------
+    InputError : no such file and not a SMILES string, or a file that cannot be read.
+    """
+    path = Path(source)
+    if not path.exists():
+        if path.suffix or ("/" in source and not _may_be_smiles(source)):
+            raise InputError(f"no file {source}")
+        return _from_smiles(source)
+    suffix = path.suffix.lower()
+    try:
+        if suffix == ".pdb":
+            return _from_mdtraj(mdtraj.load_pdb(str(path)))
+        if suffix in (".cif", ".mmcif", ".pdbx") and _is_macromolecular(path):
+            return _from_mdtraj(mdtraj.load_pdbx(str(path)))
+        if suffix in (".sdf", ".mol"):
+            return _from_mol_file(path)
+        atoms = ase_read(path)
+    except (InputError, MissingDependencyError):
+        raise
+    except ImportError as error:
+        raise MissingDependencyError(f"reading {path} needs another package: {error}") from error
+    except Exception as error:  # the readers raise whatever their parsers run into
+        detail = str(error).strip().splitlines() or [type(error).__name__]
+        raise InputError(f"cannot read {path}: {detail[0]}") from error
+    return Structure(atoms, make_topology(atoms, perceive_bonds(atoms)))
+
+
+def check_structure(atoms: Atoms, elements: list[str] | tuple[str, ...] = tuple(ELEMENTS)) -> None:
+    """Refuse a structure that would give a meaningless number.
+
+    Parameters
+    ----------
+    atoms : the structure.
+    elements : symbols the student knows.
+
+    Raises
+    ------
+    InputError : no atoms, NaN or infinite positions, unknown elements, a periodic cell of zero
+        volume, atoms closer than 0.3 angstrom, or missing hydrogens.
+    """
+    if len(atoms) == 0:
+        raise InputError("the structure has no atoms")
+    if not np.isfinite(atoms.positions).all():
+        index = int(np.argwhere(~np.isfinite(atoms.positions))[0, 0])
+        raise InputError(
+            f"atom {index} ({atoms.symbols[index]}) has the position {atoms.positions[index]}"
+        )
+    unknown = sorted(set(atoms.symbols) - set(elements))
+    if unknown:
+        raise InputError(
+            f"the student does not know {', '.join(unknown)}; it knows {', '.join(elements)}"
+        )
+    cell = atoms.cell.complete() if atoms.pbc.any() else None
+    if not np.isfinite(atoms.cell.array).all() or (
+        cell is not None
+        and (not atoms.cell.array[atoms.pbc].any(1).all() or abs(cell.volume) < 1e-3)
+    ):
+        raise InputError(
+            f"periodic along {atoms.pbc}, but the cell {atoms.cell.array.tolist()} has no volume"
+        )
+    first, second, distance = neighbor_list("ijd", atoms, SHORTEST_DISTANCE)
+    if len(distance):
+        i, j = int(first[0]), int(second[0])
+        raise InputError(
+            f"atoms {i} ({atoms.symbols[i]}) and {j} ({atoms.symbols[j]}) are {distance[0]:.3f} "
+            f"angstrom apart; expected at least {SHORTEST_DISTANCE}. Are the positions in angstrom?"
+        )
+    if (bare := atom_missing_hydrogen(atoms)) is not None:
+        raise InputError(
+            f"atom {bare} ({atoms.symbols[bare]}) lacks hydrogens by its geometry; a student is "
+            "trained on complete molecules. Add them, e.g. with RDKit, Open Babel or PDBFixer"
+        )
+
+
+def atom_missing_hydrogen(atoms: Atoms) -> int | None:
+    """First carbon whose neighbours leave room for hydrogens that are not there, or None.
+
+    By geometry, since most files carry no bond orders: a carbon with three neighbours is planar,
+    one with two is linear, one with a single neighbour does not occur in stable closed-shell
+    molecules but in carbon monoxide and isocyanides. The angles allow for thermal motion at 1000 K.
+    """
+    first, second, vectors = neighbor_list(
+        "ijD", atoms, natural_cutoffs(atoms, mult=BOND_TOLERANCE)
+    )
+    for carbon in np.flatnonzero(atoms.numbers == 6):
+        bonds = vectors[first == carbon]
+        bonds = bonds / np.linalg.norm(bonds, axis=1, keepdims=True)
+        count = len(bonds)
+        if count == 1:
+            partner = atoms.numbers[second[first == carbon][0]]
+            complete = partner in (7, 8)
+        elif count == 2:
+            complete = np.degrees(np.arccos(np.clip(bonds[0] @ bonds[1], -1, 1))) > 140.0
+        elif count == 3:
+            # Height of the carbon above its neighbours' plane: 0.33 for sp3, near 0 for sp2.
+            complete = np.linalg.norm(bonds.sum(0)) / 3.0 < 0.27
+        else:
+            complete = count >= 4
+        if not complete:
+            return int(carbon)
+    return None
+
+
+def perceive_bonds(atoms: Atoms) -> list[tuple[int, int]]:
+    """Pairs closer than 1.2 times the sum of their covalent radii (Cordero et al. 2008)."""
+    if len(atoms) == 0 or not np.isfinite(atoms.positions).all():
+        return []
+    first, second = neighbor_list("ij", atoms, natural_cutoffs(atoms, mult=BOND_TOLERANCE))
+    return sorted({(int(i), int(j)) for i, j in zip(first, second, strict=True) if i < j})
+
+
+def make_topology(atoms: Atoms, bonds: list[tuple[int, int]]) -> mdtraj.Topology:
+    """MDTraj topology with one residue for each bonded fragment."""
+    fragment = connected_fragments(len(atoms), bonds)
+    topology = mdtraj.Topology()
+    chain = topology.add_chain()
+    residues: dict[int, mdtraj.core.topology.Residue] = {}
+    counts: dict[tuple[int, str], int] = {}
+    # A topology lists atoms residue by residue; fragments that interleave share one residue.
+    interleaved = bool((np.diff(fragment) < 0).any())
+    for index, symbol in enumerate(atoms.symbols):
+        home = 0 if interleaved else int(fragment[index])
+        if home not in residues:
+            residues[home] = topology.add_residue("MOL", chain)
+        counts[home, symbol] = counts.get((home, symbol), 0) + 1
+        topology.add_atom(
+            f"{symbol}{counts[home, symbol]}",
+            mdtraj.element.Element.getBySymbol(symbol),
+            residues[home],
+        )
+    members = list(topology.atoms)
+    for i, j in bonds:
+        topology.add_bond(members[i], members[j])
+    return topology
+
+
+def connected_fragments(atoms: int, bonds: list[tuple[int, int]]) -> NDArray[np.int_]:
+    """Number of the bonded fragment each atom belongs to, (atoms,), counted in atom order."""
+    from scipy.sparse import coo_array
+    from scipy.sparse.csgraph import connected_components
+
+    i, j = np.array(bonds, dtype=int).reshape(-1, 2).T
+    graph = coo_array((np.ones(len(i)), (i, j)), shape=(atoms, atoms))
+    _, label = connected_components(graph, directed=False)
+    order = np.unique(label, return_index=True)[1]
+    return np.argsort(np.argsort(order))[label]
+
+
+def write_topology(structure: Structure, path: Path) -> None:
+    """PDB file with CONECT records, for any program that reads the trajectory."""
+    atoms = structure.atoms
+    lengths = angles = None
+    if atoms.pbc.all():
+        a, b, c, alpha, beta, gamma = atoms.cell.cellpar()
+        lengths, angles = np.array([[a, b, c]]) / 10.0, np.array([[alpha, beta, gamma]])
+    mdtraj.Trajectory(
+        atoms.positions[None] / 10.0,
+        structure.topology,
+        unitcell_lengths=lengths,
+        unitcell_angles=angles,
+    ).save_pdb(str(path), bond_orders=False)
+
+
+def _may_be_smiles(text: str) -> bool:
+    return any(mark in text for mark in "=#()[]")
+
+
+def _from_smiles(smiles: str) -> Structure:
+    from .distill.molecules import embed
+
+    atoms, bonds = embed(smiles)
+    return Structure(atoms, make_topology(atoms, bonds))
+
+
+def _is_macromolecular(path: Path) -> bool:
+    return "_atom_site.label_asym_id" in path.read_text(errors="replace")
+
+
+def _from_mdtraj(trajectory: mdtraj.Trajectory) -> Structure:
+    symbols = []
+    for atom in trajectory.topology.atoms:
+        if atom.element is None or atom.element.symbol == "VS":
+            raise InputError(f"atom {atom.index} ({atom}) has no element")
+        symbols.append(atom.element.symbol)
+    atoms = Atoms(symbols, positions=trajectory.xyz[0].astype(float) * 10.0)
+    if trajectory.unitcell_vectors is not None:
+        atoms.cell = trajectory.unitcell_vectors[0].astype(float) * 10.0
+        atoms.pbc = True
+    topology = trajectory.topology
+    if topology.n_bonds < len(atoms) - topology.n_chains and not any(topology.bonds):
+        members = list(topology.atoms)
+        for i, j in perceive_bonds(atoms):
+            topology.add_bond(members[i], members[j])
+    return Structure(atoms, topology)
+
+
+def _from_mol_file(path: Path) -> Structure:
+    from rdkit import Chem, rdBase
+
+    with rdBase.BlockLogs():
+        molecule = next(iter(Chem.SDMolSupplier(str(path), removeHs=False)), None)
+    if molecule is None or not molecule.GetNumConformers():
+        raise InputError(f"{path} holds no molecule that RDKit can read")
+    implicit = [atom.GetIdx() for atom in molecule.GetAtoms() if atom.GetTotalNumHs()]
+    if implicit:
+        atom = molecule.GetAtomWithIdx(implicit[0])
+        raise InputError(
+            f"{path}: atom {implicit[0]} ({atom.GetSymbol()}) lacks {atom.GetTotalNumHs()} "
+            "hydrogen(s); write the file with explicit hydrogens"
+        )
+    atoms = Atoms(
+        [atom.GetSymbol() for atom in molecule.GetAtoms()],
+        positions=molecule.GetConformer().GetPositions(),
+    )
+    bonds = [(bond.GetBeginAtomIdx(), bond.GetEndAtomIdx()) for bond in molecule.GetBonds()]
+    return Structure(atoms, make_topology(atoms, bonds))

@@ -1,0 +1,11 @@
+"""Conversion at the edge of an engine. Inside the package: angstrom, eV, amu, elementary charge.
+
+Factors come from ase.units (CODATA 2014, as ASE's calculators use).
+"""
+
+from ase import units
+
+NM = units.nm  # angstrom
+KJ_PER_MOL = units.kJ / units.mol  # eV
+KCAL_PER_MOL = units.kcal / units.mol  # eV
+PS = 1000.0 * units.fs  # ASE's unit of time

@@ -1,0 +1,444 @@
+"""Drift, collapse and verdict of runs whose answer is known."""
+
+import io
+from dataclasses import asdict
+from pathlib import Path
+
+import mdtraj
+import numpy as np
+import pytest
+from ase import units
+from ase.calculators.emt import EMT
+from ase.cluster import Octahedron
+from ase.md.verlet import VelocityVerlet
+from matplotlib.image import imread
+from mlff_student.analysis import (
+    Thermo,
+    analyze,
+    bond_deviation,
+    drift_table,
+    fit_drift,
+    load_thresholds,
+    read_thermo,
+    slope_with_error,
+    verdict,
+)
+from mlff_student.errors import InputError
+from mlff_student.plots import plot_drift
+from rich.console import Console
+from scipy.signal import lfilter
+
+ATOMS = 9
+# Ethanol, angstrom, moved off the origin so that a small cell cuts through it.
+SYMBOLS = "C C O H H H H H H".split()
+ETHANOL = np.array(
+    [
+        [-0.748, -0.015, 0.024],
+        [0.558, 0.420, -0.278],
+        [1.293, -0.202, -0.901],
+        [-1.263, 0.754, 0.600],
+        [-0.699, -0.934, 0.609],
+        [-1.330, -0.206, -0.878],
+        [1.143, 0.613, 0.619],
+        [0.509, 1.340, -0.863],
+        [2.170, 0.110, -1.110],
+    ]
+)
+BONDS = [(0, 1), (1, 2), (0, 3), (0, 4), (0, 5), (1, 6), (1, 7), (2, 8)]
+
+
+def make_thermo(
+    slope_mev: float = 0.0, noise_mev: float = 0.5, rows: int = 1000, atoms: int = ATOMS
+) -> Thermo:
+    """Log at about 300 K whose total energy drifts by `slope_mev` meV/atom/ps."""
+    rng = np.random.default_rng(1)
+    time = 0.01 * np.arange(rows)
+    temperature = 300.0 + 60.0 * rng.normal(size=rows)
+    kinetic = 0.5 * (3 * atoms - 3) * units.kB * temperature
+    total = -4200.0 + 1e-3 * atoms * (slope_mev * time + noise_mev * rng.normal(size=rows))
+    return Thermo(time, total - kinetic, kinetic, total, temperature)
+
+
+def write_log(path: Path, thermo: Thermo) -> Path:
+    columns = np.stack(thermo, axis=1)
+    np.savetxt(path, columns, "%.10g", delimiter=",", header=",".join(Thermo._fields), comments="")
+    return path
+
+
+def write_run(
+    folder: Path, frames: np.ndarray, cell: float | None = None, bonds: bool = True
+) -> tuple[Path, Path]:
+    """DCD of frames (F, 9, 3) angstrom, and PDB of ethanol."""
+    topology = mdtraj.Topology()
+    residue = topology.add_residue("ETH", topology.add_chain())
+    for index, symbol in enumerate(SYMBOLS):
+        element = mdtraj.element.Element.getBySymbol(symbol)
+        topology.add_atom(f"{symbol}{index}", element, residue)
+    for i, j in BONDS if bonds else []:
+        topology.add_bond(topology.atom(i), topology.atom(j))
+
+    def trajectory(positions: np.ndarray) -> mdtraj.Trajectory:
+        box = None if cell is None else np.full((len(positions), 3), cell / 10.0)
+        angles = None if cell is None else np.full((len(positions), 3), 90.0)
+        return mdtraj.Trajectory(
+            positions / 10.0, topology, unitcell_lengths=box, unitcell_angles=angles
+        )
+
+    trajectory(frames).save_dcd(str(folder / "run.dcd"))
+    trajectory(ETHANOL[None]).save_pdb(str(folder / "run.pdb"))
+    return folder / "run.dcd", folder / "run.pdb"
+
+
+def thermal(frames: int, amplitude: float = 0.02) -> np.ndarray:
+    rng = np.random.default_rng(2)
+    return ETHANOL + amplitude * rng.normal(size=(frames, ATOMS, 3))
+
+
+def ar1(rng: np.random.Generator, phi: float, rows: int) -> np.ndarray:
+    """Stationary noise with correlation time -1 / log(phi) rows."""
+    return lfilter([1.0], [1.0, -phi], rng.normal(size=rows + 500))[500:]
+
+
+# --- drift ----------------------------------------------------------------------------------------
+
+
+def test_known_slope_is_recovered_within_its_error() -> None:
+    drift = fit_drift(make_thermo(slope_mev=0.3), ATOMS)
+    # White noise: the textbook error of a least-squares slope.
+    expected_error = 0.5 / np.sqrt(1000) / np.std(0.01 * np.arange(1000))
+    assert drift.drift_stderr_mev_per_atom_ps == pytest.approx(expected_error, rel=0.3)
+    assert abs(drift.drift_mev_per_atom_ps - 0.3) < 4 * expected_error
+    assert drift.energy_fluctuation_mev_per_atom == pytest.approx(0.5, rel=0.1)
+
+
+@pytest.mark.parametrize(
+    ("phi", "lowest"),
+    # 1000 rows hold 26 independent stretches of the last noise, where an error bar is itself
+    # uncertain; the error of white noise would cover a third.
+    [(0.0, 0.91), (0.5, 0.89), (0.9, 0.82), (0.95, 0.76)],
+)
+def test_two_standard_errors_cover_the_true_slope_of_correlated_noise(
+    phi: float, lowest: float
+) -> None:
+    rng = np.random.default_rng(3)
+    time = 0.01 * np.arange(1000)
+    covered = []
+    for _ in range(300):
+        slope, error = slope_with_error(time, 0.7 * time + ar1(rng, phi, 1000))
+        covered.append(abs(slope - 0.7) < 2 * error)
+    assert lowest < np.mean(covered) < 0.99
+
+
+def test_units_of_the_drift_follow_from_the_same_energies() -> None:
+    """N atoms heating by 1 kT at 300 K in each degree of freedom over 1 ns."""
+    thermo = make_thermo(noise_mev=0.0)
+    dof, kt = 3 * ATOMS - 3, units.kB * thermo.temperature_k.mean()
+    thermo = thermo._replace(total_ev=-100.0 + dof * kt * thermo.time_ps / 1000.0)
+    drift = fit_drift(thermo, ATOMS)
+    assert drift.drift_kt_per_ns_per_dof == pytest.approx(1.0)
+    assert drift.drift_mev_per_atom_ps == pytest.approx(dof * kt / ATOMS)
+    fewer = fit_drift(thermo, ATOMS, degrees_of_freedom=dof // 2)
+    assert fewer.drift_kt_per_ns_per_dof == pytest.approx(2.0)
+    assert fewer.drift_mev_per_atom_ps == drift.drift_mev_per_atom_ps
+
+
+def test_percentages_are_signed_last_and_absolute_largest() -> None:
+    thermo = make_thermo(noise_mev=0.0)
+    total = np.full(1000, -50.0)
+    total[500], total[-1] = -51.0, -49.5
+    drift = fit_drift(thermo._replace(total_ev=total), ATOMS)
+    assert drift.drift_percent == pytest.approx(1.0)
+    assert drift.max_drift_percent == pytest.approx(2.0)
+    assert drift.conservation_ratio == pytest.approx(total.std() / thermo.kinetic_ev.std())
+
+
+class NoisyEMT(EMT):
+    """Forces with noise are no gradient of the energy: they heat by (noise dt)^2 / 2m a step."""
+
+    def __init__(self, noise: float) -> None:
+        super().__init__()
+        self.noise, self.rng = noise, np.random.default_rng(4)
+
+    def calculate(self, *args, **kwargs) -> None:
+        super().calculate(*args, **kwargs)
+        self.results["forces"] += self.noise * self.rng.normal(size=(len(self.atoms), 3))
+
+
+@pytest.mark.parametrize(
+    ("timestep_fs", "noise", "passed"),
+    [(5.0, 0.0, True), (45.0, 0.0, False), (5.0, 0.05, False)],
+    ids=["sound", "timestep too long", "forces that are no gradient"],
+)
+def test_real_dynamics_passes_only_when_it_conserves_energy(
+    timestep_fs: float, noise: float, passed: bool
+) -> None:
+    """A copper octahedron at 300 K, whose fastest vibration takes about 140 fs."""
+    atoms = Octahedron("Cu", 3, cutoff=1)
+    atoms.calc = NoisyEMT(noise)
+    # Twice 300 K, half of which the vibrations take up.
+    width = np.sqrt(2 * 300 * units.kB / atoms.get_masses()[0])
+    velocities = width * np.random.default_rng(5).normal(size=(len(atoms), 3))
+    atoms.set_velocities(velocities - velocities.mean(0))
+    rows = []
+    with VelocityVerlet(atoms, timestep_fs * units.fs) as dynamics:
+        for step in range(300):
+            dynamics.run(1)
+            potential, kinetic = atoms.get_potential_energy(), atoms.get_kinetic_energy()
+            temperature = 2 * kinetic / ((3 * len(atoms) - 3) * units.kB)
+            rows.append(
+                (1e-3 * timestep_fs * step, potential, kinetic, potential + kinetic, temperature)
+            )
+    record = asdict(fit_drift(Thermo(*np.array(rows).T), len(atoms)))
+    checks = {check.name: check.passed for check in verdict(record, load_thresholds())}
+    assert checks["drift_mev_per_atom_ps"] is passed
+
+
+def test_no_degrees_of_freedom_is_an_input_error() -> None:
+    with pytest.raises(InputError, match=r"1 atom.* 0 degrees of freedom"):
+        fit_drift(make_thermo(), 1)
+
+
+# --- log ------------------------------------------------------------------------------------------
+
+
+def test_log_round_trip(tmp_path: Path) -> None:
+    thermo = make_thermo()
+    read = read_thermo(write_log(tmp_path / "run.csv", thermo))
+    np.testing.assert_allclose(np.stack(read), np.stack(thermo), rtol=1e-9)
+
+
+GOOD = ["time_ps,potential_ev,kinetic_ev,total_ev,temperature_k"] + [
+    f"{0.1 * i:.1f},-10,1,-9,300" for i in range(12)
+]
+
+
+@pytest.mark.parametrize(
+    ("lines", "message"),
+    [
+        ([], "lacks the column.*time_ps"),
+        (["time_ps,kinetic_ev,total_ev", *GOOD[1:]], "lacks.* potential_ev, temperature_k"),
+        ([*GOOD[:5], "0.4,-10,one,-9,300", *GOOD[6:]], "line 6.*'one'"),
+        ([*GOOD, "1.2,-10"], "line 14: 2 fields, expected 5"),
+        (GOOD[:5], "4 rows.* at least 10"),
+        ([*GOOD, "0.3,-10,1,-9,300"], r"goes from 1.1 to 0.3 in row 13"),
+        ([*GOOD, "nan,-10,1,-9,300"], "goes from 1.1 to nan"),
+    ],
+)
+def test_malformed_log_is_refused_by_what_is_wrong(
+    tmp_path: Path, lines: list[str], message: str
+) -> None:
+    log = tmp_path / "run.csv"
+    log.write_text("\n".join(lines))
+    with pytest.raises(InputError, match=message):
+        read_thermo(log)
+
+
+def test_missing_and_binary_logs_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"no log file .*none\.csv"):
+        read_thermo(tmp_path / "none.csv")
+    trajectory, _ = write_run(tmp_path, thermal(10))
+    with pytest.raises(InputError, match="lacks the column"):
+        read_thermo(trajectory)
+
+
+# --- bonds ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("bonds", [True, False], ids=["listed", "perceived"])
+@pytest.mark.parametrize("chunk", [1, 7, 100])
+def test_stretched_bond_is_found_with_atoms_value_and_frame(
+    tmp_path: Path, bonds: bool, chunk: int
+) -> None:
+    frames = thermal(30)
+    bond = ETHANOL[8] - ETHANOL[2]
+    frames[17] = ETHANOL
+    frames[17, 8] += 0.8 * bond / np.linalg.norm(bond)
+    found = bond_deviation(*write_run(tmp_path, frames, bonds=bonds), chunk=chunk)
+    assert found.angstrom == pytest.approx(0.8, abs=2e-3)  # PDB rounds to 1e-3 angstrom
+    assert found.atoms == "ETH0-O2 ETH0-H8"
+    assert (found.frame, found.frames, found.bonds) == (17, 30, 8)
+
+
+def test_periodic_boundary_neither_hides_nor_invents_a_stretch(tmp_path: Path) -> None:
+    """Atoms wrapped one by one, so that the cell's face cuts bonds."""
+    cell = 12.0
+    frames = thermal(20)
+    drifting = frames + 0.6 * np.arange(20)[:, None, None]
+    whole = bond_deviation(*write_run(tmp_path, frames))
+    wrapped = bond_deviation(*write_run(tmp_path, drifting % cell, cell=cell))
+    assert wrapped.angstrom == pytest.approx(whole.angstrom, abs=1e-4)
+    assert wrapped.atoms == whole.atoms
+    bond = ETHANOL[3] - ETHANOL[0]
+    drifting[11, [0, 3]] = (
+        drifting[11, 0],
+        drifting[11, 0] + bond * (1 + 0.7 / np.linalg.norm(bond)),
+    )
+    stretched = bond_deviation(*write_run(tmp_path, drifting % cell, cell=cell))
+    assert stretched.angstrom == pytest.approx(0.7, abs=2e-3)
+    assert (stretched.atoms, stretched.frame) == ("ETH0-C0 ETH0-H3", 11)
+
+
+def test_bounding_box_of_an_open_system_does_not_shorten_bonds(tmp_path: Path) -> None:
+    """LAMMPS writes one for shrink-wrapped boundaries: here it is thinner than a bond."""
+    frames = thermal(10)
+    frames[5, 8] += [3.0, 0.0, 0.0]
+    path, topology = write_run(tmp_path, frames)
+    open_system = bond_deviation(path, topology)
+    boxed = mdtraj.load(str(path), top=str(topology))
+    boxed.unitcell_lengths, boxed.unitcell_angles = np.full((10, 3), 0.1), np.full((10, 3), 90.0)
+    boxed.save_dcd(str(path))
+    assert bond_deviation(path, topology) == open_system
+
+
+def test_nan_position_is_the_largest_deviation(tmp_path: Path) -> None:
+    frames = thermal(10)
+    frames[4, 6] = np.nan
+    frames[8, 8] += 5.0
+    found = bond_deviation(*write_run(tmp_path, frames), chunk=3)
+    assert np.isnan(found.angstrom)
+    assert (found.atoms, found.frame) == ("ETH0-C1 ETH0-H6", 4)
+
+
+def test_other_atoms_are_refused_with_both_numbers(tmp_path: Path) -> None:
+    path, topology = write_run(tmp_path, thermal(10))
+    mdtraj.load(str(path), top=str(topology)).atom_slice(range(7)).save_dcd(str(path))
+    with pytest.raises(InputError, match="has 7 atoms, the topology has 9"):
+        bond_deviation(path, topology)
+
+
+def test_permuted_atoms_are_refused_and_an_explosion_is_not(tmp_path: Path) -> None:
+    reverse = thermal(10)[:, ::-1]
+    with pytest.raises(InputError, match="in another order"):
+        bond_deviation(*write_run(tmp_path, reverse))
+    exploded = bond_deviation(*write_run(tmp_path, 3.0 * thermal(10)))
+    assert exploded.angstrom > 2.0
+
+
+def test_missing_or_foreign_files_are_refused(tmp_path: Path) -> None:
+    path, topology = write_run(tmp_path, thermal(10))
+    with pytest.raises(InputError, match="no trajectory file"):
+        bond_deviation(tmp_path / "none.dcd", topology)
+    with pytest.raises(InputError, match="no topology file"):
+        bond_deviation(path, tmp_path / "none.pdb")
+    path.write_bytes(b"not a trajectory" * 20)
+    with pytest.raises(InputError, match="cannot read the trajectory"):
+        bond_deviation(path, topology)
+    empty = tmp_path / "empty.xyz"
+    empty.write_text("")
+    with pytest.raises(InputError, match=r"empty\.xyz"):
+        bond_deviation(empty, topology)
+
+
+# --- the whole run --------------------------------------------------------------------------------
+
+
+def analyze_run(folder: Path, thermo: Thermo, frames: np.ndarray):
+    path, topology = write_run(folder, frames)
+    return analyze(path, topology, write_log(folder / "run.csv", thermo))
+
+
+def judge(record: dict) -> dict[str, bool]:
+    return {check.name: check.passed for check in verdict(record, load_thresholds())}
+
+
+def test_good_run_passes_every_check(tmp_path: Path) -> None:
+    record = analyze_run(
+        tmp_path, make_thermo(slope_mev=0.02, noise_mev=0.1), thermal(100)
+    ).as_record()
+    assert set(judge(record)) == set(load_thresholds())
+    assert all(judge(record).values())
+    assert (record["frames"], record["rows"], record["atoms"]) == (100, 1000, 9)
+    assert record["duration_ps"] == pytest.approx(9.99)
+    assert record["temperature_k"] == pytest.approx(300.0, abs=10.0)
+    assert all(isinstance(value, float | int | str) for value in record.values())
+
+
+def test_heating_and_cooling_both_fail(tmp_path: Path) -> None:
+    for slope in (0.3, -0.3):
+        record = analyze_run(tmp_path, make_thermo(slope), thermal(100)).as_record()
+        assert not judge(record)["drift_mev_per_atom_ps"]
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+def test_energy_that_is_not_finite_fails(tmp_path: Path, bad: float) -> None:
+    thermo = make_thermo()
+    thermo.total_ev[700:] = bad
+    record = analyze_run(tmp_path, thermo, thermal(100)).as_record()
+    assert record["nonfinite_rows"] == 300
+    assert judge(record) == {
+        "drift_mev_per_atom_ps": False,
+        "bond_deviation_angstrom": True,
+        "nonfinite_rows": False,
+    }
+
+
+def test_limit_itself_passes_and_the_next_number_fails() -> None:
+    thresholds = load_thresholds()
+    for name, (limit, _, _) in thresholds.items():
+        for value, passed in ((limit, True), (-limit, True), (np.nextafter(limit, 9.0), False)):
+            (check,) = verdict({name: value}, thresholds)
+            assert (check.name, check.passed) == (name, passed)
+
+
+def test_record_without_a_judged_figure_is_refused() -> None:
+    with pytest.raises(InputError, match="none of the figures"):
+        verdict({"ms_per_step": 1.0}, load_thresholds())
+
+
+@pytest.mark.parametrize("rows", [100, 101, 99, 1000, 1001, 991, 50, 20])
+def test_log_of_the_same_run_is_accepted(tmp_path: Path, rows: int) -> None:
+    assert analyze_run(tmp_path, make_thermo(rows=rows), thermal(100)).rows == rows
+
+
+@pytest.mark.parametrize("rows", [150, 250, 70, 130])
+def test_log_of_another_run_is_refused(tmp_path: Path, rows: int) -> None:
+    with pytest.raises(InputError, match=f"{rows} rows and .* 100 frames"):
+        analyze_run(tmp_path, make_thermo(rows=rows), thermal(100))
+
+
+def test_log_of_a_larger_system_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="imply 57 degrees of freedom, 9 atoms have 27"):
+        analyze_run(tmp_path, make_thermo(atoms=20), thermal(100))
+
+
+def test_thresholds_of_another_shape_are_refused(tmp_path: Path) -> None:
+    table = tmp_path / "table.yaml"
+    table.write_text("drift_mev_per_atom_ps: 0.1\n")
+    with pytest.raises(InputError, match=r"cannot read thresholds from .*table\.yaml"):
+        load_thresholds(table)
+
+
+# --- what people see ------------------------------------------------------------------------------
+
+
+def test_table_says_in_words_which_run_failed(tmp_path: Path) -> None:
+    records = {
+        "original": analyze_run(tmp_path, make_thermo(0.0, 0.1), thermal(100)).as_record(),
+        "tiny": analyze_run(tmp_path, make_thermo(0.5, 0.1), thermal(100)).as_record(),
+    }
+    checks = {label: verdict(record, load_thresholds()) for label, record in records.items()}
+    console = Console(file=io.StringIO(), width=120)  # no colour in a file
+    console.print(drift_table(records, checks))
+    lines = console.file.getvalue().splitlines()
+    (drift,) = [line for line in lines if "meV/atom/ps" in line]
+    assert drift.index("pass") < drift.index("FAIL")
+    error = records["tiny"]["drift_stderr_mev_per_atom_ps"]
+    assert f"± {error:.4f} FAIL" in drift
+    assert sum("±" in line for line in lines) == 2  # only the drifts have a standard error
+    (final,) = [line for line in lines if "verdict" in line]
+    assert final.index("pass") < final.index("FAIL")
+
+
+@pytest.mark.parametrize("bad", [False, True], ids=["finite", "nan"])
+def test_plot_is_a_png_with_something_on_it(tmp_path: Path, bad: bool) -> None:
+    thermo = make_thermo(0.3)
+    if bad:
+        thermo.total_ev[:] = np.nan
+    run = analyze_run(tmp_path, thermo, thermal(100))
+    path = tmp_path / "drift.png"
+    plot_drift({"tiny": thermo}, {"tiny": run}, path)
+    assert path.read_bytes().startswith(b"\x89PNG\r\n\x1a\n")
+    image = imread(path)
+    assert 600 < image.shape[0] < 3000 and 600 < image.shape[1] < 3000
+    assert len(np.unique(image.reshape(-1, image.shape[2]), axis=0)) > 20
+    assert not list(tmp_path.glob("*.part"))
