@@ -48,9 +48,10 @@ class TorchForceModule(nn.Module):
         cell = self.no_cell
         if boxvectors is not None:
             cell = boxvectors.to(torch.float64) * self.angstrom_per_nm
-        energy, forces, _ = self.archive(
-            ours.to(torch.float64) * self.angstrom_per_nm, self.atomic_numbers, cell, self.pbc
-        )
+        with torch.no_grad():  # TorchForce asks for a graph, whether or not it needs one
+            energy, forces, _ = self.archive(
+                ours.to(torch.float64) * self.angstrom_per_nm, self.atomic_numbers, cell, self.pbc
+            )
         forces = forces * (self.kj_per_mol_per_ev * self.angstrom_per_nm)
         if self.is_subset:
             every = torch.zeros_like(positions, dtype=torch.float64)

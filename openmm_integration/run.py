@@ -1,5 +1,6 @@
 """The MD protocol of mlff_student.md in OpenMM."""
 
+import math
 import os
 import time
 from collections.abc import Callable
@@ -128,7 +129,8 @@ def _produce(
         progress(simulation.currentStep)
         if simulation.currentStep % settings.checkpoint_every == 0:
             _save(simulation, checkpoint)
-    return 1e3 * (time.perf_counter() - began) / max(1, settings.steps - first)
+    steps = settings.steps - first
+    return 1e3 * (time.perf_counter() - began) / steps if steps else math.nan
 
 
 def _save(simulation: Simulation, checkpoint: os.PathLike[str]) -> None:

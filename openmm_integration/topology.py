@@ -2,7 +2,7 @@
 
 from mlff_student.structure import Structure, check_structure, read_structure
 from openmm import Vec3, unit
-from openmm.app import Topology
+from openmm.app import Element, Topology
 
 
 def load_structure(source: str) -> tuple[Topology, unit.Quantity]:
@@ -21,7 +21,17 @@ def load_structure(source: str) -> tuple[Topology, unit.Quantity]:
 
 def openmm_topology(structure: Structure) -> Topology:
     """OpenMM topology with the structure's atoms, bonds and box."""
-    topology = structure.topology.to_openmm()
+    topology = Topology()
+    members = []
+    for chain in structure.topology.chains:
+        new_chain = topology.addChain()
+        for residue in chain.residues:
+            new_residue = topology.addResidue(residue.name, new_chain, str(residue.resSeq))
+            for atom in residue.atoms:
+                element = Element.getByAtomicNumber(atom.element.atomic_number)
+                members.append(topology.addAtom(atom.name, element, new_residue))
+    for first, second in structure.topology.bonds:
+        topology.addBond(members[first.index], members[second.index])
     if structure.atoms.pbc.all():
         cell = structure.atoms.cell.standard_form()[0].array
         topology.setPeriodicBoxVectors([Vec3(*row) for row in cell] * unit.angstrom)

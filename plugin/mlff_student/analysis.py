@@ -16,6 +16,7 @@ from rich.text import Text
 
 from .errors import InputError
 from .structure import Structure, read_structure
+from .trajectory import iterate_frames
 
 THRESHOLDS = Path(__file__).with_name("thresholds.yaml")
 FEWEST_ROWS = 10  # of a log
@@ -348,7 +349,7 @@ def _read_chunks(path: Path, topology: mdtraj.Topology, chunk: int) -> Iterator[
     if not path.is_file():
         raise InputError(f"no trajectory file {path}")
     try:
-        for part in mdtraj.iterload(str(path), top=topology, chunk=chunk):
+        for part in iterate_frames(path, topology, chunk):
             if part.n_atoms != topology.n_atoms:
                 raise InputError(_other_atoms(path, part.n_atoms, topology.n_atoms))
             yield part

@@ -3,6 +3,7 @@
 Everything given to LAMMPS stays in the run's folder and can be run again by hand.
 """
 
+import math
 import os
 import re
 import shutil
@@ -315,7 +316,7 @@ def run_lammps(
     )
     progress(settings.steps)
     seconds, steps = re.findall(r"^Loop time of (\S+) on .* for (\d+) steps", log, re.MULTILINE)[-1]
-    return 1e3 * float(seconds) / max(1, int(steps))
+    return 1e3 * float(seconds) / int(steps) if int(steps) else math.nan
 
 
 def newest_restart(folder: Path) -> tuple[Path, int] | None:

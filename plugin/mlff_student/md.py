@@ -19,7 +19,9 @@ from .archive import save_archive
 from .checkpoints import archive_of
 from .errors import InputError
 from .files import atomic_write
+from .results import write_json
 from .structure import Structure, check_structure, read_structure, write_topology
+from .trajectory import iterate_frames
 
 THERMO_COLUMNS = ("time_ps", "potential_ev", "kinetic_ev", "total_ev", "temperature_k")
 ENSEMBLES = ("nve", "nvt")
@@ -179,8 +181,10 @@ def run_md(settings: MDSettings, output: Path, quiet: bool = False) -> dict[str,
         "ms_per_step": ms_per_step,
         "ns_per_day": ns_per_day(settings.timestep_fs, ms_per_step),
     }
-    with atomic_write(folder.summary) as temporary:
-        temporary.write_text(json.dumps(record, indent=2) + "\n")
+    write_json(folder.summary, record)
+    for segment in folder.segments():
+        segment.trajectory.unlink(missing_ok=True)
+        segment.thermo.unlink()
     return record
 
 
@@ -198,8 +202,7 @@ def begin(settings: MDSettings, structure: Structure, folder: RunFolder) -> None
         with atomic_write(folder.archive) as temporary:
             save_archive(archive, temporary)
         write_topology(structure, folder.topology)
-        with atomic_write(folder.settings) as temporary:
-            temporary.write_text(json.dumps(asdict(settings), indent=2) + "\n")
+        write_json(folder.settings, asdict(settings))
     except PermissionError as error:
         raise InputError(f"cannot write to {folder.path}: {error.strerror}") from error
 
@@ -217,12 +220,13 @@ def progress_bar(settings: MDSettings, quiet: bool) -> Iterator[Callable[[int], 
         bar = progress.add_task(
             f"{settings.engine}: minimising, thermalising", total=settings.steps, speed=""
         )
-        started: list[tuple[float, int]] = []
+        start: tuple[float, int] | None = None
 
         def report(step: int) -> None:
+            nonlocal start
             now = time.monotonic()
-            started.append((now, step)) if not started else None
-            seconds, steps = now - started[0][0], step - started[0][1]
+            start = start or (now, step)
+            seconds, steps = now - start[0], step - start[1]
             speed = (
                 f"{ns_per_day(settings.timestep_fs, 1e3 * seconds / steps):.2f} ns/day"
                 if steps
@@ -257,9 +261,9 @@ def join_segments(folder: RunFolder, every: int, periodic: bool) -> None:
             lines = segment.thermo.read_text().splitlines()[1:]
             count = len(lines) if end is None else (end - segment.first_step) // every
             rows += lines[:count]
-            for chunk in mdtraj.iterload(
-                str(segment.trajectory), top=topology, chunk=FRAMES_AT_ONCE
-            ):
+            if count <= 0:
+                continue
+            for chunk in iterate_frames(segment.trajectory, topology, FRAMES_AT_ONCE):
                 kept = chunk[: max(count, 0)]
                 count -= len(kept)
                 if len(kept):
@@ -274,6 +278,3 @@ def join_segments(folder: RunFolder, every: int, periodic: bool) -> None:
                     output.write(kept.xyz * 10.0, **box)
     with atomic_write(folder.thermo) as temporary:
         temporary.write_text("\n".join(rows) + "\n")
-    for segment in segments:
-        segment.trajectory.unlink()
-        segment.thermo.unlink()

@@ -1,6 +1,7 @@
 """The JSON file every command writes with --json, for scripts."""
 
 import json
+import math
 import os
 import platform
 from pathlib import Path
@@ -30,5 +31,18 @@ def write_results(path: Path, command: str, model: str, results: list[dict[str, 
         "machine": machine,
         "results": results,
     }
+    write_json(path, content)
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Write strict JSON: what is not a finite number becomes null."""
     with atomic_write(path) as temporary:
-        temporary.write_text(json.dumps(content, indent=2) + "\n")
+        temporary.write_text(json.dumps(_finite(content), indent=2, allow_nan=False) + "\n")
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _finite(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_finite(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
