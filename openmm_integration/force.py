@@ -8,10 +8,11 @@ from types import ModuleType
 from typing import TYPE_CHECKING
 
 import torch
+from torch import Tensor, nn
+
 from mlff_student.checkpoints import archive_of
 from mlff_student.errors import InputError, MissingDependencyError
 from mlff_student.units import KJ_PER_MOL, NM
-from torch import Tensor, nn
 
 if TYPE_CHECKING:
     import openmmtorch

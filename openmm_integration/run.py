@@ -6,10 +6,6 @@ import time
 from collections.abc import Callable
 
 import numpy as np
-from mlff_student.errors import InputError, StudentError
-from mlff_student.files import atomic_write
-from mlff_student.md import THERMO_COLUMNS, MDSettings, RunFolder
-from mlff_student.structure import Structure
 from openmm import (
     CMMotionRemover,
     Integrator,
@@ -21,6 +17,11 @@ from openmm import (
     unit,
 )
 from openmm.app import DCDReporter, Simulation
+
+from mlff_student.errors import InputError, StudentError
+from mlff_student.files import atomic_write
+from mlff_student.md import THERMO_COLUMNS, MDSettings, RunFolder
+from mlff_student.structure import Structure
 
 from .system import create_system
 from .topology import openmm_topology

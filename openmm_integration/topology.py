@@ -1,8 +1,9 @@
 """Structures for OpenMM: topology and positions with units from any file a chemist has."""
 
-from mlff_student.structure import Structure, check_structure, read_structure
 from openmm import Vec3, unit
 from openmm.app import Element, Topology
+
+from mlff_student.structure import Structure, check_structure, read_structure
 
 
 def load_structure(source: str) -> tuple[Topology, unit.Quantity]:

@@ -8,6 +8,7 @@ from typing import Annotated, Any
 
 import typer
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from .errors import StudentError
@@ -54,7 +55,9 @@ def run(program: Callable[[], Any]) -> None:
     try:
         program()
     except StudentError as error:
-        Console(stderr=True).print(f"[bold red]error:[/] {error}", highlight=False, soft_wrap=True)
+        Console(stderr=True).print(
+            f"[bold red]error:[/] {escape(str(error))}", highlight=False, soft_wrap=True
+        )
         sys.exit(error.exit_status)
 
 
@@ -291,7 +294,7 @@ def doctor_command(json: Json = None) -> None:
     table = Table("", "works", "found", "to mend it")
     for one in findings:
         word = "[green]yes[/]" if one.works else "[yellow]no[/]" if one.optional else "[red]NO[/]"
-        table.add_row(one.what, word, one.found, one.mend)
+        table.add_row(one.what, word, escape(one.found), escape(one.mend))
     console.print(table)
     if json:
         write_results(json, "doctor", "", [one._asdict() for one in findings])

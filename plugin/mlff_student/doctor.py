@@ -1,5 +1,6 @@
 """What is installed, what works, and the command that mends what does not."""
 
+import re
 import shutil
 import subprocess
 import sys
@@ -108,8 +109,8 @@ def _lmp() -> str:
     ).stdout
     if "PLUGIN" not in help_text:
         raise StudentError(f"{executable} was built without the PLUGIN package")
-    release = next(line for line in help_text.splitlines() if "LAMMPS" in line)
-    return f"{release.strip()}: {executable}"
+    release = re.search(r"Simulator - (.*)", help_text)
+    return f"{release.group(1) if release else 'unknown release'}: {executable}"
 
 
 def _plugin() -> str:

@@ -154,7 +154,7 @@ def make_topology(atoms: Atoms, bonds: list[tuple[int, int]]) -> mdtraj.Topology
     for index, symbol in enumerate(atoms.symbols):
         home = 0 if interleaved else int(fragment[index])
         if home not in residues:
-            residues[home] = topology.add_residue("MOL", chain)
+            residues[home] = topology.add_residue("MOL", chain, resSeq=home + 1)
         counts[home, symbol] = counts.get((home, symbol), 0) + 1
         topology.add_atom(
             f"{symbol}{counts[home, symbol]}",

@@ -12,6 +12,9 @@ from ase.calculators.emt import EMT
 from ase.cluster import Octahedron
 from ase.md.verlet import VelocityVerlet
 from matplotlib.image import imread
+from rich.console import Console
+from scipy.signal import lfilter
+
 from mlff_student.analysis import (
     Thermo,
     analyze,
@@ -25,8 +28,6 @@ from mlff_student.analysis import (
 )
 from mlff_student.errors import InputError
 from mlff_student.plots import plot_drift
-from rich.console import Console
-from scipy.signal import lfilter
 
 ATOMS = 9
 # Ethanol, angstrom, moved off the origin so that a small cell cuts through it.

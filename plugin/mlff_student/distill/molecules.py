@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 from ase import Atoms
 
-from ..errors import InputError
+from ..errors import InputError, MissingDependencyError
 
 LIBRARY = Path(__file__).with_name("molecules.smi")
 
@@ -38,10 +38,13 @@ def embed(smiles: str, seed: int = 1) -> tuple[Atoms, list[tuple[int, int]]]:
     Raises
     ------
     InputError : not a SMILES string, or no conformer could be made.
+    MissingDependencyError : RDKit is not installed.
     """
-    from rdkit import Chem, rdBase
-    from rdkit.Chem import AllChem
-
+    try:
+        from rdkit import Chem, rdBase
+        from rdkit.Chem import AllChem
+    except ImportError as error:
+        raise MissingDependencyError("reading SMILES needs RDKit: pip install rdkit") from error
     with rdBase.BlockLogs():
         molecule = Chem.MolFromSmiles(smiles)
         if molecule is None or molecule.GetNumAtoms() == 0:

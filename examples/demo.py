@@ -1,0 +1,114 @@
+"""The whole road: export the original student, run alanine dipeptide (22 atoms) at constant energy
+in OpenMM and in LAMMPS, and print the drift of both beside their speed and their agreement.
+
+    python examples/demo.py            # 5 ps in each engine, about five minutes
+    python examples/demo.py --ps 50
+"""
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import numpy as np
+import openmm
+import typer
+from openmm import unit
+
+from mlff_student.analysis import analyze, drift_table, load_thresholds, read_thermo, verdict
+from mlff_student.calculator import StudentForceFieldCalculator
+from mlff_student.checkpoints import checkpoint_path
+from mlff_student.cli import console, run
+from mlff_student.export import export
+from mlff_student.lammps_run import single_point
+from mlff_student.md import ENGINES, MDSettings, RunFolder, run_md
+from mlff_student.plots import plot_drift
+from mlff_student.results import write_results
+from mlff_student.structure import read_structure
+from openmm_integration import create_system, load_structure
+
+MOLECULE = str(Path(__file__).with_name("alanine_dipeptide.pdb"))
+TIMESTEP_FS = 0.5
+EVERY = 20
+
+
+def openmm_point(positions: np.ndarray, archive: Path) -> tuple[float, np.ndarray]:
+    """Energy (eV) and forces (eV/angstrom) of the demo's molecule in OpenMM."""
+    topology, _ = load_structure(MOLECULE)
+    context = openmm.Context(create_system(topology, archive), openmm.VerletIntegrator(0.001))
+    context.setPositions(positions * unit.angstrom)
+    state = context.getState(energy=True, forces=True)
+    ev = (unit.elementary_charge * unit.volt * unit.AVOGADRO_CONSTANT_NA).conversion_factor_to(
+        unit.kilojoule_per_mole
+    )
+    energy = state.getPotentialEnergy().value_in_unit(unit.kilojoule_per_mole) / ev
+    forces = state.getForces(asNumpy=True).value_in_unit(unit.kilojoule_per_mole / unit.angstrom)
+    return energy, forces / ev
+
+
+def demo(
+    ps: Annotated[float, typer.Option(help="Length of each run, ps.")] = 5.0,
+    model: Annotated[str, typer.Option(help="Shipped model.")] = "original",
+    output: Annotated[Path, typer.Option(help="Folder.")] = Path("runs/demo"),
+) -> None:
+    """Export a student, run it in both engines, compare."""
+    output.mkdir(parents=True, exist_ok=True)
+    archive = output / f"{model}.pt"
+    agreements = export(checkpoint_path(model), archive)
+    worst = max(one.forces_ev_per_angstrom for one in agreements)
+    console.print(
+        f"exported {archive}; largest force difference from eager {worst:.1e} eV/angstrom"
+    )
+
+    atoms = read_structure(MOLECULE).atoms
+    atoms.calc = StudentForceFieldCalculator(archive)
+    points = {
+        "openmm": openmm_point(atoms.positions, archive),
+        "lammps": single_point(atoms, archive, output)[:2],
+    }
+    records, thermos, analyses = {}, {}, {}
+    for engine in ENGINES:
+        settings = MDSettings(
+            engine=engine,
+            model=str(archive),
+            structure=MOLECULE,
+            steps=round(ps * 1000.0 / TIMESTEP_FS / EVERY) * EVERY,
+            timestep_fs=TIMESTEP_FS,
+            temperature_K=300.0,
+            ensemble="nve",
+            every=EVERY,
+            thermalise_steps=2000,
+            friction_per_ps=10.0,
+            seed=1,
+        )
+        folder = RunFolder(output / engine)
+        speed = run_md(settings, folder.path)
+        analyses[engine] = analyze(folder.trajectory, folder.topology, folder.thermo)
+        thermos[engine] = read_thermo(folder.thermo)
+        energy, forces = points[engine]
+        records[engine] = analyses[engine].as_record() | {
+            "ms_per_step": speed["ms_per_step"],
+            "ns_per_day": speed["ns_per_day"],
+            "energy_parity_ev_per_atom": abs(energy - atoms.get_potential_energy()) / len(atoms),
+            "force_parity_ev_per_angstrom": float(abs(forces - atoms.get_forces()).max()),
+        }
+
+    checks = {engine: verdict(record, load_thresholds()) for engine, record in records.items()}
+    table = drift_table(records, checks)
+    for key, what, unit_name in (
+        ("ms_per_step", "speed", "ms/step"),
+        ("ns_per_day", "speed", "ns/day"),
+        ("energy_parity_ev_per_atom", "energy, difference from ASE", "eV/atom"),
+        ("force_parity_ev_per_angstrom", "forces, difference from ASE", "eV/angstrom"),
+    ):
+        table.add_row(what, unit_name, *(f"{record[key]:.2g}" for record in records.values()))
+    console.print(table)
+    plot_drift(thermos, analyses, output / "drift.png")
+    results = [{"engine": engine} | record for engine, record in records.items()]
+    write_results(output / "demo.json", "demo", model, results)
+    console.print(f"trajectories, logs and the plot drift.png are in {output}")
+    if not all(check.passed for one in checks.values() for check in one):
+        sys.exit(1)
+
+
+if __name__ == "__main__":
+    run(lambda: typer.run(demo))
