@@ -14,16 +14,18 @@ import openmm
 import typer
 from openmm import unit
 
-from mlff_student.analysis import analyze, drift_table, load_thresholds, read_thermo, verdict
+from mlff_student.analysis import analyze
 from mlff_student.calculator import StudentForceFieldCalculator
 from mlff_student.checkpoints import checkpoint_path
 from mlff_student.cli import console, run
+from mlff_student.drift import read_thermo
 from mlff_student.export import export
 from mlff_student.lammps_run import single_point
 from mlff_student.md import ENGINES, MDSettings, RunFolder, run_md
 from mlff_student.plots import plot_drift
 from mlff_student.results import write_results
 from mlff_student.structure import read_structure
+from mlff_student.verdict import drift_table, load_thresholds, verdict
 from openmm_integration import create_system, load_structure
 
 MOLECULE = str(Path(__file__).with_name("alanine_dipeptide.pdb"))

@@ -20,7 +20,7 @@ SEED = 11
 CHLORAMPHENICOL = "O=C(N[C@H](CO)[C@H](O)c1ccc([N+](=O)[O-])cc1)C(Cl)Cl"  # 32 atoms, 5 elements
 GAIN = 0.5  # of each linear map; with 1 the sums over neighbours grow a thousandfold in two layers
 # Brings the random students' forces on the molecules below to a few eV/angstrom.
-READOUT_SCALE = {"original": 60.0, "tiny": 40.0, "ultra_tiny": 25.0}
+READOUT_SCALE = {"original": 3.0, "tiny": 5.0, "ultra_tiny": 10.0}
 
 
 @cache

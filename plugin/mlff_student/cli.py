@@ -219,9 +219,11 @@ def analyze_command(
 
     Example: mlff-student analyze run.dcd --top run.pdb --log run.csv
     """
-    from .analysis import analyze, drift_table, load_thresholds, read_thermo, verdict
+    from .analysis import analyze
+    from .drift import read_thermo
     from .plots import plot_drift
     from .results import write_results
+    from .verdict import drift_table, load_thresholds, verdict
 
     analysis = analyze(trajectory, topology, log)
     record = analysis.as_record()

@@ -6,8 +6,10 @@ from pathlib import Path
 import numpy as np
 from matplotlib.figure import Figure
 
-from .analysis import Analysis, Thermo, with_error
+from .analysis import Analysis
+from .drift import Thermo
 from .files import atomic_write
+from .verdict import with_error
 
 # Okabe and Ito's palette, which colour-blind readers tell apart (jfly.uni-koeln.de/color).
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")

@@ -15,19 +15,12 @@ from matplotlib.image import imread
 from rich.console import Console
 from scipy.signal import lfilter
 
-from mlff_student.analysis import (
-    Thermo,
-    analyze,
-    bond_deviation,
-    drift_table,
-    fit_drift,
-    load_thresholds,
-    read_thermo,
-    slope_with_error,
-    verdict,
-)
+from mlff_student.analysis import analyze
+from mlff_student.bonds import bond_deviation
+from mlff_student.drift import Thermo, fit_drift, read_thermo, slope_with_error
 from mlff_student.errors import InputError
 from mlff_student.plots import plot_drift
+from mlff_student.verdict import drift_table, load_thresholds, verdict
 
 ATOMS = 9
 # Ethanol, angstrom, moved off the origin so that a small cell cuts through it.

@@ -1,0 +1,124 @@
+"""Figures held against the one table of thresholds, and the table a user reads."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import yaml
+from rich.table import Table
+from rich.text import Text
+
+from .errors import InputError
+
+THRESHOLDS = Path(__file__).with_name("thresholds.yaml")
+# Rows of the drift table: key in a record, what it is, unit.
+FIGURES = (
+    ("drift_mev_per_atom_ps", "energy drift", "meV/atom/ps"),
+    ("drift_kt_per_ns_per_dof", "energy drift", "kT/ns/dof"),
+    ("drift_percent", "last - first energy", "%"),
+    ("max_drift_percent", "largest excursion", "%"),
+    ("energy_fluctuation_mev_per_atom", "energy fluctuation", "meV/atom"),
+    ("conservation_ratio", "std total / std kinetic", ""),
+    ("temperature_k", "temperature", "K"),
+    ("temperature_std_k", "its fluctuation", "K"),
+    ("bond_deviation_angstrom", "largest bond deviation", "angstrom"),
+    ("bond_deviation_atoms", "of the bond", ""),
+    ("nonfinite_rows", "rows that are not finite", ""),
+    ("duration_ps", "duration", "ps"),
+    ("frames", "frames", ""),
+    ("atoms", "atoms", ""),
+)
+
+
+class Threshold(NamedTuple):
+    """Largest absolute value a figure may have."""
+
+    value: float
+    unit: str
+    source: str
+
+
+class Check(NamedTuple):
+    """One figure held against its threshold."""
+
+    name: str
+    value: float
+    limit: float
+    unit: str
+    passed: bool
+    source: str
+
+
+def load_thresholds(path: Path = THRESHOLDS) -> dict[str, Threshold]:
+    """Thresholds by the name of the figure they bound.
+
+    Raises
+    ------
+    InputError : not such a table.
+    """
+    try:
+        entries = yaml.safe_load(Path(path).read_text())
+        table = {name: Threshold(**entry) for name, entry in entries.items()}
+        return {name: entry._replace(value=float(entry.value)) for name, entry in table.items()}
+    except (OSError, yaml.YAMLError, AttributeError, TypeError, ValueError) as error:
+        raise InputError(
+            f"cannot read thresholds from {path} (name: value, unit, source): {error}"
+        ) from error
+
+
+def verdict(record: Mapping[str, Any], thresholds: Mapping[str, Threshold]) -> list[Check]:
+    """One check for each threshold whose figure is in the record, passed at or below the limit.
+
+    A figure that is not finite fails.
+
+    Raises
+    ------
+    InputError : the record has none of the figures; nothing would be judged.
+    """
+    checks = []
+    for name, (limit, unit, source) in thresholds.items():
+        if name in record:
+            value = float(record[name])
+            checks.append(Check(name, value, limit, unit, abs(value) <= limit, source))
+    if not checks:
+        raise InputError(f"none of the figures {', '.join(thresholds)} is there to judge")
+    return checks
+
+
+def drift_table(
+    records: Mapping[str, Mapping[str, Any]], checks: Mapping[str, list[Check]]
+) -> Table:
+    """Table with one column a run and one row a figure; records and checks by the run's label."""
+    table = Table("figure", "unit")
+    for label in records:
+        table.add_column(Text(label), justify="right")
+    outcome = {(label, c.name): c.passed for label, of_run in checks.items() for c in of_run}
+    for key, title, unit in FIGURES:
+        cells = []
+        for label, record in records.items():
+            stderr = record.get("drift_stderr_" + key.removeprefix("drift_"), np.nan)
+            text = Text(with_error(record[key], stderr) if key in record else "-")
+            if (label, key) in outcome:
+                text.append_text(_mark(outcome[label, key]))
+            cells.append(text)
+        table.add_row(title, unit, *cells)
+    table.add_section()
+    table.add_row(
+        "verdict", "", *(_mark(all(c.passed for c in checks[label])) for label in records)
+    )
+    return table
+
+
+def _mark(passed: bool) -> Text:
+    return Text(" pass", style="green") if passed else Text(" FAIL", style="bold red")
+
+
+def with_error(value: float | str, stderr: float = np.nan) -> str:
+    """Number as text, to two digits of its standard error where it has one."""
+    if isinstance(value, str):
+        return value
+    if np.isfinite(value) and np.isfinite(stderr) and stderr > 0:
+        decimals = max(0, 1 - int(np.floor(np.log10(stderr))))
+        return f"{value:.{decimals}f} ± {stderr:.{decimals}f}"
+    return f"{value:.4g}"
