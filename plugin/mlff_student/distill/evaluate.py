@@ -95,8 +95,8 @@ def write_checkpoint(
 
     Parameters
     ----------
-    trained : model.pt that `train` wrote.
-    output : folder; receives model.pt, card.json and README.md.
+    trained : model.pt that `train` wrote, with metrics.csv beside it.
+    output : folder; receives model.pt, metrics.csv (the learning curve), card.json and README.md.
 
     Returns
     -------
@@ -128,8 +128,9 @@ def write_checkpoint(
         "held_out": {"test": test_frames.names},
     }
     output.mkdir(parents=True, exist_ok=True)
-    with atomic_write(output / "model.pt") as temporary:
-        temporary.write_bytes(trained.read_bytes())
+    for source in (trained, trained.with_name("metrics.csv")):
+        with atomic_write(output / source.name) as temporary:
+            temporary.write_bytes(source.read_bytes())
     with atomic_write(output / "card.json") as temporary:
         temporary.write_text(json.dumps(card, indent=2) + "\n")
     with atomic_write(output / "README.md") as temporary:
