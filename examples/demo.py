@@ -25,6 +25,7 @@ from mlff_student.md import ENGINES, MDSettings, RunFolder, run_md
 from mlff_student.plots import plot_drift
 from mlff_student.results import write_results
 from mlff_student.structure import read_structure
+from mlff_student.units import KJ_PER_MOL
 from mlff_student.verdict import drift_table, load_thresholds, verdict
 from openmm_integration import create_system, load_structure
 
@@ -39,12 +40,9 @@ def openmm_point(positions: np.ndarray, archive: Path) -> tuple[float, np.ndarra
     context = openmm.Context(create_system(topology, archive), openmm.VerletIntegrator(0.001))
     context.setPositions(positions * unit.angstrom)
     state = context.getState(energy=True, forces=True)
-    ev = (unit.elementary_charge * unit.volt * unit.AVOGADRO_CONSTANT_NA).conversion_factor_to(
-        unit.kilojoule_per_mole
-    )
-    energy = state.getPotentialEnergy().value_in_unit(unit.kilojoule_per_mole) / ev
+    energy = state.getPotentialEnergy().value_in_unit(unit.kilojoule_per_mole)
     forces = state.getForces(asNumpy=True).value_in_unit(unit.kilojoule_per_mole / unit.angstrom)
-    return energy, forces / ev
+    return energy * KJ_PER_MOL, forces * KJ_PER_MOL
 
 
 def demo(
@@ -78,7 +76,7 @@ def demo(
             temperature_K=300.0,
             ensemble="nve",
             every=EVERY,
-            thermalise_steps=2000,
+            thermalise_steps=4000,
             friction_per_ps=10.0,
             seed=1,
         )

@@ -13,6 +13,7 @@ from openmm import (
     LocalEnergyMinimizer,
     OpenMMException,
     Platform,
+    System,
     VerletIntegrator,
     unit,
 )
@@ -20,12 +21,14 @@ from openmm.app import DCDReporter, Simulation
 
 from mlff_student.errors import InputError, StudentError
 from mlff_student.files import atomic_write
-from mlff_student.md import THERMO_COLUMNS, MDSettings, RunFolder
+from mlff_student.md import COLDEST_START, THERMO_COLUMNS, MDSettings, RunFolder
 from mlff_student.structure import Structure
+from mlff_student.units import KB, KJ_PER_MOL
 
 from .system import create_system
 from .topology import openmm_topology
 
+STEPS_BETWEEN_SAMPLES = 10  # of the mean potential energy
 MINIMISE_TOLERANCE = 10.0 * unit.kilojoule_per_mole / unit.nanometer
 
 
@@ -46,21 +49,15 @@ class ThermoReporter:
 
     def report(self, simulation: Simulation, state) -> None:
         """Write one row."""
-        per_mole = unit.kilojoule_per_mole
-        potential = state.getPotentialEnergy().value_in_unit(per_mole)
-        kinetic = state.getKineticEnergy().value_in_unit(per_mole)
-        degrees = 3 * simulation.topology.getNumAtoms() - 3
-        gas_constant = unit.MOLAR_GAS_CONSTANT_R.value_in_unit(per_mole / unit.kelvin)
-        ev = (1.0 * unit.elementary_charge * unit.volt * unit.AVOGADRO_CONSTANT_NA).value_in_unit(
-            per_mole
-        )
-        time_ps = state.getTime().value_in_unit(unit.picosecond)
+        potential = state.getPotentialEnergy().value_in_unit(unit.kilojoule_per_mole) * KJ_PER_MOL
+        kinetic = state.getKineticEnergy().value_in_unit(unit.kilojoule_per_mole) * KJ_PER_MOL
+        degrees = max(1, 3 * simulation.topology.getNumAtoms() - 3)
         row = (
-            time_ps,
-            potential / ev,
-            kinetic / ev,
-            (potential + kinetic) / ev,
-            2.0 * kinetic / (max(degrees, 1) * gas_constant),
+            state.getTime().value_in_unit(unit.picosecond),
+            potential,
+            kinetic,
+            potential + kinetic,
+            2.0 * kinetic / (degrees * KB),
         )
         print(",".join(f"{value:.12g}" for value in row), file=self._file, flush=True)
 
@@ -79,7 +76,7 @@ def run_openmm(
     checkpoint = folder.path / "checkpoint.bin"
 
     def simulation(integrator: Integrator) -> Simulation:
-        return Simulation(topology, system, integrator, *_platform(settings.platform))
+        return Simulation(topology, system, integrator, *find_platform(settings.platform))
 
     timestep = settings.timestep_fs * unit.femtosecond
     friction = settings.friction_per_ps / unit.picosecond
@@ -98,16 +95,21 @@ def run_openmm(
             start.context.setPositions(structure.atoms.positions * unit.angstrom)
             LocalEnergyMinimizer.minimize(start.context, MINIMISE_TOLERANCE)
             start.context.setVelocitiesToTemperature(temperature, settings.seed)
-            start.step(settings.thermalise_steps)
-            state = start.context.getState(positions=True, velocities=True)
+            start.step(settings.thermalise_steps // 2)
+            mean = _mean_potential(start, settings.thermalise_steps - start.currentStep)
+            state = start.context.getState(positions=True, velocities=True, energy=True)
+            missing = mean - state.getPotentialEnergy().value_in_unit(unit.kilojoule_per_mole)
             production.context.setPositions(state.getPositions())
-            production.context.setVelocities(_at_rest(state.getVelocities(asNumpy=True), system))
+            velocities = _matching(
+                state.getVelocities(asNumpy=True), system, settings.temperature_K, missing
+            )
+            production.context.setVelocities(velocities)
             production.context.setTime(0.0)
             production.currentStep = 0
             _save(production, checkpoint)
         return _produce(production, settings, folder, checkpoint, progress)
     except OpenMMException as error:
-        raise StudentError(f"OpenMM stopped: {str(error).strip().splitlines()[0]}") from error
+        raise StudentError(f"OpenMM stopped: {_cause(error)}") from error
 
 
 def _produce(
@@ -134,21 +136,56 @@ def _produce(
     return 1e3 * (time.perf_counter() - began) / steps if steps else math.nan
 
 
+def _cause(error: OpenMMException) -> str:
+    """The line of a message that names the cause: the last error of a TorchScript traceback."""
+    lines = str(error).strip().splitlines() or ["no reason given"]
+    return next((line for line in reversed(lines) if "Error: " in line), lines[0])
+
+
 def _save(simulation: Simulation, checkpoint: os.PathLike[str]) -> None:
     with atomic_write(checkpoint) as temporary:
         simulation.saveCheckpoint(str(temporary))
 
 
-def _at_rest(velocities: unit.Quantity, system) -> unit.Quantity:
-    """Velocities without the motion of the centre of mass."""
+def _mean_potential(simulation: Simulation, steps: int) -> float:
+    """Mean potential energy over the next steps, kJ/mol."""
+    total, last = 0.0, simulation.currentStep + steps
+    samples = 0
+    while simulation.currentStep < last:
+        simulation.step(min(STEPS_BETWEEN_SAMPLES, last - simulation.currentStep))
+        energy = simulation.context.getState(energy=True).getPotentialEnergy()
+        total += energy.value_in_unit(unit.kilojoule_per_mole)
+        samples += 1
+    return total / samples
+
+
+def _matching(
+    velocities: unit.Quantity, system: System, temperature_K: float, missing: float
+) -> unit.Quantity:
+    """Velocities (N, 3) with the centre of mass at rest and the kinetic energy of the temperature,
+    plus what the potential energy is missing (kJ/mol) to its mean: a constant-energy run then has
+    the temperature that was asked for.
+    """
     masses = np.array(
         [system.getParticleMass(k).value_in_unit(unit.dalton) for k in range(len(velocities))]
     )
     values = velocities.value_in_unit(unit.nanometer / unit.picosecond)
-    return (values - masses @ values / masses.sum()) * (unit.nanometer / unit.picosecond)
+    values = values - masses @ values / masses.sum()
+    kinetic = 0.5 * float(masses @ (values**2).sum(1))  # dalton nm^2/ps^2 = kJ/mol
+    thermal = 0.5 * max(1, 3 * len(masses) - 3) * KB * temperature_K / KJ_PER_MOL
+    wanted = max(thermal + missing, COLDEST_START * thermal)
+    if kinetic > 0:
+        values = values * np.sqrt(wanted / kinetic)
+    return values * (unit.nanometer / unit.picosecond)
 
 
-def _platform(name: str) -> list[Platform]:
+def find_platform(name: str) -> list[Platform]:
+    """Platform of a name, or nothing, for OpenMM to take the fastest, where it is empty.
+
+    Raises
+    ------
+    InputError : OpenMM has no such platform here.
+    """
     if not name:
         return []
     known = [Platform.getPlatform(k).getName() for k in range(Platform.getNumPlatforms())]

@@ -3,12 +3,13 @@
 from openmm import Vec3, unit
 from openmm.app import Element, Topology
 
+from mlff_student.md import in_engine_orientation
 from mlff_student.structure import Structure, check_structure, read_structure
 
 
 def load_structure(source: str) -> tuple[Topology, unit.Quantity]:
     """Topology and positions (nm) of a PDB, PDBx/mmCIF, SDF, MOL, XYZ or extended XYZ file, or of
-    a SMILES string.
+    a SMILES string; a periodic one turned so that OpenMM can take its box.
 
     Raises
     ------
@@ -17,11 +18,12 @@ def load_structure(source: str) -> tuple[Topology, unit.Quantity]:
     """
     structure = read_structure(source)
     check_structure(structure.atoms)
+    structure = in_engine_orientation(structure)
     return openmm_topology(structure), structure.atoms.positions * unit.angstrom
 
 
 def openmm_topology(structure: Structure) -> Topology:
-    """OpenMM topology with the structure's atoms, bonds and box."""
+    """OpenMM topology with the structure's atoms, bonds and box (see `in_engine_orientation`)."""
     topology = Topology()
     members = []
     for chain in structure.topology.chains:
@@ -34,6 +36,6 @@ def openmm_topology(structure: Structure) -> Topology:
     for first, second in structure.topology.bonds:
         topology.addBond(members[first.index], members[second.index])
     if structure.atoms.pbc.all():
-        cell = structure.atoms.cell.standard_form()[0].array
-        topology.setPeriodicBoxVectors([Vec3(*row) for row in cell] * unit.angstrom)
+        box = [Vec3(*row) for row in structure.atoms.cell.array]
+        topology.setPeriodicBoxVectors(box * unit.angstrom)
     return topology

@@ -1,5 +1,6 @@
 """The command `mlff-student`. It parses, calls one function, prints its result."""
 
+import math
 import sys
 from collections.abc import Callable
 from enum import StrEnum
@@ -149,7 +150,7 @@ def md_command(
     every: Annotated[int, typer.Option(help="Steps between frames and log rows.")] = 20,
     thermalise_ps: Annotated[
         float, typer.Option("--thermalise-ps", help="Langevin dynamics before production, ps.")
-    ] = 1.0,
+    ] = 2.0,
     friction_per_ps: Annotated[
         float, typer.Option("--friction-per-ps", help="Of Langevin dynamics, 1/ps.")
     ] = 10.0,
@@ -165,13 +166,19 @@ def md_command(
 
     Example: mlff-student md --engine openmm --model original ethanol.xyz --ps 10 --timestep-fs 0.5
     """
+    from .errors import InputError
     from .md import MDSettings, run_md
     from .results import write_results
 
-    if timestep_fs <= 0:
-        from .errors import InputError
-
-        raise InputError(f"--timestep-fs must be positive, got {timestep_fs}")
+    for option, value in (("--timestep-fs", timestep_fs), ("--ps", ps), ("--every", every)):
+        if not 0 < value < math.inf:
+            raise InputError(f"{option} must be positive, got {value}")
+    if not 0 <= thermalise_ps < math.inf:
+        raise InputError(f"--thermalise-ps must not be negative, got {thermalise_ps}")
+    if round(ps * 1000.0 / timestep_fs / every) == 0:
+        raise InputError(
+            f"--ps {ps} is less than the {every} steps of {timestep_fs} fs between two frames"
+        )
     settings = MDSettings(
         engine=engine.value,
         model=model,
@@ -190,13 +197,15 @@ def md_command(
     try:
         record = run_md(settings, folder, quiet)
     except KeyboardInterrupt:
-        console.print(f"\nstopped; the same command goes on from the last checkpoint in {folder}")
+        text = f"\nstopped; the same command goes on from the last checkpoint in {folder}"
+        console.print(text, markup=False)
         raise typer.Exit(INTERRUPTED) from None
     if not quiet:
         console.print(
             f"{folder}: {record['ms_per_step']:.2f} ms/step, {record['ns_per_day']:.2f} ns/day\n"
             f"next: mlff-student analyze {folder}/run.dcd --top {folder}/run.pdb "
-            f"--log {folder}/run.csv"
+            f"--log {folder}/run.csv",
+            markup=False,
         )
     if json:
         write_results(json, "md", model, [record])

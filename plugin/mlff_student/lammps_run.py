@@ -24,13 +24,20 @@ from numpy.typing import NDArray
 
 from .errors import InputError, MissingDependencyError, StudentError
 from .files import atomic_write
-from .md import THERMO_COLUMNS, MDSettings, RunFolder
+from .md import COLDEST_START, LARGEST_SEED, THERMO_COLUMNS, MDSettings, RunFolder
 from .structure import Structure
 
 PLUGIN = "mlff_studentplugin.so"
 UNITS = ("metal", "real")
-VACUUM = 10.0  # angstrom around an open system in its data file; LAMMPS shrinks the box itself
+VACUUM = 10.0  # angstrom around an open system in its data file
 POLL_S = 0.2
+# Runs its arguments, and kills them when the pipe on standard input breaks: a killed run must not
+# leave an lmp behind that writes to the folder while the next start resumes there.
+END_WITH_PARENT = """
+exec 3<&0
+(read -r _ <&3; kill -KILL 0) >/dev/null 2>&1 &
+"$@" </dev/null 3<&-
+"""
 
 INPUT = Template("""\
 # $title
@@ -44,17 +51,34 @@ neighbor        1.0 bin
 neigh_modify    every 1 delay 0 check yes
 """)
 
+# The centre of mass is kept at rest by `fix momentum`, not by `zero yes` of the thermostat: that
+# shares the random forces' sum out among light and heavy atoms alike, and hydrogens run hot (22
+# atoms at 300 K: 340 K).
+BATH = Template("""\
+fix             bath all langevin $temperature $temperature $damp $seed
+fix             rest all momentum 1 linear 1 1 1""")
+
+# The kinetic energy that production starts with makes up for what the potential energy of the last
+# step is off its mean: a constant-energy run then has the temperature that was asked for.
 START = Template("""\
 timestep        $timestep
 min_style       cg
 minimize        0.0 1.0e-3 500 5000
+reset_timestep  0
 velocity        all create $temperature $seed mom yes rot no dist gaussian
-fix             bath all langevin $temperature $temperature $damp $seed zero yes
+$bath
 fix             motion all nve
+fix             mean all ave/time 1 $second_half $thermalise_steps c_thermo_pe
 run             $thermalise_steps
-unfix           bath
-unfix           motion
 velocity        all zero linear
+variable        matching equal $temperature+(f_mean-pe)*temp/ke
+variable        lowest equal $lowest*$temperature
+variable        start equal (v_matching>v_lowest)*v_matching+(v_matching<=v_lowest)*v_lowest
+velocity        all scale $$(v_start)
+unfix           mean
+unfix           bath
+unfix           rest
+unfix           motion
 reset_timestep  0
 write_restart   restart.a
 """)
@@ -66,7 +90,8 @@ fix             motion all nve
 $bath
 dump            trajectory all dcd $every $trajectory
 dump_modify     trajectory unwrap yes delay $after
-fix             thermo all print $every $row &
+variable        next equal stride($every,2*$steps,$every)
+fix             thermo all print v_next $row &
                 file $thermo screen no title "$columns"
 restart         $checkpoint_every restart.a restart.b
 run             $steps upto
@@ -155,8 +180,10 @@ def write_data(atoms: Atoms, path: Path, units: str = "metal") -> Prism:
 
 
 def boundary(atoms: Atoms) -> str:
-    """LAMMPS boundary of a structure: shrink-wrapped where it is open."""
-    return " ".join("p" if periodic else "s" for periodic in atoms.pbc)
+    """LAMMPS boundary of a structure: where it is open, the data file's box, which grows when atoms
+    leave it. (A shrink-wrapped box around one atom or a linear molecule is too thin for LAMMPS.)
+    """
+    return " ".join("p" if periodic else "m" for periodic in atoms.pbc)
 
 
 def single_point(
@@ -233,9 +260,10 @@ def run_lmp(
     path.write_text(script)
     command = [lammps_executable(), "-in", path.name, "-log", log.name, "-nocite"]
     with subprocess.Popen(
-        command,
+        ["sh", "-c", END_WITH_PARENT, "sh", *command],
         cwd=folder,
         env=lammps_environment(),
+        stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
@@ -274,6 +302,8 @@ def run_lammps(
         "damp": 1.0 / settings.friction_per_ps,
         "seed": settings.seed,
         "thermalise_steps": settings.thermalise_steps,
+        "second_half": max(1, settings.thermalise_steps // 2),
+        "lowest": COLDEST_START,
     }
 
     def model(start: str) -> str:
@@ -287,15 +317,16 @@ def run_lammps(
         )
 
     if newest_restart(folder.path) is None:
-        script = model("read_data       system.data") + START.substitute(values)
+        start = START.substitute(values, bath=BATH.substitute(values))
+        script = model("read_data       system.data") + start
         run_lmp(script, folder.path, "thermalise")
     restart, first = newest_restart(folder.path)
     segment = folder.segment(first)
-    bath = "fix             bath all langevin $temperature $temperature $damp $seed zero yes"
+    values["seed"] = (settings.seed + first) % LARGEST_SEED + 1  # else a segment repeats the noise
     production = PRODUCTION.substitute(
         values,
         checkpoint_every=settings.checkpoint_every,
-        bath="" if settings.ensemble == "nve" else Template(bath).substitute(values),
+        bath="" if settings.ensemble == "nve" else BATH.substitute(values),
         every=settings.every,
         after=first + 1,
         trajectory=segment.trajectory.name,

@@ -5,6 +5,7 @@ checkpoint; when the last step is done the segments become run.dcd and run.csv.
 """
 
 import json
+import math
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -13,11 +14,12 @@ from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
 import mdtraj
+import numpy as np
 from rich.progress import Progress, TextColumn
 
 from .archive import save_archive
 from .checkpoints import archive_of
-from .errors import InputError
+from .errors import InputError, MissingDependencyError
 from .files import atomic_write
 from .results import write_json
 from .structure import Structure, check_structure, read_structure, write_topology
@@ -28,6 +30,8 @@ ENSEMBLES = ("nve", "nvt")
 ENGINES = ("openmm", "lammps")
 CHECKPOINTS_PER_RUN = 50
 FRAMES_AT_ONCE = 500  # while segments are joined
+COLDEST_START = 0.1  # of the temperature: the least kinetic energy production starts with
+LARGEST_SEED = 900_000_000  # that LAMMPS takes
 
 
 @dataclass(frozen=True)
@@ -43,7 +47,8 @@ class MDSettings:
     timestep_fs, temperature_K : of thermalisation and production.
     ensemble : "nve" (velocity Verlet or leap-frog) or "nvt" (Langevin).
     every : steps between frames of the trajectory and rows of the log.
-    thermalise_steps : of Langevin dynamics after minimisation, before production.
+    thermalise_steps : of Langevin dynamics after minimisation, before production. Production then
+        starts with the total energy that the second half of it had on average.
     friction_per_ps : of Langevin dynamics.
     seed : of velocities and thermostat.
     platform : OpenMM platform, or empty for the fastest.
@@ -69,8 +74,12 @@ class MDSettings:
                     f"unknown {name} {getattr(self, name)!r}; known: {', '.join(known)}"
                 )
         for name in ("steps", "every", "timestep_fs", "temperature_K", "friction_per_ps"):
-            if not getattr(self, name) > 0:
+            if not 0 < getattr(self, name) < math.inf:
                 raise InputError(f"{name} must be positive, got {getattr(self, name)}")
+        if self.thermalise_steps < 2:
+            raise InputError(f"thermalise_steps must be two or more, got {self.thermalise_steps}")
+        if not 0 < self.seed <= LARGEST_SEED:
+            raise InputError(f"seed must be from 1 to {LARGEST_SEED}, got {self.seed}")
         if self.steps % self.every:
             raise InputError(
                 f"{self.steps} steps are no multiple of the {self.every} between frames"
@@ -118,7 +127,8 @@ class Engine(Protocol):
     folder, or from minimisation and thermalisation if there is none.
 
     It begins a segment, reports each completed production step count to `progress`, and returns
-    the wall time of its production in milliseconds a step.
+    the wall time of its production in milliseconds a step. A segment has a frame and a row after
+    every `settings.every` steps, and none of the step it begins at.
     """
 
     def __call__(
@@ -130,14 +140,27 @@ class Engine(Protocol):
     ) -> float: ...
 
 
-def engine_named(name: str) -> Engine:
-    """The engine of a name; imported only here, where it is used."""
-    if name == "openmm":
-        from openmm_integration.run import run_openmm
+def engine_of(settings: MDSettings) -> Engine:
+    """The engine of a run; imported only here, where it is used.
 
+    Raises
+    ------
+    MissingDependencyError : it is not installed.
+    InputError : a platform that OpenMM does not have.
+    """
+    if settings.engine == "openmm":
+        try:
+            from openmm_integration.run import find_platform, run_openmm
+        except ImportError as error:
+            raise MissingDependencyError(
+                f"OpenMM does not load ({error}); pip install 'mlff-student[openmm]'"
+            ) from error
+        find_platform(settings.platform)
         return run_openmm
-    from .lammps_run import run_lammps
+    from .lammps_run import lammps_executable, plugin_path, run_lammps
 
+    lammps_executable()
+    plugin_path()
     return run_lammps
 
 
@@ -168,11 +191,11 @@ def run_md(settings: MDSettings, output: Path, quiet: bool = False) -> dict[str,
             )
         if folder.summary.exists():
             return json.loads(folder.summary.read_text())
-    structure = read_structure(settings.structure)
+    engine = engine_of(settings)
+    structure = in_engine_orientation(read_structure(settings.structure))
     if not folder.settings.exists():
         begin(settings, structure, folder)
 
-    engine = engine_named(settings.engine)
     with progress_bar(settings, quiet) as report:
         ms_per_step = engine(settings, structure, folder, report)
     join_segments(folder, settings.every, periodic=bool(structure.atoms.pbc.all()))
@@ -188,6 +211,24 @@ def run_md(settings: MDSettings, output: Path, quiet: bool = False) -> dict[str,
     return record
 
 
+def in_engine_orientation(structure: Structure) -> Structure:
+    """The same structure turned so that its cell is lower triangular and reduced, the one form that
+    OpenMM and LAMMPS both take; an open structure as it is.
+    """
+    atoms = structure.atoms.copy()
+    if not atoms.pbc.all() or not abs(atoms.cell.volume) > 0:
+        return structure
+    cell, rotation = atoms.cell.standard_form()
+    atoms.set_cell(cell)
+    atoms.positions = atoms.positions @ rotation.T
+    a, b, c = atoms.cell.array * np.sign(np.diag(cell.array))[:, None]
+    b = b - a * round(b[0] / a[0])
+    c = c - b * round(c[1] / b[1])
+    c = c - a * round(c[0] / a[0])
+    atoms.set_cell([a, b, c])
+    return Structure(atoms, structure.topology)
+
+
 def begin(settings: MDSettings, structure: Structure, folder: RunFolder) -> None:
     """Check everything, then make the folder with the archive, the topology and the settings."""
     archive = archive_of(settings.model)
@@ -197,14 +238,19 @@ def begin(settings: MDSettings, structure: Structure, folder: RunFolder) -> None
             f"periodic along {structure.atoms.pbc.tolist()}: this command runs open or fully "
             "periodic systems; use the ASE calculator, or LAMMPS by hand, for slabs and wires"
         )
+    for path in (folder.archive, folder.topology, folder.trajectory, folder.thermo):
+        if path.exists():
+            raise InputError(
+                f"{path} exists and is of no run with these settings; choose another --output"
+            )
     try:
         folder.path.mkdir(parents=True, exist_ok=True)
         with atomic_write(folder.archive) as temporary:
             save_archive(archive, temporary)
         write_topology(structure, folder.topology)
         write_json(folder.settings, asdict(settings))
-    except PermissionError as error:
-        raise InputError(f"cannot write to {folder.path}: {error.strerror}") from error
+    except OSError as error:
+        raise InputError(f"cannot write to {folder.path}: {error.strerror or error}") from error
 
 
 def ns_per_day(timestep_fs: float, ms_per_step: float) -> float:

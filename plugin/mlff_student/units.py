@@ -7,5 +7,4 @@ from ase import units
 
 NM = units.nm  # angstrom
 KJ_PER_MOL = units.kJ / units.mol  # eV
-KCAL_PER_MOL = units.kcal / units.mol  # eV
-PS = 1000.0 * units.fs  # ASE's unit of time
+KB = units.kB  # eV/kelvin

@@ -1,0 +1,235 @@
+"""The LAMMPS pair style beyond parity: derivatives, corner cases, every refusal, the plugin."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from ase import Atoms
+from mlff_student.calculator import StudentForceFieldCalculator
+from mlff_student.errors import StudentError
+from mlff_student.lammps_run import (
+    element_order,
+    lammps_environment,
+    lammps_executable,
+    plugin_path,
+    run_lmp,
+    single_point,
+    write_data,
+)
+
+PROGRAMS = Path(sys.executable).parent
+
+
+def test_virial_is_the_derivative_by_strain(structures, tiny_archive64, tmp_path):
+    """W : e = -dE/ds of positions and cell strained by 1 + s e, central difference."""
+    atoms = structures["triclinic"]
+    virial = single_point(atoms, tiny_archive64, tmp_path).virial
+    strain = np.random.default_rng(1).standard_normal((3, 3))
+    strain = 0.5 * (strain + strain.T)
+    step = 1e-5  # truncation 1e-9 of the third derivative; rounding of the energy 1e-12 / 1e-5
+    energies = []
+    for sign in (1.0, -1.0):
+        strained = atoms.copy()
+        deformation = np.eye(3) + sign * step * strain
+        strained.set_cell(atoms.cell.array @ deformation, scale_atoms=True)
+        energies.append(single_point(strained, tiny_archive64, tmp_path).energy)
+    slope = (energies[0] - energies[1]) / (2 * step)
+    assert -slope == pytest.approx(np.sum(virial * strain), abs=1e-5 * abs(virial).max())
+
+
+def test_forces_are_the_slope_of_the_energy(structures, tiny_archive64, tmp_path):
+    atoms = structures["water_box"]
+    forces = single_point(atoms, tiny_archive64, tmp_path).forces
+    direction = np.random.default_rng(2).standard_normal(forces.shape)
+    step = 1e-4  # angstrom
+    energies = []
+    for sign in (1.0, -1.0):
+        moved = atoms.copy()
+        moved.positions += sign * step * direction
+        energies.append(single_point(moved, tiny_archive64, tmp_path).energy)
+    slope = (energies[0] - energies[1]) / (2 * step)
+    assert -slope == pytest.approx(np.sum(forces * direction), abs=1e-5 * np.linalg.norm(forces))
+
+
+@pytest.mark.parametrize(
+    "atoms",
+    [
+        Atoms("O", positions=[[0.0, 0.0, 0.0]]),
+        Atoms("CO", positions=[[0.0, 0.0, 0.0], [0.0, 3.0, 5.5]]),
+    ],
+    ids=["one atom", "two atoms beyond the cutoff"],
+)
+def test_atoms_alone(atoms, tiny_archive, tmp_path):
+    """Atoms without neighbours have the energy that ASE gives them, and no force."""
+    point = single_point(atoms, tiny_archive, tmp_path)
+    atoms.calc = StudentForceFieldCalculator(tiny_archive)
+    assert point.energy == pytest.approx(atoms.get_potential_energy(), abs=1e-6)
+    assert not point.forces.any()
+    assert not point.virial.any()
+
+
+def test_deleted_atoms(structures, tiny_archive, tmp_path):
+    """Atom numbers with gaps in them: the same as a box that never had those molecules."""
+    atoms = structures["water_box"]
+    gone = "group gone id 4:6 13:15\ndelete_atoms group gone compress no"
+    point = single_point(atoms, tiny_archive, tmp_path, extra=gone)
+    rest = atoms[[k for k in range(len(atoms)) if k not in (3, 4, 5, 12, 13, 14)]]
+    rest.calc = StudentForceFieldCalculator(tiny_archive)
+    # float32 sums in another order, as in test_parity.
+    assert point.energy == pytest.approx(rest.get_potential_energy(), abs=1e-6 * len(rest))
+    np.testing.assert_allclose(point.forces, rest.get_forces(), atol=1e-5)
+
+
+def test_per_atom_energy_and_stress_sum_to_the_total(structures, tiny_archive64, tmp_path):
+    atoms = structures["triclinic"]
+    write_data(atoms, tmp_path / "point.data")
+    log = run_lmp(
+        SCRIPT.format(archive=tiny_archive64, elements=" ".join(element_order(atoms)))
+        + """
+compute pe all pe/atom
+compute stress all stress/atom NULL virial
+compute centroid all centroid/stress/atom NULL virial
+compute e all reduce sum c_pe
+compute s all reduce sum c_stress[*]
+compute c all reduce sum c_centroid[*]
+compute p all pressure NULL virial
+thermo_style custom step pe c_e c_p[*] c_s[*] c_c[*] vol
+run 0
+variable k loop 6
+print "SUM $(pe:%.15g) $(c_e:%.15g)"
+label next
+print "SUM $(-vol*c_p[v_k]:%.15g) $(c_s[v_k]:%.15g)"
+print "SUM $(-vol*c_p[v_k]:%.15g) $(c_c[v_k]:%.15g)"
+next k
+jump SELF next
+""",
+        tmp_path,
+        "sums",
+    )
+    rows = np.array([line.split()[1:] for line in log.splitlines() if line.startswith("SUM")], float)
+    assert len(rows) == 13
+    # Off-diagonal terms of nine components differ from their mirror images until they are summed.
+    scale = abs(rows[1:]).max()
+    np.testing.assert_allclose(rows[0, 0], rows[0, 1], rtol=1e-12)
+    np.testing.assert_allclose(rows[1:, 0], rows[1:, 1], atol=1e-9 * scale)
+
+
+SCRIPT = """\
+units metal
+boundary p p p
+read_data point.data
+pair_style mlff_student
+pair_coeff * * {archive} {elements}
+"""
+# Change to SCRIPT for methanol and water (types C H O): what is replaced, by what, words of the
+# error.
+REFUSALS = {
+    "unknown element": ("C H O", "C H Xx", ["element 'Xx' of atom type 3", "knows H C N O"]),
+    "too few elements": ("C H O", "C H", ["names 2 elements", "3 atom types"]),
+    "too many elements": ("C H O", "C H O N", ["names 4 elements", "3 atom types"]),
+    "no elements": (" C H O", "", ["names 0 elements", "3 atom types"]),
+    "element NULL": ("C H O", "C H NULL", ["maps atom type 3 to NULL", "pair_style hybrid"]),
+    "units lj": ("units metal", "units lj", ["'units metal' or 'units real'", "found 'lj'"]),
+    "missing file": ("MODEL", "nowhere.pt", ["'nowhere.pt'", "export.py"]),
+    "truncated archive": ("MODEL", "truncated.pt", ["truncated.pt' is not", "export.py"]),
+    "foreign TorchScript": ("MODEL", "foreign.pt", ["not an mlff-student archive", "export.py"]),
+    "newton off": ("boundary", "newton off\nboundary", ["needs newton_pair on", "newton on"]),
+    "option of pair_style": (
+        "pair_style mlff_student",
+        "pair_style mlff_student 5.0",
+        ["no options", "'5.0'"],
+    ),
+    "excluded neighbors": (
+        "pair_coeff",
+        "neigh_modify exclude type 1 1\npair_coeff",
+        ["neigh_modify exclude none"],
+    ),
+    "atoms on each other": (
+        "pair_style",
+        "displace_atoms all random 0.0 0.0 0.0 1\nset atom 1 x 1.0 y 1.0 z 1.0\n"
+        "set atom 2 x 1.0 y 1.0 z 1.2\npair_style",
+        ["0.2 angstrom apart", "at least 0.3"],
+    ),
+}
+
+
+@pytest.fixture(scope="module")
+def bad_files(tiny_archive, tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("bad")
+    content = tiny_archive.read_bytes()
+    (folder / "truncated.pt").write_bytes(content[: len(content) // 2])
+    torch.jit.save(torch.jit.script(torch.nn.Linear(2, 2)), str(folder / "foreign.pt"))
+    return folder
+
+
+@pytest.mark.parametrize("case", REFUSALS)
+def test_refusal(case, structures, tiny_archive, bad_files, tmp_path):
+    """An error of LAMMPS that says what was found and what to do."""
+    old, new, words = REFUSALS[case]
+    write_data(structures["triclinic"], tmp_path / "point.data")
+    script = SCRIPT.format(archive="MODEL", elements="C H O")
+    assert script.count(old) >= 1
+    script = script.replace(old, new, 1).replace("MODEL", str(tiny_archive))
+    for name in ("truncated.pt", "foreign.pt"):
+        script = script.replace(f" {name}", f" {bad_files / name}")
+    with pytest.raises(StudentError) as refusal:
+        run_lmp(script + "run 0\n", tmp_path, "refused")
+    for word in words:
+        assert word in str(refusal.value)
+
+
+def test_special_bonds_are_refused(tiny_archive, tmp_path):
+    """Bonds in the data file make LAMMPS drop the neighbors that the student needs."""
+    (tmp_path / "point.data").write_text(
+        "\n\n2 atoms\n1 atom types\n1 bonds\n1 bond types\n"
+        "0 9 xlo xhi\n0 9 ylo yhi\n0 9 zlo zhi\n\nMasses\n\n1 1.008\n\n"
+        "Atoms # bond\n\n1 1 1 1 1 1\n2 1 1 1 1 1.75\n\nBonds\n\n1 1 1 2\n"
+    )
+    script = SCRIPT.format(archive=tiny_archive, elements="H").replace(
+        "boundary", "atom_style bond\nboundary"
+    )
+    bonds = "bond_style zero\nbond_coeff *\n"
+    with pytest.raises(StudentError, match="special_bonds lj/coul 1 1 1"):
+        run_lmp(script + bonds + "run 0\n", tmp_path, "refused")
+    run_lmp(script + bonds + "special_bonds lj/coul 1 1 1\nrun 0\n", tmp_path, "accepted")
+
+
+def test_two_ranks_are_refused(structures, tiny_archive, tmp_path):
+    write_data(structures["water_box"], tmp_path / "point.data")
+    (tmp_path / "in.ranks").write_text(SCRIPT.format(archive=tiny_archive, elements="H O"))
+    result = subprocess.run(
+        [str(PROGRAMS / "mpiexec"), "-n", "2", lammps_executable(), "-in", "in.ranks"],
+        cwd=tmp_path,
+        env=lammps_environment(),
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert result.returncode != 0
+    assert "one MPI rank in this version, found 2" in result.stdout + result.stderr
+
+
+def test_plugin_is_found_by_a_bare_lmp(structures, tiny_archive, tmp_path):
+    """`eval $(mlff-student lammps-env)`, then lmp as anyone calls it."""
+    assert plugin_path().name.endswith("plugin.so")
+    write_data(structures["water_box"], tmp_path / "point.data")
+    script = SCRIPT.format(archive=tiny_archive, elements="H O")
+    (tmp_path / "in.bare").write_text(script + "run 0\n")
+    environment = {k: v for k, v in os.environ.items() if k != "LAMMPS_PLUGIN_PATH"}
+    environment["PATH"] = f"{PROGRAMS}:{environment['PATH']}"
+    result = subprocess.run(
+        ["sh", "-c", "eval $(mlff-student lammps-env) && lmp -in in.bare"],
+        cwd=tmp_path,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert result.returncode == 0, result.stdout + result.stderr
+    assert "mlff_student: model random_tiny, 76097 parameters, float32" in result.stdout

@@ -1,0 +1,319 @@
+"""`mlff-student md` in both engines: complete files, conserved energy, resumed and refused runs."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import mdtraj
+import numpy as np
+import pytest
+from ase import Atoms
+from ase.io import write
+from mlff_student.drift import Thermo, read_thermo
+from mlff_student.errors import InputError
+from mlff_student.md import MDSettings, RunFolder, in_engine_orientation, run_md
+from mlff_student.structure import read_structure
+from numpy.typing import NDArray
+
+COMMAND = str(Path(sys.executable).with_name("mlff-student"))
+ENGINES = ("openmm", "lammps")
+# 0.24 ps in 100 frames. At 0.2 fs the energy fluctuates so little that the drift of this short a
+# run can be told from zero.
+TIMESTEP_FS, EVERY, FRAMES = 0.2, 12, 100
+RUN = (
+    "--timestep-fs", str(TIMESTEP_FS), "--every", str(EVERY), "--ps", "0.24",
+    "--thermalise-ps", "0.05", "--quiet", "--model", "tiny",
+)  # fmt: skip
+PLATFORM = {"openmm": ("--platform", "Reference"), "lammps": ()}
+FILES = ("run.dcd", "run.pdb", "run.csv", "run.json", "model.pt")
+PATIENCE_S = 60.0
+
+
+def md_command(engine: str, folder: Path) -> list[str]:
+    options = ["--engine", engine, *PLATFORM[engine], *RUN, "-o", str(folder)]
+    return [COMMAND, "md", "CCO", *options]
+
+
+def run(command: list[str]) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+
+
+def frames_of(folder: Path) -> NDArray[np.float64]:
+    """Positions (F, N, 3), angstrom."""
+    with mdtraj.formats.DCDTrajectoryFile(str(folder / "run.dcd")) as file:
+        return file.read()[0].astype(float)
+
+
+def processes_in(folder: Path) -> list[str]:
+    """Command lines of the processes that work in a folder."""
+    found = []
+    for entry in Path("/proc").glob("[0-9]*"):
+        try:
+            if Path(os.readlink(entry / "cwd")) == folder.resolve():
+                found.append((entry / "cmdline").read_text())
+        except OSError:
+            continue  # ended meanwhile
+    return found
+
+
+def wait_for_rows(process: subprocess.Popen[str], folder: Path, rows: int) -> None:
+    """Return when the run has written that many rows of its log."""
+    deadline = time.monotonic() + PATIENCE_S
+    while time.monotonic() < deadline:
+        written = sum(p.read_text().count("\n") - 1 for p in folder.glob("segment-*.csv"))
+        if written >= rows:
+            return
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.02)
+    raise AssertionError(f"no {rows} rows in {folder} after {PATIENCE_S} s")
+
+
+@pytest.fixture(scope="module", params=ENGINES)
+def finished(request, tmp_path_factory) -> Iterator[tuple[str, Path]]:
+    """Engine and folder of one uninterrupted run."""
+    folder = tmp_path_factory.mktemp("md") / request.param
+    result = run(md_command(request.param, folder))
+    assert result.returncode == 0, result.stderr
+    yield request.param, folder
+
+
+def check_times(thermo: Thermo) -> None:
+    """Every row is there, once, at its time, which starts after the first interval."""
+    expected = TIMESTEP_FS * 1e-3 * EVERY * np.arange(1, FRAMES + 1)
+    np.testing.assert_allclose(thermo.time_ps, expected, rtol=1e-9)  # 12 digits are written
+
+
+def test_files_of_a_run(finished):
+    _, folder = finished
+    assert all((folder / name).is_file() for name in FILES)
+    assert not list(folder.glob("segment-*"))
+    header = (folder / "run.csv").read_text().splitlines()[0]
+    assert header == "time_ps,potential_ev,kinetic_ev,total_ev,temperature_k"
+    thermo = read_thermo(folder / "run.csv")
+    check_times(thermo)
+    assert frames_of(folder).shape == (FRAMES, 9, 3)
+    trajectory = mdtraj.load(str(folder / "run.dcd"), top=str(folder / "run.pdb"))
+    assert trajectory.unitcell_lengths is None, "an open run has no cell"
+    np.testing.assert_allclose(
+        thermo.total_ev, thermo.potential_ev + thermo.kinetic_ev, rtol=1e-10
+    )
+
+
+def test_energy_is_conserved(finished):
+    thermo = read_thermo(finished[1] / "run.csv")
+    # Velocity Verlet at a tenth of the stability limit exchanges 100 times more than it loses.
+    assert thermo.total_ev.std() < 0.01 * thermo.kinetic_ev.std()
+
+
+def test_temperature_column(finished):
+    """2 K / (3N - 3) k_B in every row: the centre of mass is at rest in both engines."""
+    thermo = read_thermo(finished[1] / "run.csv")
+    expected = 2.0 * thermo.kinetic_ev / ((3 * 9 - 3) * 8.617333e-5)
+    # Leap-frog velocities of OpenMM and the constants of three programs.
+    np.testing.assert_allclose(thermo.temperature_k, expected, rtol=1e-6)
+
+
+def test_frames_belong_to_rows(finished, tmp_path):
+    """The energy of each frame, computed again, is the potential energy of its row."""
+    from mlff_student.calculator import StudentForceFieldCalculator
+
+    _, folder = finished
+    atoms = read_structure("CCO").atoms
+    atoms.calc = StudentForceFieldCalculator(folder / "model.pt")
+    thermo = read_thermo(folder / "run.csv")
+    for index in (0, 50, FRAMES - 1):
+        atoms.positions = frames_of(folder)[index]
+        # DCD keeps float32 positions: 1e-6 angstrom times forces of some eV/angstrom.
+        assert atoms.get_potential_energy() == pytest.approx(thermo.potential_ev[index], abs=1e-4)
+
+
+def test_analyze_passes(finished):
+    _, folder = finished
+    result = run(
+        [COMMAND, "analyze", str(folder / "run.dcd"), "--top", str(folder / "run.pdb")]
+        + ["--log", str(folder / "run.csv")]
+    )
+    assert result.returncode == 0, result.stdout + result.stderr
+
+
+def settings_of(engine: str) -> MDSettings:
+    """Of the run in `finished`."""
+    return MDSettings(
+        engine=engine,
+        model="tiny",
+        structure="CCO",
+        steps=EVERY * FRAMES,
+        timestep_fs=TIMESTEP_FS,
+        temperature_K=300.0,
+        ensemble="nve",
+        every=EVERY,
+        thermalise_steps=250,
+        friction_per_ps=10.0,
+        seed=1,
+        platform="Reference" if engine == "openmm" else "",
+    )
+
+
+def test_finished_run_is_not_run_again(finished):
+    engine, folder = finished
+    before = {path: path.stat().st_mtime_ns for path in folder.iterdir()}
+    record = run_md(settings_of(engine), folder, quiet=True)
+    assert record["atoms"] == 9
+    assert {path: path.stat().st_mtime_ns for path in folder.iterdir()} == before
+
+
+def test_other_settings_are_refused(finished):
+    engine, folder = finished
+    other = replace(settings_of(engine), temperature_K=310.0)
+    with pytest.raises(InputError, match=r"another run \(temperature_K differ\)"):
+        run_md(other, folder, quiet=True)
+
+
+def test_files_of_others_are_not_overwritten(tmp_path):
+    """A folder with a structure of the user's, of the name that the run's would have."""
+    (tmp_path / "run.pdb").write_text("mine")
+    with pytest.raises(InputError, match=r"run\.pdb exists"):
+        run_md(settings_of("openmm"), tmp_path, quiet=True)
+    assert [path.name for path in tmp_path.iterdir()] == ["run.pdb"]
+    assert (tmp_path / "run.pdb").read_text() == "mine"
+
+
+def test_resume_after_a_kill(finished, tmp_path):
+    """A run that was killed and started again is the run that was not."""
+    engine, whole = finished
+    folder = tmp_path / "killed"
+    command = md_command(engine, folder)
+    with subprocess.Popen(
+        command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
+    ) as process:
+        wait_for_rows(process, folder, 30)
+        process.send_signal(signal.SIGKILL)
+    assert not (folder / "run.json").exists()
+    deadline = time.monotonic() + 5.0
+    while processes_in(folder) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert not processes_in(folder), "an lmp went on by itself"
+
+    result = run(command)
+    assert result.returncode == 0, result.stderr
+    resumed, expected = read_thermo(folder / "run.csv"), read_thermo(whole / "run.csv")
+    check_times(resumed)
+    frames, expected_frames = frames_of(folder), frames_of(whole)
+    assert frames.shape == expected_frames.shape
+    if engine == "openmm":
+        # Checkpoints of the Reference platform keep every bit.
+        np.testing.assert_array_equal(np.stack(resumed), np.stack(expected))
+        np.testing.assert_array_equal(frames, expected_frames)
+    else:
+        # LAMMPS sorts atoms and neighbours anew, so float32 sums round differently (1e-6 eV/
+        # angstrom), and 0.2 ps let that grow to less than this.
+        np.testing.assert_allclose(resumed.total_ev, expected.total_ev, atol=1e-4)
+        np.testing.assert_allclose(frames, expected_frames, atol=1e-3)
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_interrupt(engine, tmp_path):
+    """Ctrl-C: status 130, a hint, no traceback, and no lmp left behind."""
+    folder = tmp_path / "stopped"
+    command = md_command(engine, folder)
+    command[command.index("0.24")] = "240"
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as process:
+        wait_for_rows(process, folder, 2)
+        process.send_signal(signal.SIGINT)
+        output, errors = process.communicate(timeout=30)
+    assert process.returncode == 130, output + errors
+    assert "the same command goes on" in output
+    assert "Traceback" not in output + errors
+    assert not processes_in(folder)
+
+
+def box_file(atoms: Atoms, folder: Path) -> str:
+    path = folder / "box.extxyz"
+    write(path, atoms)
+    return str(path)
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_thermostatted_box(engine, structures, tmp_path):
+    """Water at constant temperature: the cell is in every frame, and the mean is near 300 K."""
+    atoms = structures["water_box"]
+    settings = replace(
+        settings_of(engine),
+        structure=box_file(atoms, tmp_path),
+        ensemble="nvt",
+        timestep_fs=0.5,
+        steps=400,
+        every=20,
+        thermalise_steps=400,
+        platform="",
+    )
+    folder = RunFolder(tmp_path / "run")
+    run_md(settings, folder.path, quiet=True)
+    trajectory = mdtraj.load(str(folder.trajectory), top=str(folder.topology))
+    assert len(trajectory) == 20
+    # The cell of a DCD made by OpenMM is float32.
+    np.testing.assert_allclose(
+        trajectory.unitcell_lengths * 10.0, np.tile([6.2, 6.3, 6.1], (20, 1)), rtol=1e-6
+    )
+    np.testing.assert_allclose(trajectory.unitcell_angles, 90.0, atol=1e-4)
+    # 69 degrees of freedom fluctuate by 51 K, and two correlation times average them by little:
+    # four standard errors.
+    temperature = read_thermo(folder.thermo).temperature_k.mean()
+    assert temperature == pytest.approx(300.0, abs=150.0)
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_triclinic_cell(engine, structures, tmp_path):
+    """A turned and strongly tilted cell: reduced to the same lattice in topology and frames."""
+    atoms = structures["triclinic"]
+    turn = np.linalg.qr(np.random.default_rng(4).standard_normal((3, 3)))[0]
+    a, b, c = atoms.cell.array @ turn.T
+    atoms.positions = atoms.positions @ turn.T
+    atoms.set_cell([a, b + a, c - 2 * b])
+    settings = replace(
+        settings_of(engine),
+        structure=box_file(atoms, tmp_path),
+        steps=20,
+        every=2,
+        thermalise_steps=2,
+        platform="",
+    )
+    folder = RunFolder(tmp_path / "run")
+    run_md(settings, folder.path, quiet=True)
+    cell = structures["triclinic"].cell.cellpar()
+    for file in (folder.trajectory, folder.topology):
+        trajectory = mdtraj.load(str(file), top=str(folder.topology))
+        # PDB keeps three decimals of a length and two of an angle.
+        np.testing.assert_allclose(trajectory.unitcell_lengths[0] * 10.0, cell[:3], atol=1e-3)
+        np.testing.assert_allclose(trajectory.unitcell_angles[0], cell[3:], atol=0.01)
+    # Neighbours across the cell's faces are where the cell says: no bond of any frame is broken.
+    trajectory = mdtraj.load(str(folder.trajectory), top=str(folder.topology))
+    pairs = np.array([(i.index, j.index) for i, j in trajectory.topology.bonds])
+    assert len(pairs) == 4 * 2 + 4 * 5
+    lengths = mdtraj.compute_distances(trajectory, pairs, periodic=True) * 10.0
+    assert lengths.max() < 2.0
+
+
+def test_engine_orientation_keeps_the_lattice(structures, tmp_path):
+    """Same distances between periodic images before and after turning and reducing the cell."""
+    atoms = structures["triclinic"]
+    turn = np.linalg.qr(np.random.default_rng(5).standard_normal((3, 3)))[0]  # det may be -1
+    a, b, c = atoms.cell.array @ turn.T
+    atoms.positions = atoms.positions @ turn.T
+    atoms.set_cell([a, b - 3 * a, c + 2 * b])
+    turned = in_engine_orientation(read_structure(box_file(atoms, tmp_path))).atoms
+    assert np.triu(turned.cell.array, 1) == pytest.approx(0.0, abs=1e-9)
+    assert (np.diag(turned.cell.array) > 0).all()
+    assert abs(turned.cell.volume) == pytest.approx(abs(atoms.cell.volume), rel=1e-7)
+    np.testing.assert_allclose(
+        turned.get_all_distances(mic=True),
+        atoms.get_all_distances(mic=True),
+        atol=1e-6,  # the file keeps eight decimals
+    )

@@ -1,0 +1,298 @@
+"""A student as a force of OpenMM: derivatives, subsets, boxes, refusals, files."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import mdtraj
+import numpy as np
+import openmm
+import pytest
+from ase import Atoms
+from ase.io import write
+from mlff_student.calculator import StudentForceFieldCalculator
+from mlff_student.errors import ArchiveError, InputError
+from mlff_student.structure import Structure, make_topology, perceive_bonds, write_topology
+from mlff_student.units import KJ_PER_MOL, NM
+from numpy.typing import NDArray
+from openmm import unit
+from openmm.app import Element, PDBxFile, Topology
+from openmm_integration import create_system, load_structure, student_force
+from openmm_integration.topology import openmm_topology
+from rdkit import Chem
+from rdkit.Chem import AllChem
+
+
+def topology_of(atoms: Atoms) -> Topology:
+    return openmm_topology(Structure(atoms, make_topology(atoms, perceive_bonds(atoms))))
+
+
+def context_of(system: openmm.System, platform: str = "Reference") -> openmm.Context:
+    return openmm.Context(
+        system, openmm.VerletIntegrator(0.001), openmm.Platform.getPlatformByName(platform)
+    )
+
+
+def energy_at(context: openmm.Context, positions_nm: NDArray[np.float64]) -> float:
+    """Potential energy, kJ/mol."""
+    context.setPositions(positions_nm)
+    energy = context.getState(energy=True).getPotentialEnergy()
+    return energy.value_in_unit(unit.kilojoule_per_mole)
+
+
+def forces_at(context: openmm.Context, positions_nm: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Forces (N, 3), kJ/mol/nm."""
+    context.setPositions(positions_nm)
+    forces = context.getState(forces=True).getForces(asNumpy=True)
+    return forces.value_in_unit(unit.kilojoule_per_mole / unit.nanometer)
+
+
+@pytest.mark.parametrize("name", ["ethanol", "triclinic"])
+def test_forces_are_the_slope_of_the_energy(name, structures, tiny_archive64):
+    """Central differences of the energy that OpenMM returns, along random directions."""
+    atoms = structures[name]
+    positions = atoms.positions / NM
+    context = context_of(create_system(topology_of(atoms), tiny_archive64))
+    forces = forces_at(context, positions)
+    rng = np.random.default_rng(1)
+    step = 1e-5  # nm: truncation falls with its square, rounding of -1e5 kJ/mol grows with 1/step
+    for _ in range(5):
+        direction = rng.standard_normal(positions.shape)
+        up = energy_at(context, positions + step * direction)
+        down = energy_at(context, positions - step * direction)
+        expected = -np.sum(forces * direction)
+        assert (up - down) / (2 * step) == pytest.approx(
+            expected, abs=1e-5 * np.linalg.norm(forces)
+        )
+
+
+def test_subset_of_scattered_atoms(structures, tiny_archive64):
+    """Two of four particles' worth of water among others: only its atoms feel the student."""
+    water, spectators = structures["water"], Atoms("HHHO", positions=np.eye(4, 3) * 1.1 + 0.4)
+    atoms = Atoms("O") + spectators[:2] + Atoms("H") + spectators[2:] + Atoms("H")
+    chosen = [0, 3, 6]
+    atoms.positions[:] = 5.0
+    atoms.positions[chosen] = water.positions
+    atoms.positions[[1, 2, 4, 5]] = spectators.positions
+    topology = topology_of(atoms)
+    forces = forces_at(
+        context_of(create_system(topology, tiny_archive64, atoms=chosen)), atoms.positions / NM
+    )
+    alone = forces_at(
+        context_of(create_system(topology_of(water), tiny_archive64)), water.positions / NM
+    )
+    # The same edges in the same order: equal to the last digit but for the conversion of units.
+    np.testing.assert_allclose(forces[chosen], alone, rtol=1e-12, atol=1e-9)
+    assert not forces[[1, 2, 4, 5]].any()
+
+
+def test_order_of_a_subset(structures, tiny_archive64):
+    """A subset given in another order puts every force on its own atom all the same."""
+    ethanol = structures["ethanol"]
+    order = list(np.random.default_rng(3).permutation(len(ethanol)))
+    shuffled = create_system(topology_of(ethanol), tiny_archive64, atoms=order)
+    plain = create_system(topology_of(ethanol), tiny_archive64)
+    positions = ethanol.positions / NM
+    np.testing.assert_allclose(
+        forces_at(context_of(shuffled), positions),
+        forces_at(context_of(plain), positions),
+        rtol=1e-9,  # sums in another order
+        atol=1e-7,
+    )
+
+
+@pytest.mark.parametrize("name", ["water_box", "triclinic"])
+def test_wrapped_and_unwrapped_positions(name, structures, tiny_archive64):
+    """Moving atoms by lattice vectors changes neither energy nor forces."""
+    atoms = structures[name]
+    context = context_of(create_system(topology_of(atoms), tiny_archive64))
+    images = np.random.default_rng(2).integers(-2, 3, (len(atoms), 3))
+    moved = (atoms.positions + images @ atoms.cell.array) / NM
+    home = atoms.positions / NM
+    assert energy_at(context, moved) == pytest.approx(energy_at(context, home), rel=1e-11)
+    # Rounding of positions a few boxes away, times force constants of some 1e6 kJ/mol/nm2.
+    np.testing.assert_allclose(forces_at(context, moved), forces_at(context, home), atol=1e-6)
+
+
+def test_masses_and_box(structures, tiny_archive):
+    atoms = structures["triclinic"]
+    system = create_system(topology_of(atoms), tiny_archive)
+    masses = [system.getParticleMass(k).value_in_unit(unit.dalton) for k in range(len(atoms))]
+    # OpenMM and ASE take their masses from editions of the IUPAC table that differ by 1e-4.
+    np.testing.assert_allclose(masses, atoms.get_masses(), rtol=1e-3)
+    box = np.array([row.value_in_unit(unit.angstrom) for row in system.getDefaultPeriodicBoxVectors()])
+    np.testing.assert_allclose(box, atoms.cell.array, atol=1e-12)
+    assert system.usesPeriodicBoundaryConditions()
+    assert not create_system(
+        topology_of(structures["water"]), tiny_archive
+    ).usesPeriodicBoundaryConditions()
+
+
+def test_force_group_and_name(structures, tiny_archive):
+    force = student_force(topology_of(structures["water"]), tiny_archive, force_group=3)
+    assert (force.getForceGroup(), force.getName()) == (3, "mlff-student random_tiny")
+
+
+def test_unknown_element_is_refused(tiny_archive):
+    topology = topology_of(Atoms("OH2", positions=np.eye(3)))
+    residue = topology.addResidue("ZN", topology.addChain())
+    topology.addAtom("ZN", Element.getBySymbol("Zn"), residue)
+    with pytest.raises(InputError, match=r"atom 3 \(ZN\) is Zn; the student knows H, C, N"):
+        student_force(topology, tiny_archive)
+    student_force(topology, tiny_archive, atoms=[0, 1, 2])  # it may stand by
+
+
+@pytest.mark.parametrize(
+    ("chosen", "words"),
+    [
+        ([], "no atoms"),
+        ([0, 3], "from 0 to 2"),
+        ([-1], "from 0 to 2"),
+        ([1, 1], "distinct"),
+    ],
+)
+def test_unusable_subset_is_refused(chosen, words, structures, tiny_archive):
+    with pytest.raises(InputError, match=words):
+        student_force(topology_of(structures["water"]), tiny_archive, atoms=chosen)
+
+
+def test_missing_model_is_refused(structures):
+    with pytest.raises(ArchiveError, match="no model 'huge'"):
+        student_force(topology_of(structures["water"]), "huge")
+
+
+@pytest.mark.parametrize("platform", ["Reference", "CPU"])
+def test_nan_positions_raise(platform, structures, tiny_archive):
+    """TorchForce itself passes NaN on in silence."""
+    water = structures["water"]
+    context = context_of(create_system(topology_of(water), tiny_archive), platform)
+    positions = water.positions / NM
+    positions[1, 2] = np.nan
+    with pytest.raises(openmm.OpenMMException, match="NaN"):
+        forces_at(context, positions)
+
+
+def run_python(script: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, timeout=120, check=False
+    )
+
+
+def test_openmm_imported_before_torch(tiny_archive):
+    """Then OpenMM fails to load the kernels of TorchForce; the student loads them again."""
+    result = run_python(f"""
+import openmm
+from openmm_integration import create_system, load_structure
+topology, positions = load_structure("O")
+system = create_system(topology, {str(tiny_archive)!r})
+platform = openmm.Platform.getPlatformByName("Reference")
+context = openmm.Context(system, openmm.VerletIntegrator(0.001), platform)
+context.setPositions(positions)
+print(context.getState(energy=True).getPotentialEnergy())
+""")
+    assert result.returncode == 0, result.stderr
+    assert "kJ/mol" in result.stdout
+
+
+def test_serialised_system(tiny_archive64):
+    """A System read back from XML has the same forces, where TorchForce can be read back at all."""
+    bare = run_python("""
+import torch, openmm, openmmtorch
+class Harmonic(torch.nn.Module):
+    def forward(self, positions):
+        return (positions ** 2).sum()
+force = openmmtorch.TorchForce(torch.jit.script(Harmonic()))
+openmm.XmlSerializer.deserialize(openmm.XmlSerializer.serialize(force))
+""")
+    if bare.returncode:
+        pytest.skip("this openmmtorch cannot read back even a TorchForce without a student")
+    result = run_python(f"""
+import torch, openmm
+from openmm_integration import create_system, load_structure
+topology, positions = load_structure("CCO")
+def forces(system):
+    platform = openmm.Platform.getPlatformByName("Reference")
+    context = openmm.Context(system, openmm.VerletIntegrator(0.001), platform)
+    context.setPositions(positions)
+    return context.getState(forces=True).getForces(asNumpy=True)
+system = create_system(topology, {str(tiny_archive64)!r})
+again = openmm.XmlSerializer.deserialize(openmm.XmlSerializer.serialize(system))
+assert (forces(system) == forces(again)).all()
+""")
+    assert result.returncode == 0, result.stderr
+
+
+def write_structure(kind: str, atoms: Atoms, folder: Path) -> str:
+    """Ethanol as a file of a kind."""
+    path = folder / f"ethanol.{kind}"
+    structure = Structure(atoms, make_topology(atoms, perceive_bonds(atoms)))
+    if kind == "pdb":
+        write_topology(structure, path)
+    elif kind == "cif":
+        with path.open("w") as file:
+            PDBxFile.writeFile(openmm_topology(structure), atoms.positions * unit.angstrom, file)
+    elif kind == "sdf":
+        molecule = Chem.AddHs(Chem.MolFromSmiles("CCO"))
+        AllChem.EmbedMolecule(molecule, randomSeed=1)
+        for index, position in enumerate(atoms.positions):
+            molecule.GetConformer().SetAtomPosition(index, position)
+        Chem.MolToMolFile(molecule, str(path))
+    else:
+        write(path, atoms)
+    return str(path)
+
+
+@pytest.mark.parametrize("kind", ["pdb", "cif", "sdf", "xyz", "extxyz"])
+def test_load_structure_from_files(kind, structures, tmp_path):
+    atoms = structures["ethanol"]
+    if kind == "sdf":  # the order of RDKit: heavy atoms as in CCO, then their hydrogens
+        atoms = load_ethanol()
+    topology, positions = load_structure(write_structure(kind, atoms, tmp_path))
+    assert [atom.element.symbol for atom in topology.atoms()] == list(atoms.symbols)
+    assert topology.getNumBonds() == 8
+    assert topology.getPeriodicBoxVectors() is None
+    # PDB keeps three decimals of an angstrom, mol files four.
+    np.testing.assert_allclose(positions.value_in_unit(unit.angstrom), atoms.positions, atol=6e-4)
+
+
+def load_ethanol() -> Atoms:
+    topology, positions = load_structure("CCO")
+    symbols = [atom.element.symbol for atom in topology.atoms()]
+    return Atoms(symbols, positions=positions.value_in_unit(unit.angstrom))
+
+
+def test_load_structure_from_smiles():
+    ethanol = load_ethanol()
+    assert ethanol.get_chemical_formula() == "C2H6O"
+    assert len(perceive_bonds(ethanol)) == 8
+
+
+@pytest.mark.parametrize("handedness", [1.0, -1.0])
+def test_load_structure_turns_any_cell(handedness, structures, tiny_archive64, tmp_path):
+    """A cell that OpenMM does not take as it is (turned, left-handed, strongly tilted)."""
+    atoms = structures["triclinic"]
+    turn = np.linalg.qr(np.random.default_rng(4).standard_normal((3, 3)))[0]
+    turn[0] *= handedness * np.linalg.det(turn)
+    atoms.set_cell(atoms.cell.array @ turn.T, scale_atoms=True)
+    a, b, c = atoms.cell.array
+    atoms.set_cell([a, b + a, c - 2 * b])  # the same lattice
+    atoms.calc = StudentForceFieldCalculator(tiny_archive64)
+    expected = atoms.get_potential_energy()
+    path = tmp_path / "crystal.extxyz"
+    write(path, atoms)
+
+    topology, positions = load_structure(str(path))
+    context = context_of(create_system(topology, tiny_archive64))
+    energy = energy_at(context, positions.value_in_unit(unit.nanometer)) * KJ_PER_MOL
+    assert energy == pytest.approx(expected, rel=1e-8)  # the file keeps eight decimals
+
+
+def test_pdb_with_a_box(structures, tmp_path):
+    atoms = structures["triclinic"]
+    path = tmp_path / "box.pdb"
+    write_topology(Structure(atoms, make_topology(atoms, perceive_bonds(atoms))), path)
+    topology, _ = load_structure(str(path))
+    box = np.array(topology.getPeriodicBoxVectors().value_in_unit(unit.angstrom))
+    # CRYST1 keeps hundredths of a degree: 8 angstrom times 1e-4 rad.
+    np.testing.assert_allclose(box, atoms.cell.array, atol=3e-3)
+    assert mdtraj.load(str(path)).n_atoms == topology.getNumAtoms()

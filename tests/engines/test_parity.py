@@ -1,0 +1,99 @@
+"""Every engine computes the numbers of the archive it was given."""
+
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import openmm
+import pytest
+import torch
+from ase import Atoms
+from mlff_student.calculator import StudentForceFieldCalculator
+from mlff_student.checkpoints import archive_of
+from mlff_student.lammps_run import single_point
+from mlff_student.structure import Structure, make_topology
+from mlff_student.units import KJ_PER_MOL
+from numpy.typing import NDArray
+from openmm import unit
+from openmm_integration import create_system
+from openmm_integration.topology import openmm_topology
+
+STRUCTURES = ("water", "ethanol", "molecule32", "water_box", "triclinic")
+
+
+class Tolerance(NamedTuple):
+    """Largest differences allowed."""
+
+    energy: float  # eV/atom
+    forces: float  # eV/angstrom
+    virial: float  # of its largest component
+
+
+TOLERANCES = {
+    # The engines list neighbours in different orders, and float32 sums depend on the order.
+    "float32": Tolerance(energy=1e-6, forces=1e-5, virial=1e-5),
+    # The same in float64, whose rounding is 1e9 times smaller. The virial comes out of LAMMPS as a
+    # pressure, and LAMMPS rounds 1 eV/angstrom^3 to 1.6021765e6 bar, 8e-8 off CODATA.
+    "float64": Tolerance(energy=1e-11, forces=1e-9, virial=1e-7),
+}
+# LAMMPS rounds the energy units' ratio to 23.060549, 5e-8 off CODATA.
+REAL_UNITS = 1e-7
+
+
+def openmm_point(atoms: Atoms, archive: Path, platform: str) -> tuple[float, NDArray[np.float64]]:
+    """Energy (eV) and forces (N, 3) in eV/angstrom."""
+    system = create_system(openmm_topology(Structure(atoms, make_topology(atoms, []))), archive)
+    context = openmm.Context(
+        system, openmm.VerletIntegrator(0.001), openmm.Platform.getPlatformByName(platform)
+    )
+    context.setPositions(atoms.positions * unit.angstrom)
+    state = context.getState(energy=True, forces=True)
+    energy = state.getPotentialEnergy().value_in_unit(unit.kilojoule_per_mole)
+    forces = state.getForces(asNumpy=True).value_in_unit(unit.kilojoule_per_mole / unit.angstrom)
+    return energy * KJ_PER_MOL, forces * KJ_PER_MOL
+
+
+def archive_virial(atoms: Atoms, archive: Path) -> NDArray[np.float64]:
+    _, _, virial = archive_of(archive).module(
+        torch.tensor(atoms.positions),
+        torch.tensor(atoms.numbers),
+        torch.tensor(atoms.cell.array),
+        torch.tensor(atoms.pbc),
+    )
+    return virial.numpy()
+
+
+@pytest.mark.parametrize("precision", ["float32", "float64"])
+@pytest.mark.parametrize("name", STRUCTURES)
+def test_engines_agree(
+    name: str,
+    precision: str,
+    structures: dict[str, Atoms],
+    tiny_archive: Path,
+    tiny_archive64: Path,
+    tmp_path: Path,
+) -> None:
+    """ASE, OpenMM on two platforms, LAMMPS in two unit systems: one energy, one set of forces."""
+    atoms = structures[name]
+    archive = tiny_archive if precision == "float32" else tiny_archive64
+    allowed = TOLERANCES[precision]
+    atoms.calc = StudentForceFieldCalculator(archive)
+    energy, forces = atoms.get_potential_energy(), atoms.get_forces()
+    virial = archive_virial(atoms, archive)
+    assert abs(forces).max() > 0.1, "forces that vanish would agree in any engine"
+
+    found = {p: openmm_point(atoms, archive, p) for p in ("Reference", "CPU")}
+    # One unit system is enough for the second precision: the conversion is the same code.
+    for units in ("metal", "real") if precision == "float32" else ("metal",):
+        point = single_point(atoms, archive, tmp_path, units)
+        found[units] = point.energy, point.forces
+        relative = REAL_UNITS if units == "real" else 0.0
+        virial_error = abs(point.virial - virial).max() / abs(virial).max()
+        assert virial_error < allowed.virial + relative, units
+
+    for engine, (other_energy, other_forces) in found.items():
+        relative = REAL_UNITS if engine == "real" else 0.0
+        energy_error = abs(other_energy - energy)
+        force_error = abs(other_forces - forces).max()
+        assert energy_error < allowed.energy * len(atoms) + relative * abs(energy), engine
+        assert force_error < allowed.forces + relative * abs(forces).max(), engine

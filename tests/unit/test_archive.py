@@ -1,0 +1,519 @@
+"""The archive: its contract with any client, what it refuses to load, and how it is exported."""
+
+import hashlib
+import json
+import os
+import zipfile
+from collections.abc import Callable
+from copy import deepcopy
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from ase import Atoms
+from torch import Tensor
+
+import mlff_student.export
+from mlff_student.archive import (
+    FORMAT,
+    FORMAT_VERSION,
+    METADATA_FILE,
+    Archive,
+    load_archive,
+    save_archive,
+)
+from mlff_student.checkpoints import archive_of, load_student
+from mlff_student.errors import ArchiveError, InputError
+from mlff_student.export import compare, eager_energy_and_forces, export
+from mlff_student.neighbours import neighbour_edges
+from mlff_student.student import PRESETS, Student
+
+RandomStudent = Callable[..., Student]
+Call = tuple[Tensor, Tensor, Tensor, Tensor]
+SYSTEMS = ["water", "ethanol", "molecule32", "water_box", "triclinic"]
+# Two orders of summation in float32 of forces of a few eV/angstrom: 1e-6 measured.
+FLOAT32_ENERGY, FLOAT32_FORCE = 1e-5, 2e-5
+
+
+def call_of(atoms: Atoms, dtype: torch.dtype = torch.float64) -> Call:
+    return (
+        torch.tensor(atoms.positions, dtype=dtype),
+        torch.tensor(atoms.numbers),
+        torch.tensor(atoms.cell.array, dtype=dtype),
+        torch.tensor(atoms.pbc),
+    )
+
+
+@pytest.fixture
+def archive(tiny_archive: Path) -> Archive:
+    """A copy of its own for each test."""
+    return load_archive(tiny_archive)
+
+
+@pytest.fixture
+def archive64(tiny_archive64: Path) -> Archive:
+    return load_archive(tiny_archive64)
+
+
+# --- Contract -----------------------------------------------------------------------------------
+
+
+def test_metadata_tells_all_that_a_client_needs(
+    archive: Archive, tiny_checkpoint: Path, random_student: RandomStudent
+):
+    metadata, config = archive.metadata, PRESETS["tiny"]
+    card = json.loads(tiny_checkpoint.with_name("card.json").read_text())
+    student = random_student("tiny")
+    assert metadata["format"] == FORMAT
+    assert metadata["format_version"] == FORMAT_VERSION
+    assert metadata["name"] == "random_tiny"
+    assert metadata["parameters"] == sum(weight.numel() for weight in student.parameters())
+    assert tuple(metadata["elements"]) == config.elements
+    assert metadata["cutoff"] == 5.0
+    assert metadata["layers"] == config.layers
+    assert metadata["channels"] == config.channels
+    assert metadata["radial_functions"] == config.radial_functions
+    assert metadata["units"] == {"length": "angstrom", "energy": "eV"}
+    assert metadata["dtype"] == "float32"
+    for key in ("teacher", "dataset_sha256", "recipe", "accuracy", "domain"):
+        assert metadata[key] == card[key]
+    assert set(metadata["self_check"]) == {"atomic_numbers", "positions", "energy", "forces"}
+    assert metadata["versions"]["torch"] == torch.__version__
+    assert {"mlff_student", "python"} <= set(metadata["versions"])
+
+
+def test_facts_are_attributes_of_the_module_for_clients_without_a_json_parser(archive: Archive):
+    module, metadata = archive
+    assert module.format_version == FORMAT_VERSION
+    assert module.name == metadata["name"]
+    assert module.cutoff == metadata["cutoff"]
+    assert module.elements == metadata["elements"]
+    assert module.parameter_count == metadata["parameters"]
+    assert module.dtype_name == metadata["dtype"]
+    assert module.teacher == metadata["teacher"]
+
+
+def test_archive_is_plain_torch(tiny_archive: Path):
+    """No custom operator, so that it runs wherever libtorch does."""
+    with zipfile.ZipFile(tiny_archive) as file:
+        code = "".join(file.read(n).decode() for n in file.namelist() if n.endswith(".py"))
+    assert "def from_edges" in code
+    assert "ops.mlff_student" not in code
+
+
+def test_saved_and_loaded_archive_computes_the_same_bits(
+    archive: Archive, structures: dict[str, Atoms], tmp_path: Path
+):
+    save_archive(archive, tmp_path / "again.pt")
+    again = load_archive(tmp_path / "again.pt")
+    assert again.metadata == archive.metadata
+    for name in SYSTEMS:
+        for one, other in zip(
+            archive.module(*call_of(structures[name])),
+            again.module(*call_of(structures[name])),
+            strict=True,
+        ):
+            assert torch.equal(one, other), name
+
+
+@pytest.mark.parametrize("name", SYSTEMS)
+def test_archive_equals_the_student(
+    name: str, archive64: Archive, random_student: RandomStudent, structures: dict[str, Atoms]
+):
+    """Against vesin's neighbours and autograd's forces."""
+    atoms = structures[name]
+    energy, forces = eager_energy_and_forces(random_student("tiny"), PRESETS["tiny"], atoms)
+    found, found_forces, _ = archive64.module(*call_of(atoms))
+    assert float(found) == pytest.approx(energy, abs=1e-10)
+    np.testing.assert_allclose(found_forces.numpy(), forces, atol=1e-10)
+
+
+@pytest.mark.parametrize("name", SYSTEMS)
+def test_from_edges_equals_forward(name: str, archive64: Archive, structures: dict[str, Atoms]):
+    positions, numbers, cell, pbc = call_of(structures[name])
+    energy, forces, virial = archive64.module(positions, numbers, cell, pbc)
+    vectors, index = neighbour_edges(positions, cell, pbc, archive64.metadata["cutoff"])
+    shuffle = torch.randperm(len(vectors), generator=torch.Generator().manual_seed(0))
+    vectors, index = vectors[shuffle], index[:, shuffle]  # a client's list has its own order
+    energies, gradient = archive64.module.from_edges(vectors, index, numbers, len(numbers))
+    gathered = torch.zeros_like(forces)
+    gathered = gathered.index_add(0, index[0], gradient).index_add(0, index[1], -gradient)
+    tight = {"rtol": 1e-11, "atol": 1e-11}
+    assert energies.shape == (len(numbers),)
+    torch.testing.assert_close(energies.sum(), energy, **tight)
+    torch.testing.assert_close(gathered, forces, **tight)
+    torch.testing.assert_close(-torch.einsum("ea,eb->ab", vectors, gradient), virial, **tight)
+    per_atom, _, _ = archive64.module.evaluate(positions, numbers, cell, pbc)
+    torch.testing.assert_close(per_atom, energies, **tight)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("mode", ["grad", "no_grad", "inference_mode", "frozen"])
+def test_gradients_are_inside(
+    mode: str, dtype: torch.dtype, archive: Archive, structures: dict[str, Atoms]
+):
+    """However it is called, a client gets detached, contiguous float64 results."""
+    module = torch.jit.freeze(archive.module.eval()) if mode == "frozen" else archive.module
+    context = {"no_grad": torch.no_grad, "inference_mode": torch.inference_mode}
+    for name in SYSTEMS:
+        expected = archive.module(*call_of(structures[name]))
+        with context.get(mode, torch.enable_grad)():
+            for _ in range(3):  # the first calls profile, later ones run what was compiled
+                energy, forces, virial = module(*call_of(structures[name], dtype))
+        for one in (energy, forces, virial):
+            assert one.dtype == torch.float64
+            assert one.is_contiguous()
+            assert not one.requires_grad
+        assert energy.shape == ()
+        assert forces.shape == (len(structures[name]), 3)
+        assert virial.shape == (3, 3)
+        # Positions narrowed to float32 move by 1e-6 angstrom.
+        tolerance = 1.0 if dtype == torch.float64 else 30.0
+        assert abs(float(energy - expected[0])) < FLOAT32_ENERGY * tolerance
+        assert float((forces - expected[1]).abs().max()) < FLOAT32_FORCE * tolerance
+
+
+def test_forces_are_contiguous_in_both_precisions(
+    archive: Archive, archive64: Archive, structures: dict[str, Atoms]
+):
+    """OpenMM's TorchForce reads the buffer of a forces tensor without looking at its strides."""
+    for one in (archive, archive64):
+        for name in SYSTEMS:
+            assert one.module(*call_of(structures[name]))[1].stride() == (3, 1)
+
+
+@pytest.mark.parametrize("name", ["ethanol", "triclinic"])
+def test_forces_are_minus_the_gradient(name: str, archive64: Archive, structures: dict[str, Atoms]):
+    positions, numbers, cell, pbc = call_of(structures[name])
+    _, forces, _ = archive64.module(positions, numbers, cell, pbc)
+    step = 1e-4
+    for atom, axis in [(0, 0), (1, 2), (4, 1)]:
+        energies = []
+        for sign in (1.0, -1.0):
+            moved = positions.clone()
+            moved[atom, axis] += sign * step
+            energies.append(float(archive64.module(moved, numbers, cell, pbc)[0]))
+        slope = (energies[0] - energies[1]) / (2 * step)
+        # Second order in the step, times a third derivative of some hundred eV/angstrom^3.
+        assert -slope == pytest.approx(float(forces[atom, axis]), abs=1e-5)
+
+
+def test_float32_archive_agrees_with_float64(
+    archive: Archive, archive64: Archive, structures: dict[str, Atoms]
+):
+    for name in SYSTEMS:
+        single, double = (one.module(*call_of(structures[name])) for one in (archive, archive64))
+        assert abs(float(single[0] - double[0])) < len(structures[name]) * 1e-5
+        assert float((single[1] - double[1]).abs().max()) < 1e-4
+
+
+def test_no_atoms_no_energy(archive: Archive):
+    energy, forces, virial = archive.module(*call_of(Atoms()))
+    assert float(energy) == 0.0
+    assert forces.shape == (0, 3)
+    assert not virial.any()
+
+
+# --- Bad input ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("number", [3, 0, -1, 118, 119, 100_000])
+def test_unknown_element_is_named(number: int, archive: Archive, structures: dict[str, Atoms]):
+    positions, numbers, cell, pbc = call_of(structures["water"])
+    numbers[1] = number
+    with pytest.raises(torch.jit.Error) as caught:
+        archive.module(positions, numbers, cell, pbc)
+    message = f"atomic number {number} is unknown to this student; it knows H, C, N, O, F, P, S, Cl"
+    assert message in str(caught.value)
+    edges = torch.zeros(0, 3).double(), torch.zeros(2, 0).long()
+    with pytest.raises(torch.jit.Error, match=f"atomic number {number} is unknown"):
+        archive.module.from_edges(*edges, numbers, 3)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+def test_positions_that_are_not_finite_raise(
+    value: float, archive: Archive, structures: dict[str, Atoms]
+):
+    positions, numbers, cell, pbc = call_of(structures["water_box"])
+    positions[5, 2] = value
+    with pytest.raises(torch.jit.Error, match="a position is NaN or infinite"):
+        archive.module(positions, numbers, cell, pbc)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_a_cell_that_is_not_finite_raises(
+    value: float, archive: Archive, structures: dict[str, Atoms]
+):
+    """Otherwise no atom has a neighbour, and the forces are zero without a word."""
+    positions, numbers, cell, pbc = call_of(structures["water_box"])
+    cell[1, 1] = value
+    with pytest.raises((torch.jit.Error, RuntimeError)):
+        archive.module(positions, numbers, cell, pbc)
+
+
+# --- Refused files ------------------------------------------------------------------------------
+
+
+def refusal(path: Path) -> str:
+    """Text of the error that loading gives."""
+    with pytest.raises(ArchiveError) as caught:
+        load_archive(path)
+    assert str(path) in str(caught.value)
+    return str(caught.value)
+
+
+def test_missing_file(tmp_path: Path):
+    assert "python export.py --model" in refusal(tmp_path / "nothing.pt")
+
+
+@pytest.mark.parametrize("part", [0.0, 1e-5, 0.1, 0.5, 0.9, 0.99, 0.9999])
+def test_truncated_file(part: float, tiny_archive: Path, tmp_path: Path):
+    content = tiny_archive.read_bytes()
+    path = tmp_path / "cut.pt"
+    path.write_bytes(content[: int(part * len(content))])
+    message = refusal(path)
+    assert "damaged" in message
+    assert "export it again" in message
+    with pytest.raises(ArchiveError):
+        archive_of(path)
+
+
+@pytest.mark.parametrize("member", ["data.pkl", "constants.pkl", "archive.py", "student.py"])
+def test_damaged_bytes_are_refused_or_harmless(member: str, tiny_archive: Path, tmp_path: Path):
+    """One bit flipped in the structure or the code of the file: an ArchiveError, or a file that
+    passes its self-check (a bit of padding, or of the name of a variable).
+    """
+    content = tiny_archive.read_bytes()
+    with zipfile.ZipFile(tiny_archive) as file:
+        entries = [one for one in file.infolist() if one.filename.endswith(f"/{member}")]
+    path, refused = tmp_path / "flipped.pt", 0
+    for entry in entries:
+        for bit in range(10):
+            damaged = bytearray(content)
+            damaged[entry.header_offset + 80 + bit * entry.compress_size // 11] ^= 1 << bit % 7
+            path.write_bytes(damaged)
+            try:
+                load_archive(path)
+            except ArchiveError:
+                refused += 1
+    assert refused > 0 or not entries
+
+
+@pytest.mark.parametrize("content", [b"", b"mlff-student-archive", os.urandom(5000)])
+def test_bytes_of_something_else(content: bytes, tmp_path: Path):
+    path = tmp_path / "foreign.pt"
+    path.write_bytes(content)
+    assert "is not a TorchScript archive" in refusal(path)
+
+
+class Foreign(torch.nn.Module):
+    def forward(self, positions: Tensor) -> Tensor:
+        return positions.sum()
+
+
+def test_torchscript_of_something_else(archive: Archive, tmp_path: Path):
+    path = tmp_path / "foreign.pt"
+    torch.jit.save(torch.jit.script(Foreign()), str(path))
+    assert f"is TorchScript, but not an {FORMAT}" in refusal(path)
+    # Not even under our metadata.
+    save_archive(Archive(torch.jit.script(Foreign()), archive.metadata), path)
+    assert "hash" in refusal(path)
+
+
+def test_checkpoint_is_not_an_archive(tiny_checkpoint: Path):
+    assert "is not a TorchScript archive" in refusal(tiny_checkpoint)
+
+
+def with_metadata(archive: Archive, text: str, path: Path) -> Path:
+    torch.jit.save(archive.module, str(path), _extra_files={METADATA_FILE: text})
+    return path
+
+
+@pytest.mark.parametrize("text", ["{}", "[]", "null", "7", '{"format": "another"}'])
+def test_metadata_of_something_else(text: str, archive: Archive, tmp_path: Path):
+    assert FORMAT in refusal(with_metadata(archive, text, tmp_path / "foreign.pt"))
+
+
+@pytest.mark.parametrize("key", ["weights_sha256", "self_check"])
+def test_metadata_without_what_the_checks_need(key: str, archive: Archive, tmp_path: Path):
+    metadata = {name: value for name, value in archive.metadata.items() if name != key}
+    refusal(with_metadata(archive, json.dumps(metadata), tmp_path / "less.pt"))
+
+
+def test_another_format_version(archive: Archive, tmp_path: Path):
+    metadata = archive.metadata | {"format_version": FORMAT_VERSION + 1}
+    message = refusal(with_metadata(archive, json.dumps(metadata), tmp_path / "later.pt"))
+    assert f"expected {FORMAT} version {FORMAT_VERSION}" in message
+    assert f"found {FORMAT} version {FORMAT_VERSION + 1}" in message
+    assert "export it again" in message
+
+
+@pytest.mark.parametrize(
+    "altered",
+    ["readout_in.bias", "blocks.1.mix.weight", "references", "basis.frequencies",
+     "repulsion.charges"],
+)  # fmt: skip
+def test_altered_weights(altered: str, archive: Archive, tmp_path: Path):
+    archive.module.state_dict()[f"student.{altered}"].flatten()[-1].add_(1e-3)
+    path = tmp_path / "altered.pt"
+    save_archive(archive, path)
+    message = refusal(path)
+    assert "hash" in message
+    assert archive.metadata["weights_sha256"][:12] in message
+    assert "export it again" in message
+
+
+def test_altered_self_check_numbers(archive: Archive, tmp_path: Path):
+    path = tmp_path / "altered.pt"
+    for key, change in [("energy", 2e-4), ("energy", float("nan")), ("forces", 2e-3)]:
+        metadata = deepcopy(archive.metadata)
+        if key == "energy":
+            metadata["self_check"]["energy"] += change
+        else:
+            metadata["self_check"]["forces"][3][1] += change
+        save_archive(Archive(archive.module, metadata), path)
+        message = refusal(path)
+        assert "self-check" in message
+        assert "mlff-student doctor" in message
+
+
+# --- Models by name and path --------------------------------------------------------------------
+
+
+def test_archive_of_a_checkpoint_equals_the_exported_one(
+    tiny_checkpoint: Path, tiny_archive: Path, structures: dict[str, Atoms]
+):
+    compiled, loaded = archive_of(tiny_checkpoint), archive_of(tiny_archive)
+    assert compiled.metadata == loaded.metadata
+    for one, other in zip(
+        compiled.module(*call_of(structures["ethanol"])),
+        loaded.module(*call_of(structures["ethanol"])),
+        strict=True,
+    ):
+        torch.testing.assert_close(one, other, rtol=0, atol=FLOAT32_FORCE)
+
+
+def test_unknown_model_name_lists_the_known_ones():
+    with pytest.raises(ArchiveError, match=r"no model 'orignal'; shipped are .* or give the path"):
+        archive_of("orignal")
+
+
+@pytest.mark.parametrize("content", [b"", b"\x80\x02}q\x00.", os.urandom(3000)])
+def test_foreign_checkpoints_are_refused(content: bytes, tmp_path: Path):
+    path = tmp_path / "model.pt"
+    path.write_bytes(content)
+    with pytest.raises(ArchiveError, match=str(path)):
+        archive_of(path)
+    with pytest.raises(ArchiveError, match="is not a checkpoint of a student"):
+        load_student(path)
+
+
+def test_incomplete_checkpoints_are_refused(tiny_checkpoint: Path, tmp_path: Path):
+    content = torch.load(tiny_checkpoint, weights_only=True)
+    path = tmp_path / "model.pt"
+    for change in [
+        {"weights": {}},
+        {"config": content["config"] | {"channels": 128}},
+        {"config": content["config"] | {"depth": 1}},
+    ]:
+        torch.save(content | change, path)
+        with pytest.raises(ArchiveError, match="is not a checkpoint of a student"):
+            load_student(path)
+
+
+# --- Export -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_export_writes_a_verified_archive(dtype: str, tiny_checkpoint: Path, tmp_path: Path):
+    output = tmp_path / "model.pt"
+    agreements = export(tiny_checkpoint, output, dtype)
+    assert [path.name for path in tmp_path.iterdir()] == ["model.pt"]
+    assert load_archive(output).metadata["dtype"] == dtype
+    assert {one.dtype for one in agreements} == {"float32", "float64"}
+    assert len({one.structure for one in agreements}) >= 5
+    for one in agreements:
+        assert one.passed, one
+        exact = one.dtype == "float64"
+        assert one.energy_ev_per_atom <= (1e-11 if exact else 1e-6)
+        assert one.forces_ev_per_angstrom <= (1e-9 if exact else 2e-5)
+
+
+def test_verification_sees_a_wrong_weight(
+    archive64: Archive, random_student: RandomStudent, tiny_checkpoint: Path
+):
+    student, config = load_student(tiny_checkpoint, torch.float64)
+    assert all(one.passed for one in compare(student, config, archive64))
+    archive64.module.state_dict()["student.blocks.1.update_in.weight"][3, 5].add_(1e-6)
+    assert not all(one.passed for one in compare(student, config, archive64))
+
+
+def test_failed_verification_leaves_the_existing_output_untouched(
+    tiny_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """A compiler that builds something else than the student, but consistently so."""
+    build = mlff_student.export.build_archive
+
+    def miscompile(student: Student, *arguments):
+        broken = deepcopy(student)
+        broken.blocks[0].filter.bias[7] += 0.01
+        return build(broken, *arguments)
+
+    monkeypatch.setattr(mlff_student.export, "build_archive", miscompile)
+    output = tmp_path / "model.pt"
+    output.write_bytes(b"the archive that works")
+    with pytest.raises(ArchiveError, match=r"archive of random_tiny disagrees .* ethanol, open"):
+        export(tiny_checkpoint, output)
+    assert output.read_bytes() == b"the archive that works"
+    assert len(list(tmp_path.iterdir())) == 1
+
+
+def test_export_replaces_an_existing_archive(tiny_checkpoint: Path, tmp_path: Path):
+    output = tmp_path / "model.pt"
+    output.write_bytes(b"old")
+    export(tiny_checkpoint, output, verify=False)
+    assert load_archive(output).metadata["name"] == "random_tiny"
+
+
+def test_exports_into_bad_places_leave_nothing_behind(tiny_checkpoint: Path, tmp_path: Path):
+    (tmp_path / "file").write_text("")
+    (tmp_path / "folder").mkdir()
+    for output in ("missing/model.pt", "file/model.pt", "folder", "n" * 300 + ".pt"):
+        with pytest.raises(InputError, match=f"cannot write {tmp_path / output}"):
+            export(tiny_checkpoint, tmp_path / output, verify=False)
+    assert sorted(path.name for path in tmp_path.rglob("*")) == ["file", "folder"]
+
+
+def test_export_into_a_folder_that_may_not_be_written_to(tiny_checkpoint: Path, tmp_path: Path):
+    folder = tmp_path / "read_only"
+    folder.mkdir(mode=0o500)
+    if os.access(folder, os.W_OK):  # root may write anywhere but into the kernel's own tree
+        folder = Path("/sys")
+        if not folder.is_dir():
+            pytest.skip("no folder that this user may not write to")
+    with pytest.raises(InputError, match=f"cannot write {folder / 'model.pt'}"):
+        export(tiny_checkpoint, folder / "model.pt", verify=False)
+    assert not (folder / "model.pt").exists()
+
+
+def test_export_of_an_unknown_precision(tiny_checkpoint: Path, tmp_path: Path):
+    with pytest.raises(InputError, match=r"float16.*float32"):
+        export(tiny_checkpoint, tmp_path / "model.pt", dtype="float16")
+
+
+def test_missing_checkpoint(tmp_path: Path):
+    with pytest.raises(ArchiveError, match="no checkpoint"):
+        export(tmp_path / "nothing" / "model.pt", tmp_path / "out.pt")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_export_does_not_depend_on_the_machine_state(tiny_checkpoint: Path, tmp_path: Path):
+    """Two exports have the same weights, hash and reference numbers."""
+    metadata = []
+    for index in range(2):
+        torch.manual_seed(index)
+        export(tiny_checkpoint, tmp_path / "model.pt", verify=False)
+        metadata.append(load_archive(tmp_path / "model.pt").metadata)
+    assert metadata[0] == metadata[1]
+    assert len(metadata[0]["weights_sha256"]) == hashlib.sha256().digest_size * 2
