@@ -242,7 +242,8 @@ def analyze_command(
     passed = all(check.passed for check in checks)
     results = record | {"passed": passed}
     results |= {f"{check.name}_passed": check.passed for check in checks}
-    write_results(json or trajectory.with_suffix(".json"), "analyze", "", [results])
+    # Not run.json: that is the summary of `md`, by which it knows a finished run.
+    write_results(json or trajectory.with_suffix(".analysis.json"), "analyze", "", [results])
     if not quiet:
         console.print(drift_table({label: record}, {label: checks}))
     if not passed:

@@ -59,7 +59,7 @@ def test_forces_are_the_slope_of_the_energy(structures, tiny_archive64, tmp_path
     "atoms",
     [
         Atoms("O", positions=[[0.0, 0.0, 0.0]]),
-        Atoms("CO", positions=[[0.0, 0.0, 0.0], [0.0, 3.0, 5.5]]),
+        Atoms("ON", positions=[[0.0, 0.0, 0.0], [0.0, 3.0, 5.5]]),
     ],
     ids=["one atom", "two atoms beyond the cutoff"],
 )
@@ -110,7 +110,9 @@ jump SELF next
         tmp_path,
         "sums",
     )
-    rows = np.array([line.split()[1:] for line in log.splitlines() if line.startswith("SUM")], float)
+    rows = np.array(
+        [line.split()[1:] for line in log.splitlines() if line.startswith("SUM")], float
+    )
     assert len(rows) == 13
     # Off-diagonal terms of nine components differ from their mirror images until they are summed.
     scale = abs(rows[1:]).max()

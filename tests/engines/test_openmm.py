@@ -120,7 +120,9 @@ def test_masses_and_box(structures, tiny_archive):
     masses = [system.getParticleMass(k).value_in_unit(unit.dalton) for k in range(len(atoms))]
     # OpenMM and ASE take their masses from editions of the IUPAC table that differ by 1e-4.
     np.testing.assert_allclose(masses, atoms.get_masses(), rtol=1e-3)
-    box = np.array([row.value_in_unit(unit.angstrom) for row in system.getDefaultPeriodicBoxVectors()])
+    box = np.array(
+        [row.value_in_unit(unit.angstrom) for row in system.getDefaultPeriodicBoxVectors()]
+    )
     np.testing.assert_allclose(box, atoms.cell.array, atol=1e-12)
     assert system.usesPeriodicBoundaryConditions()
     assert not create_system(

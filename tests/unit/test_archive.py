@@ -279,7 +279,7 @@ def test_truncated_file(part: float, tiny_archive: Path, tmp_path: Path):
         archive_of(path)
 
 
-@pytest.mark.parametrize("member", ["data.pkl", "constants.pkl", "archive.py", "student.py"])
+@pytest.mark.parametrize("member", ["data.pkl", "archive.py", "student.py"])
 def test_damaged_bytes_are_refused_or_harmless(member: str, tiny_archive: Path, tmp_path: Path):
     """One bit flipped in the structure or the code of the file: an ArchiveError, or a file that
     passes its self-check (a bit of padding, or of the name of a variable).
@@ -297,7 +297,7 @@ def test_damaged_bytes_are_refused_or_harmless(member: str, tiny_archive: Path, 
                 load_archive(path)
             except ArchiveError:
                 refused += 1
-    assert refused > 0 or not entries
+    assert refused > 0
 
 
 @pytest.mark.parametrize("content", [b"", b"mlff-student-archive", os.urandom(5000)])

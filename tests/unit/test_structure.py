@@ -1,0 +1,404 @@
+"""Reading structures of every format, and the refusal of those that would give a wrong number."""
+
+from pathlib import Path
+
+import mdtraj
+import numpy as np
+import pytest
+from ase import Atoms
+from ase.build import molecule
+from ase.io import write
+from rdkit import Chem
+from rdkit.Chem import AllChem
+
+from mlff_student.calculator import StudentForceFieldCalculator
+from mlff_student.distill.molecules import embed, read_library
+from mlff_student.elements import ELEMENTS
+from mlff_student.errors import InputError, StudentError
+from mlff_student.structure import (
+    Structure,
+    atom_missing_hydrogen,
+    check_structure,
+    make_topology,
+    perceive_bonds,
+    read_structure,
+    write_topology,
+)
+
+ASPIRIN = "CC(=O)Oc1ccccc1C(=O)O"  # 21 atoms, 21 bonds
+PDB_ROUNDING = 6e-4  # angstrom; the format has three decimals
+
+
+@pytest.fixture(scope="module")
+def aspirin() -> tuple[Atoms, list[tuple[int, int]]]:
+    return embed(ASPIRIN)
+
+
+def bonds_of(structure: Structure) -> set[tuple[int, int]]:
+    return {tuple(sorted((a.index, b.index))) for a, b in structure.topology.bonds}
+
+
+def sorted_pairs(bonds: list[tuple[int, int]]) -> set[tuple[int, int]]:
+    return {tuple(sorted(pair)) for pair in bonds}
+
+
+def rdkit_molecule(atoms: Atoms) -> Chem.Mol:
+    mol = Chem.AddHs(Chem.MolFromSmiles(ASPIRIN))
+    AllChem.EmbedMolecule(mol, randomSeed=1)
+    for index, position in enumerate(atoms.positions):
+        mol.GetConformer().SetAtomPosition(index, position.tolist())
+    return mol
+
+
+# --- Reading ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("suffix", ["pdb", "cif", "sdf", "mol", "xyz", "extxyz"])
+def test_every_format_gives_the_same_molecule(
+    suffix: str, aspirin: tuple[Atoms, list[tuple[int, int]]], tmp_path: Path
+):
+    atoms, bonds = aspirin
+    path = tmp_path / f"aspirin.{suffix}"
+    if suffix == "pdb":
+        write_topology(Structure(atoms, make_topology(atoms, bonds)), path)
+    elif suffix == "cif":
+        topology = make_topology(atoms, bonds)
+        mdtraj.Trajectory(atoms.positions[None] / 10.0, topology).save_cif(str(path))
+    elif suffix in ("sdf", "mol"):
+        with Chem.SDWriter(str(path)) as writer:
+            writer.write(rdkit_molecule(atoms))
+    else:
+        write(path, atoms)
+    found = read_structure(str(path))
+    assert list(found.atoms.symbols) == list(atoms.symbols)
+    # mdtraj holds positions as float32, in nm; a mol file has four decimals.
+    np.testing.assert_allclose(found.atoms.positions, atoms.positions, atol=PDB_ROUNDING)
+    assert not found.atoms.pbc.any()
+    assert bonds_of(found) == sorted_pairs(bonds)
+    assert [a.element.symbol for a in found.topology.atoms] == list(atoms.symbols)
+    check_structure(found.atoms)
+
+
+def test_pdb_written_by_another_program_without_bonds(tmp_path: Path):
+    path = tmp_path / "ethanol.pdb"
+    write(path, molecule("CH3CH2OH"))
+    found = read_structure(str(path))
+    assert bonds_of(found) == sorted_pairs(perceive_bonds(molecule("CH3CH2OH")))
+    assert found.topology.n_bonds == 8
+
+
+def test_periodic_files_keep_their_cell(structures: dict[str, Atoms], tmp_path: Path):
+    for name in ("water_box", "triclinic"):
+        atoms = structures[name]
+        for suffix in ("extxyz", "pdb"):
+            path = tmp_path / f"{name}.{suffix}"
+            write(path, atoms)
+            found = read_structure(str(path)).atoms
+            assert found.pbc.all()
+            # PDB: lengths to 1e-3 angstrom, angles to 1e-2 degrees.
+            tolerance = 1e-7 if suffix == "extxyz" else 5e-3
+            np.testing.assert_allclose(found.cell.array, atoms.cell.array, atol=tolerance)
+
+
+def test_small_molecule_cif_is_read_as_a_crystal(tmp_path: Path):
+    path = tmp_path / "crystal.cif"
+    write(path, molecule("H2O", cell=[4.0, 5.0, 6.0], pbc=True))
+    found = read_structure(str(path)).atoms
+    assert found.pbc.all()
+    assert found.cell.lengths() == pytest.approx([4.0, 5.0, 6.0])
+
+
+@pytest.mark.parametrize(
+    ("smiles", "formula"),
+    [("CCO", "C2H6O"), ("[H][H]", "H2"), ("C/C=C/C", "C4H8"), ("N#N", "N2"),
+     (r"F/C=C\F", "C2H2F2"), ("C[C@H](N)C(=O)O", "C3H7NO2"), ("O=C=O", "CO2")],
+)  # fmt: skip
+def test_smiles(smiles: str, formula: str):
+    found = read_structure(smiles)
+    assert found.atoms.get_chemical_formula() == formula
+    assert found.topology.n_atoms == len(found.atoms)
+    check_structure(found.atoms)
+
+
+@pytest.mark.parametrize("smiles", ["CCO", ASPIRIN, "C#N", "O=S(=O)(Cl)Cl", "BrCCBr"])
+def test_perceived_bonds_equal_those_of_the_smiles(smiles: str):
+    atoms, bonds = embed(smiles)
+    assert set(perceive_bonds(atoms)) == sorted_pairs(bonds)
+
+
+def test_residues_are_molecules(structures: dict[str, Atoms]):
+    atoms = structures["triclinic"]
+    topology = make_topology(atoms, perceive_bonds(atoms))
+    assert topology.n_residues == 8
+    assert sorted({residue.n_atoms for residue in topology.residues}) == [3, 6]
+    names = [(atom.residue.index, atom.name) for atom in topology.atoms]
+    assert len(set(names)) == len(atoms)
+
+
+def test_bonds_across_a_periodic_boundary(structures: dict[str, Atoms]):
+    whole = structures["water_box"]
+    whole.positions -= whole.cell.array.sum(0) / 8.0  # molecules onto the faces
+    wrapped = whole.copy()
+    wrapped.wrap()
+    assert np.abs(wrapped.positions - whole.positions).max() > 1.0  # some molecule is cut
+    assert set(perceive_bonds(wrapped)) == set(perceive_bonds(whole))
+    assert len(perceive_bonds(wrapped)) == 16
+
+
+def test_written_topology_can_be_read_back(structures: dict[str, Atoms], tmp_path: Path):
+    for name, atoms in structures.items():
+        path = tmp_path / "topology.pdb"
+        structure = Structure(atoms, make_topology(atoms, perceive_bonds(atoms)))
+        write_topology(structure, path)
+        found = read_structure(str(path))
+        assert list(found.atoms.symbols) == list(atoms.symbols), name
+        assert bonds_of(found) == bonds_of(structure), name
+        assert (found.atoms.pbc == atoms.pbc).all(), name
+
+
+# --- Files that cannot be read --------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("source", ["nothing.pdb", "folder/nothing.xyz", "./nothing", "no/such"])
+def test_missing_file(source: str):
+    with pytest.raises(InputError, match=f"no file {source}"):
+        read_structure(source)
+
+
+@pytest.mark.parametrize("source", ["not a molecule", "C1CC", "C(C", "Xx", "C(C)(C)(C)(C)C"])
+def test_what_is_no_smiles(source: str):
+    with pytest.raises(InputError, match=r"SMILES|no file"):
+        read_structure(source)
+
+
+@pytest.mark.parametrize(
+    "suffix", ["pdb", "cif", "mmcif", "sdf", "mol", "xyz", "extxyz", "gro", "dat", "json"]
+)
+@pytest.mark.parametrize(
+    "content", [b"", b"\n\n", b"nonsense, not a structure\n", bytes(range(256))]
+)
+def test_unreadable_files_are_input_errors(suffix: str, content: bytes, tmp_path: Path):
+    path = tmp_path / f"bad.{suffix}"
+    path.write_bytes(content)
+    try:
+        structure = read_structure(str(path))
+    except StudentError as error:
+        assert str(path) in str(error)
+    else:
+        with pytest.raises(InputError):  # a reader that took it found no atoms
+            check_structure(structure.atoms)
+
+
+@pytest.mark.parametrize("suffix", ["xyz", "extxyz", "sdf", "pdb"])
+def test_truncated_files_are_input_errors(
+    suffix: str, aspirin: tuple[Atoms, list[tuple[int, int]]], tmp_path: Path
+):
+    atoms, bonds = aspirin
+    path = tmp_path / f"cut.{suffix}"
+    if suffix == "sdf":
+        path.write_text(Chem.MolToMolBlock(rdkit_molecule(atoms)))
+    elif suffix == "pdb":
+        write_topology(Structure(atoms, make_topology(atoms, bonds)), path)
+    else:
+        write(path, atoms)
+    content = path.read_bytes()
+    path.write_bytes(content[: len(content) // 3])
+    with pytest.raises(InputError):  # by the reader, or because the cut took the hydrogens off
+        check_structure(read_structure(str(path)).atoms)
+
+
+def test_folders_are_input_errors(tmp_path: Path):
+    for source in (str(tmp_path), "."):
+        with pytest.raises(InputError):
+            read_structure(source)
+    with pytest.raises(InputError):
+        read_structure("")
+
+
+def test_mol_file_without_hydrogens_is_refused(tmp_path: Path):
+    path = tmp_path / "bare.sdf"
+    bare = Chem.MolFromSmiles("CCO")
+    AllChem.EmbedMolecule(bare, randomSeed=1)
+    path.write_text(Chem.MolToMolBlock(bare))
+    with pytest.raises(InputError, match=r"atom 0 \(C\) lacks 3 hydrogen"):
+        read_structure(str(path))
+
+
+# --- Refused structures -------------------------------------------------------------------------
+
+
+def test_empty_structure():
+    with pytest.raises(InputError, match="no atoms"):
+        check_structure(Atoms())
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_positions_that_are_not_finite(value: float):
+    atoms = molecule("CH3OH")
+    atoms.positions[3, 1] = value
+    with pytest.raises(InputError, match=r"atom 3 \(H\) has the position .*(nan|inf)"):
+        check_structure(atoms)
+
+
+def test_unknown_elements_are_named_with_the_known():
+    atoms = Atoms("SiH4", positions=molecule("SiH4").positions)
+    with pytest.raises(InputError, match="does not know Si; it knows " + ", ".join(ELEMENTS)):
+        check_structure(atoms)
+    with pytest.raises(InputError, match=r"does not know O; it knows H, C$"):
+        check_structure(molecule("CH3OH"), ("H", "C"))
+    with pytest.raises(InputError, match="does not know X;"):
+        check_structure(Atoms("XH", positions=[[0, 0, 0], [0, 0, 1]]))
+
+
+@pytest.mark.parametrize(
+    ("cell", "pbc"),
+    [
+        ([0, 0, 0], True),
+        ([10, 10, 0], True),
+        ([10, 0, 10], (True, True, False)),
+        ([[5, 0, 0], [10, 0, 0], [0, 0, 5]], True),
+        ([[5, 0, 0], [10, 0, 0], [0, 0, 5]], (True, True, False)),
+        ([[5, 5, 0], [0, 5, 5], [5, 10, 5]], True),
+        ([np.nan, 10, 10], True),
+        ([np.inf, 10, 10], True),
+    ],
+)
+def test_periodic_cells_without_volume(cell: list, pbc: bool | tuple[bool, ...]):
+    atoms = molecule("H2O")
+    atoms.cell = cell
+    atoms.pbc = pbc
+    with pytest.raises(InputError, match="has no volume"):
+        check_structure(atoms)
+
+
+@pytest.mark.parametrize("pbc", [(True, True, False), (True, False, False)])
+def test_cells_need_no_rows_in_open_directions(pbc: tuple[bool, bool, bool]):
+    atoms = molecule("CH3OH")
+    atoms.set_cell(np.diag([8.0, 9.0, 0.0]) * np.array(pbc)[:, None])
+    atoms.pbc = pbc
+    check_structure(atoms)
+
+
+def test_overlapping_atoms():
+    atoms = molecule("H2O")
+    atoms += Atoms("O", positions=[atoms.positions[0] + [0.0, 0.29, 0.0]])
+    with pytest.raises(InputError, match=r"atoms 0 \(O\) and 3 \(O\) are 0.290 angstrom apart"):
+        check_structure(atoms)
+    atoms.positions[3, 1] += 0.02
+    check_structure(atoms)
+
+
+def test_overlap_with_a_periodic_image():
+    atoms = molecule("H2O", cell=[9.0, 9.0, 9.0], pbc=True)
+    atoms += Atoms("O", positions=[atoms.positions[0] + [9.0, -9.0, 0.2]])
+    with pytest.raises(InputError, match=r"0.200 angstrom apart"):
+        check_structure(atoms)
+
+
+def test_positions_in_nanometres_are_refused():
+    atoms = molecule("CH3CH2OH")
+    atoms.positions /= 10.0
+    with pytest.raises(InputError, match="Are the positions in angstrom"):
+        check_structure(atoms)
+
+
+# --- Missing hydrogens --------------------------------------------------------------------------
+
+COMPLETE = """
+C CC CCC C=C C#C C=C=C CC=C=C CC#N C#N N#N O=C=O [C-]#[O+] C=O CC=O CC(C)=O C(=O)O CC(=O)OC
+CO COC CN CNC CN(C)C C[N+](=O)[O-] CC(=O)N C=CC=C C#CC#C CC#CC C1CC1 C1=CC1 C1CCC1 C1=CCC1
+C1CCCCC1 c1ccccc1 Cc1ccccc1 c1ccncc1 c1ccoc1 c1ccsc1 c1cc[nH]c1 c1cnc[nH]1 c1ccc2ccccc2c1
+N#Cc1ccccc1 Oc1ccccc1 O=[N+]([O-])c1ccccc1 CS CSC CS(C)=O CS(C)(=O)=O C=S S=C=S O=C=S
+CF C(F)(F)F C(Cl)(Cl)Cl ClC=CCl CBr FC(F)=C(F)F CP CP(C)C COP(=O)(OC)OC N=C=O CN=C=O CN=C=S
+CN=[N+]=[N-] C=[N+]=[N-] C=C=O NC#N NC(N)=O NC(=N)N NCC(=O)O CC(N)C(=O)O
+CC(=O)Oc1ccccc1C(=O)O CC(=O)Nc1ccc(O)cc1 CC(C)Cc1ccc(cc1)C(C)C(=O)O
+Cn1cnc2c1c(=O)n(C)c(=O)n2C OC1OCC(O)C(O)C1O OCC1OC(O)C(O)C(O)C1O
+CC(=O)NC(C)C(=O)NC Nc1ncnc2[nH]cnc12 O=c1cc[nH]c(=O)[nH]1 C1CC2CCC1C2 C12C3C4C1C5C2C3C45
+""".split()
+
+
+def test_there_are_enough_complete_molecules():
+    assert len(set(COMPLETE)) >= 60
+
+
+@pytest.mark.parametrize("smiles", COMPLETE)
+def test_complete_molecules_are_accepted_hot_and_cold(smiles: str):
+    atoms, _ = embed(smiles)
+    check_structure(atoms)
+    for seed in range(3):
+        hot = atoms.copy()
+        # 0.05 angstrom a coordinate: stretching amplitudes of a C-H bond at 1000 K.
+        hot.rattle(0.05, seed=seed)
+        check_structure(hot)
+
+
+@pytest.mark.parametrize(
+    "smiles",
+    ["C", "CC", "C=C", "C#C", "CCO", "c1ccccc1", "CC=O", "CC(N)C(=O)O", "C1CCCCC1", "CN", "CSC",
+     "C=O", "ClC(Cl)Cl", ASPIRIN, "OCC1OC(O)C(O)C(O)C1O"],
+)  # fmt: skip
+def test_a_hydrogen_taken_off_any_carbon_is_missed(smiles: str):
+    atoms, bonds = embed(smiles)
+    taken = 0
+    for i, j in bonds:
+        carbon, hydrogen = sorted((i, j), key=lambda k: atoms.symbols[k])
+        if atoms.symbols[carbon] == "C" and atoms.symbols[hydrogen] == "H":
+            bare = atoms.copy()
+            del bare[hydrogen]
+            with pytest.raises(InputError, match=rf"atom {carbon} \(C\) lacks hydrogens"):
+                check_structure(bare)
+            taken += 1
+    assert taken > 0
+
+
+@pytest.mark.parametrize("smiles", ["CCO", "c1ccccc1", ASPIRIN, "CC(=O)NC(C)C(=O)NC", "C1CCCCC1"])
+def test_molecules_without_any_hydrogen_are_missed(smiles: str):
+    """As a crystal structure from the PDB comes."""
+    atoms, _ = embed(smiles)
+    heavy = atoms[atoms.numbers > 1]
+    with pytest.raises(InputError, match="lacks hydrogens"):
+        check_structure(heavy)
+
+
+def test_a_sample_of_the_library_is_complete():
+    library = read_library()
+    for one in library[:: len(library) // 150]:
+        try:
+            atoms, _ = embed(one.smiles)
+        except InputError:
+            continue
+        assert atom_missing_hydrogen(atoms) is None, one.name
+
+
+# --- The calculator refuses the same ------------------------------------------------------------
+
+
+def test_calculator_refuses_before_it_computes(tiny_archive: Path):
+    calculator = StudentForceFieldCalculator(tiny_archive)
+    methyl = molecule("CH4")[:-1]
+    for atoms, text in [
+        (molecule("SiH4"), "does not know Si"),
+        (methyl, "lacks hydrogens"),
+        (Atoms("OO", positions=[[0, 0, 0], [0, 0, 0.1]]), "apart"),
+        (Atoms("O", positions=[[np.nan, 0, 0]]), "position"),
+    ]:
+        atoms.calc = calculator
+        with pytest.raises(InputError, match=text):
+            atoms.get_potential_energy()
+
+
+def test_calculator_gives_all_properties(tiny_archive64: Path, structures: dict[str, Atoms]):
+    atoms = structures["water_box"]
+    atoms.calc = StudentForceFieldCalculator(tiny_archive64)
+    energy = atoms.get_potential_energy()
+    assert atoms.get_potential_energies().sum() == pytest.approx(energy)
+    strain, energies = 1e-5, []
+    for sign in (1, -1):
+        moved = atoms.copy()
+        moved.calc = atoms.calc
+        moved.set_cell(atoms.cell.array * (1.0 + sign * strain), scale_atoms=True)
+        energies.append(moved.get_potential_energy())
+    # dE/d(strain) = volume * trace of the stress.
+    slope = (energies[0] - energies[1]) / (2 * strain)
+    trace = atoms.get_stress(voigt=False).trace()
+    assert atoms.get_volume() * trace == pytest.approx(slope, rel=1e-5, abs=1e-4)
