@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable
 
 import numpy as np
+import torch
 from openmm import (
     CMMotionRemover,
     Integrator,
@@ -69,6 +70,7 @@ def run_openmm(
     progress: Callable[[int], None],
 ) -> float:
     """Engine of `mlff_student.md.run_md`; see `mlff_student.md.Engine`."""
+    torch.set_num_threads(settings.threads_for(len(structure.atoms)))
     topology = openmm_topology(structure)
     system = create_system(topology, folder.archive)
     if settings.ensemble == "nvt":

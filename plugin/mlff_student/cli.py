@@ -156,6 +156,7 @@ def md_command(
     ] = 10.0,
     seed: Annotated[int, typer.Option(help="Of velocities and thermostat.")] = 1,
     platform: Annotated[str, typer.Option(help="OpenMM platform; the fastest if empty.")] = "",
+    threads: Annotated[int, typer.Option(help="Of the network; 0: one for small systems.")] = 0,
     json: Json = None,
     quiet: Quiet = False,
 ) -> None:
@@ -192,6 +193,7 @@ def md_command(
         friction_per_ps=friction_per_ps,
         seed=seed,
         platform=platform,
+        threads=threads,
     )
     folder = output or Path("runs") / f"{Path(structure).stem or 'molecule'}-{engine.value}"
     try:

@@ -10,6 +10,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -239,7 +240,11 @@ def single_point(
 
 
 def run_lmp(
-    script: str, folder: Path, name: str, progress: Callable[[], None] = lambda: None
+    script: str,
+    folder: Path,
+    name: str,
+    progress: Callable[[], None] = lambda: None,
+    threads: int = 1,
 ) -> str:
     """Run an input script in a folder.
 
@@ -247,6 +252,7 @@ def run_lmp(
     ----------
     name : of the script (in.<name>) and log (log.<name>).
     progress : called now and then while LAMMPS runs.
+    threads : of the network.
 
     Returns
     -------
@@ -259,16 +265,19 @@ def run_lmp(
     path, log = folder / f"in.{name}", folder / f"log.{name}"
     path.write_text(script)
     command = [lammps_executable(), "-in", path.name, "-log", log.name, "-nocite"]
-    with subprocess.Popen(
-        ["sh", "-c", END_WITH_PARENT, "sh", *command],
-        cwd=folder,
-        env=lammps_environment(),
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        start_new_session=True,  # Ctrl-C is ours to pass on
-    ) as process:
+    with (
+        tempfile.TemporaryFile("w+") as output,
+        subprocess.Popen(
+            ["sh", "-c", END_WITH_PARENT, "sh", *command],
+            cwd=folder,
+            env=lammps_environment() | {"OMP_NUM_THREADS": str(threads)},
+            stdin=subprocess.PIPE,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            text=True,
+            start_new_session=True,  # Ctrl-C is ours to pass on
+        ) as process,
+    ):
         try:
             while process.poll() is None:
                 progress()
@@ -276,8 +285,8 @@ def run_lmp(
         except BaseException:
             os.killpg(process.pid, signal.SIGTERM)
             raise
-        assert process.stdout is not None
-        screen = process.stdout.read()
+        output.seek(0)
+        screen = output.read()
     text = log.read_text() if log.exists() else ""
     if process.returncode:
         errors = re.findall(r"^(?:ERROR.*)$", text + "\n" + screen, re.MULTILINE)
@@ -295,9 +304,9 @@ def run_lammps(
     """Engine of `mlff_student.md.run_md`; see `mlff_student.md.Engine`."""
     atoms = structure.atoms
     write_data(atoms, folder.path / "system.data")
-    timestep_ps = settings.timestep_fs * 1e-3
+    threads = settings.threads_for(len(atoms))
     values = {
-        "timestep": timestep_ps,
+        "timestep": settings.timestep_fs * 1e-3,  # ps
         "temperature": settings.temperature_K,
         "damp": 1.0 / settings.friction_per_ps,
         "seed": settings.seed,
@@ -319,7 +328,7 @@ def run_lammps(
     if newest_restart(folder.path) is None:
         start = START.substitute(values, bath=BATH.substitute(values))
         script = model("read_data       system.data") + start
-        run_lmp(script, folder.path, "thermalise")
+        run_lmp(script, folder.path, "thermalise", threads=threads)
     restart, first = newest_restart(folder.path)
     segment = folder.segment(first)
     values["seed"] = (settings.seed + first) % LARGEST_SEED + 1  # else a segment repeats the noise
@@ -342,9 +351,8 @@ def run_lammps(
             progress(first + max(0, rows) * settings.every)
 
     progress(first)
-    log = run_lmp(
-        model(f"read_restart    {restart.name}") + production, folder.path, "production", report
-    )
+    script = model(f"read_restart    {restart.name}") + production
+    log = run_lmp(script, folder.path, "production", report, threads)
     progress(settings.steps)
     seconds, steps = re.findall(r"^Loop time of (\S+) on .* for (\d+) steps", log, re.MULTILINE)[-1]
     return 1e3 * float(seconds) / int(steps) if int(steps) else math.nan
