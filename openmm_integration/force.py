@@ -1,5 +1,6 @@
 """A student as an OpenMM TorchForce."""
 
+import logging
 from collections.abc import Sequence
 from contextlib import suppress
 from functools import cache
@@ -122,13 +123,17 @@ def student_force(
 @cache
 def _import_openmmtorch() -> ModuleType:
     try:
-        import openmmtorch
         from openmm import OpenMMException, Platform
+
+        logging.disable(logging.WARNING)  # it says that it imports openmm by its old name
+        import openmmtorch
     except Exception as error:  # a plug-in built for another torch fails in its own ways
         raise MissingDependencyError(
             f"TorchForce does not load ({str(error).strip().splitlines()[0]}); "
             "pip install 'mlff-student[openmm]', and `mlff-student doctor` tells what is wrong"
         ) from error
+    finally:
+        logging.disable(logging.NOTSET)
     # Where openmm was imported before torch (MDTraj does so too), the kernels of TorchForce found
     # no libtorch to link to. It is loaded by now.
     for failure in Platform.getPluginLoadFailures():

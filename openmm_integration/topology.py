@@ -3,8 +3,12 @@
 from openmm import Vec3, unit
 from openmm.app import Element, Topology
 
-from mlff_student.md import in_engine_orientation
-from mlff_student.structure import Structure, check_structure, read_structure
+from mlff_student.structure import (
+    Structure,
+    check_structure,
+    in_engine_orientation,
+    read_structure,
+)
 
 
 def load_structure(source: str) -> tuple[Topology, unit.Quantity]:

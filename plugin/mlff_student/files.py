@@ -14,16 +14,20 @@ def atomic_write(path: Path) -> Iterator[Path]:
 
     Raises
     ------
-    InputError : the folder does not exist or may not be written to.
+    InputError : the folder does not exist or cannot be written to, or `path` is a folder itself.
     """
     path = Path(path)
     if not path.parent.is_dir():
         raise InputError(f"cannot write {path}: no folder {path.parent}")
+    if path.is_dir():
+        raise InputError(f"cannot write {path}: it is a folder")
     temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        temporary.touch()
+    except OSError as error:
+        raise InputError(f"cannot write {path}: {error.strerror}") from error
     try:
         yield temporary
         os.replace(temporary, path)
-    except PermissionError as error:
-        raise InputError(f"cannot write {path}: {error.strerror}") from error
     finally:
         temporary.unlink(missing_ok=True)

@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
 import mdtraj
-import numpy as np
 from rich.progress import Progress, TextColumn
 
 from .archive import save_archive
@@ -23,7 +22,13 @@ from .checkpoints import archive_of
 from .errors import InputError, MissingDependencyError
 from .files import atomic_write
 from .results import write_json
-from .structure import Structure, check_structure, read_structure, write_topology
+from .structure import (
+    Structure,
+    check_structure,
+    in_engine_orientation,
+    read_structure,
+    write_topology,
+)
 from .trajectory import iterate_frames
 
 THERMO_COLUMNS = ("time_ps", "potential_ev", "kinetic_ev", "total_ev", "temperature_k")
@@ -194,8 +199,8 @@ def run_md(settings: MDSettings, output: Path, quiet: bool = False) -> dict[str,
     folder = RunFolder(output)
     if folder.settings.exists():
         found = json.loads(folder.settings.read_text())
-        if found != asdict(settings):
-            changed = [key for key, value in asdict(settings).items() if found.get(key) != value]
+        wanted = asdict(settings)
+        if changed := [key for key in wanted | found if found.get(key) != wanted.get(key)]:
             raise InputError(
                 f"{output} holds another run ({', '.join(changed)} differ); "
                 "choose another --output or remove that folder"
@@ -220,24 +225,6 @@ def run_md(settings: MDSettings, output: Path, quiet: bool = False) -> dict[str,
         segment.trajectory.unlink(missing_ok=True)
         segment.thermo.unlink()
     return record
-
-
-def in_engine_orientation(structure: Structure) -> Structure:
-    """The same structure turned so that its cell is lower triangular and reduced, the one form that
-    OpenMM and LAMMPS both take; an open structure as it is.
-    """
-    atoms = structure.atoms.copy()
-    if not atoms.pbc.all() or not abs(atoms.cell.volume) > 0:
-        return structure
-    cell, rotation = atoms.cell.standard_form()
-    atoms.set_cell(cell)
-    atoms.positions = atoms.positions @ rotation.T
-    a, b, c = atoms.cell.array * np.sign(np.diag(cell.array))[:, None]
-    b = b - a * round(b[0] / a[0])
-    c = c - b * round(c[1] / b[1])
-    c = c - a * round(c[0] / a[0])
-    atoms.set_cell([a, b, c])
-    return Structure(atoms, structure.topology)
 
 
 def begin(settings: MDSettings, structure: Structure, folder: RunFolder) -> None:

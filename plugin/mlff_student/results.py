@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 from . import __version__
-from .errors import InputError
 from .files import atomic_write
 
 
@@ -38,11 +37,8 @@ def write_results(path: Path, command: str, model: str, results: list[dict[str, 
 def write_json(path: Path, content: Any) -> None:
     """Write strict JSON: what is not a finite number becomes null."""
     text = json.dumps(_finite(content), indent=2, allow_nan=False) + "\n"
-    try:
-        with atomic_write(path) as temporary:
-            temporary.write_text(text)
-    except OSError as error:
-        raise InputError(f"cannot write {path}: {error.strerror}") from error
+    with atomic_write(path) as temporary:
+        temporary.write_text(text)
 
 
 def _finite(value: Any) -> Any:

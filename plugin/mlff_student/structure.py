@@ -8,6 +8,7 @@ import numpy as np
 from ase import Atoms
 from ase.io import read as ase_read
 from ase.neighborlist import natural_cutoffs, neighbor_list
+from mdtraj.formats.pdbx import load_pdbx
 from numpy.typing import NDArray
 
 from .elements import ELEMENTS
@@ -44,7 +45,7 @@ def read_structure(source: str) -> Structure:
         if suffix == ".pdb":
             return _from_mdtraj(mdtraj.load_pdb(str(path)))
         if suffix in (".cif", ".mmcif", ".pdbx") and _is_macromolecular(path):
-            return _from_mdtraj(mdtraj.load_pdbx(str(path)))
+            return _from_mdtraj(load_pdbx(str(path)))
         if suffix in (".sdf", ".mol"):
             return _from_mol_file(path)
         atoms = ase_read(path)
@@ -179,8 +180,30 @@ def connected_fragments(atoms: int, bonds: list[tuple[int, int]]) -> NDArray[np.
     return np.argsort(np.argsort(order))[label]
 
 
+def in_engine_orientation(structure: Structure) -> Structure:
+    """The same structure turned so that its cell is lower triangular and reduced, the one form that
+    OpenMM and LAMMPS both take; an open structure as it is.
+    """
+    atoms = structure.atoms.copy()
+    if not atoms.pbc.all() or not abs(atoms.cell.volume) > 0:
+        return structure
+    cell, rotation = atoms.cell.standard_form()
+    atoms.set_cell(cell)
+    atoms.positions = atoms.positions @ rotation.T
+    a, b, c = atoms.cell.array * np.sign(np.diag(cell.array))[:, None]
+    b = b - a * round(b[0] / a[0])
+    c = c - b * round(c[1] / b[1])
+    c = c - a * round(c[0] / a[0])
+    atoms.set_cell([a, b, c])
+    return Structure(atoms, structure.topology)
+
+
 def write_topology(structure: Structure, path: Path) -> None:
-    """PDB file with CONECT records, for any program that reads the trajectory."""
+    """PDB file with CONECT records, for any program that reads the trajectory.
+
+    A PDB file gives a cell by lengths and angles: a periodic structure is turned to fit them.
+    """
+    structure = in_engine_orientation(structure)
     atoms = structure.atoms
     lengths = angles = None
     if atoms.pbc.all():

@@ -12,6 +12,7 @@ import typer
 from ase import Atoms
 from ase.build import molecule
 from ase.io import write
+
 from mlff_student import __version__
 from mlff_student.archive import load_archive
 from mlff_student.cli import app, main
@@ -160,7 +161,8 @@ def test_missing_lammps(call, folder, monkeypatch):
 
 def test_missing_openmm(folder):
     script = (
-        "import sys; sys.modules['openmm'] = None; sys.argv[1:] = ['md', 'CCO', '--model', 'tiny']\n"
+        "import sys; sys.modules['openmm'] = None\n"
+        "sys.argv[1:] = ['md', 'CCO', '--model', 'tiny']\n"
         "from mlff_student.cli import main; main()"
     )
     result = subprocess.run(
@@ -222,8 +224,7 @@ def test_export_script(tmp_path):
     """`python export.py --model tiny` as users call it."""
     path, report = tmp_path / "tiny.pt", tmp_path / "export.json"
     result = subprocess.run(
-        [sys.executable, str(ROOT / "export.py"), "--model", "tiny"]
-        + ["-o", str(path), "--json", str(report)],
+        [sys.executable, ROOT / "export.py", "--model", "tiny", "-o", path, "--json", report],
         cwd=tmp_path,
         capture_output=True,
         text=True,

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from ase import Atoms
+
 from mlff_student.calculator import StudentForceFieldCalculator
 from mlff_student.errors import StudentError
 from mlff_student.lammps_run import (

@@ -15,12 +15,13 @@ import pytest
 from ase import Atoms
 from ase.cell import Cell
 from ase.io import write
+from numpy.typing import NDArray
+
 from mlff_student.calculator import StudentForceFieldCalculator
 from mlff_student.drift import Thermo, read_thermo
 from mlff_student.errors import InputError
-from mlff_student.md import MDSettings, RunFolder, in_engine_orientation, run_md
-from mlff_student.structure import read_structure
-from numpy.typing import NDArray
+from mlff_student.md import MDSettings, RunFolder, run_md
+from mlff_student.structure import in_engine_orientation, read_structure
 
 COMMAND = str(Path(sys.executable).with_name("mlff-student"))
 ENGINES = ("openmm", "lammps")
@@ -132,10 +133,8 @@ def test_frames_belong_to_rows(finished, tmp_path):
 
 def test_analyze_passes(finished):
     _, folder = finished
-    result = run(
-        [COMMAND, "analyze", str(folder / "run.dcd"), "--top", str(folder / "run.pdb")]
-        + ["--log", str(folder / "run.csv")]
-    )
+    trajectory, topology, log = (str(folder / f"run.{end}") for end in ("dcd", "pdb", "csv"))
+    result = run([COMMAND, "analyze", trajectory, "--top", topology, "--log", log])
     assert result.returncode == 0, result.stdout + result.stderr
     assert (folder / "run.analysis.json").is_file()
 

@@ -10,17 +10,18 @@ import openmm
 import pytest
 from ase import Atoms
 from ase.io import write
+from numpy.typing import NDArray
+from openmm import unit
+from openmm.app import Element, PDBxFile, Topology
+from rdkit import Chem
+from rdkit.Chem import AllChem
+
 from mlff_student.calculator import StudentForceFieldCalculator
 from mlff_student.errors import ArchiveError, InputError
 from mlff_student.structure import Structure, make_topology, perceive_bonds, write_topology
 from mlff_student.units import KJ_PER_MOL, NM
-from numpy.typing import NDArray
-from openmm import unit
-from openmm.app import Element, PDBxFile, Topology
 from openmm_integration import create_system, load_structure, student_force
 from openmm_integration.topology import openmm_topology
-from rdkit import Chem
-from rdkit.Chem import AllChem
 
 
 def topology_of(atoms: Atoms) -> Topology:

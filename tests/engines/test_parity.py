@@ -8,13 +8,14 @@ import openmm
 import pytest
 import torch
 from ase import Atoms
+from numpy.typing import NDArray
+from openmm import unit
+
 from mlff_student.calculator import StudentForceFieldCalculator
 from mlff_student.checkpoints import archive_of
 from mlff_student.lammps_run import single_point
 from mlff_student.structure import Structure, make_topology
 from mlff_student.units import KJ_PER_MOL
-from numpy.typing import NDArray
-from openmm import unit
 from openmm_integration import create_system
 from openmm_integration.topology import openmm_topology
 
