@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from . import __version__
 from .errors import ArchiveError
 from .neighbours import neighbour_edges
+from .structure import SHORTEST_DISTANCE
 from .student import Student, StudentConfig, parameter_count, sum_to_atoms
 
 FORMAT = "mlff-student-archive"
@@ -48,6 +49,7 @@ class ArchiveModule(nn.Module):
         self.parameter_count = parameter_count(student)
         self.elements = list(config.elements)
         self.cutoff = config.cutoff
+        self.shortest_distance = SHORTEST_DISTANCE
         self.teacher = teacher
         self.dtype_name = str(student.dtype).removeprefix("torch.")
 
@@ -91,11 +93,27 @@ class ArchiveModule(nn.Module):
         self, positions: Tensor, atomic_numbers: Tensor, cell: Tensor, pbc: Tensor
     ) -> tuple[Tensor, Tensor, Tensor]:
         """As `forward`, with the energy of each atom (N,) in place of their sum."""
+        if positions.shape[0] != atomic_numbers.shape[0]:
+            raise RuntimeError(
+                "mlff_student: "
+                + str(positions.shape[0])
+                + " positions, but "
+                + str(atomic_numbers.shape[0])
+                + " atomic numbers"
+            )
         if not bool(torch.isfinite(positions).all()):
             raise RuntimeError("mlff_student: a position is NaN or infinite")
+        if not bool(torch.isfinite(cell[pbc]).all()):
+            raise RuntimeError("mlff_student: the periodic cell is NaN or infinite")
         edge_vectors, edge_index = neighbour_edges(
             positions.to(torch.float64), cell.to(torch.float64), pbc, self.cutoff
         )
+        if bool((edge_vectors.square().sum(1) < self.shortest_distance**2).any()):
+            raise RuntimeError(
+                "mlff_student: two atoms are closer than "
+                + str(self.shortest_distance)
+                + " angstrom"
+            )
         atoms = positions.shape[0]
         energies, gradient = self.from_edges(edge_vectors, edge_index, atomic_numbers, atoms)
         forces = sum_to_atoms(gradient, edge_index[0], atoms) - sum_to_atoms(
@@ -216,7 +234,7 @@ def load_archive(path: Path, device: str = "cpu") -> Archive:
     extra = {METADATA_FILE: ""}
     try:
         module = torch.jit.load(str(path), map_location=device, _extra_files=extra)
-    except (RuntimeError, ValueError) as error:
+    except Exception as error:  # torch raises whatever its parsers run into
         raise ArchiveError(
             f"{path} is not a TorchScript archive or is damaged "
             f"({str(error).strip().splitlines()[0]}); export it again"
@@ -225,17 +243,29 @@ def load_archive(path: Path, device: str = "cpu") -> Archive:
         metadata = json.loads(extra[METADATA_FILE])
     except json.JSONDecodeError as error:
         raise ArchiveError(f"{path} is TorchScript, but not an {FORMAT}") from error
+    if not isinstance(metadata, dict):
+        raise ArchiveError(f"{path} is TorchScript, but not an {FORMAT}")
     if metadata.get("format") != FORMAT or metadata.get("format_version") != FORMAT_VERSION:
         raise ArchiveError(
             f"{path}: expected {FORMAT} version {FORMAT_VERSION}, found "
             f"{metadata.get('format')} version {metadata.get('format_version')}; export it again"
         )
+    if missing := {"weights_sha256", "self_check"} - metadata.keys():
+        raise ArchiveError(f"{path}: the metadata lack {', '.join(missing)}; export it again")
     if (found := weights_hash(module)) != metadata["weights_sha256"]:
         raise ArchiveError(
             f"{path}: the weights have the hash {found[:12]}, the metadata say "
             f"{metadata['weights_sha256'][:12]}; the file was altered, export it again"
         )
-    _check_reference_numbers(path, module, metadata["self_check"], device)
+    try:
+        _check_reference_numbers(path, module, metadata["self_check"], device)
+    except ArchiveError:
+        raise
+    except Exception as error:  # damaged code
+        detail = (str(error).strip().splitlines() or [""])[-1]
+        raise ArchiveError(
+            f"{path} does not run and is damaged ({detail}); export it again"
+        ) from error
     return Archive(module, metadata)
 
 

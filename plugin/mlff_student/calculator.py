@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Any, ClassVar
 
+import numpy as np
 import torch
 from ase import Atoms
 from ase.calculators.calculator import Calculator, all_changes
@@ -55,7 +56,8 @@ class StudentForceFieldCalculator(Calculator):
         """Fill `results`; called by ASE."""
         super().calculate(atoms, properties, system_changes)
         assert self.atoms is not None
-        if {"numbers", "cell", "pbc"} & set(system_changes):
+        changed = {"numbers", "cell", "pbc"} & set(system_changes)
+        if changed or not np.isfinite(self.atoms.positions).all():
             check_structure(self.atoms, self.archive.metadata["elements"])
         energies, forces, virial = self.archive.module.evaluate(
             torch.tensor(self.atoms.positions, dtype=torch.float64, device=self.device),

@@ -11,7 +11,7 @@ from vesin import NeighborList
 
 from .archive import Archive, build_archive, load_archive, save_archive
 from .checkpoints import load_student, model_name, read_card
-from .errors import ArchiveError
+from .errors import ArchiveError, InputError
 from .files import atomic_write
 from .student import Student, StudentConfig
 
@@ -62,6 +62,8 @@ def export(
     ArchiveError : unreadable checkpoint, or an archive that does not agree.
     InputError : the output cannot be written.
     """
+    if dtype not in DTYPES:
+        raise InputError(f"dtype {dtype!r} is unknown; known are {', '.join(DTYPES)}")
     card, name = read_card(checkpoint), model_name(checkpoint)
     agreements: list[Agreement] = []
     with atomic_write(output) as temporary:

@@ -19,7 +19,7 @@ def atomic_write(path: Path) -> Iterator[Path]:
     path = Path(path)
     if not path.parent.is_dir():
         raise InputError(f"cannot write {path}: no folder {path.parent}")
-    if path.is_dir():
+    if os.path.isdir(path):  # is_dir raises for a name that is too long
         raise InputError(f"cannot write {path}: it is a folder")
     temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:

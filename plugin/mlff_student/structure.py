@@ -16,6 +16,7 @@ from .errors import InputError, MissingDependencyError
 
 SHORTEST_DISTANCE = 0.3  # angstrom; no two nuclei come closer in any simulation
 BOND_TOLERANCE = 1.2  # bonded when closer than this times the sum of covalent radii
+HOT_BOND_TOLERANCE = 1.3  # as far do C-H bonds stretch at 1000 K
 
 
 class Structure(NamedTuple):
@@ -114,7 +115,7 @@ def atom_missing_hydrogen(atoms: Atoms) -> int | None:
     molecules but in carbon monoxide and isocyanides. The angles allow for thermal motion at 1000 K.
     """
     first, second, vectors = neighbor_list(
-        "ijD", atoms, natural_cutoffs(atoms, mult=BOND_TOLERANCE)
+        "ijD", atoms, natural_cutoffs(atoms, mult=HOT_BOND_TOLERANCE)
     )
     for carbon in np.flatnonzero(atoms.numbers == 6):
         bonds = vectors[first == carbon]
@@ -126,8 +127,10 @@ def atom_missing_hydrogen(atoms: Atoms) -> int | None:
         elif count == 2:
             complete = np.degrees(np.arccos(np.clip(bonds[0] @ bonds[1], -1, 1))) > 140.0
         elif count == 3:
-            # Height of the carbon above its neighbours' plane: 0.33 for sp3, near 0 for sp2.
-            complete = np.linalg.norm(bonds.sum(0)) / 3.0 < 0.27
+            # Height above the plane of three points one bond direction away each: 0.33 for sp3,
+            # near 0 for sp2, three-membered rings included.
+            normal = np.cross(bonds[1] - bonds[0], bonds[2] - bonds[0])
+            complete = abs(normal @ bonds[0]) < 0.25 * np.linalg.norm(normal)
         else:
             complete = count >= 4
         if not complete:

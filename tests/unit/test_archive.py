@@ -25,7 +25,7 @@ from mlff_student.archive import (
 )
 from mlff_student.checkpoints import archive_of, load_student
 from mlff_student.errors import ArchiveError, InputError
-from mlff_student.export import compare, eager_energy_and_forces, export
+from mlff_student.export import Agreement, compare, eager_energy_and_forces, export
 from mlff_student.neighbours import neighbour_edges
 from mlff_student.student import PRESETS, Student
 
@@ -218,7 +218,7 @@ def test_no_atoms_no_energy(archive: Archive):
 # --- Bad input ----------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("number", [3, 0, -1, 118, 119, 100_000])
+@pytest.mark.parametrize("number", [3, 0, -1, -118, 118, 119, 120])
 def test_unknown_element_is_named(number: int, archive: Archive, structures: dict[str, Atoms]):
     positions, numbers, cell, pbc = call_of(structures["water"])
     numbers[1] = number
@@ -438,6 +438,14 @@ def test_export_writes_a_verified_archive(dtype: str, tiny_checkpoint: Path, tmp
         exact = one.dtype == "float64"
         assert one.energy_ev_per_atom <= (1e-11 if exact else 1e-6)
         assert one.forces_ev_per_angstrom <= (1e-9 if exact else 2e-5)
+
+
+def test_either_difference_above_its_tolerance_fails_the_verification():
+    for dtype, energy, force in [("float32", 1e-6, 2e-5), ("float64", 1e-11, 1e-9)]:
+        assert Agreement("one", dtype, 1, energy, force).passed
+        assert not Agreement("one", dtype, 1, 1.1 * energy, 0.0).passed
+        assert not Agreement("one", dtype, 1, 0.0, 1.1 * force).passed
+        assert not Agreement("one", dtype, 1, float("nan"), 0.0).passed
 
 
 def test_verification_sees_a_wrong_weight(

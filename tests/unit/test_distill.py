@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
@@ -349,7 +349,7 @@ def test_references_recover_exact_energies_of_elements():
         assert found == pytest.approx(exact.get(number, 0.0), abs=1e-7), symbol
 
 
-def test_unknown_elements_in_the_data_are_refused(random_student):
+def test_unknown_elements_in_the_data_are_refused(random_student: Callable[..., Student]):
     with pytest.raises(InputError, match="atomic number 14, unknown"):
         training.build_graphs(synthetic_frames({14: 1.0}), random_student("ultra_tiny"))
 
@@ -480,6 +480,21 @@ def test_training_and_archive_compute_the_same_numbers(distillation: Distillatio
     whole = predict_frames(student, frames, batch=4)
     torch.testing.assert_close(whole[0], energies, rtol=0, atol=1e-4)
     torch.testing.assert_close(whole[1], forces.double(), rtol=0, atol=2e-5)
+
+
+def test_labels_lose_their_references_and_repulsion(random_student: Callable[..., Student]):
+    """Random places, hence pairs as close as 0.3 angstrom with up to 1000 eV between them."""
+    student = random_student("ultra_tiny", torch.float32)
+    frames = synthetic_frames({1: -13.0, 6: -1030.0, 17: -12500.0})
+    graphs = training.build_graphs(frames, student)
+    chosen = list(range(len(frames.energies)))
+    energies, forces = training.predict(student.network, training.make_batch(graphs, chosen))
+    taken = frames.energies - graphs.energies, frames.forces - graphs.forces
+    assert taken[1].abs().max() > 100.0
+    whole = predict_frames(student, frames)
+    # Rounding of float32 labels of 1e5 eV, and of forces of 1e4 eV/angstrom.
+    torch.testing.assert_close(whole[0], energies.double() + taken[0], rtol=1e-6, atol=1e-2)
+    torch.testing.assert_close(whole[1], (forces + taken[1]).double(), rtol=1e-5, atol=1e-2)
 
 
 def test_checkpoint_has_a_card_and_loads(distillation: Distillation, trained: Path, tmp_path: Path):

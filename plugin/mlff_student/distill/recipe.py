@@ -92,6 +92,10 @@ def read_recipe(path: Path) -> Recipe:
         raise InputError(f"{path} is not YAML: {error}") from error
     values = _checked(Recipe, values, "recipe")
     values["sampling"] = SamplingRecipe(**_checked(SamplingRecipe, values["sampling"], "sampling"))
+    held_out = values["sampling"].held_out
+    _checked_keys(held_out, ["validation", "test"], "sampling.held_out")
+    if not isinstance(values["training"], dict):
+        raise InputError("training must be a mapping from presets to their settings")
     values["training"] = {
         preset: TrainingRecipe(**_checked(TrainingRecipe, settings, f"training.{preset}"))
         for preset, settings in values["training"].items()
@@ -101,6 +105,10 @@ def read_recipe(path: Path) -> Recipe:
 
 def _checked(kind: type, values: Any, where: str) -> dict[str, Any]:
     known = [field.name for field in fields(kind)]
+    return _checked_keys(values, known, where)
+
+
+def _checked_keys(values: Any, known: list[str], where: str) -> dict[str, Any]:
     if not isinstance(values, dict):
         raise InputError(f"{where} must be a mapping with the keys {', '.join(known)}")
     for key in values:

@@ -111,7 +111,8 @@ def sample(recipe: Recipe, folder: Path, workers: int) -> tuple[int, list[str]]:
     """
     folder.mkdir(parents=True, exist_ok=True)
     frames, failures = 0, []
-    pending = [m for m in choose_molecules(recipe) if not (folder / f"{m.name}.npz").exists()]
+    chosen = enumerate(choose_molecules(recipe))  # the number is a molecule's own seed
+    pending = [(k, m) for k, m in chosen if not (folder / f"{m.name}.npz").exists()]
     os.environ["OMP_NUM_THREADS"] = "1"  # read by the workers when they load the teacher
     with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
         jobs = {
@@ -123,7 +124,7 @@ def sample(recipe: Recipe, folder: Path, workers: int) -> tuple[int, list[str]]:
                 recipe.seed + index,
                 folder / f"{molecule.name}.npz",
             ): molecule
-            for index, molecule in enumerate(pending)
+            for index, molecule in pending
         }
         for job in track(as_completed(jobs), total=len(jobs), description="teacher MD"):
             try:
@@ -160,6 +161,11 @@ def write_dataset(recipe: Recipe, folder: Path, output: Path) -> dict[str, int]:
     split_of = {}
     for split, fraction in recipe.sampling.held_out.items():
         for _ in range(round(fraction * len(paths))):
+            if not drawn:
+                raise InputError(
+                    f"sampling.held_out asks for more than the {len(paths)} molecules less those "
+                    "in sampling.always"
+                )
             split_of[drawn.pop()] = split
     counts = dict.fromkeys(SPLITS, 0)
     with atomic_write(output) as temporary, h5py.File(temporary, "w") as file:
