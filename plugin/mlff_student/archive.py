@@ -12,7 +12,6 @@ from torch import Tensor, nn
 from . import __version__
 from .errors import ArchiveError
 from .neighbours import neighbour_edges
-from .structure import SHORTEST_DISTANCE
 from .student import Student, StudentConfig, parameter_count, sum_to_atoms
 
 FORMAT = "mlff-student-archive"
@@ -49,7 +48,6 @@ class ArchiveModule(nn.Module):
         self.parameter_count = parameter_count(student)
         self.elements = list(config.elements)
         self.cutoff = config.cutoff
-        self.shortest_distance = SHORTEST_DISTANCE
         self.teacher = teacher
         self.dtype_name = str(student.dtype).removeprefix("torch.")
 
@@ -108,14 +106,11 @@ class ArchiveModule(nn.Module):
         edge_vectors, edge_index = neighbour_edges(
             positions.to(torch.float64), cell.to(torch.float64), pbc, self.cutoff
         )
-        if bool((edge_vectors.square().sum(1) < self.shortest_distance**2).any()):
-            raise RuntimeError(
-                "mlff_student: two atoms are closer than "
-                + str(self.shortest_distance)
-                + " angstrom"
-            )
         atoms = positions.shape[0]
         energies, gradient = self.from_edges(edge_vectors, edge_index, atomic_numbers, atoms)
+        # Close atoms are no error: a minimiser tries such steps, and the repulsion sends it back.
+        if not bool(torch.isfinite(energies).all()):
+            raise RuntimeError("mlff_student: an energy is not finite; do two atoms coincide?")
         forces = sum_to_atoms(gradient, edge_index[0], atoms) - sum_to_atoms(
             gradient, edge_index[1], atoms
         )

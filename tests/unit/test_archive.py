@@ -241,6 +241,28 @@ def test_positions_that_are_not_finite_raise(
         archive.module(positions, numbers, cell, pbc)
 
 
+def test_coincident_atoms_raise_and_close_ones_repel(
+    archive: Archive, structures: dict[str, Atoms]
+):
+    positions, numbers, cell, pbc = call_of(structures["ethanol"])
+    positions[1] = positions[0] + torch.tensor([0.05, 0.0, 0.0])
+    energy, forces, _ = archive.module(positions, numbers, cell, pbc)
+    assert energy > 100.0  # eV: a minimiser that tries this step is sent back
+    assert forces[1, 0] > 100.0
+    assert forces[0, 0] < -100.0
+    positions[1] = positions[0]
+    with pytest.raises(torch.jit.Error, match="an energy is not finite"):
+        archive.module(positions, numbers, cell, pbc)
+
+
+def test_positions_and_atomic_numbers_of_different_length_raise(
+    archive: Archive, structures: dict[str, Atoms]
+):
+    positions, numbers, cell, pbc = call_of(structures["ethanol"])
+    with pytest.raises(torch.jit.Error, match="8 positions, but 9 atomic numbers"):
+        archive.module(positions[:8], numbers, cell, pbc)
+
+
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 def test_a_cell_that_is_not_finite_raises(
     value: float, archive: Archive, structures: dict[str, Atoms]
