@@ -221,11 +221,19 @@ def test_interrupt(engine, tmp_path):
     command = md_command(engine, folder)
     command[command.index("0.12")] = "120"
     with subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        command,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        # A shell that starts the tests in the background has them ignore Ctrl-C.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     ) as process:
-        wait_for_rows(process, folder, 2)
-        process.send_signal(signal.SIGINT)
-        output, errors = process.communicate(timeout=30)
+        try:
+            wait_for_rows(process, folder, 2)
+            process.send_signal(signal.SIGINT)
+            output, errors = process.communicate(timeout=30)
+        finally:
+            process.kill()
     assert process.returncode == 130, output + errors
     assert "the same command goes on" in output
     assert "Traceback" not in output + errors
