@@ -1,5 +1,6 @@
 """Streaming a trajectory with MDTraj."""
 
+import ctypes
 import os
 import sys
 from collections.abc import Iterator
@@ -32,5 +33,6 @@ def _silent_stdout() -> Iterator[None]:
     try:
         yield
     finally:
+        ctypes.CDLL(None).fflush(None)  # C keeps back what it prints to a file or a pipe
         os.dup2(kept, 1)
         os.close(kept)
