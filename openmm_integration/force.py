@@ -122,10 +122,12 @@ def student_force(
 
 @cache
 def _import_openmmtorch() -> ModuleType:
+    logging_was = logging.root.manager.disable
     try:
         from openmm import OpenMMException, Platform
 
-        logging.disable(logging.WARNING)  # it says that it imports openmm by its old name
+        # It warns that it imports openmm by its old name.
+        logging.disable(max(logging_was, logging.WARNING))
         import openmmtorch
     except Exception as error:  # a plug-in built for another torch fails in its own ways
         raise MissingDependencyError(
@@ -133,7 +135,7 @@ def _import_openmmtorch() -> ModuleType:
             "pip install 'mlff-student[openmm]', and `mlff-student doctor` tells what is wrong"
         ) from error
     finally:
-        logging.disable(logging.NOTSET)
+        logging.disable(logging_was)
     # Where openmm was imported before torch (MDTraj does so too), the kernels of TorchForce found
     # no libtorch to link to. It is loaded by now.
     for failure in Platform.getPluginLoadFailures():

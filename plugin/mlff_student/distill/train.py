@@ -52,8 +52,8 @@ class Batch(NamedTuple):
 def keep_freed_memory() -> None:
     """Ask glibc to reuse large blocks instead of returning them to the system.
 
-    Every step allocates the same edge arrays; fresh pages for each made a CPU step 2.6 times
-    slower (128 channels, 52,000 edges). Does nothing where there is no glibc.
+    Every step allocates the same edge arrays; fresh pages for each made energy and forces of 1000
+    atoms 2.6 times slower (128 channels, 52,000 edges). Does nothing where there is no glibc.
     """
     trim_threshold, mmap_max = -1, -4  # M_TRIM_THRESHOLD, M_MMAP_MAX of malloc.h
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
