@@ -3,6 +3,7 @@
 import hashlib
 import json
 import platform
+import zipfile
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -228,6 +229,9 @@ def load_archive(path: Path, device: str = "cpu") -> Archive:
         raise ArchiveError(f"no file {path}; write one with: python export.py --model original")
     extra = {METADATA_FILE: ""}
     try:
+        with zipfile.ZipFile(path) as file:  # torch itself does not look at the checksums
+            if damaged := file.testzip():
+                raise zipfile.BadZipFile(f"bad checksum of {damaged}")
         module = torch.jit.load(str(path), map_location=device, _extra_files=extra)
     except Exception as error:  # torch raises whatever its parsers run into
         raise ArchiveError(
