@@ -2,13 +2,15 @@
 
 import math
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 from rich.console import Console
+from rich.markdown import Markdown
 from rich.markup import escape
 from rich.table import Table
 
@@ -316,30 +318,47 @@ def doctor_command(json: Json = None) -> None:
         raise typer.Exit(3)
 
 
-RecipeFile = Annotated[Path, typer.Argument(help="YAML file; see mlff_student/distill/first.yaml.")]
-DataFolder = Annotated[Path, typer.Option("--data", help="Folder of samples and dataset.")]
+RecipeFile = Annotated[
+    Path, typer.Argument(help="YAML file; see mlff_student/distill/organic.yaml.")
+]
+DataFolder = Annotated[Path, typer.Option("--data", help="Folder of dataset.h5 and trainings.")]
 Preset = Annotated[str, typer.Option("--model", help="A preset with a section in the recipe.")]
+Workers = Annotated[int, typer.Option(help="Teacher processes on this machine.")]
+Compile = Annotated[
+    bool, typer.Option("--compile/--no-compile", help="Fuse the step with torch.compile.")
+]
+
+
+@contextmanager
+def resumable() -> Iterator[None]:
+    """Ctrl-C ends a long command with a word on how to go on."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        console.print("\nstopped; nothing is lost: the same command goes on from here")
+        raise typer.Exit(INTERRUPTED) from None
 
 
 @distill_app.command("sample")
 def sample_command(
     recipe: RecipeFile,
     data: DataFolder,
-    workers: Annotated[int, typer.Option(help="Teacher processes.")] = 2,
+    workers: Workers = 2,
+    scheduler: Annotated[
+        str, typer.Option(help="Dask scheduler (tcp://host:port) whose workers label instead.")
+    ] = "",
 ) -> None:
-    """Run teacher MD over the recipe's molecules and gather the frames in dataset.h5.
+    """Make the recipe's structures, sample them and label every frame by the teacher.
 
-    Example: mlff-student distill sample first.yaml --data runs/first
+    Goes on where a killed run stopped. Next: distill check, distill train.
+
+    Example: mlff-student distill sample organic.yaml --data runs/organic --workers 2
     """
+    from .distill.label import label
     from .distill.recipe import read_recipe
-    from .distill.sample import sample, write_dataset
 
-    what = read_recipe(recipe)
-    frames, failures = sample(what, data / "samples", workers)
-    for failure in failures:
-        console.print(f"skipped {failure}", highlight=False)
-    counts = write_dataset(what, data / "samples", data / "dataset.h5")
-    console.print(f"{frames} new frames; dataset: {counts}")
+    with resumable():
+        label(read_recipe(recipe), data / "dataset.h5", workers, scheduler)
 
 
 @distill_app.command("train")
@@ -347,18 +366,75 @@ def train_command(
     recipe: RecipeFile,
     data: DataFolder,
     model: Preset,
-    compiled: Annotated[
-        bool, typer.Option("--compile/--no-compile", help="Fuse the step with torch.compile.")
-    ] = True,
+    extra: Annotated[
+        Path | None, typer.Option(help="Another dataset to train on as well; see distill relabel.")
+    ] = None,
+    initial: Annotated[
+        Path | None, typer.Option(help="Checkpoint (model.pt) of the same preset to start from.")
+    ] = None,
+    compiled: Compile = True,
 ) -> None:
     """Train one preset; go on where a killed training stopped.
 
-    Example: mlff-student distill train first.yaml --data runs/first --model tiny
+    On several processes or GPUs: torchrun --nproc-per-node 2 -m mlff_student distill train ...
+
+    Example: mlff-student distill train organic.yaml --data runs/organic --model tiny
     """
     from .distill.recipe import read_recipe
     from .distill.train import train
 
-    train(read_recipe(recipe), model, data / "dataset.h5", data / model, compiled)
+    what, folder = read_recipe(recipe), data / model
+    with resumable():
+        train(
+            what,
+            model,
+            data / "dataset.h5",
+            folder,
+            compiled=compiled,
+            extra=extra,
+            initial=initial,
+        )
+
+
+@distill_app.command("rounds")
+def rounds_command(
+    recipe: RecipeFile, data: DataFolder, workers: Workers = 2, compiled: Compile = True
+) -> None:
+    """Let students run their own MD and the teacher label what a committee of them is unsure of.
+
+    Needs a section `rounds` in the recipe and the dataset of `distill sample`, which grows. Next:
+    distill train, which goes on with the larger dataset.
+
+    Example: mlff-student distill rounds organic.yaml --data runs/organic
+    """
+    from .distill.recipe import read_recipe
+    from .distill.rounds import run_rounds
+
+    with resumable():
+        for number, count in enumerate(run_rounds(read_recipe(recipe), data, workers, compiled), 1):
+            console.print(f"round {number}: {count} structures labelled")
+
+
+@distill_app.command("relabel")
+def relabel_command(
+    dataset: Annotated[Path, typer.Argument(help="HDF5 file whose training frames are rattled.")],
+    larger: Annotated[Path, typer.Option("--by", help="Checkpoint of the student that labels.")],
+    output: Annotated[Path, typer.Option("-o", "--output", help="HDF5 file to write.")],
+    copies: Annotated[int, typer.Option(help="Of each frame.")] = 4,
+    largest_force: Annotated[float, typer.Option(help="eV/angstrom; above: left out.")] = 30.0,
+    seed: Annotated[int, typer.Option(help="Of the displacements.")] = 1,
+) -> None:
+    """Label many more frames by a larger student, for `distill train --extra`.
+
+    Example: mlff-student distill relabel data.h5 --by checkpoints/original/model.pt -o more.h5
+    """
+    from .distill.ladder import relabel
+
+    with resumable():
+        frames = relabel(
+            larger, dataset, output, copies=copies, largest_force=largest_force, seed=seed
+        )
+    console.print(f"{output}: {frames} frames")
 
 
 @distill_app.command("evaluate")
@@ -370,12 +446,36 @@ def evaluate_command(
 ) -> None:
     """Measure a trained student on held-out molecules; write its checkpoint, card and README.
 
-    Example: mlff-student distill evaluate first.yaml --data runs/first --model tiny -o my/tiny
+    Example: mlff-student distill evaluate organic.yaml --data runs/organic --model tiny -o my/tiny
     """
     from .distill.evaluate import card_text, write_checkpoint
     from .distill.recipe import read_recipe
 
+    trained = data / model / "model.pt"
     card = write_checkpoint(
-        read_recipe(recipe), recipe, model, data / "dataset.h5", data / model / "model.pt", output
+        read_recipe(recipe), recipe, data / "dataset.h5", trained, model, output
     )
-    console.print(card_text(card), highlight=False)
+    console.print(Markdown(card_text(card)))
+
+
+@distill_app.command("quick")
+def quick_command(
+    molecule: Annotated[str, typer.Option(help="Structure file or SMILES.")],
+    teacher: Annotated[str, typer.Option(help="Name of the teacher.")] = "gfn2-xtb",
+    preset: Annotated[str, typer.Option(help="original, tiny or ultra_tiny.")] = "tiny",
+    output: Annotated[Path | None, typer.Option("-o", "--output", help="Folder to write.")] = None,
+    workers: Workers = 2,
+    compiled: Compile = True,
+) -> None:
+    """A student specialised on your molecule, with its validation table, within half an hour.
+
+    Example: mlff-student distill quick --teacher gfn2-xtb --molecule aspirin.sdf --preset tiny
+    """
+    from .distill.evaluate import card_text
+    from .distill.quick import quick
+
+    folder = output or Path("runs") / f"{Path(molecule).stem}-{preset}"
+    with resumable():
+        card = quick(molecule, preset, teacher, folder, workers, compiled)
+    console.print(Markdown(card_text(card)))
+    console.print(f"next: mlff-student md {molecule} --model {folder}/{preset}.pt", markup=False)

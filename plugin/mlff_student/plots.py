@@ -1,9 +1,11 @@
-"""Figures on paper: what a run did with its energy."""
+"""Figures on paper: what a run did with its energy, how a training went."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from .analysis import Analysis
@@ -14,6 +16,24 @@ from .verdict import with_error
 # Okabe and Ito's palette, which colour-blind readers tell apart (jfly.uni-koeln.de/color).
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 FONT_SIZE = 10
+
+
+@contextmanager
+def single_figure(path: Path) -> Iterator[Axes]:
+    """Axes of a figure of one message; written as PNG when the block ends.
+
+    Raises
+    ------
+    InputError : `path` cannot be written.
+    """
+    figure = Figure(figsize=(5.0, 3.6), layout="constrained")
+    axes = figure.subplots()
+    axes.set_prop_cycle(color=COLOURS)
+    axes.tick_params(labelsize=FONT_SIZE)
+    axes.spines[["top", "right"]].set_visible(False)
+    yield axes
+    with atomic_write(path) as temporary:
+        figure.savefig(temporary, format="png", dpi=150)
 
 
 def plot_drift(thermos: Mapping[str, Thermo], analyses: Mapping[str, Analysis], path: Path) -> None:

@@ -16,7 +16,7 @@ HARTREE = 27.211386245988  # eV, CODATA 2018
 SCREENING_LENGTH = 0.8854 * BOHR  # angstrom
 SCREENING_POWER = 0.23
 COULOMB = HARTREE * BOHR  # e^2 / (4 pi epsilon_0), eV angstrom
-FADE_OUT = 0.8  # of the sum of covalent radii: C-C 1.22, C-H 0.86, H-H 0.50 angstrom
+FADE_OUT = 0.75  # of the sum of covalent radii: C-C 1.14, C-H 0.80, H-H 0.47 angstrom
 
 
 def envelope(x: Tensor) -> tuple[Tensor, Tensor]:

@@ -1,31 +1,305 @@
 """Teachers by name: each is an ASE calculator with energy (eV) and forces (eV/angstrom)."""
 
-from ase.calculators.calculator import Calculator
+import sys
+from collections import defaultdict
+from collections.abc import Callable
+from contextlib import redirect_stdout
+from difflib import get_close_matches
+from importlib import import_module
+from pathlib import Path
+from textwrap import shorten
+from typing import Any, NamedTuple
+
+import numpy as np
+from ase import Atoms
+from ase.calculators.calculator import Calculator, all_changes
+from ase.io import read
+from scipy.spatial import KDTree
 
 from .errors import InputError, MissingDependencyError
 
-XTB_METHODS = {"gfn2-xtb": "GFN2-xTB", "gfn1-xtb": "GFN1-xTB"}
+SAME_STRUCTURE = 1e-3  # angstrom, largest difference of a coordinate: files round their positions
+
+
+class Teacher(NamedTuple):
+    """How a named teacher is built, and what its labels are."""
+
+    factory: str  # module:attribute, imported when the teacher is built
+    arguments: dict[str, Any]
+    package: str  # what pip installs
+    description: str
+    source: str
+    licence: str  # of the parameters or weights
+    cache: str = ""  # where downloaded weights are kept
+    finish: Callable[[Any], Calculator] | None = None  # makes a calculator of what factory gives
+
+
+def _orb_calculator(loaded: Any) -> Calculator:
+    """Calculator of a pretrained Orb model, as its loader returns it: the model, or the model and
+    its atoms adapter since orb-models 0.6. Orb v3 OMol wants a charge and a spin multiplicity.
+    """
+    try:
+        from orb_models.forcefield.inference.calculator import ORBCalculator
+    except ModuleNotFoundError:  # orb-models 0.5, the last for Python 3.11
+        from orb_models.forcefield.calculator import ORBCalculator
+
+    class NeutralSinglet(ORBCalculator):
+        def calculate(
+            self,
+            atoms: Atoms,
+            properties: list[str] | None = None,
+            system_changes: list[str] = all_changes,
+        ) -> None:
+            atoms = atoms.copy()
+            atoms.info = {"charge": 0, "spin": 1} | atoms.info
+            super().calculate(atoms, properties, system_changes)
+
+    return NeutralSinglet(*(loaded if isinstance(loaded, tuple) else (loaded,)))
+
+
+# Without torch.compile, which needs a C++ compiler and minutes, and without TF32 in the labels.
+_ORB = {"precision": "float32-highest", "compile": False}
+
+TEACHERS = {
+    "gfn2-xtb": Teacher(
+        "tblite.ase:TBLite",
+        {"method": "GFN2-xTB", "verbosity": 0},
+        "'mlff-student[distill]'",
+        "semi-empirical tight binding, elements up to radon, offline",
+        "Bannwarth et al. 2019, doi:10.1021/acs.jctc.8b01176",
+        "LGPL-3.0-or-later",
+    ),
+    "gfn1-xtb": Teacher(
+        "tblite.ase:TBLite",
+        {"method": "GFN1-xTB", "verbosity": 0},
+        "'mlff-student[distill]'",
+        "semi-empirical tight binding, elements up to radon, offline",
+        "Grimme et al. 2017, doi:10.1021/acs.jctc.7b00118",
+        "LGPL-3.0-or-later",
+    ),
+    "orb-v2": Teacher(
+        "orb_models.forcefield.pretrained:orb_v2",
+        _ORB,
+        "'orb-models>=0.5.5'",
+        "PBE crystals; its forces are no gradient of its energy, so its MD drifts",
+        "Neumann et al. 2024, arXiv:2410.22570",
+        "Apache-2.0",
+        "~/.cache/cached_path",
+        _orb_calculator,
+    ),
+    "orb-v3": Teacher(
+        "orb_models.forcefield.pretrained:orb_v3_conservative_omol",
+        _ORB,
+        "'orb-models>=0.5.5'",
+        "wB97M-V/def2-TZVPD molecules (OMol25), conservative, no stress",
+        "Rhodes et al. 2025, arXiv:2504.06231; Levine et al. 2025, arXiv:2505.08762",
+        "Apache-2.0",
+        "~/.cache/cached_path",
+        _orb_calculator,
+    ),
+    "mace-off": Teacher(
+        "mace.calculators:mace_off",
+        {"model": "medium", "default_dtype": "float64"},
+        "'mace-torch>=0.3.10'",
+        "wB97M-D3(BJ)/def2-TZVPPD organic molecules (MACE-OFF23 medium)",
+        "Kovacs et al. 2023, arXiv:2312.15211",
+        "Academic Software License: no commercial use",
+        "~/.cache/mace",
+    ),
+    "mace-mp": Teacher(
+        "mace.calculators:mace_mp",
+        {"model": "medium-mpa-0", "default_dtype": "float64"},
+        "'mace-torch>=0.3.10'",
+        "PBE+U crystals, 89 elements (MACE-MPA-0 medium)",
+        "Batatia et al. 2023, arXiv:2401.00096",
+        "MIT",
+        "~/.cache/mace",
+    ),
+    "aimnet2": Teacher(
+        "aimnet.calculators:AIMNet2ASE",
+        {"base_calc": "aimnet2", "charge": 0, "mult": 1},
+        "'aimnet[ase]>=0.2'",
+        "wB97M-D3/def2-TZVPP molecules of 14 elements",
+        "Anstine et al. 2025, doi:10.1039/D4SC08572H",
+        "MIT",
+        "~/.cache/aimnet",
+    ),
+}
+
+
+def teacher_names() -> tuple[str, ...]:
+    """Every form of name that `make_teacher` takes."""
+    return *TEACHERS, "file:labels.extxyz", "python:package.module:factory"
 
 
 def make_teacher(name: str) -> Calculator:
-    """Calculator of a named teacher.
+    """Calculator of a teacher, for neutral singlets.
 
     Parameters
     ----------
-    name : "gfn2-xtb" or "gfn1-xtb" (Bannwarth et al. 2019, doi:10.1021/acs.jctc.8b01176), run by
-        the tblite library.
+    name : a key of `TEACHERS`; `file:PATH` for the labels of a file (`LabelledFile`); or
+        `python:MODULE:FACTORY`, where FACTORY is called without arguments and returns a calculator.
 
     Raises
     ------
-    InputError : the name is not known.
-    MissingDependencyError : the library behind it is not installed.
+    InputError : the name is not known, the file cannot be used, the factory fails, or what it
+        returns does not give energy and forces.
+    MissingDependencyError : the package behind the name does not import, or its weights cannot be
+        downloaded.
     """
-    if name not in XTB_METHODS:
-        raise InputError(f"unknown teacher {name!r}; known: {', '.join(XTB_METHODS)}")
+    kind, _, target = name.partition(":")
+    if kind == "file" and target:
+        return LabelledFile(Path(target).expanduser())
+    if kind == "python":
+        return _checked(name, _user_calculator(name, target))
+    if name not in TEACHERS:
+        near = get_close_matches(name.lower(), TEACHERS, 1)
+        hint = f", did you mean {near[0]!r}?" if near else ";"
+        raise InputError(f"unknown teacher {name!r}{hint} known: {', '.join(teacher_names())}")
+    return _checked(name, _named_calculator(name, TEACHERS[name]))
+
+
+def load_attribute(path: str) -> Any:
+    """Object at `module:attribute`."""
+    module, _, attribute = path.partition(":")
+    return getattr(import_module(module), attribute)
+
+
+def _named_calculator(name: str, teacher: Teacher) -> Calculator:
     try:
-        from tblite.ase import TBLite
+        with redirect_stdout(sys.stderr):  # stdout is for results; libraries announce themselves
+            made = load_attribute(teacher.factory)(**teacher.arguments)
+            return teacher.finish(made) if teacher.finish else made
+    except (ImportError, AttributeError) as error:  # not installed, or too old to have it
+        raise MissingDependencyError(
+            f"teacher {name!r} needs: pip install {teacher.package} ({error})"
+        ) from error
+    except (OSError, RuntimeError) as error:
+        if not teacher.cache:
+            raise
+        raise MissingDependencyError(
+            f"the weights of teacher {name!r} could not be loaded "
+            f"({type(error).__name__}: {shorten(str(error), 150)}). They are downloaded when first "
+            f"used: use it once where there is internet, then copy {teacher.cache} to here"
+        ) from error
+
+
+def _user_calculator(name: str, target: str) -> Calculator:
+    module, _, attribute = target.partition(":")
+    if not module or not attribute:
+        raise InputError(f"teacher {name!r}: expected python:package.module:factory")
+    try:
+        factory = load_attribute(target)
     except ImportError as error:
         raise MissingDependencyError(
-            f"teacher {name!r} needs tblite: pip install 'mlff-student[distill]'"
+            f"teacher {name!r}: cannot import {module} ({error}); install it or put its folder in "
+            "PYTHONPATH"
         ) from error
-    return TBLite(method=XTB_METHODS[name], verbosity=0)
+    except AttributeError as error:
+        raise InputError(f"teacher {name!r}: {error}") from error
+    try:
+        return factory()
+    except Exception as error:  # it is the user's code
+        raise InputError(
+            f"teacher {name!r}: {attribute}(), called without arguments, raised "
+            f"{type(error).__name__}: {error}"
+        ) from error
+
+
+def _checked(name: str, calculator: Any) -> Calculator:
+    """`calculator`, if it gives energy and forces."""
+    offered = getattr(calculator, "implemented_properties", ())
+    if not {"energy", "forces"} <= set(offered):
+        raise InputError(
+            f"teacher {name!r}: expected an ASE calculator with energy and forces, found "
+            f"{type(calculator).__name__} with {', '.join(offered) or 'no properties'}"
+        )
+    return calculator
+
+
+def labelled_frames(path: Path) -> list[Atoms]:
+    """All frames of a file that ASE reads, each with the energy (eV) and forces (eV/angstrom) that
+    the file holds in `atoms.calc.results`. Labels that are not finite are returned as they are.
+
+    Raises
+    ------
+    InputError : no such file, not readable, no frames, or a frame without a finite geometry, an
+        energy or forces.
+    """
+    if not path.is_file():
+        raise InputError(f"no file of labelled structures {path}")
+    try:
+        frames = read(path, index=":")
+    except Exception as error:  # ASE's readers raise whatever their parsers run into
+        raise InputError(f"cannot read {path}: {error}") from error
+    if not frames:
+        raise InputError(f"{path} holds no structures")
+    for index, atoms in enumerate(frames):
+        found = atoms.calc.results if atoms.calc else {}
+        missing = [key for key in ("energy", "forces") if key not in found]
+        if missing:
+            other = [*found, *atoms.info, *(set(atoms.arrays) - {"numbers", "positions"})]
+            raise InputError(
+                f"{path}, frame {index} (the first is 0): no {' and no '.join(missing)}. Expected "
+                "are energy (eV) and forces (eV/angstrom) under these names; others, as REF_energy "
+                f"and REF_forces, must be renamed. Found: {', '.join(other) or 'no labels'}"
+            )
+        if not (np.isfinite(atoms.positions).all() and np.isfinite(atoms.cell.array).all()):
+            raise InputError(f"{path}, frame {index} (the first is 0): positions are not finite")
+    return frames
+
+
+class LabelledFile(Calculator):
+    """The labels of a file, for the structures in it: those with the same atoms in the same order,
+    and positions and periodic cell vectors within `SAME_STRUCTURE`.
+
+    Parameters
+    ----------
+    path : as `labelled_frames` reads it, with the same exceptions.
+    """
+
+    def __init__(self, path: Path):
+        super().__init__()
+        self.path = path
+        groups: dict[tuple[bytes, bytes], list[Atoms]] = defaultdict(list)
+        for frame in labelled_frames(path):
+            groups[_kind(frame)].append(frame)
+        self._groups = {
+            kind: (KDTree([_geometry(frame) for frame in frames]), frames)
+            for kind, frames in groups.items()
+        }
+        with_stress = all(
+            "stress" in frame.calc.results for frames in groups.values() for frame in frames
+        )
+        self.implemented_properties = ["energy", "forces", *(["stress"] if with_stress else [])]
+
+    def calculate(
+        self,
+        atoms: Atoms,
+        properties: list[str] | None = None,
+        system_changes: list[str] = all_changes,
+    ) -> None:
+        """Look the structure up; InputError if the file does not hold it."""
+        super().calculate(atoms, properties, system_changes)
+        tree, frames = self._groups.get(_kind(atoms), (None, []))
+        if tree is not None:
+            distance, index = tree.query(
+                _geometry(atoms), p=np.inf, distance_upper_bound=SAME_STRUCTURE
+            )
+            if np.isfinite(distance):
+                self.results = dict(frames[index].calc.results)
+                return
+        raise InputError(
+            f"{self.path} holds no such structure of {atoms.get_chemical_formula()} "
+            f"({len(frames)} of the same atoms, none within {SAME_STRUCTURE} angstrom); sampling "
+            "new ones needs a teacher that computes, such as gfn2-xtb"
+        )
+
+
+def _kind(atoms: Atoms) -> tuple[bytes, bytes]:
+    return atoms.numbers.tobytes(), atoms.pbc.tobytes()
+
+
+def _geometry(atoms: Atoms) -> np.ndarray:
+    """Positions and the cell vectors that matter, (3 N + 9,) angstrom."""
+    return np.concatenate([atoms.positions, atoms.cell.array * atoms.pbc[:, None]]).ravel()

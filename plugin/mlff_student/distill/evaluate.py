@@ -1,19 +1,26 @@
 """Errors of a student on held-out molecules, and the card that tells a user of them."""
 
+import csv
 import json
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
+from ..checkpoints import load_student
 from ..elements import ELEMENTS
+from ..errors import InputError
 from ..files import atomic_write
-from ..student import PRESETS, Student, parameter_count
-from .dataset import Frames, read_split, sha256
+from ..student import Student, parameter_count
+from .dataset import Frames, read_frames, read_summary, sha256
+from .graphs import build_graphs, forces_from_gradient, make_batch
 from .recipe import Recipe
-from .train import build_graphs, forces_from_gradient, make_batch
 
+COMPLEXES = ("dimer", "cluster", "liquid", "crystal")  # kinds of more than one molecule
+SIZES = ((1, 8), (9, 16), (17, 24), (25, 32), (33, 400))  # atoms, least and most
 LARGE_ANGLE_FLOOR = 0.1  # eV/angstrom; the direction of a smaller force is noise
 
 
@@ -48,82 +55,124 @@ def predict_frames(student: Student, frames: Frames, batch: int = 32) -> tuple[T
     energies, forces = [], []
     for first in range(0, len(frames.energies), batch):
         part = make_batch(graphs, list(range(first, min(first + batch, len(frames.energies)))))
-        receiver, sender = part.edge_index[0], part.edge_index[1]
-        vectors = (part.positions[sender] - part.positions[receiver]).double()
         atoms = len(part.species)
-        each, gradient = student(vectors, part.edge_index, part.species, atoms)
+        each, gradient = student(part.vectors.double(), part.edge_index, part.species, atoms)
         energies.append(torch.zeros(len(part.atoms)).double().index_add(0, part.frame, each))
         forces.append(forces_from_gradient(gradient, part.edge_index, atoms))
     return torch.cat(energies), torch.cat(forces)
 
 
-def evaluate_split(student: Student, frames: Frames) -> dict[str, Any]:
-    """Errors over all frames, by temperature, by element and by class of molecule."""
+def evaluate_frames(student: Student, frames: Frames) -> dict[str, Any]:
+    """Errors of a student against the labels.
+
+    Single molecules in teacher MD are what the headline figures are of; `by_temperature_K`,
+    `by_element`, `by_size` and `by_class` split them up, and `complexes` holds frames of several
+    molecules (dimers, clusters, liquids, crystals), kind by kind.
+
+    Raises
+    ------
+    InputError : no frames of teacher MD of single molecules.
+    """
     energies, forces = predict_frames(student, frames)
     label = frames.forces.double()
     count = frames.start.diff()
-    temperature = torch.repeat_interleave(frames.temperatures, count)
-    kinds = sorted(set(frames.kinds))
-    kind_of_molecule = torch.tensor([kinds.index(kind) for kind in frames.kinds])
-    kind = torch.repeat_interleave(kind_of_molecule[frames.molecule], count)
-
-    def errors(rows: Tensor) -> dict[str, float]:
-        return force_errors(forces[rows], label[rows])._asdict()
-
+    kinds = np.array(frames.kinds)[frames.molecule.numpy()]
+    single = torch.from_numpy(~np.isin(kinds, COMPLEXES)) & (np.array(frames.methods) == "md")
+    if not single.any():
+        raise InputError("no held-out frames of teacher MD of single molecules to measure on")
     energy_error = (energies - frames.energies) / count
+
+    def errors(chosen: Tensor) -> dict[str, float]:
+        rows = torch.repeat_interleave(chosen, count)
+        return {
+            "frames": int(chosen.sum()),
+            "energy_rmse_ev_per_atom": float(energy_error[chosen].square().mean().sqrt()),
+            **force_errors(forces[rows], label[rows])._asdict(),
+        }
+
+    def table(groups: Iterable[tuple[str, Tensor]]) -> dict[str, Any]:
+        return {name: errors(chosen) for name, chosen in groups if chosen.any()}
+
+    def of_kind(kind: str) -> Tensor:
+        return torch.from_numpy(kinds == kind)
+
+    temperatures = sorted(set(frames.temperatures[single].tolist()))
+    rows = torch.repeat_interleave(single, count)
+    of_element = {
+        symbol: rows & (frames.atomic_numbers == number) for symbol, (number, _) in ELEMENTS.items()
+    }
     return {
-        "molecules": len(frames.names),
-        "frames": len(frames.energies),
-        "energy_rmse_ev_per_atom": float(energy_error.square().mean().sqrt()),
-        **force_errors(forces, label)._asdict(),
-        "by_temperature_K": {
-            str(round(float(t))): errors(temperature == t) for t in frames.temperatures.unique()
-        },
+        "molecules": len(frames.molecule[single].unique()),
+        **errors(single),
+        "by_temperature_K": table(
+            (f"{t:g}", single & (frames.temperatures == t)) for t in temperatures
+        ),
         "by_element": {
-            symbol: errors(frames.atomic_numbers == number)
-            for symbol, (number, _) in ELEMENTS.items()
-            if (frames.atomic_numbers == number).any()
+            symbol: force_errors(forces[chosen], label[chosen])._asdict()
+            for symbol, chosen in of_element.items()
+            if chosen.any()
         },
-        "by_class": {name: errors(kind == index) for index, name in enumerate(kinds)},
+        "by_size": table(
+            (f"{least}-{most} atoms", single & (count >= least) & (count <= most))
+            for least, most in SIZES
+        ),
+        "by_class": table((kind, single & of_kind(kind)) for kind in sorted(set(frames.kinds))),
+        "complexes": table((kind, of_kind(kind)) for kind in COMPLEXES),
     }
 
 
 def write_checkpoint(
-    recipe: Recipe, recipe_file: Path, model: str, dataset: Path, trained: Path, output: Path
+    recipe: Recipe, recipe_file: Path, dataset: Path, trained: Path, name: str, output: Path
 ) -> dict[str, Any]:
     """Measure a trained student on the held-out molecules and write its checkpoint folder.
 
     Parameters
     ----------
     trained : model.pt that `train` wrote, with metrics.csv beside it.
-    output : folder; receives model.pt, metrics.csv (the learning curve), card.json and README.md.
+    name : of the model.
+    output : folder; receives model.pt, metrics.csv and curve.png (learning curve), card.json and
+        README.md.
 
     Returns
     -------
     The card.
     """
-    checkpoint = torch.load(trained, weights_only=True)
-    student = Student(PRESETS[model])
-    student.load_state_dict(checkpoint["weights"])
-    student.eval().requires_grad_(False)
-    train_frames, test_frames = read_split(dataset, "train"), read_split(dataset, "test")
-    settings = recipe.sampling
+    student, _ = load_student(trained)
+    training = torch.load(trained, weights_only=True)["training"]
+    train_frames, test_frames = read_frames(dataset, "train"), read_frames(dataset, "test")
+    single = [kind not in COMPLEXES for kind in train_frames.kinds]
+    largest = train_frames.start.diff()[torch.tensor(single)[train_frames.molecule]].max()
+    temperatures = train_frames.temperatures[train_frames.temperatures.isfinite()]
+    complexes = sorted(set(train_frames.kinds) & set(COMPLEXES))
+    systems = "neutral closed-shell organic molecules in vacuum"
+    if complexes:
+        systems += f", {', '.join(f'{kind}s' for kind in complexes)} of them"
+    summary = read_summary(dataset)
     card = {
-        "name": model,
+        "name": name,
         "parameters": parameter_count(student),
         "teacher": recipe.teacher,
         "dataset_sha256": sha256(dataset),
         "recipe": recipe_file.name,
         "recipe_sha256": sha256(recipe_file),
-        "training": checkpoint["training"]
-        | {"molecules": len(train_frames.names), "frames": len(train_frames.energies)},
-        "accuracy": {"held_out_molecules": evaluate_split(student, test_frames)},
+        "split_by": str(summary.attributes.get("split_by", "molecule")),
+        "training": training
+        | {
+            "molecules": sum(single),
+            "complexes": len(single) - sum(single),
+            "frames": len(train_frames.energies),
+        },
+        "accuracy": {"held_out_molecules": evaluate_frames(student, test_frames)},
         "domain": {
-            "elements": list(PRESETS[model].elements),
-            "temperatures_K": settings.temperatures_K,
-            "largest_molecule_atoms": settings.largest,
+            "elements": [
+                symbol
+                for symbol, (number, _) in ELEMENTS.items()
+                if (train_frames.atomic_numbers == number).any()
+            ],
+            "temperatures_K": temperatures.unique().tolist(),
+            "largest_molecule_atoms": int(largest),
             "largest_force_ev_per_angstrom": round(float(train_frames.forces.norm(dim=1).max()), 2),
-            "systems": "single neutral closed-shell organic molecules in vacuum",
+            "systems": systems,
         },
         "held_out": {"test": test_frames.names},
     }
@@ -132,10 +181,26 @@ def write_checkpoint(
         with atomic_write(output / source.name) as temporary:
             temporary.write_bytes(source.read_bytes())
     with atomic_write(output / "card.json") as temporary:
-        temporary.write_text(json.dumps(card, indent=2) + "\n")
+        temporary.write_text(json.dumps(card, indent=1) + "\n")
     with atomic_write(output / "README.md") as temporary:
         temporary.write_text(card_text(card))
+    plot_curve(output / "metrics.csv", output / "curve.png")
     return card
+
+
+def plot_curve(metrics: Path, output: Path) -> None:
+    """Force errors over the steps of a training."""
+    from ..plots import single_figure
+
+    with open(metrics, newline="") as stream:
+        rows = list(csv.DictReader(stream))
+    steps = [int(row["step"]) for row in rows]
+    with single_figure(output) as axes:
+        for kind in ("train", "validation"):
+            values = [float(row[f"{kind}_force_rmse_ev_per_angstrom"]) for row in rows]
+            axes.plot(steps, values, label=kind)
+        axes.set(xlabel="step", ylabel="force RMSE (eV/Å)", yscale="log")
+        axes.legend()
 
 
 def card_text(card: dict[str, Any]) -> str:
@@ -145,36 +210,52 @@ def card_text(card: dict[str, Any]) -> str:
         card["training"],
         card["domain"],
     )
-    rows = [("all", test), *((f"{t} K", e) for t, e in test["by_temperature_K"].items())]
-    rows += list(test["by_element"].items())
+    specialised = card["split_by"] == "trajectory"
+    unseen = "of trajectories" if specialised else f"of {test['molecules']} molecules"
     lines = [
         f"# {card['name']}",
         "",
         f"A student of {card['parameters']:,} parameters, distilled from {card['teacher']} on "
-        f"{training['frames']:,} frames of MD of {training['molecules']} organic molecules "
-        f"({training['steps']:,} optimiser steps, {training['seconds'] / 60:.0f} minutes on one "
-        f"CPU core). Recipe: `{card['recipe']}`.",
+        f"{training['frames']:,} frames of {training['molecules']:,} molecules"
+        + (f" and {training['complexes']:,} complexes" if training["complexes"] else "")
+        + f" ({training['steps']:,} optimiser steps, {training['seconds'] / 60:.0f} minutes of "
+        f"{training['processes']} process on {training['device']}). Recipe: `{card['recipe']}`.",
         "",
-        f"Measured on {test['frames']:,} frames of {test['molecules']} molecules never seen: "
-        f"energy RMSE {1e3 * test['energy_rmse_ev_per_atom']:.1f} meV/atom, and forces:",
+        f"Measured on {test['frames']:,} frames of teacher MD {unseen} never seen: energy RMSE "
+        f"{1e3 * test['energy_rmse_ev_per_atom']:.1f} meV/atom, and forces:",
         "",
-        "| held-out molecules | RMSE (eV/angstrom) | MAE (eV/angstrom) | R² | angle (deg) |",
-        "|---|---|---|---|---|",
+        "| held out | atoms | RMSE (eV/Å) | MAE (eV/Å) | R² | angle (deg) |",
+        "|---|---|---|---|---|---|",
+    ]
+    tables = [
+        {"all": test},
+        {f"{t} K": row for t, row in test["by_temperature_K"].items()},
+        test["by_element"],
+        test["by_size"],
+        test["by_class"],
+        test["complexes"],
     ]
     lines += [
-        f"| {name} | {e['force_rmse_ev_per_angstrom']:.3f} | {e['force_mae_ev_per_angstrom']:.3f} "
-        f"| {e['force_r2']:.4f} | {e['force_angle_deg']:.1f} |"
-        for name, e in rows
+        f"| {name} | {e['atoms']:,} | {e['force_rmse_ev_per_angstrom']:.3f} "
+        f"| {e['force_mae_ev_per_angstrom']:.3f} | {e['force_r2']:.4f} "
+        f"| {e['force_angle_deg']:.1f} |"
+        for table in tables
+        for name, e in table.items()
     ]
+    trained_at = ", ".join(f"{t:g}" for t in domain["temperatures_K"])
+    scope = (
+        "It knows the molecule that it was made for and nothing else."
+        if specialised
+        else "It learns its teacher, errors included: check it against the teacher on yours."
+    )
     lines += [
         "",
         f"**Domain.** {domain['systems'].capitalize()}; elements {', '.join(domain['elements'])}; "
-        f"up to {domain['largest_molecule_atoms']} atoms; teacher MD at "
-        f"{', '.join(f'{t:g}' for t in domain['temperatures_K'])} K.",
+        f"molecules of up to {domain['largest_molecule_atoms']} atoms; teacher MD at "
+        f"{trained_at} K; forces up to {domain['largest_force_ev_per_angstrom']:g} eV/Å.",
         "",
-        "**Not for.** Ions, radicals, reactions, excited states, metals. Liquids, solids and "
-        "complexes: it has seen no two molecules together. It learns its teacher, errors included, "
-        "and this is a first distillation: check it against the teacher on your own molecule.",
+        "**Not for.** Ions, radicals, reactions, excited states, metals; interactions beyond "
+        f"the cutoff of 5 Å. {scope}",
         "",
     ]
     return "\n".join(lines)

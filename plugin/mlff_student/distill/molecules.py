@@ -1,10 +1,13 @@
-"""The molecule library: SMILES with name and class, and their three-dimensional structures."""
+"""Molecules as SMILES: the library, recombination of its fragments, and their structures."""
 
+import random
+from collections.abc import Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from ase import Atoms
 
+from ..elements import ELEMENTS
 from ..errors import InputError, MissingDependencyError
 
 LIBRARY = Path(__file__).with_name("molecules.smi")
@@ -19,9 +22,90 @@ class Molecule(NamedTuple):
 
 
 def read_library(path: Path = LIBRARY) -> list[Molecule]:
-    """All molecules of a tab-separated file `SMILES name class`; lines with # are comments."""
-    lines = path.read_text().splitlines()
-    return [Molecule(*line.split("\t")) for line in lines if line and not line.startswith("#")]
+    """All molecules of a tab-separated file `SMILES name class`; lines with # are comments.
+
+    Raises
+    ------
+    InputError : no such file, or a line with another number of columns.
+    """
+    if not path.is_file():
+        raise InputError(f"no file of molecules {path}")
+    molecules = []
+    for number, line in enumerate(path.read_text().splitlines(), 1):
+        if line and not line.startswith("#"):
+            columns = line.split("\t")
+            if len(columns) != 3:
+                raise InputError(f"{path}, line {number}: expected SMILES, name, class: {line!r}")
+            molecules.append(Molecule(*columns))
+    return molecules
+
+
+def identity(smiles: str) -> str:
+    """Canonical SMILES without stereochemistry: isomers that differ in it alone are one molecule
+    when molecules are held out.
+
+    Raises
+    ------
+    InputError : not a SMILES string.
+    """
+    return _chem().MolToSmiles(_parse(smiles), isomericSmiles=False)
+
+
+def recombined(
+    molecules: list[Molecule], count: int, largest: int, seed: int
+) -> Iterator[Molecule]:
+    """New molecules of the given ones' fragments (BRICS, Degen et al. 2008,
+    doi:10.1002/cmdc.200800178): neutral, of the student's elements, distinct, none of the given.
+
+    Parameters
+    ----------
+    largest : most atoms, hydrogens included.
+    """
+    chem = _chem()
+    from rdkit.Chem import BRICS
+
+    known = {identity(molecule.smiles) for molecule in molecules}
+    parsed = (chem.MolFromSmiles(molecule.smiles) for molecule in molecules)
+    fragments = sorted({part for one in parsed for part in BRICS.BRICSDecompose(one)})
+    pieces = [chem.MolFromSmiles(fragment) for fragment in fragments if "*" in fragment]
+    rng = random.Random(seed)
+    made, barren = 0, 0
+    while made < count and barren < 1000:
+        barren += 1
+        pair = rng.sample(pieces, 2)
+        for one in BRICS.BRICSBuild(pair, scrambleReagents=False, maxDepth=2):
+            one.UpdatePropertyCache()
+            chem.SanitizeMol(one)
+            smiles = chem.MolToSmiles(one)
+            whole = chem.AddHs(one)
+            fits = whole.GetNumAtoms() <= largest and chem.GetFormalCharge(one) == 0
+            usual = all(
+                atom.GetSymbol() in ELEMENTS and not atom.GetNumRadicalElectrons()
+                for atom in whole.GetAtoms()
+            )
+            if fits and usual and identity(smiles) not in known:
+                known.add(identity(smiles))
+                yield Molecule(smiles, f"brics_{made:05d}", "recombined")
+                made, barren = made + 1, 0
+                break
+
+
+def _chem() -> Any:
+    try:
+        from rdkit import Chem
+    except ImportError as error:
+        raise MissingDependencyError("reading SMILES needs RDKit: pip install rdkit") from error
+    return Chem
+
+
+def _parse(smiles: str) -> Any:
+    from rdkit import rdBase
+
+    with rdBase.BlockLogs():
+        molecule = _chem().MolFromSmiles(smiles)
+    if molecule is None or molecule.GetNumAtoms() == 0:
+        raise InputError(f"not a SMILES string: {smiles!r}")
+    return molecule
 
 
 def embed(smiles: str, seed: int = 1) -> tuple[Atoms, list[tuple[int, int]]]:
@@ -40,16 +124,11 @@ def embed(smiles: str, seed: int = 1) -> tuple[Atoms, list[tuple[int, int]]]:
     InputError : not a SMILES string, or no conformer could be made.
     MissingDependencyError : RDKit is not installed.
     """
-    try:
-        from rdkit import Chem, rdBase
-        from rdkit.Chem import AllChem
-    except ImportError as error:
-        raise MissingDependencyError("reading SMILES needs RDKit: pip install rdkit") from error
+    molecule = _chem().AddHs(_parse(smiles))
+    from rdkit import rdBase
+    from rdkit.Chem import AllChem
+
     with rdBase.BlockLogs():
-        molecule = Chem.MolFromSmiles(smiles)
-        if molecule is None or molecule.GetNumAtoms() == 0:
-            raise InputError(f"not a SMILES string: {smiles!r}")
-        molecule = Chem.AddHs(molecule)
         if AllChem.EmbedMolecule(molecule, randomSeed=seed) != 0:
             raise InputError(f"RDKit found no conformer for {smiles!r}; give a 3-D file instead")
         if AllChem.MMFFHasAllMoleculeParams(molecule):

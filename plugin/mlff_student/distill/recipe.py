@@ -1,46 +1,151 @@
-"""The recipe: one YAML file that says which molecules, which teacher, how much MD, how to train."""
+"""The recipe: one YAML file that says which structures, which teacher, how to sample and train."""
 
-from dataclasses import dataclass, fields
+from dataclasses import MISSING, dataclass, field, fields, is_dataclass
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Any
+from types import UnionType
+from typing import Any, get_args, get_origin, get_type_hints
 
 import yaml
 
 from ..errors import InputError
 
-FIRST_RECIPE = Path(__file__).with_name("first.yaml")
+ORGANIC_RECIPE = Path(__file__).with_name("organic.yaml")
+GROUPS = ("molecule", "dimer", "cluster", "liquid", "file", "held_out")
 
 
 @dataclass(frozen=True)
-class SamplingRecipe:
-    """Teacher MD that makes the data.
+class HeldOut:
+    """Fractions of the molecules that are kept from training."""
+
+    validation: float
+    test: float
+
+
+@dataclass(frozen=True)
+class StructureRecipe:
+    """Where structures come from.
 
     Attributes
     ----------
-    molecules : how many molecules of the library, drawn class by class.
+    library : molecules of the library (or of `smiles`), drawn class by class.
     largest : most atoms a molecule may have.
+    held_out : fractions of these molecules for validation and test.
     always : names that must be in the training set.
-    temperatures_K : one stretch of Langevin MD each, in this order.
-    frames : frames kept in each stretch.
-    interval : MD steps between frames.
-    equilibration : MD steps before the first frame of a stretch.
-    timestep_fs, friction_per_fs : of the Langevin integrator.
-    largest_force : frames with a larger force component are dropped, eV/angstrom.
-    held_out : fractions of the molecules for validation and for test.
+    smiles : file `SMILES name class`, tab-separated, instead of the library.
+    brics : molecules recombined from the library's fragments, all for training.
+    brics_largest : most atoms of those.
+    conformers : embedded geometries a molecule.
+    dimers, clusters, liquids : pairs, groups of 3 to 5 molecules in vacuum, small periodic boxes;
+        each of molecules of one split.
+    complex_largest : most atoms of a dimer, cluster or box.
+    files : structure files or folders of them, anything ASE or RDKit (SDF) reads, crystals too.
     """
 
-    molecules: int
+    library: int
     largest: int
-    always: list[str]
+    held_out: HeldOut
+    always: list[str] = field(default_factory=list)
+    smiles: str = ""
+    brics: int = 0
+    brics_largest: int = 24
+    conformers: int = 1
+    dimers: int = 0
+    clusters: int = 0
+    liquids: int = 0
+    complex_largest: int = 24
+    files: list[str] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class MD:
+    """Langevin MD by the teacher, one stretch a temperature, in this order.
+
+    Attributes
+    ----------
+    frames : kept in each stretch.
+    interval : steps between frames.
+    equilibration : steps before the first frame of a stretch.
+    """
+
     temperatures_K: list[float]
     frames: int
     interval: int
     equilibration: int
-    timestep_fs: float
-    friction_per_fs: float
-    largest_force: float
-    held_out: dict[str, float]
+    timestep_fs: float = 1.0
+    friction_per_fs: float = 0.02
+
+
+@dataclass(frozen=True)
+class NormalModes:
+    """Thermal displacements along the normal modes of the relaxed structure (6 N teacher calls).
+
+    Attributes
+    ----------
+    largest : most atoms; larger structures are passed over.
+    """
+
+    temperature_K: float
+    frames: int
+    largest: int
+
+
+@dataclass(frozen=True)
+class Augmentation:
+    """Rattle-relax-repeat by the augment-atoms library."""
+
+    frames: int
+    temperature_K: float
+    rattle: list[float] = field(default_factory=lambda: [0.03, 0.15])  # angstrom, least and most
+
+
+@dataclass(frozen=True)
+class Methods:
+    """How one group of structures is turned into frames; what is not named is not done.
+
+    Attributes
+    ----------
+    starts : label the starting geometries themselves.
+    rattle : angstrom, normal displacement of the starting geometries before they are labelled.
+    contacts : frames with one bond or contact compressed or stretched.
+    hessian_products : frames a structure that also get a random Hessian-vector product.
+    """
+
+    starts: bool = False
+    rattle: float = 0.0
+    md: MD | None = None
+    normal_modes: NormalModes | None = None
+    augment: Augmentation | None = None
+    contacts: int = 0
+    hessian_products: int = 0
+
+
+@dataclass(frozen=True)
+class Rounds:
+    """Student in the loop: its own MD proposes, a committee disagrees, the teacher labels.
+
+    Attributes
+    ----------
+    count : rounds.
+    model : preset of the committee's members.
+    committee : members.
+    steps : optimiser steps of each member before the first round, and again in each.
+    structures : training molecules that a round runs.
+    temperature_K, ps, timestep_fs : of the student's MD.
+    frames : labelled a structure, at most.
+    disagreement : eV/angstrom, least standard deviation of a force that is worth a label.
+    """
+
+    count: int
+    model: str
+    committee: int
+    steps: int
+    structures: int
+    temperature_K: float
+    ps: float
+    timestep_fs: float = 0.5
+    frames: int = 2
+    disagreement: float = 0.3
 
 
 @dataclass(frozen=True)
@@ -54,27 +159,42 @@ class TrainingRecipe:
     warmup : steps.
     energy_weight : of the squared energy error an atom (eV^2) against that of a force component
         (eV^2/angstrom^2).
+    hessian_weight : of the squared error of a component of H v (eV^2/angstrom^4).
     clip : largest gradient norm.
     ema : decay of the weights' moving average, which is what is validated and kept.
+    patience : validations without a better one before training stops early; 0: never.
     """
 
     steps: int
     batch: int
     learning_rate: float
-    warmup: int
-    energy_weight: float
-    clip: float
-    ema: float
+    warmup: int = 300
+    energy_weight: float = 10.0
+    hessian_weight: float = 0.0
+    clip: float = 5.0
+    ema: float = 0.999
+    patience: int = 0
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """A whole distillation."""
+    """A whole distillation.
+
+    Attributes
+    ----------
+    teacher : a name that `mlff_student.teachers.make_teacher` knows.
+    sampling : methods for each group of structures.
+    largest_force : frames with a larger force component are dropped, eV/angstrom.
+    training : settings for each preset.
+    """
 
     teacher: str
     seed: int
-    sampling: SamplingRecipe
+    structures: StructureRecipe
+    sampling: dict[str, Methods]
     training: dict[str, TrainingRecipe]
+    largest_force: float = 30.0
+    rounds: Rounds | None = None
 
 
 def read_recipe(path: Path) -> Recipe:
@@ -82,7 +202,8 @@ def read_recipe(path: Path) -> Recipe:
 
     Raises
     ------
-    InputError : file missing, not YAML, or a key misspelt or missing (names the nearest right one).
+    InputError : file missing, not YAML, a key misspelt (names the nearest right one) or missing, a
+        value of the wrong type.
     """
     if not path.is_file():
         raise InputError(f"no recipe file {path}")
@@ -90,33 +211,48 @@ def read_recipe(path: Path) -> Recipe:
         values = yaml.safe_load(path.read_text())
     except yaml.YAMLError as error:
         raise InputError(f"{path} is not YAML: {error}") from error
-    values = _checked(Recipe, values, "recipe")
-    values["sampling"] = SamplingRecipe(**_checked(SamplingRecipe, values["sampling"], "sampling"))
-    held_out = values["sampling"].held_out
-    _checked_keys(held_out, ["validation", "test"], "sampling.held_out")
-    if not isinstance(values["training"], dict):
-        raise InputError("training must be a mapping from presets to their settings")
-    values["training"] = {
-        preset: TrainingRecipe(**_checked(TrainingRecipe, settings, f"training.{preset}"))
-        for preset, settings in values["training"].items()
-    }
-    return Recipe(**values)
+    recipe = _parse(Recipe, values, "recipe")
+    check_key(recipe.sampling, GROUPS, "sampling")
+    return recipe
 
 
-def _checked(kind: type, values: Any, where: str) -> dict[str, Any]:
-    known = [field.name for field in fields(kind)]
-    return _checked_keys(values, known, where)
-
-
-def _checked_keys(values: Any, known: list[str], where: str) -> dict[str, Any]:
-    if not isinstance(values, dict):
-        raise InputError(f"{where} must be a mapping with the keys {', '.join(known)}")
+def check_key(values: Any, known: Any, where: str) -> None:
+    """Refuse a mapping with a key that is not known, naming the nearest one that is."""
     for key in values:
         if key not in known:
             near = get_close_matches(str(key), known, n=1)
             hint = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(known)}"
             raise InputError(f"{where}: unknown key {key!r}; {hint}")
-    missing = [name for name in known if name not in values]
-    if missing:
-        raise InputError(f"{where}: missing {', '.join(missing)}")
-    return values
+
+
+def _parse(kind: Any, value: Any, where: str) -> Any:
+    """`value` of a YAML file as a `kind`: a dataclass, list, mapping or plain value."""
+    if isinstance(kind, UnionType):
+        return None if value is None else _parse(get_args(kind)[0], value, where)
+    if is_dataclass(kind):
+        known = {one.name: one for one in fields(kind)}
+        if not isinstance(value, dict):
+            raise InputError(f"{where} must be a mapping with the keys {', '.join(known)}")
+        check_key(value, known, where)
+        needed = [
+            name
+            for name, one in known.items()
+            if one.default is MISSING and one.default_factory is MISSING and name not in value
+        ]
+        if needed:
+            raise InputError(f"{where}: missing {', '.join(needed)}")
+        hints = get_type_hints(kind)
+        prefix = "" if where == "recipe" else f"{where}."
+        return kind(**{key: _parse(hints[key], one, prefix + key) for key, one in value.items()})
+    if get_origin(kind) is dict:
+        if not isinstance(value, dict):
+            raise InputError(f"{where} must be a mapping, got {value!r}")
+        return {k: _parse(get_args(kind)[1], one, f"{where}.{k}") for k, one in value.items()}
+    if get_origin(kind) is list:
+        if not isinstance(value, list):
+            raise InputError(f"{where} must be a list, got {value!r}")
+        return [_parse(get_args(kind)[0], one, where) for one in value]
+    accepted = (int, float) if kind is float else kind
+    if not isinstance(value, accepted) or (isinstance(value, bool) and kind is not bool):
+        raise InputError(f"{where} must be {kind.__name__}, got {value!r}")
+    return kind(value)

@@ -1,191 +1,252 @@
-"""Teacher MD over the molecule library. Each molecule is one file, written whole or not at all,
-so that a killed run goes on where it stopped.
+"""Frames of one structure: geometries that MD, modes, rattling or scans give, with the teacher's
+labels.
 """
 
-import hashlib
-import os
-import random
-from collections import defaultdict
-from concurrent.futures import ProcessPoolExecutor, as_completed
-from itertools import zip_longest
-from multiprocessing import get_context
-from pathlib import Path
+import io
+from collections.abc import Iterator
+from contextlib import contextmanager, redirect_stdout
+from tempfile import TemporaryDirectory
 from typing import Any
 
-import h5py
 import numpy as np
-from ase import units
+from ase import Atoms, units
+from ase.calculators.calculator import Calculator
 from ase.md.langevin import Langevin
 from ase.md.velocitydistribution import MaxwellBoltzmannDistribution
-from rich.progress import track
+from ase.optimize import BFGS
+from ase.vibrations import Vibrations
 
-from ..errors import InputError
-from ..files import atomic_write
-from ..teachers import make_teacher
-from .dataset import SPLITS
-from .molecules import Molecule, embed, read_library
-from .recipe import Recipe, SamplingRecipe
+from ..errors import MissingDependencyError, StudentError
+from ..structure import connected_fragments, perceive_bonds
+from ..units import KB
+from .dataset import LabelledStructure
+from .recipe import MD, Augmentation, Methods, NormalModes, Recipe
+from .structures import Source, build
+
+CONTACT_SCALES = (0.8, 1.3)  # of a bond's or contact's length, least and most
+PROBE_STEP = 0.005  # angstrom an atom, for the central difference of H v
+SOFTEST_MODE = 100.0  # 1/cm; softer ones are not harmonic and would be displaced without bounds
+GIVEN = ("file", "proposed")  # groups whose geometries are labelled as they are by default
+NOT_LABELLED = np.float32(np.nan)
 
 
-def choose_molecules(recipe: Recipe) -> list[Molecule]:
-    """Molecules of the library that are sampled: those always wanted, then one of each class in
-    turn. Within a class a hash decides, so that a longer library does not reshuffle the rest.
+def label_source(source: Source, recipe: Recipe, seed: int) -> LabelledStructure:
+    """All frames of one structure, labelled by the recipe's teacher.
+
+    A frame for which the teacher raises, gives a value that is not finite, or a force above
+    `recipe.largest_force` is left out and counted.
     """
+    from ..teachers import make_teacher
 
-    def draw(molecule: Molecule) -> bytes:
-        return hashlib.sha256(f"{recipe.seed} {molecule.smiles}".encode()).digest()
-
-    library = read_library()
-    chosen = [molecule for molecule in library if molecule.name in recipe.sampling.always]
-    by_kind: dict[str, list[Molecule]] = defaultdict(list)
-    for molecule in sorted(set(library) - set(chosen), key=draw):
-        by_kind[molecule.kind].append(molecule)
-    turns = zip_longest(*(by_kind[kind] for kind in sorted(by_kind)))
-    others = [molecule for turn in turns for molecule in turn if molecule]
-    return chosen + others[: recipe.sampling.molecules - len(chosen)]
+    return Labeller(source, make_teacher(recipe.teacher), recipe.largest_force, seed).run(
+        recipe.sampling.get(source.group, Methods(starts=source.group in GIVEN))
+    )
 
 
-def sample_molecule(
-    molecule: Molecule, teacher: str, settings: SamplingRecipe, seed: int
-) -> dict[str, Any] | None:
-    """Frames of one molecule's teacher MD.
+class Labeller:
+    """Collects the frames of one structure."""
 
-    Returns
-    -------
-    Arrays atomic_numbers (N,), positions (T, N, 3) angstrom, energies (T,) eV, forces (T, N, 3)
-    eV/angstrom, temperatures (T,) kelvin; or None for a molecule above the size limit.
-    """
-    atoms, _ = embed(molecule.smiles)
-    if len(atoms) > settings.largest:
-        return None
-    atoms.calc = make_teacher(teacher)
-    rng = np.random.default_rng(seed)
-    kept: dict[str, list[Any]] = defaultdict(list)
-    for temperature in settings.temperatures_K:
-        MaxwellBoltzmannDistribution(atoms, temperature_K=temperature, rng=rng)
-        md = Langevin(
-            atoms,
-            timestep=settings.timestep_fs * units.fs,
-            temperature_K=temperature,
-            friction=settings.friction_per_fs / units.fs,
-            fixcm=False,  # fixing it makes small molecules hotter than asked for
-            rng=rng,
-        )
-        md.run(settings.equilibration)
-        for _ in range(settings.frames):
-            md.run(settings.interval)
-            forces = atoms.get_forces(apply_constraint=False)
-            if np.isfinite(forces).all() and abs(forces).max() < settings.largest_force:
-                kept["positions"].append(atoms.positions.astype(np.float32))
-                kept["energies"].append(atoms.get_potential_energy())
-                kept["forces"].append(forces.astype(np.float32))
-                kept["temperatures"].append(temperature)
-    arrays = {key: np.array(values) for key, values in kept.items()}
-    return arrays | {"atomic_numbers": atoms.numbers} if arrays else None
+    def __init__(
+        self, source: Source, teacher: Calculator, largest_force: float, seed: int
+    ) -> None:
+        self.source = source
+        self.teacher = teacher
+        self.largest_force = largest_force
+        self.rng = np.random.default_rng(seed)
+        self.seed = seed
+        self.frames: list[dict[str, Any]] = []
+        self.attempted = 0
+        self.failures: list[str] = []
 
+    def run(self, methods: Methods) -> LabelledStructure:
+        """Frames of all starting geometries by all methods."""
+        atoms = Atoms()
+        with self._counted():
+            for atoms in build(self.source, self.seed):
+                atoms.calc = self.teacher
+                if methods.starts:
+                    self._add(self._rattled(atoms, methods.rattle), "start")
+                for _ in range(methods.contacts):
+                    self._add(self._with_contact(atoms), "contact")
+                if methods.augment:
+                    with self._counted():
+                        self._augment(atoms, methods.augment)
+                if methods.normal_modes and len(atoms) <= methods.normal_modes.largest:
+                    with self._counted():
+                        self._displace(atoms, methods.normal_modes)
+                if methods.md:
+                    self._simulate(atoms, methods.md)
+        chosen = self.rng.permutation(len(self.frames))[: methods.hessian_products]
+        for k in chosen:
+            with self._counted():
+                self._add_hessian_product(atoms, self.frames[k])
+        return self._gather(atoms)
 
-def _sample_to_file(
-    molecule: Molecule, teacher: str, settings: SamplingRecipe, seed: int, path: Path
-) -> int:
-    os.environ["OMP_NUM_THREADS"] = "1"
-    arrays = sample_molecule(molecule, teacher, settings, seed)
-    if arrays is None:
-        return 0
-    with atomic_write(path) as temporary:
-        with open(temporary, "wb") as stream:
-            np.savez(stream, smiles=molecule.smiles, kind=molecule.kind, **arrays)
-    return len(arrays["energies"])
+    @contextmanager
+    def _counted(self) -> Iterator[None]:
+        """A teacher may raise anything: remember what, and go on."""
+        try:
+            yield
+        except MissingDependencyError:
+            raise
+        except Exception as error:
+            first = (str(error).splitlines() or [""])[0]
+            self.failures.append(first if isinstance(error, StudentError) else repr(error))
 
-
-def sample(recipe: Recipe, folder: Path, workers: int) -> tuple[int, list[str]]:
-    """Run the teacher over the recipe's molecules, one process a worker.
-
-    Parameters
-    ----------
-    folder : receives `<name>.npz` a molecule; those there already are kept.
-
-    Returns
-    -------
-    frames : number labelled now.
-    failures : one line for each molecule that gave none.
-    """
-    folder.mkdir(parents=True, exist_ok=True)
-    frames, failures = 0, []
-    chosen = enumerate(choose_molecules(recipe))  # the number is a molecule's own seed
-    pending = [(k, m) for k, m in chosen if not (folder / f"{m.name}.npz").exists()]
-    os.environ["OMP_NUM_THREADS"] = "1"  # read by the workers when they load the teacher
-    with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
-        jobs = {
-            pool.submit(
-                _sample_to_file,
-                molecule,
-                recipe.teacher,
-                recipe.sampling,
-                recipe.seed + index,
-                folder / f"{molecule.name}.npz",
-            ): molecule
-            for index, molecule in pending
-        }
-        for job in track(as_completed(jobs), total=len(jobs), description="teacher MD"):
-            try:
-                count = job.result()
-            except Exception as error:  # a teacher may raise anything: count it, name it, go on
-                failures.append(f"{jobs[job].name}: {type(error).__name__}: {error}")
-                continue
-            frames += count
-            if not count:
-                failures.append(f"{jobs[job].name}: too large or no usable frame")
-    return frames, failures
-
-
-def write_dataset(recipe: Recipe, folder: Path, output: Path) -> dict[str, int]:
-    """Gather the samples of the recipe's molecules into one HDF5 file.
-
-    Whole molecules are held out, drawn with the recipe's seed from those not in `always`.
-
-    Returns
-    -------
-    Number of frames in each split.
-
-    Raises
-    ------
-    InputError : the folder holds no samples.
-    """
-    always = recipe.sampling.always
-    names = [molecule.name for molecule in choose_molecules(recipe)]
-    paths = [path for name in names if (path := folder / f"{name}.npz").exists()]
-    if not paths:
-        raise InputError(f"no samples (*.npz) in {folder}; run `mlff-student distill sample` first")
-    drawn = [path.stem for path in paths if path.stem not in always]
-    random.Random(recipe.seed).shuffle(drawn)
-    split_of = {}
-    for split, fraction in recipe.sampling.held_out.items():
-        for _ in range(round(fraction * len(paths))):
-            if not drawn:
-                raise InputError(
-                    f"sampling.held_out asks for more than the {len(paths)} molecules less those "
-                    "in sampling.always"
+    def _add(self, atoms: Atoms, method: str, temperature: float = np.nan) -> None:
+        """Label a geometry and keep it as float32 has it, since that is what a student will see."""
+        self.attempted += 1
+        with self._counted():
+            atoms = atoms.copy()
+            atoms.positions = atoms.positions.astype(np.float32)
+            atoms.calc = self.teacher
+            energy, forces = atoms.get_potential_energy(), atoms.get_forces()
+            if not (np.isfinite(energy) and np.isfinite(forces).all()):
+                self.failures.append(f"{method}: labels that are not finite")
+            elif abs(forces).max() > self.largest_force:
+                self.failures.append(f"{method}: force of {abs(forces).max():.0f} eV/angstrom")
+            else:
+                self.frames.append(
+                    {
+                        "methods": method,
+                        "positions": atoms.positions,
+                        "forces": forces,
+                        "energies": energy,
+                        "temperatures": temperature,
+                        "cells": atoms.cell.array,
+                        "pbc": atoms.pbc,
+                        "stresses": self._stress(atoms),
+                        "probes": np.full(forces.shape, NOT_LABELLED),
+                        "products": np.full(forces.shape, NOT_LABELLED),
+                    }
                 )
-            split_of[drawn.pop()] = split
-    counts = dict.fromkeys(SPLITS, 0)
-    with atomic_write(output) as temporary, h5py.File(temporary, "w") as file:
-        for split in SPLITS:
-            members = [path for path in paths if split_of.get(path.stem, "train") == split]
-            loaded = [dict(np.load(path)) for path in members]
-            lengths = [len(one["energies"]) for one in loaded]
-            atoms = [len(one["atomic_numbers"]) for one in loaded]
-            group = file.create_group(split)
-            group["names"] = [path.stem for path in members]
-            group["smiles"] = [str(one["smiles"]) for one in loaded]
-            group["kinds"] = [str(one["kind"]) for one in loaded]
-            group["molecule"] = np.repeat(np.arange(len(members)), lengths)
-            group["start"] = np.concatenate([[0], np.cumsum(np.repeat(atoms, lengths))])
-            for key in ("positions", "forces"):
-                group[key] = np.concatenate([one[key].reshape(-1, 3) for one in loaded])
-            group["atomic_numbers"] = np.concatenate(
-                [np.tile(one["atomic_numbers"], n) for one, n in zip(loaded, lengths, strict=True)]
-            )
-            for key in ("energies", "temperatures"):
-                group[key] = np.concatenate([one[key] for one in loaded]).astype(np.float64)
-            counts[split] = sum(lengths)
-    return counts
+
+    def _stress(self, atoms: Atoms) -> np.ndarray:
+        if atoms.pbc.all() and "stress" in self.teacher.implemented_properties:
+            return atoms.get_stress()
+        return np.full(6, NOT_LABELLED)
+
+    def _rattled(self, atoms: Atoms, width: float) -> Atoms:
+        rattled = atoms.copy()
+        rattled.positions += self.rng.normal(scale=width, size=(len(atoms), 3)) if width else 0.0
+        return rattled
+
+    def _with_contact(self, atoms: Atoms) -> Atoms:
+        """One bond stretched or compressed, with all that hangs on it; a ring's bond alone."""
+        moved = self._rattled(atoms, 0.02)
+        bonds = perceive_bonds(atoms)
+        if bonds:
+            bond = bonds[self.rng.integers(len(bonds))]
+            fragment = connected_fragments(len(atoms), [one for one in bonds if one != bond])
+            whole = fragment == fragment[bond[1]]
+            if fragment[bond[0]] == fragment[bond[1]]:
+                whole = np.arange(len(atoms)) == bond[1]
+            vector = atoms.positions[bond[1]] - atoms.positions[bond[0]]
+            moved.positions[whole] += (self.rng.uniform(*CONTACT_SCALES) - 1.0) * vector
+        return moved
+
+    def _augment(self, atoms: Atoms, settings: Augmentation) -> None:
+        try:
+            from augment_atoms import Config, generate_structures
+        except ImportError as error:
+            raise MissingDependencyError(
+                "sampling with `augment` needs augment-atoms: pip install 'mlff-student[distill]'"
+            ) from error
+        config = Config(
+            n_per_structure=settings.frames + 1,  # the structure itself is counted
+            T=settings.temperature_K,
+            beta=0.5,
+            sigma_range=tuple(settings.rattle),
+            seed=self.seed % 2**32,
+            units="eV",
+            cell_sigma=0.03 if atoms.pbc.all() else None,
+            max_force=self.largest_force,
+        )
+        with redirect_stdout(io.StringIO()):  # it prints its progress
+            made = generate_structures(atoms, self.teacher, [], config)
+        for one in made[1:]:  # the first is the structure itself
+            self._add(one, "augment")
+
+    def _displace(self, atoms: Atoms, settings: NormalModes) -> None:
+        """Classical harmonic ensemble: each mode's coordinate has the variance kT / omega^2."""
+        relaxed = atoms.copy()
+        relaxed.calc = self.teacher
+        BFGS(relaxed, logfile=None).run(fmax=0.02, steps=200)
+        with TemporaryDirectory() as folder:
+            vibrations = Vibrations(relaxed, name=folder + "/modes")
+            vibrations.run()
+            data = vibrations.get_vibrations()
+        energies, modes = data.get_energies_and_modes()
+        stiff = energies.real > SOFTEST_MODE * units.invcm
+        hbar = units._hbar * units.J * units.s
+        widths = np.sqrt(KB * settings.temperature_K) * hbar / energies.real[stiff]  # A sqrt(amu)
+        for _ in range(settings.frames):
+            one = relaxed.copy()
+            amplitudes = self.rng.normal(size=stiff.sum()) * widths
+            one.positions += np.tensordot(amplitudes, modes[stiff], 1)
+            self._add(one, "normal_modes", settings.temperature_K)
+
+    def _simulate(self, atoms: Atoms, settings: MD) -> None:
+        runner = atoms.copy()
+        runner.calc = self.teacher
+        for temperature in settings.temperatures_K:
+            planned = self.attempted + settings.frames
+            with self._counted():
+                MaxwellBoltzmannDistribution(runner, temperature_K=temperature, rng=self.rng)
+                md = Langevin(
+                    runner,
+                    timestep=settings.timestep_fs * units.fs,
+                    temperature_K=temperature,
+                    friction=settings.friction_per_fs / units.fs,
+                    fixcm=False,  # fixing it makes small molecules hotter than asked for
+                    rng=self.rng,
+                )
+                md.run(settings.equilibration)
+                for _ in range(settings.frames):
+                    md.run(settings.interval)
+                    if not np.isfinite(runner.positions).all():
+                        raise FloatingPointError("MD left the finite numbers")
+                    self._add(runner, "md", temperature)
+            if self.attempted < planned:  # the teacher raised on the way: start again from here
+                self.attempted = planned
+                runner.positions = atoms.positions
+
+    def _add_hessian_product(self, atoms: Atoms, frame: dict[str, Any]) -> None:
+        """H v of a random v by a central difference of forces: two more calls of the teacher."""
+        probe = self.rng.normal(size=(len(atoms), 3)).astype(np.float32)
+        sides = []
+        for sign in (1, -1):
+            one = Atoms(atoms.numbers, frame["positions"], cell=frame["cells"], pbc=frame["pbc"])
+            one.positions += sign * PROBE_STEP * probe
+            one.calc = self.teacher
+            sides.append(one.get_forces())
+        product = (sides[1] - sides[0]) / (2.0 * PROBE_STEP)
+        if np.isfinite(product).all():
+            frame["probes"], frame["products"] = probe, product
+
+    def _gather(self, atoms: Atoms) -> LabelledStructure:
+        arrays = {
+            "positions": (np.float32, (len(atoms), 3)),
+            "forces": (np.float32, (len(atoms), 3)),
+            "energies": (np.float64, ()),
+            "temperatures": (np.float32, ()),
+            "cells": (np.float32, (3, 3)),
+            "pbc": (bool, (3,)),
+            "stresses": (np.float32, (6,)),
+            "probes": (np.float32, (len(atoms), 3)),
+            "products": (np.float32, (len(atoms), 3)),
+        }
+        return LabelledStructure(
+            name=self.source.name,
+            identity=self.source.identity,
+            kind=self.source.kind,
+            split=self.source.split,
+            attempted=max(self.attempted, 1),
+            failure="; ".join(dict.fromkeys(self.failures)),
+            atomic_numbers=atoms.numbers.astype(np.uint8),
+            methods=[frame["methods"] for frame in self.frames],
+            **{
+                key: np.array([frame[key] for frame in self.frames], dtype).reshape(-1, *shape)
+                for key, (dtype, shape) in arrays.items()
+            },
+        )

@@ -1,52 +1,83 @@
-"""Training of one student on energies and forces. Needs torch, numpy, h5py and rich only."""
+"""Training of one student on energies, forces and Hessian-vector products.
+
+Needs torch, numpy, h5py, yaml and rich only. Under `torchrun` every process takes its share of
+each batch, and the gradients are the same as those of one process.
+"""
 
 import csv
 import ctypes
 import math
+import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+import torch.distributed as dist
 from rich.progress import Progress, TextColumn
 from torch import Tensor
 
 from ..errors import InputError
 from ..files import atomic_write
-from ..neighbours import neighbour_edges
-from ..student import PRESETS, Student, sum_to_atoms
-from .dataset import Frames, read_split
-from .recipe import Recipe
-
-Network = Callable[[Tensor, Tensor, Tensor, int], tuple[Tensor, Tensor]]  # Student.network
+from ..student import PRESETS, Student
+from .dataset import Frames, read_frames, sha256
+from .graphs import (
+    Batch,
+    Graphs,
+    Network,
+    build_graphs,
+    fit_references,
+    join_batches,
+    make_batch,
+    predict,
+    predict_products,
+)
+from .recipe import Recipe, TrainingRecipe
 
 STATE_EVERY_S = 60.0
-VALIDATE_EVERY = 500  # steps
+VALIDATE_EVERY = 1000  # steps
 
 
-class Graphs(NamedTuple):
-    """Frames with edges and with what the network does not learn taken off the labels."""
+class Errors(NamedTuple):
+    """Errors over a set of frames."""
 
-    frames: Frames
-    species: Tensor  # (A,) int64
-    edge_start: Tensor  # (T + 1,) int64
-    edge_index: Tensor  # (2, E) int64, atoms counted from the start of their frame
-    energies: Tensor  # (T,) float32, eV, without references and repulsion
-    forces: Tensor  # (A, 3) float32, eV/angstrom, without repulsion
+    energy_rmse_ev_per_atom: float
+    force_rmse_ev_per_angstrom: float
+    force_mae_ev_per_angstrom: float
+    force_r2: float
 
 
-class Batch(NamedTuple):
-    """Some frames as one graph."""
+class CurvePoint(NamedTuple):
+    """One row of metrics.csv."""
 
-    positions: Tensor  # (N, 3)
-    species: Tensor  # (N,)
-    edge_index: Tensor  # (2, E)
-    frame: Tensor  # (N,) frame of each atom
-    atoms: Tensor  # (B,) atoms in each frame
-    energies: Tensor  # (B,)
-    forces: Tensor  # (N, 3)
+    step: int
+    seconds: float
+    learning_rate: float
+    train_force_rmse_ev_per_angstrom: float  # running mean over about 50 steps
+    validation_energy_rmse_ev_per_atom: float
+    validation_force_rmse_ev_per_angstrom: float
+    validation_force_mae_ev_per_angstrom: float
+    validation_force_r2: float
+
+
+class Workers(NamedTuple):
+    """The process among those that `torchrun` started."""
+
+    rank: int
+    size: int
+    device: torch.device
+
+    def sum_gradients(self, student: Student) -> None:
+        """Add the gradients of all processes; each has divided by the whole batch's counts."""
+        if self.size > 1:
+            present = [w.grad for w in student.parameters() if w.grad is not None]
+            flat = torch.cat([grad.flatten() for grad in present])
+            dist.all_reduce(flat)
+            for grad, part in zip(present, flat.split([g.numel() for g in present]), strict=True):
+                grad.copy_(part.view_as(grad))
 
 
 def keep_freed_memory() -> None:
@@ -62,110 +93,39 @@ def keep_freed_memory() -> None:
         mallopt(trim_threshold, 2**31 - 1)
 
 
-def forces_from_gradient(gradient: Tensor, edge_index: Tensor, atoms: int) -> Tensor:
-    """Forces (atoms, 3) from dE/d edge_vectors (E, 3): r_ij = x_j - x_i pulls on both ends."""
-    return sum_to_atoms(gradient, edge_index[0], atoms) - sum_to_atoms(
-        gradient, edge_index[1], atoms
-    )
+@contextmanager
+def started_workers() -> Iterator[Workers]:
+    """Join the other processes of `torchrun`, if it started this one; use CUDA where there is."""
+    rank, size = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+    on_cuda = torch.cuda.is_available()
+    device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0))) if on_cuda else "cpu"
+    if size > 1:
+        dist.init_process_group("nccl" if on_cuda else "gloo")
+    try:
+        yield Workers(rank, size, torch.device(device))
+    finally:
+        if size > 1:
+            dist.destroy_process_group()
 
 
-def fit_references(frames: Frames, student: Student) -> None:
-    """Set the per-element reference energies: least squares of the energies over composition."""
-    species = student.species_of[frames.atomic_numbers]
-    kinds = student.references.shape[0]
-    composition = torch.zeros(len(frames.energies), kinds, dtype=torch.float64)
-    frame = torch.repeat_interleave(frames.start.diff())
-    composition.index_put_((frame, species), torch.ones(len(species)).double(), accumulate=True)
-    solution = torch.linalg.lstsq(composition, frames.energies[:, None], driver="gelsd").solution
-    student.references.copy_(solution[:, 0])
-
-
-def build_graphs(frames: Frames, student: Student) -> Graphs:
-    """Edges of every frame, and labels with references and repulsion taken off."""
-    species = student.species_of[frames.atomic_numbers]
-    if (species < 0).any():
-        number = int(frames.atomic_numbers[species < 0][0])
-        raise InputError(f"the dataset holds atomic number {number}, unknown to the student")
-    is_open = torch.zeros(3, dtype=torch.bool)
-    edge_indices, edge_counts = [], []
-    energies, forces = frames.energies.clone(), frames.forces.clone()
-    for index, (first, last) in enumerate(zip(frames.start[:-1], frames.start[1:], strict=True)):
-        vectors, edge_index = neighbour_edges(
-            frames.positions[first:last].double(),
-            torch.zeros(3, 3).double(),
-            is_open,
-            student.cutoff,
-        )
-        kind = species[first:last]
-        distances = vectors.norm(dim=1)
-        pair, slope = student.repulsion(distances, kind[edge_index[0]], kind[edge_index[1]])
-        energies[index] -= student.references[kind].sum() + 0.5 * pair.sum()
-        gradient = (0.5 * slope / distances)[:, None] * vectors
-        forces[first:last] -= forces_from_gradient(gradient, edge_index, len(kind)).float()
-        edge_indices.append(edge_index)
-        edge_counts.append(edge_index.shape[1])
-    edge_start = torch.tensor([0, *edge_counts]).cumsum(0)
-    return Graphs(frames, species, edge_start, torch.cat(edge_indices, 1), energies.float(), forces)
-
-
-def make_batch(graphs: Graphs, chosen: list[int]) -> Batch:
-    """The chosen frames as one graph."""
-    start, edge_start = graphs.frames.start.tolist(), graphs.edge_start.tolist()
-    rows = torch.cat([torch.arange(start[k], start[k + 1]) for k in chosen])
-    atoms = torch.tensor([start[k + 1] - start[k] for k in chosen])
-    offset = (atoms.cumsum(0) - atoms).tolist()
-    edge_index = torch.cat(
-        [
-            graphs.edge_index[:, edge_start[k] : edge_start[k + 1]] + o
-            for k, o in zip(chosen, offset, strict=True)
-        ],
-        1,
-    )
-    return Batch(
-        positions=graphs.frames.positions[rows],
-        species=graphs.species[rows],
-        edge_index=edge_index,
-        frame=torch.repeat_interleave(atoms),
-        atoms=atoms,
-        energies=graphs.energies[chosen],
-        forces=graphs.forces[rows],
-    )
-
-
-def predict(network: Network, batch: Batch) -> tuple[Tensor, Tensor]:
-    """Network energies (B,) and forces (N, 3), without references and repulsion."""
-    receiver, sender = batch.edge_index[0], batch.edge_index[1]
-    vectors = batch.positions[sender] - batch.positions[receiver]
-    atoms = len(batch.species)
-    eps, gradient = network(vectors, batch.edge_index, batch.species, atoms)
-    energies = sum_to_atoms(eps, batch.frame, len(batch.atoms))
-    return energies, forces_from_gradient(gradient, batch.edge_index, atoms)
-
-
-class Errors(NamedTuple):
-    """Errors over a set of frames."""
-
-    energy_rmse: float  # eV/atom
-    force_rmse: float  # eV/angstrom
-    force_mae: float  # eV/angstrom
-    force_r2: float
-
-
-def evaluate(network: Network, graphs: Graphs, chosen: list[int], batch: int = 32) -> Errors:
-    """Errors over the chosen frames."""
+def evaluate(
+    network: Network, graphs: Graphs, device: torch.device | str = "cpu", batch: int = 32
+) -> Errors:
+    """Errors over all frames."""
     energy, force, label = [], [], []
     with torch.no_grad():
-        for k in range(0, len(chosen), batch):
-            part = make_batch(graphs, chosen[k : k + batch])
+        for first in range(0, len(graphs.energies), batch):
+            chosen = list(range(first, min(first + batch, len(graphs.energies))))
+            part = make_batch(graphs, chosen).to(torch.device(device))
             energies, forces = predict(network, part)
             energy.append((energies - part.energies) / part.atoms)
             force.append((forces - part.forces).flatten())
             label.append(part.forces.flatten())
     energy_error, force_error, target = torch.cat(energy), torch.cat(force), torch.cat(label)
     return Errors(
-        energy_rmse=float(energy_error.square().mean().sqrt()),
-        force_rmse=float(force_error.square().mean().sqrt()),
-        force_mae=float(force_error.abs().mean()),
+        energy_rmse_ev_per_atom=float(energy_error.square().mean().sqrt()),
+        force_rmse_ev_per_angstrom=float(force_error.square().mean().sqrt()),
+        force_mae_ev_per_angstrom=float(force_error.abs().mean()),
         force_r2=float(1.0 - force_error.square().sum() / (target - target.mean()).square().sum()),
     )
 
@@ -181,109 +141,281 @@ def shuffled(frames: int, batch: int, seed: int, step: int) -> Iterator[list[int
             step += 1
 
 
+def loss_of(
+    network: Network, batch: Batch, settings: TrainingRecipe, frames: int, atoms: int, probed: int
+) -> tuple[Tensor, Tensor]:
+    """Loss of one process's share of a batch, and its sum of squared force errors.
+
+    Parameters
+    ----------
+    frames, atoms, probed : frames, atoms, and atoms with a Hessian-vector product, of the whole
+        batch.
+    """
+    energies, forces = predict(network, batch)
+    energy = ((energies - batch.energies) / batch.atoms).square().sum() / frames
+    squared = (forces - batch.forces).square().sum()
+    loss = settings.energy_weight * energy + squared / (3 * atoms)
+    if settings.hessian_weight and probed:
+        known = batch.products.isfinite()
+        clean = batch._replace(probes=batch.probes.nan_to_num())
+        error = torch.where(known, predict_products(network, clean) - batch.products, 0.0)
+        loss = loss + settings.hessian_weight * error.square().sum() / (3 * probed)
+    return loss, squared.detach()
+
+
 def train(
-    recipe: Recipe, model: str, dataset: Path, folder: Path, compiled: bool = True
+    recipe: Recipe,
+    model: str,
+    dataset: Path,
+    folder: Path,
+    *,
+    compiled: bool = True,
+    extra: Path | None = None,
+    initial: Path | None = None,
+    quiet: bool = False,
 ) -> dict[str, Any]:
     """Train one preset, going on from the state in `folder` if there is one.
 
     Parameters
     ----------
     model : name of a preset with a section in the recipe.
-    dataset : HDF5 file of `write_dataset`.
-    folder : receives state.pt (resume), metrics.csv (curve) and model.pt (result).
+    dataset : HDF5 file that `label` wrote. It may have grown since the state was saved: training
+        goes on with all that is there, and the checkpoint's history says from which step.
+    folder : receives state.pt (resume), metrics.csv and tensorboard/ (curve), model.pt (result).
     compiled : let torch.compile fuse the step. One thread, 16 frames of 11 atoms on average: 57
         instead of 94 ms (original), 13 instead of 37 ms (tiny), after a minute of compiling.
+    extra : another dataset whose training frames are added (labels of a larger student, say).
+    initial : checkpoint of the same preset to start from instead of random weights; its reference
+        energies are fitted anew, so it may have had another teacher.
 
     Returns
     -------
-    The checkpoint that was written to model.pt.
+    The checkpoint that was written to model.pt: the weights' moving average that validated best.
+
+    Raises
+    ------
+    InputError : no such preset, an empty split, a state of another training, or a loss that is no
+        number any more.
     """
     if model not in recipe.training or model not in PRESETS:
         raise InputError(f"no preset {model!r} in the recipe; it has {', '.join(recipe.training)}")
-    keep_freed_memory()
-    settings = recipe.training[model]
-    folder.mkdir(parents=True, exist_ok=True)
-    torch.manual_seed(recipe.seed)
-    student = Student(PRESETS[model])
-    train_frames = read_split(dataset, "train")
-    fit_references(train_frames, student)
-    train_set = build_graphs(train_frames, student)
-    validation_set = build_graphs(read_split(dataset, "validation"), student)
-    validation = list(range(0, len(validation_set.energies), 2))
-
-    optimizer = torch.optim.AdamW(student.parameters(), lr=settings.learning_rate, weight_decay=0.0)
-    schedule = torch.optim.lr_scheduler.LambdaLR(
-        optimizer,
-        lambda step: (
-            min(1.0, (step + 1) / settings.warmup)
-            * (0.5 + 0.5 * math.cos(math.pi * min(1.0, step / settings.steps)))
-        ),
-    )
-    average = torch.optim.swa_utils.AveragedModel(
-        student, multi_avg_fn=torch.optim.swa_utils.get_ema_multi_avg_fn(settings.ema)
-    )
-    parts = {"student": student, "optimizer": optimizer, "schedule": schedule, "average": average}
-    state_path, done, elapsed = folder / "state.pt", 0, 0.0
-    if state_path.exists():
-        state = torch.load(state_path, weights_only=True)
-        for name, part in parts.items():
-            part.load_state_dict(state[name])
-        done, elapsed = state["step"], state["elapsed_s"]
-
-    def save_state(step: int) -> None:
-        with atomic_write(state_path) as temporary:
-            state = {name: part.state_dict() for name, part in parts.items()}
-            torch.save(state | {"step": step, "elapsed_s": elapsed}, temporary)
-
-    network = torch.compile(student.network, dynamic=True) if compiled else student.network
-    columns = (*Progress.get_default_columns(), TextColumn("{task.fields[info]}"))
-    batches = shuffled(len(train_set.energies), settings.batch, recipe.seed, done)
-    last_save = clock = time.monotonic()
-    running = 0.0
-    with Progress(*columns) as progress:
-        bar = progress.add_task(f"training {model}", total=settings.steps, completed=done, info="")
-        for step in range(done + 1, settings.steps + 1):
-            batch = make_batch(train_set, next(batches))
-            energies, forces = predict(network, batch)
-            energy_loss = ((energies - batch.energies) / batch.atoms).square().mean()
-            force_loss = (forces - batch.forces).square().mean()
-            optimizer.zero_grad()
-            (settings.energy_weight * energy_loss + force_loss).backward()
-            torch.nn.utils.clip_grad_norm_(student.parameters(), settings.clip)
-            optimizer.step()
-            schedule.step()
-            average.update_parameters(student)
-            loss = float(force_loss.detach())
-            running = 0.98 * running + 0.02 * loss if running else loss
-            now = time.monotonic()
-            elapsed, clock = elapsed + now - clock, now
-            if step % VALIDATE_EVERY == 0 or step == settings.steps:
-                errors = evaluate(average.module.network, validation_set, validation)
-                _append_metrics(folder / "metrics.csv", step, elapsed, math.sqrt(running), errors)
-                progress.update(bar, info=f"validation force RMSE {errors.force_rmse:.3f} eV/A")
-            if now - last_save > STATE_EVERY_S or step == settings.steps:
-                save_state(step)
-                last_save = now
-            progress.update(bar, completed=step)
-    checkpoint = {
-        "config": PRESETS[model].as_dict(),
-        "weights": average.module.state_dict(),
-        "training": {"steps": settings.steps, "seconds": round(elapsed)},
-    }
-    with atomic_write(folder / "model.pt") as temporary:
-        torch.save(checkpoint, temporary)
-    return checkpoint
+    with started_workers() as workers:
+        return _Training(recipe, model, dataset, folder, workers, extra, initial).run(
+            compiled, quiet
+        )
 
 
-def _append_metrics(
-    path: Path, step: int, seconds: float, train_rmse: float, errors: Errors
-) -> None:
-    fresh = not path.exists()
-    with open(path, "a", newline="") as stream:
-        writer = csv.writer(stream)
-        if fresh:
-            writer.writerow(
-                ["step", "seconds", "train_force_rmse_ev_per_angstrom"]
-                + [f"validation_{name}" for name in Errors._fields]
+class _Training:
+    """The parts of a training that live from its first step to its last."""
+
+    def __init__(
+        self,
+        recipe: Recipe,
+        model: str,
+        dataset: Path,
+        folder: Path,
+        workers: Workers,
+        extra: Path | None,
+        initial: Path | None,
+    ) -> None:
+        keep_freed_memory()
+        self.model, self.folder, self.workers = model, folder, workers
+        self.settings, self.seed = recipe.training[model], recipe.seed
+        folder.mkdir(parents=True, exist_ok=True)
+        torch.manual_seed(recipe.seed)
+        self.student = Student(PRESETS[model]).to(workers.device)
+        self.average = torch.optim.swa_utils.AveragedModel(
+            self.student, multi_avg_fn=torch.optim.swa_utils.get_ema_multi_avg_fn(self.settings.ema)
+        )
+        self.optimizer = torch.optim.AdamW(
+            self.student.parameters(), lr=self.settings.learning_rate, weight_decay=0.0
+        )
+        self.schedule = torch.optim.lr_scheduler.LambdaLR(self.optimizer, self._rate)
+        self.done, self.elapsed, self.running = 0, 0.0, 0.0
+        self.curve: list[CurvePoint] = []
+        self.best: dict[str, Tensor] = {}
+        self.history: list[dict[str, Any]] = []
+        frames = _read_nonempty(dataset, "train")
+        if (folder / "state.pt").exists():
+            self._load()
+        else:
+            if initial:
+                weights = torch.load(initial, weights_only=True)["weights"]
+                self.student.load_state_dict(weights)
+            fit_references(frames, self.student)
+            self.average.module.load_state_dict(self.student.state_dict())
+        fixed = Student(PRESETS[model])  # references and repulsion, on the processor
+        fixed.references.copy_(self.student.references)
+        self.sets = [build_graphs(frames, fixed)]
+        if extra:
+            self.sets.append(build_graphs(_read_nonempty(extra, "train"), fixed))
+        self.sizes = [len(one.energies) for one in self.sets]
+        self.validation = build_graphs(_read_nonempty(dataset, "validation"), fixed)
+        data = {"dataset_sha256": [sha256(path) for path in (dataset, extra) if path]}
+        if not self.history or self.history[-1]["dataset_sha256"] != data["dataset_sha256"]:
+            data |= {"from_step": self.done, "frames": sum(self.sizes)}
+            self.history.append(data | {"molecules": len(set(frames.identities))})
+
+    def _rate(self, step: int) -> float:
+        warm = min(1.0, (step + 1) / self.settings.warmup)
+        return warm * (0.5 + 0.5 * math.cos(math.pi * min(1.0, step / self.settings.steps)))
+
+    def _load(self) -> None:
+        state = torch.load(
+            self.folder / "state.pt", weights_only=True, map_location=self.workers.device
+        )
+        if state["model"] != self.model:
+            raise InputError(f"{self.folder} holds the state of {state['model']}, not {self.model}")
+        self.student.load_state_dict(state["student"])
+        self.average.load_state_dict(state["average"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.schedule.load_state_dict(state["schedule"])
+        self.done, self.elapsed, self.running = state["step"], state["elapsed_s"], state["running"]
+        self.curve = [CurvePoint(*row) for row in state["curve"]]
+        self.best, self.history = state["best"], state["history"]
+
+    def _save(self) -> None:
+        if self.workers.rank == 0:
+            with atomic_write(self.folder / "state.pt") as temporary:
+                torch.save(
+                    {
+                        "model": self.model,
+                        "student": self.student.state_dict(),
+                        "average": self.average.state_dict(),
+                        "optimizer": self.optimizer.state_dict(),
+                        "schedule": self.schedule.state_dict(),
+                        "step": self.done,
+                        "elapsed_s": self.elapsed,
+                        "running": self.running,
+                        "curve": [tuple(point) for point in self.curve],
+                        "best": self.best,
+                        "history": self.history,
+                    },
+                    temporary,
+                )
+
+    def run(self, compiled: bool, quiet: bool) -> dict[str, Any]:
+        network = self.student.network
+        if compiled:
+            network = torch.compile(network, dynamic=True)
+        settings, workers = self.settings, self.workers
+        batches = shuffled(sum(self.sizes), settings.batch, self.seed, self.done)
+        last_save = clock = time.monotonic()
+        columns = (*Progress.get_default_columns(), TextColumn("{task.fields[info]}"))
+        with Progress(*columns, disable=quiet or workers.rank > 0) as progress:
+            bar = progress.add_task(
+                f"training {self.model}", total=settings.steps, completed=self.done, info=""
             )
-        writer.writerow([step, round(seconds), f"{train_rmse:.5f}"] + [f"{e:.6f}" for e in errors])
+            try:
+                while self.done < settings.steps and not self._stalled():
+                    self._step(network, next(batches))
+                    now = time.monotonic()
+                    self.elapsed, clock = self.elapsed + now - clock, now
+                    if self.done % VALIDATE_EVERY == 0 or self.done == settings.steps:
+                        point = self._validate()
+                        error = point.validation_force_rmse_ev_per_angstrom
+                        progress.update(bar, info=f"validation force RMSE {error:.4f} eV/A")
+                    if now - last_save > STATE_EVERY_S:
+                        self._save()
+                        last_save = now
+                    progress.update(bar, completed=self.done)
+            finally:  # also when interrupted: nothing is lost
+                self._save()
+        return self._finish()
+
+    def _step(self, network: Network, chosen: list[int]) -> None:
+        share = chosen[self.workers.rank :: self.workers.size]
+        whole = self._batch(chosen)
+        atoms = len(whole.species)
+        probed = int(whole.products[:, 0].isfinite().sum()) if self.settings.hessian_weight else 0
+        part = whole if len(share) == len(chosen) else self._batch(share)
+        loss, squared = loss_of(
+            network, part.to(self.workers.device), self.settings, len(chosen), atoms, probed
+        )
+        self.optimizer.zero_grad()
+        loss.backward()
+        self.workers.sum_gradients(self.student)
+        torch.nn.utils.clip_grad_norm_(self.student.parameters(), self.settings.clip)
+        self.optimizer.step()
+        self.schedule.step()
+        self.average.update_parameters(self.student)
+        self.done += 1
+        error = float(squared) / (3 * len(part.species))
+        if not math.isfinite(error):
+            raise InputError(
+                f"the loss is no number any more at step {self.done}; lower training."
+                f"{self.model}.learning_rate, or look at the data with `mlff-student distill check`"
+            )
+        self.running = 0.98 * self.running + 0.02 * error if self.running else error
+
+    def _batch(self, chosen: list[int]) -> Batch:
+        """Frames of both sets, numbered through."""
+        first = [k for k in chosen if k < self.sizes[0]]
+        others = [k - self.sizes[0] for k in chosen if k >= self.sizes[0]]
+        parts = zip(self.sets, (first, others), strict=False)
+        return join_batches([make_batch(one, some) for one, some in parts if some])
+
+    def _validate(self) -> CurvePoint:
+        errors = evaluate(self.average.module.network, self.validation, self.workers.device)
+        least = min(
+            (point.validation_force_rmse_ev_per_angstrom for point in self.curve), default=math.inf
+        )
+        if errors.force_rmse_ev_per_angstrom < least:
+            weights = self.average.module.state_dict()
+            self.best = {name: value.clone() for name, value in weights.items()}
+        rate = self.schedule.get_last_lr()[0]
+        point = CurvePoint(self.done, self.elapsed, rate, math.sqrt(self.running), *errors)
+        self.curve.append(point)
+        if self.workers.rank == 0:
+            write_curve(self.curve, self.folder / "metrics.csv")
+            _write_tensorboard(point, self.folder / "tensorboard")
+        return point
+
+    def _stalled(self) -> bool:
+        """Whether the last `patience` validations brought nothing better."""
+        values = [point.validation_force_rmse_ev_per_angstrom for point in self.curve]
+        patience = self.settings.patience
+        return bool(patience and values) and len(values) - 1 - int(np.argmin(values)) >= patience
+
+    def _finish(self) -> dict[str, Any]:
+        checkpoint = {
+            "config": PRESETS[self.model].as_dict(),
+            "weights": {name: value.cpu() for name, value in self.best.items()},
+            "training": {
+                "steps": self.done,
+                "seconds": round(self.elapsed),
+                "processes": self.workers.size,
+                "device": self.workers.device.type,
+                "history": self.history,
+            },
+        }
+        if self.workers.rank == 0:
+            with atomic_write(self.folder / "model.pt") as temporary:
+                torch.save(checkpoint, temporary)
+        return checkpoint
+
+
+def _read_nonempty(dataset: Path, split: str) -> Frames:
+    frames = read_frames(dataset, split)
+    if not len(frames.energies):
+        raise InputError(f"{dataset} has no {split} frames; see structures.held_out of the recipe")
+    return frames
+
+
+def write_curve(curve: list[CurvePoint], path: Path) -> None:
+    """metrics.csv, whole: a resumed training leaves no row twice."""
+    with atomic_write(path) as temporary, open(temporary, "w", newline="") as stream:
+        writer = csv.writer(stream)
+        writer.writerow(CurvePoint._fields)
+        writer.writerows([point.step, *(f"{value:.6g}" for value in point[1:])] for point in curve)
+
+
+def _write_tensorboard(point: CurvePoint, folder: Path) -> None:
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError:  # metrics.csv has it all
+        return
+    with SummaryWriter(str(folder), purge_step=point.step) as board:
+        for name, value in point._asdict().items():
+            if name != "step":
+                board.add_scalar(name, value, point.step)

@@ -1,0 +1,5 @@
+"""`python -m mlff_student`, which torchrun needs: the same as the command `mlff-student`."""
+
+from .cli import main
+
+main()

@@ -1,0 +1,722 @@
+"""The gate between labelling and training: is a dataset complete, sound, diverse and free of leaks?"""
+
+import re
+from collections import Counter, defaultdict
+from collections.abc import Iterator
+from contextlib import contextmanager
+from itertools import combinations
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+import yaml
+from ase import Atoms
+from ase.data import chemical_symbols, covalent_radii
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from rich.console import Console
+from rich.progress import track
+from scipy.spatial import cKDTree
+
+from ..elements import ELEMENTS
+from ..errors import InputError
+from ..files import atomic_write
+from ..neighbours import neighbour_edges
+from ..plots import COLOURS, FONT_SIZE
+from ..results import write_results
+from ..structure import connected_fragments, perceive_bonds
+from .dataset import SPLITS, Frames, Summary, read_frames, read_summary, sha256
+from .structures import connectivity
+
+GATE = Path(__file__).with_name("gate.yaml")
+WORST = 10  # offenders that are named
+CONTACT_CUTOFF = 5.0  # angstrom, within which pairs of a periodic frame are looked at
+PAIRS_AT_ONCE = 1_000_000  # bounds the scratch memory, to 0.1 GB
+TO_SIGMA = 1.4826  # standard deviation over median absolute deviation, of a normal distribution
+
+
+class Limit(NamedTuple):
+    """One entry of gate.yaml."""
+
+    title: str
+    bound: str  # least or most
+    value: float
+    unit: str
+    source: str
+    mend: str
+    beyond: float = np.nan  # what makes one frame count
+    floor: float = 0.0  # least robust standard deviation
+    asked: str = "of any"  # or by molecule
+
+
+class Check(NamedTuple):
+    """One figure held against its limit."""
+
+    name: str
+    found: float
+    limit: Limit
+    asked: bool
+    worst: list[str]  # offenders, the worst first
+
+    @property
+    def passed(self) -> bool:
+        """Within the limit, which NaN never is, or not asked for."""
+        least = self.limit.bound == "least"
+        within = self.found >= self.limit.value if least else self.found <= self.limit.value
+        return not self.asked or bool(within)
+
+    @property
+    def cells(self) -> tuple[str, str, str, str]:
+        """Title, figure, limit and outcome, for a table."""
+        unit = f" {self.limit.unit}".rstrip()
+        outcome = ("pass" if self.passed else "FAIL") if self.asked else "not asked"
+        limit = f"at {self.limit.bound} {self.limit.value:.4g}{unit}"
+        return self.limit.title, f"{self.found:.4g}{unit}", limit, outcome
+
+
+class Geometry(NamedTuple):
+    """What the pass over all pairs of atoms found in T frames; NaN of those not finite."""
+
+    shortest: np.ndarray  # (T,) angstrom, infinite without pairs
+    closeness: np.ndarray  # (T,) least distance over the sum of covalent radii
+    duplicate: np.ndarray  # (T,) bool, an earlier frame has the same geometry
+
+
+class Energies(NamedTuple):
+    """Energies per atom after the fit over composition; NaN of frames that are not finite."""
+
+    residual: np.ndarray  # (T,) eV/atom
+    deviation: np.ndarray  # (T,) eV/atom, from the median of the molecule
+    sigma: float  # eV/atom, robust standard deviation of these
+    outlyingness: np.ndarray  # (T,) robust sigmas, from the molecule's median or of it from all
+
+
+class Bonded(NamedTuple):
+    """The frame of lowest energy of one structure, with its bonds."""
+
+    structure: int
+    atoms: Atoms
+    bonds: list[tuple[int, int]]
+
+
+class Report(NamedTuple):
+    """A dataset held against the gate."""
+
+    dataset: Path
+    checks: list[Check]
+    figures: dict[str, float | str]  # flat, units in the keys
+    frames: Frames
+    splits: list[str]  # (M,)
+    geometry: Geometry
+    energies: Energies
+    failures: Counter[str]  # structures by reason
+
+    @property
+    def passed(self) -> bool:
+        """GO."""
+        return all(check.passed for check in self.checks)
+
+    @property
+    def verdict(self) -> str:
+        """GO or NO-GO, and why."""
+        failed = [check.limit.title for check in self.checks if not check.passed]
+        return f"NO-GO: {'; '.join(failed)}" if failed else "GO"
+
+
+def load_gate(path: Path = GATE) -> dict[str, Limit]:
+    """Limits by the name of their figure."""
+    return {name: Limit(**entry) for name, entry in yaml.safe_load(path.read_text()).items()}
+
+
+def check_dataset(path: Path, quiet: bool = True) -> Report:
+    """Hold a dataset against gate.yaml.
+
+    A dataset with the attribute `split_by = trajectory` is of one system on purpose: it is not
+    asked for elements, sizes, diversity, nor that a molecule is in one split only.
+
+    Raises
+    ------
+    InputError : no dataset, one cut short or of another format, or one without frames.
+    """
+    frames = read_frames(path)
+    # After the frames, since a writer may have gone on in between.
+    *columns, attributes = read_summary(path)
+    summary = Summary(*(column[: len(frames.names)] for column in columns), attributes)
+    if not len(frames.energies):
+        raise InputError(
+            f"{path} has no frames ({len(frames.names)} structures); its teacher failed, or "
+            "`mlff-student distill sample` has not come far: run it again"
+        )
+    gate = load_gate()
+    of_molecules = attributes.get("split_by", "molecule") != "trajectory"
+    finite = finite_frames(frames)
+    geometry = scan_geometry(frames, finite, gate["duplicate_percent"].beyond, quiet)
+    energies = fit_energies(frames, finite, gate["energy_outlier_percent"].floor)
+    forces = force_outlyingness(frames, finite, gate["force_outlier_percent"].floor)
+    largest = _largest(frames, frames.forces.abs().amax(1).numpy())
+    lowest = list(lowest_frames(frames, finite, quiet))
+    leaks, fallen = find_leaks(frames, summary.splits, lowest)
+    of_structure = _sizes(frames)[np.unique(frames.molecule.numpy(), return_index=True)[1]]
+    atoms_of, structures_of = count_elements(frames)
+    frames_of = Counter(summary.splits[m] for m in frames.molecule.tolist())
+    empty = [split for split in SPLITS if not frames_of[split]]
+    missing = summary.attempted - summary.labelled
+
+    def share(name: str, values: np.ndarray, unit: str, above: bool = True) -> Any:
+        """Percentage of frames beyond the gate's criterion, and the worst of them."""
+        beyond = values > gate[name].beyond if above else values < gate[name].beyond
+        return 100.0 * beyond.mean(), _worst(frames, values, unit, beyond, above)
+
+    found: dict[str, tuple[float, list[str]]] = {
+        "success_percent": (
+            100.0 * summary.labelled.sum() / summary.attempted.sum(),
+            [
+                f"{summary.names[m]}: {summary.labelled[m]} of {summary.attempted[m]} frames, "
+                f"{summary.failures[m]}"
+                for m in np.argsort(-missing, kind="stable")[:WORST]
+                if missing[m]
+            ],
+        ),
+        "nonfinite_frames": (
+            float((~finite).sum()),
+            [_frame_name(frames, k) for k in np.flatnonzero(~finite)[:WORST]],
+        ),
+        "shortest_distance_angstrom": (
+            geometry.shortest[finite].min(initial=np.inf),
+            _worst(frames, geometry.shortest, "angstrom", finite, largest=False),
+        ),
+        "overlapping_percent": share(
+            "overlapping_percent", geometry.closeness, "of the radii", above=False
+        ),
+        "duplicate_percent": (
+            100.0 * geometry.duplicate.mean(),
+            [_frame_name(frames, k) for k in np.flatnonzero(geometry.duplicate)[:WORST]],
+        ),
+        "energy_outlier_percent": share(
+            "energy_outlier_percent", energies.outlyingness, "robust sigmas"
+        ),
+        "force_outlier_percent": share("force_outlier_percent", forces, "robust sigmas"),
+        "largest_force_ev_per_angstrom": (
+            largest[finite].max(initial=0.0),
+            _worst(frames, largest, "eV/angstrom", finite),
+        ),
+        "empty_splits": (len(empty), empty),
+        "elements_covered": (
+            sum(atoms_of[symbol] > 0 for symbol in ELEMENTS),
+            [symbol for symbol in ELEMENTS if not atoms_of[symbol]],
+        ),
+        "size_variation": (of_structure.std() / of_structure.mean(), []),
+        "diversity_bits": (diversity(lowest), []),
+        "leaked_molecules": (len(leaks), leaks[:WORST]),
+    }
+    checks = [
+        Check(
+            name, float(found[name][0]), limit, of_molecules or limit.asked == "of any",
+            found[name][1],
+        )
+        for name, limit in gate.items()
+    ]  # fmt: skip
+    of_frame = _sizes(frames)
+    figures: dict[str, float | str] = {
+        "dataset": str(path),
+        "sha256": sha256(path),
+        "teacher": str(attributes.get("teacher", "")),
+        "split_by": "molecule" if of_molecules else "trajectory",
+        "structures": len(frames.names),
+        "structures_without_frames": int((summary.labelled == 0).sum()),
+        "structures_fallen_apart": fallen,
+        "frames": len(frames.energies),
+        "frames_attempted": int(summary.attempted.sum()),
+        "atoms": len(frames.positions),
+        "molecules": len(set(frames.identities)),
+        "size_mean_atoms": float(of_structure.mean()),
+        "size_largest_atoms": int(of_structure.max()),
+        "size_variation_of_frames": float(of_frame.std() / of_frame.mean()),
+        "energy_residual_rms_ev_per_atom": float(np.sqrt(np.nanmean(energies.residual**2))),
+        "energy_sigma_in_molecule_ev_per_atom": energies.sigma,
+        "force_rms_ev_per_angstrom": float(frames.forces.square().nanmean().sqrt()),
+        **{f"frames_{split}": frames_of[split] for split in SPLITS},
+        **{f"atoms_{symbol}": atoms_of[symbol] for symbol in ELEMENTS},
+        **{f"structures_{symbol}": structures_of[symbol] for symbol in ELEMENTS},
+    }
+    reasons = (re.sub(r"\d[\d.e+-]*", "#", part) for one in summary.failures if one
+               for part in dict.fromkeys(one.split("; ")))  # fmt: skip
+    return Report(
+        path, checks, figures, frames, summary.splits, geometry, energies, Counter(reasons)
+    )
+
+
+def finite_frames(frames: Frames) -> np.ndarray:
+    """Frames that can be trained on, (T,) bool: energies, positions, forces and cell are finite, a
+    periodic cell has a volume, and stress, probe and product are each finite or NaN as a whole.
+    """
+    good = np.isfinite(frames.energies.numpy())
+    atoms = _sizes(frames)
+    number = np.repeat(np.arange(len(atoms)), atoms)  # frame of each atom
+    for values in (frames.positions, frames.forces):
+        good &= np.bincount(number, ~np.isfinite(values.numpy()).all(1), len(atoms)) == 0
+    for values in (frames.probes, frames.products):
+        finite = np.bincount(number, np.isfinite(values.numpy()).all(1), len(atoms))
+        absent = np.bincount(number, np.isnan(values.numpy()).all(1), len(atoms))
+        good &= (finite == atoms) | (absent == atoms)
+    stresses = frames.stresses.numpy()
+    good &= np.isfinite(stresses).all(1) | np.isnan(stresses).all(1)
+    cells, pbc = frames.cells.numpy(), frames.pbc.numpy()
+    good &= np.isfinite(cells).all((1, 2))
+    vectors = np.where(pbc[:, :, None], cells, np.eye(3))  # some volume along open directions
+    return good & ~(pbc.any(1) & (np.abs(np.linalg.det(vectors)) < 1e-3))
+
+
+def scan_geometry(frames: Frames, finite: np.ndarray, same: float, quiet: bool = True) -> Geometry:
+    """Shortest distances and duplicates.
+
+    Two frames of one molecule (equal identity and composition) are duplicates when their distances,
+    sorted within each pair of elements, differ by `same` angstrom at most: the same geometry up to
+    rotation, translation, reflection and a permutation of like atoms. Periodic frames are compared
+    by volume and their shortest distances.
+    """
+    count = len(finite)
+    shortest, closeness = np.full(count, np.nan), np.full(count, np.nan)
+    duplicate = np.zeros(count, bool)
+    start, numbers = frames.start.numpy(), frames.atomic_numbers.numpy()
+    groups: dict[Any, list[int]] = defaultdict(list)
+    for k in np.flatnonzero(finite):
+        composition = np.sort(numbers[start[k] : start[k + 1]]).tobytes()
+        key = frames.identities[frames.molecule[k]], composition, bool(frames.pbc[k].any())
+        groups[key].append(int(k))
+    for (_, composition, periodic), members in track(
+        groups.items(), "distances", console=Console(stderr=True), disable=quiet
+    ):
+        sorted_numbers = np.frombuffer(composition, numbers.dtype)
+        if periodic:
+            distances = [_periodic_distances(frames, k) for k in members]
+        else:
+            distances = _open_distances(frames, members, sorted_numbers)
+        prints = []
+        for k, (near, ratio, fingerprint) in zip(members, distances, strict=True):
+            shortest[k], closeness[k] = near, ratio
+            prints.append(fingerprint)
+        # Exact copies first: they would make as many pairs as their number squared.
+        unique, first = np.unique(np.array(prints), axis=0, return_index=True)
+        copies = np.ones(len(members), bool)
+        copies[first] = False
+        for one, other in cKDTree(unique).query_pairs(same, p=np.inf):
+            copies[max(first[one], first[other])] = True
+        duplicate[np.array(members)[copies]] = True
+    return Geometry(shortest, closeness, duplicate)
+
+
+def _open_distances(
+    frames: Frames, members: list[int], numbers: np.ndarray
+) -> Iterator[tuple[float, float, np.ndarray]]:
+    """Shortest distance, the same over covalent radii, and fingerprint of frames of one molecule.
+
+    Parameters
+    ----------
+    numbers : (N,) sorted atomic numbers, which all members have.
+    """
+    i, j = np.triu_indices(len(numbers), 1)
+    pair = np.stack([numbers[i], numbers[j]], 1)
+    order = np.lexsort(pair.T)
+    i, j, pair = i[order], j[order], pair[order]
+    radii = covalent_radii[pair].sum(1)
+    changes = np.flatnonzero((np.diff(pair, axis=0) != 0).any(1)) + 1  # of elements
+    start = frames.start.numpy()
+    at_once = max(1, PAIRS_AT_ONCE // max(len(i), 1))
+    for k in range(0, len(members), at_once):
+        atoms = np.array(
+            [
+                start[one] + np.argsort(frames.atomic_numbers[start[one] : start[one + 1]].numpy())
+                for one in members[k : k + at_once]
+            ]
+        )
+        positions = frames.positions.numpy()[atoms].astype(float)  # (T, N, 3)
+        distances = np.linalg.norm(positions[:, i] - positions[:, j], axis=2)  # (T, P)
+        near = distances.min(1, initial=np.inf)
+        ratio = (distances / radii).min(1, initial=np.inf)
+        for block in np.split(distances, changes, axis=1):
+            block.sort(axis=1)
+        # A column of zeros: a single atom has no distances.
+        prints = np.pad(distances, ((0, 0), (1, 0))).astype(np.float32)
+        yield from zip(near, ratio, prints, strict=True)
+
+
+def _periodic_distances(frames: Frames, k: int) -> tuple[float, float, np.ndarray]:
+    """As `_open_distances`, of one frame."""
+    atoms = slice(int(frames.start[k]), int(frames.start[k + 1]))
+    vectors, (i, j) = neighbour_edges(
+        frames.positions[atoms].double(), frames.cells[k].double(), frames.pbc[k], CONTACT_CUTOFF
+    )
+    distances = torch.linalg.vector_norm(vectors, dim=1).numpy()
+    radii = covalent_radii[frames.atomic_numbers[atoms].numpy()]
+    ratio = (distances / (radii[i] + radii[j])).min(initial=np.inf)
+    edge = np.abs(np.linalg.det(frames.cells[k].double().numpy())) ** (1 / 3)
+    fingerprint = np.full(8 * len(radii), CONTACT_CUTOFF, np.float32)
+    kept = np.sort(distances)[: len(fingerprint)]
+    fingerprint[: len(kept)] = kept
+    return distances.min(initial=np.inf), ratio, np.append(fingerprint, np.float32(edge))
+
+
+def fit_energies(frames: Frames, finite: np.ndarray, floor: float) -> Energies:
+    """Least-squares fit of energies over composition, and what is left of them.
+
+    Parameters
+    ----------
+    floor : eV/atom, least standard deviation, below which nothing is an outlier.
+    """
+    sizes = _sizes(frames)
+    elements, column = np.unique(frames.atomic_numbers.numpy(), return_inverse=True)
+    cell = np.repeat(np.arange(len(sizes)), sizes) * len(elements) + column
+    counts = np.bincount(cell, minlength=len(sizes) * len(elements)).reshape(len(sizes), -1)
+    fractions = counts / sizes[:, None]  # (T, elements)
+    per_atom = np.where(finite, frames.energies.numpy() / sizes, np.nan)
+    references = np.linalg.lstsq(fractions[finite], per_atom[finite], rcond=None)[0]
+    residual = per_atom - fractions @ references
+
+    names, identity = np.unique(frames.identities, return_inverse=True)
+    identity = identity[frames.molecule.numpy()]  # (T,)
+    known = np.flatnonzero(finite)
+    known = known[np.argsort(identity[known], kind="stable")]
+    groups, first, members = np.unique(identity[known], return_index=True, return_counts=True)
+    medians, company = np.full(len(names), np.nan), np.zeros(len(names), bool)
+    medians[groups] = [np.median(part) for part in np.split(residual[known], first[1:])]
+    company[groups] = members > 1  # a frame alone is its own median
+    deviation = residual - medians[identity]
+    sigma = _robust_sigma(deviation[company[identity]], floor)
+    between = medians - np.median(medians[groups])
+    between_sigma = _robust_sigma(between, floor)
+    outlyingness = np.maximum(np.abs(deviation) / sigma, np.abs(between / between_sigma)[identity])
+    return Energies(residual, deviation, sigma, outlyingness)
+
+
+def force_outlyingness(frames: Frames, finite: np.ndarray, floor: float) -> np.ndarray:
+    """Largest force component of each frame in robust standard deviations of its element, (T,).
+
+    Parameters
+    ----------
+    floor : eV/angstrom, least standard deviation, below which nothing is an outlier.
+    """
+    numbers, forces = frames.atomic_numbers.numpy(), frames.forces.numpy()
+    usable = np.repeat(finite, _sizes(frames))
+    scaled = np.full(len(numbers), np.nan)
+    for number in np.unique(numbers):
+        which = usable & (numbers == number)
+        scaled[which] = np.abs(forces[which]).max(1) / _robust_sigma(forces[which], floor)
+    return _largest(frames, scaled)
+
+
+def _robust_sigma(values: np.ndarray, floor: float) -> float:
+    """Standard deviation about zero that outliers do not move."""
+    values = np.abs(values[np.isfinite(values)])
+    return max(floor, TO_SIGMA * float(np.median(values))) if len(values) else floor
+
+
+def lowest_frames(frames: Frames, finite: np.ndarray, quiet: bool = True) -> Iterator[Bonded]:
+    """The frame of lowest energy of each structure, in which bonds are least distorted."""
+    molecule = frames.molecule.numpy()
+    energies = np.where(finite, frames.energies.numpy(), np.inf)
+    order = np.lexsort((energies, molecule))
+    chosen = order[np.unique(molecule[order], return_index=True)[1]]
+    for k in track(chosen[finite[chosen]], "bonds", console=Console(stderr=True), disable=quiet):
+        atoms = slice(int(frames.start[k]), int(frames.start[k + 1]))
+        one = Atoms(
+            frames.atomic_numbers[atoms].numpy(),
+            frames.positions[atoms].double().numpy(),
+            cell=frames.cells[k].numpy(),
+            pbc=frames.pbc[k].numpy(),
+        )
+        yield Bonded(int(molecule[k]), one, perceive_bonds(one))
+
+
+def diversity(lowest: list[Bonded]) -> float:
+    """Shannon entropy H = -sum_e p_e log2 p_e of the atoms' environments, in bits.
+
+    An environment e is an atom's element with the elements it is bonded to (closer than 1.2 times
+    the sum of covalent radii), each with its number: C(C, H, H, O) is one, C(C, C, H, O) another.
+    p_e is its share of all atoms in one frame of each structure, that of lowest energy. 2^H is the
+    number of equally frequent environments that would be as diverse: 1 for H = 0, where all atoms
+    are alike. Shannon 1948, doi:10.1002/j.1538-7305.1948.tb01338.x.
+    """
+    environments: Counter[Any] = Counter()
+    for _, atoms, bonds in lowest:
+        neighbours: list[list[int]] = [[] for _ in range(len(atoms))]
+        for i, j in bonds:
+            neighbours[i].append(atoms.numbers[j])
+            neighbours[j].append(atoms.numbers[i])
+        environments.update(
+            (number, *sorted(near)) for number, near in zip(atoms.numbers, neighbours, strict=True)
+        )
+    shares = np.array(list(environments.values())) / environments.total()
+    return float(-(shares * np.log2(shares)).sum()) + 0.0
+
+
+def find_leaks(frames: Frames, splits: list[str], lowest: list[Bonded]) -> tuple[list[str], int]:
+    """Molecules that occur in more than one split, found twice over.
+
+    By identity: each component of a complex counts. And by geometry, whatever the identities say:
+    composition and bond graph of single molecules, which stereoisomers and conformers share and
+    tautomers do not.
+
+    Returns
+    -------
+    leaks : a line for each, with the structures' names and splits.
+    fallen : single molecules that are in pieces in their frame of lowest energy.
+    """
+    homes: dict[str, dict[str, str]] = defaultdict(dict)
+    for name, identity, split in zip(frames.names, frames.identities, splits, strict=True):
+        for component in identity.split("."):
+            homes[component].setdefault(split, f"{name} ({split})")
+    leaks = [
+        f"{component}: {', '.join(home.values())}" for component, home in homes.items()
+        if len(home) > 1
+    ]  # fmt: skip
+    fallen = 0
+    alike: dict[str, list[Bonded]] = defaultdict(list)
+    for one in lowest:
+        if "." not in frames.identities[one.structure]:
+            if connected_fragments(len(one.atoms), one.bonds).any():
+                fallen += 1
+            else:
+                alike[connectivity(one.atoms)].append(one)
+    for code, members in alike.items():
+        for one, other in combinations(members, 2):
+            k, m = one.structure, other.structure
+            if (
+                splits[k] != splits[m]
+                and frames.identities[k] != frames.identities[m]
+                and _same_graph(one, other)
+            ):
+                leaks.append(
+                    f"{code.split()[0]}: {frames.names[k]} ({splits[k]}) has the bonds of "
+                    f"{frames.names[m]} ({splits[m]})"
+                )
+    return leaks, fallen
+
+
+def _same_graph(one: Bonded, other: Bonded) -> bool:
+    """Whether bonds are the same for certain: the hash cannot tell decalin from bicyclopentyl."""
+    import networkx
+
+    graphs = []
+    for _, atoms, bonds in (one, other):
+        graph = networkx.Graph(bonds)
+        graph.add_nodes_from((k, {"symbol": symbol}) for k, symbol in enumerate(atoms.symbols))
+        graphs.append(graph)
+    return networkx.is_isomorphic(*graphs, node_match=lambda a, b: a == b)
+
+
+def count_elements(frames: Frames) -> tuple[Counter[str], Counter[str]]:
+    """Atoms in all frames, and structures, that each element occurs in."""
+    numbers = frames.atomic_numbers.numpy()
+    molecule = np.repeat(frames.molecule.numpy(), _sizes(frames))
+    pairs = np.unique(np.stack([numbers, molecule]), axis=1)[0]
+    return (
+        Counter({chemical_symbols[z]: int(n) for z, n in enumerate(np.bincount(numbers)) if n}),
+        Counter({chemical_symbols[z]: int(n) for z, n in enumerate(np.bincount(pairs)) if n}),
+    )
+
+
+def _sizes(frames: Frames) -> np.ndarray:
+    """Atoms of each frame, (T,)."""
+    return np.diff(frames.start.numpy())
+
+
+def _largest(frames: Frames, values: np.ndarray) -> np.ndarray:
+    """Largest of the atoms' values (A,) in each frame, (T,)."""
+    return np.maximum.reduceat(values, frames.start.numpy()[:-1])
+
+
+def _frame_name(frames: Frames, k: int) -> str:
+    m = frames.molecule[k]
+    return f"{frames.names[m]}, frame {k - int(torch.searchsorted(frames.molecule, m))}"
+
+
+def _worst(
+    frames: Frames, values: np.ndarray, unit: str, which: np.ndarray, largest: bool = True
+) -> list[str]:
+    """The frames with the largest (or least) values among `which`."""
+    chosen = np.flatnonzero(which)
+    order = chosen[np.argsort(-values[chosen] if largest else values[chosen], kind="stable")]
+    return [f"{_frame_name(frames, k)}: {values[k]:.3g} {unit}" for k in order[:WORST]]
+
+
+# --- Report -------------------------------------------------------------------------------------
+
+
+def records(report: Report) -> list[dict[str, Any]]:
+    """The dataset's figures and verdict, then one record a check."""
+    whole = report.figures | {"verdict": report.verdict, "passed": report.passed}
+    for check in report.checks:
+        whole |= {check.name: check.found, f"{check.name}_passed": check.passed}
+    return [whole] + [
+        {
+            "check": check.name,
+            "found": check.found,
+            "bound": check.limit.bound,
+            "limit": check.limit.value,
+            "unit": check.limit.unit,
+            "asked": check.asked,
+            "passed": check.passed,
+            "worst": "; ".join(check.worst),
+            "source": check.limit.source,
+        }
+        for check in report.checks
+    ]
+
+
+def write_report(report: Report, folder: Path) -> None:
+    """Write report.json, report.md and plots as PNG.
+
+    Raises
+    ------
+    InputError : the folder cannot be written to.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"cannot make the folder {folder}: {error.strerror}") from error
+    write_results(folder / "report.json", "distill check", "", records(report))
+    plots = _plot(report, folder)
+    with atomic_write(folder / "report.md") as temporary:
+        temporary.write_text(_text(report, plots))
+
+
+def _text(report: Report, plots: list[str]) -> str:
+    """Report for a reader, Markdown."""
+    figures = report.figures
+    lines = [
+        f"# {report.verdict}",
+        "",
+        f"`{report.dataset}`, sha256 `{figures['sha256']}`, labelled by {figures['teacher']}:",
+        f"{figures['structures']} structures of {figures['molecules']} molecules and complexes, "
+        f"{figures['frames']} frames, {figures['atoms']} atoms.",
+        "",
+        *_table(("check", "found", "limit", ""), [check.cells for check in report.checks]),
+    ]
+    if figures["split_by"] == "trajectory":
+        lines += [
+            "Not asked of a dataset split by trajectory: it is of one system on purpose, and its "
+            "splits are parts of one trajectory.",
+            "",
+        ]
+    for check in report.checks:
+        if check.worst and check.asked:
+            title = check.limit.title[0].upper() + check.limit.title[1:]
+            lines += [f"## {title}: {check.cells[3]}", ""]
+            lines += [] if check.passed else [f"What to do: {check.limit.mend}", ""]
+            lines += [f"- {line}" for line in check.worst] + [""]
+        elif not check.passed:
+            lines += [f"What to do about {check.limit.title}: {check.limit.mend}", ""]
+    if report.failures:
+        lines += ["## Failures of the teacher", ""]
+        lines += _table(("reason", "structures"), report.failures.most_common(2 * WORST))
+    lines += ["## Classes", "", *_table(*_classes(report))]
+    lines += ["## Elements", ""]
+    lines += _table(
+        ("element", "atoms in all frames", "structures"),
+        [(s, figures[f"atoms_{s}"], figures[f"structures_{s}"]) for s in ELEMENTS],
+    )
+    lines += ["## All figures", ""]
+    lines += _table(
+        ("figure", "value"),
+        [(k, f"{v:.5g}" if isinstance(v, float) else v) for k, v in figures.items()],
+    )
+    lines += ["## Why these limits", ""]
+    lines += [f"- {one.limit.title}: {one.limit.source}" for one in report.checks] + [""]
+    return "\n".join(lines + [f"![{name}]({name})" for name in plots]) + "\n"
+
+
+def _table(head: tuple[str, ...], rows: Any) -> list[str]:
+    """Lines of a Markdown table."""
+    cells = [head, ("---",) * len(head), *rows]
+    return [
+        "| " + " | ".join(str(one).replace("|", "/") for one in row) + " |" for row in cells
+    ] + [""]
+
+
+def _classes(report: Report) -> tuple[tuple[str, ...], list[tuple[Any, ...]]]:
+    """Head and rows of the table of classes: structures, and frames of each split."""
+    frames = report.frames
+    structures = Counter(frames.kinds)
+    count = Counter((frames.kinds[m], report.splits[m]) for m in frames.molecule.tolist())
+    rows = [
+        (kind, number, *(count[kind, split] for split in SPLITS))
+        for kind, number in structures.most_common()
+    ]
+    return ("class", "structures", *(f"{split} frames" for split in SPLITS)), rows
+
+
+def _plot(report: Report, folder: Path) -> list[str]:
+    """Names of the plots it writes."""
+    frames, geometry, energies = report.frames, report.geometry, report.energies
+    limits = {check.name: check.limit for check in report.checks}
+    sizes, molecule = _sizes(frames), frames.molecule.numpy()
+    split = np.array(report.splits)[molecule]
+    plots = []
+
+    def axes_of(name: str, x: str, y: str, log: bool = True) -> Any:
+        plots.append(f"{name}.png")
+        return _axes(folder / plots[-1], x, y, log)
+
+    with axes_of("sizes", "atoms of a structure", "structures", log=False) as axes:
+        one_frame = np.unique(molecule, return_index=True)[1]
+        parts = [sizes[one_frame][split[one_frame] == one] for one in SPLITS]
+        bins = np.histogram_bin_edges(sizes, min(40, sizes.max() - sizes.min() + 1))
+        axes.hist(parts, bins, stacked=True, color=COLOURS[:3], label=SPLITS)
+    with axes_of(
+        "forces", "force component, absolute (eV/angstrom)", "share of components"
+    ) as axes:
+        methods = np.repeat(np.array(frames.methods), sizes)
+        forces = frames.forces.abs().numpy()
+        bins = np.linspace(0.0, np.nanmax(forces), 61)
+        for index, method in enumerate(np.unique(methods)):
+            chosen = forces[methods == method].ravel()
+            colour = COLOURS[index % len(COLOURS)]
+            weights = np.full(len(chosen), 1 / len(chosen))
+            axes.hist(chosen, bins, weights=weights, histtype="step", color=colour, label=method)
+        axes.axvline(limits["largest_force_ev_per_angstrom"].value, color="black", linestyle=":")
+    with axes_of("energies", "energy per atom after the fit (eV/atom)", "frames") as axes:
+        kept = [one[np.isfinite(one)] for one in (energies.residual, energies.deviation)]
+        bins = np.histogram_bin_edges(np.concatenate(kept), 80)
+        labels = ("residual of composition", "from the median of the molecule")
+        axes.hist(kept, bins, histtype="step", color=COLOURS[:2], label=labels)
+        for sign in (-1, 1):
+            bound = sign * limits["energy_outlier_percent"].beyond * energies.sigma
+            axes.axvline(bound, color=COLOURS[1], linestyle=":")
+    with axes_of("contacts", "shortest distance / sum of covalent radii", "frames") as axes:
+        near = geometry.closeness[np.isfinite(geometry.closeness)]
+        axes.hist(near, 60, color=COLOURS[0])
+        axes.axvline(limits["overlapping_percent"].beyond, color="black", linestyle=":")
+    with axes_of("elements", "element", "count") as axes:
+        for index, what in enumerate(("atoms", "structures")):
+            heights = [report.figures[f"{what}_{symbol}"] for symbol in ELEMENTS]
+            place = np.arange(len(ELEMENTS)) + 0.4 * index
+            axes.bar(place, heights, 0.4, color=COLOURS[index], label=what)
+        axes.set_xticks(np.arange(len(ELEMENTS)) + 0.2, list(ELEMENTS))
+    with axes_of("classes", "frames", "", log=False) as axes:
+        rows = _classes(report)[1][::-1]
+        left = np.zeros(len(rows))
+        for index, one in enumerate(SPLITS):
+            width = np.array([row[2 + index] for row in rows], float)
+            axes.barh([row[0] for row in rows], width, left=left, color=COLOURS[index], label=one)
+            left += width
+    return plots
+
+
+@contextmanager
+def _axes(path: Path, x: str, y: str, log: bool) -> Iterator[Axes]:
+    """Labelled axes that become a PNG."""
+    figure = Figure(figsize=(7.0, 4.5), layout="constrained")
+    axes = figure.subplots()
+    yield axes
+    axes.set_xlabel(x, fontsize=FONT_SIZE)
+    axes.set_ylabel(y, fontsize=FONT_SIZE)
+    axes.tick_params(labelsize=FONT_SIZE)
+    axes.spines[["top", "right"]].set_visible(False)
+    if log:
+        axes.set_yscale("log")
+    if axes.get_legend_handles_labels()[1]:
+        figure.legend(fontsize=FONT_SIZE, loc="outside upper left", ncols=4, frameon=False)
+    with atomic_write(path) as temporary:
+        figure.savefig(temporary, format="png", dpi=150)

@@ -1,0 +1,218 @@
+"""Frames as graphs with the labels that the network itself must learn, in batches.
+
+Needs torch only: training must run where no chemistry is installed.
+"""
+
+from collections.abc import Callable, Iterator
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from ..errors import InputError
+from ..neighbours import neighbour_edges
+from ..student import Student, sum_to_atoms
+from .dataset import Frames
+
+Network = Callable[[Tensor, Tensor, Tensor, int], tuple[Tensor, Tensor]]  # Student.network
+
+PAIRS_AT_ONCE = 4_000_000  # bounds the scratch memory of the neighbour search
+PROBE_STEP = 0.005  # angstrom a unit of the probe, for the central difference of H v
+
+
+class Graphs(NamedTuple):
+    """Frames with edges and with what the network does not learn taken off the labels."""
+
+    frames: Frames
+    species: Tensor  # (A,) int64
+    edge_start: Tensor  # (T + 1,) int64
+    edge_index: Tensor  # (2, E) int32, [receiver, sender], atoms counted from their frame's first
+    edge_vectors: Tensor  # (E, 3) float32, angstrom
+    energies: Tensor  # (T,) float32, eV, without references and repulsion
+    forces: Tensor  # (A, 3) float32, eV/angstrom, without repulsion
+    products: Tensor  # (A, 3) float32, eV/angstrom^2, without repulsion; NaN where there is none
+
+
+class Batch(NamedTuple):
+    """Some frames as one graph."""
+
+    vectors: Tensor  # (E, 3)
+    edge_index: Tensor  # (2, E)
+    species: Tensor  # (N,)
+    frame: Tensor  # (N,) frame of each atom
+    atoms: Tensor  # (B,) atoms in each frame
+    energies: Tensor  # (B,)
+    forces: Tensor  # (N, 3)
+    probes: Tensor  # (N, 3), NaN where there is no product
+    products: Tensor  # (N, 3)
+
+    def to(self, device: torch.device) -> "Batch":
+        """The same batch on another device."""
+        return Batch(*(one.to(device, non_blocking=True) for one in self))
+
+
+def forces_from_gradient(gradient: Tensor, edge_index: Tensor, atoms: int) -> Tensor:
+    """Forces (atoms, 3) from dE/d edge_vectors (E, 3): r_ij = x_j - x_i pulls on both ends."""
+    return sum_to_atoms(gradient, edge_index[0], atoms) - sum_to_atoms(
+        gradient, edge_index[1], atoms
+    )
+
+
+def fit_references(frames: Frames, student: Student) -> None:
+    """Set the per-element reference energies: least squares of the energies over composition."""
+    species = student.species_of.cpu()[frames.atomic_numbers]
+    kinds = student.references.shape[0]
+    composition = torch.zeros(len(frames.energies), kinds, dtype=torch.float64)
+    frame = torch.repeat_interleave(frames.start.diff())
+    composition.index_put_((frame, species), torch.ones(len(species)).double(), accumulate=True)
+    solution = torch.linalg.lstsq(composition, frames.energies[:, None], driver="gelsd").solution
+    student.references.copy_(solution[:, 0])
+
+
+def build_graphs(frames: Frames, student: Student) -> Graphs:
+    """Edges of every frame, and labels with references and repulsion taken off.
+
+    Raises
+    ------
+    InputError : an element that the student does not know.
+    """
+    species = student.species_of[frames.atomic_numbers]
+    if (species < 0).any():
+        number = int(frames.atomic_numbers[species < 0][0])
+        raise InputError(f"the dataset holds atomic number {number}, unknown to the student")
+    parts = list(_open_edges(frames, student.cutoff)) + list(
+        _periodic_edges(frames, student.cutoff)
+    )
+    frame = torch.cat([part[0] for part in parts]) if parts else torch.zeros(0, dtype=torch.int64)
+    order = torch.argsort(frame, stable=True)
+    frame = frame[order]
+    edge_index = torch.cat([part[1] for part in parts], 1)[:, order]  # within a frame
+    vectors = torch.cat([part[2] for part in parts])[order]  # float64
+    counts = torch.bincount(frame, minlength=len(frames.energies))
+
+    atoms = edge_index + frames.start[frame]  # (2, E) rows of all atoms
+    distances = vectors.norm(dim=1)
+    pair, slope = student.repulsion(distances, species[atoms[0]], species[atoms[1]])
+    owner = torch.repeat_interleave(frames.start.diff())
+    references = student.references[species]
+    energies = frames.energies.clone()
+    energies.index_add_(0, owner, -references).index_add_(0, frame, -0.5 * pair)
+    near = pair != 0.0
+    gradient = (0.5 * slope / distances)[:, None] * vectors
+    repulsive = forces_from_gradient(gradient[near], atoms[:, near], len(species))
+    curved = _repulsive_product(frames, student, atoms[:, near], vectors[near], species)
+    return Graphs(
+        frames=frames,
+        species=species,
+        edge_start=torch.cat([torch.zeros(1, dtype=torch.int64), counts.cumsum(0)]),
+        edge_index=edge_index.int(),
+        edge_vectors=vectors.float(),
+        energies=energies.float(),
+        forces=frames.forces - repulsive.float(),
+        products=frames.products - curved.float(),
+    )
+
+
+def _repulsive_product(
+    frames: Frames, student: Student, atoms: Tensor, vectors: Tensor, species: Tensor
+) -> Tensor:
+    """H v of the repulsion alone, by the central difference that the labels were made with."""
+    probes = frames.probes.double().nan_to_num()
+    moved = PROBE_STEP * (probes[atoms[1]] - probes[atoms[0]])
+    sides = []
+    for sign in (1.0, -1.0):
+        shifted = vectors + sign * moved
+        distances = shifted.norm(dim=1)
+        slope = student.repulsion(distances, species[atoms[0]], species[atoms[1]])[1]
+        gradient = (0.5 * slope / distances)[:, None] * shifted
+        sides.append(forces_from_gradient(gradient, atoms, len(species)))
+    return (sides[1] - sides[0]) / (2.0 * PROBE_STEP)
+
+
+def _open_edges(frames: Frames, cutoff: float) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+    """Frame (E,), edge_index (2, E) and vectors (E, 3) of open frames, those of a size together."""
+    sizes = frames.start.diff()
+    is_open = ~frames.pbc.any(1)
+    for atoms in sizes[is_open].unique().tolist():
+        members = ((sizes == atoms) & is_open).nonzero()[:, 0]
+        for some in members.split(max(1, PAIRS_AT_ONCE // atoms**2)):
+            rows = frames.start[some][:, None] + torch.arange(atoms)
+            positions = frames.positions[rows].double()  # (T, N, 3)
+            vectors = positions[:, None] - positions[:, :, None]  # (T, i, j, 3) = x_j - x_i
+            distances = vectors.square().sum(-1)
+            near = (distances < cutoff**2) & ~torch.eye(atoms, dtype=torch.bool)
+            frame, i, j = near.nonzero(as_tuple=True)
+            yield some[frame], torch.stack([i, j]), vectors[near]
+
+
+def _periodic_edges(frames: Frames, cutoff: float) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+    """As `_open_edges`, for frames with a cell."""
+    for k in frames.pbc.any(1).nonzero()[:, 0].tolist():
+        vectors, edge_index = neighbour_edges(
+            frames.positions[frames.start[k] : frames.start[k + 1]].double(),
+            frames.cells[k].double(),
+            frames.pbc[k],
+            cutoff,
+        )
+        yield torch.full((len(vectors),), k), edge_index, vectors
+
+
+def make_batch(graphs: Graphs, chosen: list[int]) -> Batch:
+    """The chosen frames as one graph."""
+    some = torch.tensor(chosen)
+    start, atoms = graphs.frames.start[some], graphs.frames.start.diff()[some]
+    edge_start, edges = graphs.edge_start[some], graphs.edge_start.diff()[some]
+    rows, edge_rows = _ranges(start, atoms), _ranges(edge_start, edges)
+    offset = torch.repeat_interleave(atoms.cumsum(0) - atoms, edges)
+    return Batch(
+        vectors=graphs.edge_vectors[edge_rows],
+        edge_index=graphs.edge_index[:, edge_rows].long() + offset,
+        species=graphs.species[rows],
+        frame=torch.repeat_interleave(atoms),
+        atoms=atoms,
+        energies=graphs.energies[some],
+        forces=graphs.forces[rows],
+        probes=graphs.frames.probes[rows],
+        products=graphs.products[rows],
+    )
+
+
+def join_batches(batches: list[Batch]) -> Batch:
+    """Several batches as one graph."""
+    if len(batches) == 1:
+        return batches[0]
+    first, *others = batches
+    for other in others:
+        moved = other._replace(
+            edge_index=other.edge_index + len(first.species), frame=other.frame + len(first.atoms)
+        )
+        joined = {
+            name: torch.cat([mine, theirs], -1 if name == "edge_index" else 0)
+            for (name, mine), theirs in zip(first._asdict().items(), moved, strict=True)
+        }
+        first = Batch(**joined)
+    return first
+
+
+def _ranges(start: Tensor, count: Tensor) -> Tensor:
+    """start[0], start[0] + 1, ... (count[0] of them), start[1], ..."""
+    first = torch.repeat_interleave(start - (count.cumsum(0) - count), count)
+    return first + torch.arange(int(count.sum()))
+
+
+def predict(network: Network, batch: Batch) -> tuple[Tensor, Tensor]:
+    """Network energies (B,) and forces (N, 3), without references and repulsion."""
+    atoms = len(batch.species)
+    eps, gradient = network(batch.vectors, batch.edge_index, batch.species, atoms)
+    energies = sum_to_atoms(eps, batch.frame, len(batch.atoms))
+    return energies, forces_from_gradient(gradient, batch.edge_index, atoms)
+
+
+def predict_products(network: Network, batch: Batch) -> Tensor:
+    """H v (N, 3) of the network, by the central difference that the labels were made with."""
+    moved = PROBE_STEP * (batch.probes[batch.edge_index[1]] - batch.probes[batch.edge_index[0]])
+    forces = [
+        predict(network, batch._replace(vectors=batch.vectors + sign * moved))[1]
+        for sign in (1.0, -1.0)
+    ]
+    return (forces[1] - forces[0]) / (2.0 * PROBE_STEP)

@@ -1,0 +1,117 @@
+"""Labelling of many structures at once, on the cores of this machine or on a Dask cluster."""
+
+import os
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+from zlib import crc32
+
+from rich.console import Console
+from rich.progress import MofNCompleteColumn, Progress, TextColumn
+
+from ..errors import InputError, MissingDependencyError
+from .dataset import LabelledStructure, open_dataset
+from .recipe import Recipe
+from .sample import label_source
+from .structures import Source, list_sources
+
+
+def label(recipe: Recipe, dataset: Path, workers: int, scheduler: str = "") -> None:
+    """Label all structures of a recipe that the dataset does not hold yet.
+
+    Parameters
+    ----------
+    dataset : HDF5 file, made or gone on with; each structure is safe as soon as it is labelled.
+    workers : processes of one thread each; ignored with a scheduler.
+    scheduler : address of a Dask scheduler (tcp://host:port), or none.
+
+    Raises
+    ------
+    InputError : the dataset was made with another teacher or seed, no structure gave a frame, the
+        disk is full, a worker died or the scheduler does not answer.
+    """
+    with Console(stderr=True).status("listing structures"):
+        sources = list_sources(recipe.structures, recipe.seed)
+    label_sources(sources, recipe, dataset, workers, scheduler)
+
+
+def label_sources(
+    sources: list[Source],
+    recipe: Recipe,
+    dataset: Path,
+    workers: int,
+    scheduler: str = "",
+    split_by: str = "molecule",
+) -> None:
+    """Label these structures; see `label`.
+
+    Parameters
+    ----------
+    split_by : "molecule", or "trajectory" for a dataset of one molecule.
+    """
+    dataset.parent.mkdir(parents=True, exist_ok=True)
+    columns = (
+        *Progress.get_default_columns(),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[info]}"),
+    )
+    attributes = {"teacher": recipe.teacher, "seed": recipe.seed, "split_by": split_by}
+    with open_dataset(dataset, **attributes) as writer, Progress(*columns) as progress:
+        bar = progress.add_task("teacher", total=len(sources), info="")
+        pending = [
+            (source, recipe, (recipe.seed + crc32(source.name.encode())) % 2**31)
+            for source in sources
+            if source.name not in writer.names
+        ]
+        progress.update(bar, completed=len(sources) - len(pending))
+        skipped = 0
+        results = _on_cluster(scheduler, pending) if scheduler else _on_cores(workers, pending)
+        for one in results:
+            writer.append(one)
+            if one.failure:
+                skipped += one.attempted - len(one.energies)
+                progress.console.print(f"{one.name}: {one.failure}", markup=False, highlight=False)
+            info = f"{writer.frames} frames, {skipped} skipped"
+            progress.update(bar, advance=1, info=info)
+        if not writer.frames:
+            raise InputError(f"no structure gave a frame; {dataset} says why of each")
+
+
+def _label(job: tuple[Source, Recipe, int]) -> LabelledStructure:
+    return label_source(*job)
+
+
+def _on_cores(workers: int, jobs: list[Any]) -> Iterator[LabelledStructure]:
+    os.environ["OMP_NUM_THREADS"] = "1"  # read by the workers when they load the teacher
+    with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
+        futures = [pool.submit(_label, job) for job in jobs]
+        try:
+            for future in as_completed(futures):
+                yield future.result()
+        except BrokenProcessPool as error:
+            raise InputError(
+                "a worker process died (out of memory, or a crash inside the teacher); what was "
+                "labelled is safe: run the same command again, with fewer --workers"
+            ) from error
+        finally:
+            pool.shutdown(wait=False, cancel_futures=True)
+
+
+def _on_cluster(scheduler: str, jobs: list[Any]) -> Iterator[LabelledStructure]:
+    try:
+        from dask.distributed import Client
+        from dask.distributed import as_completed as as_they_complete
+    except ImportError as error:
+        raise MissingDependencyError(
+            "a Dask scheduler needs dask: pip install 'dask[distributed]'"
+        ) from error
+    try:
+        client = Client(scheduler, timeout="10s")
+    except (OSError, ValueError) as error:
+        raise InputError(f"no Dask scheduler answers at {scheduler}: {error}") from error
+    with client:
+        for future in as_they_complete(client.map(_label, jobs, pure=False)):
+            yield future.result()

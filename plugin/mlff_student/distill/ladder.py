@@ -1,0 +1,114 @@
+"""Down the ladder: a larger student labels far more frames than the teacher could."""
+
+from pathlib import Path
+
+import numpy as np
+import torch
+from rich.progress import track
+
+from ..checkpoints import load_student
+from ..errors import InputError
+from .dataset import Frames, LabelledStructure, open_dataset, read_frames, sha256
+from .evaluate import predict_frames
+
+RATTLES = (0.01, 0.1)  # angstrom, least and most standard deviation of a displacement
+
+
+def relabel(
+    larger: Path, dataset: Path, output: Path, *, copies: int, largest_force: float, seed: int
+) -> int:
+    """Label rattled copies of a dataset's training frames by a student.
+
+    Parameters
+    ----------
+    larger : checkpoint of the student that labels.
+    dataset : HDF5 file whose training frames are the starting points.
+    output : HDF5 file for `train(extra=...)`; a killed run is gone on with.
+    copies : of each frame; the width of a copy's displacements is drawn between 0.01 and 0.1
+        angstrom, evenly in its logarithm.
+    largest_force : frames with a larger force component are left out, eV/angstrom.
+
+    Returns
+    -------
+    Number of frames in the output.
+
+    Raises
+    ------
+    InputError : no training frames, or an output of another student or dataset.
+    """
+    student, _ = load_student(larger)
+    frames = read_frames(dataset, "train")
+    if not len(frames.energies):
+        raise InputError(f"{dataset} has no training frames")
+    first = np.searchsorted(frames.molecule.numpy(), np.arange(len(frames.names) + 1))
+    attributes = {"teacher": sha256(larger), "seed": seed, "source": sha256(dataset)}
+    with open_dataset(output, **attributes) as writer:
+        for k in track(range(len(frames.names)), description="labelling by the student"):
+            if frames.names[k] not in writer.names and first[k] < first[k + 1]:
+                generator = torch.Generator().manual_seed(seed + k)
+                rattled = _rattled(frames, int(first[k]), int(first[k + 1]), copies, generator)
+                energies, forces = predict_frames(student, rattled)
+                writer.append(_labelled(rattled, energies, forces, largest_force))
+        return writer.frames
+
+
+def _rattled(
+    frames: Frames, first: int, last: int, copies: int, generator: torch.Generator
+) -> Frames:
+    """Copies of frames first ... last - 1, which are of one structure, with displaced atoms."""
+    structure = int(frames.molecule[first])
+    some = torch.arange(first, last).repeat_interleave(copies)
+    atoms = int(frames.start[first + 1] - frames.start[first])
+    rows = (frames.start[some][:, None] + torch.arange(atoms)).flatten()
+    least, most = np.log(RATTLES)
+    drawn = torch.rand(len(some), generator=generator)
+    widths = torch.exp(least + (most - least) * drawn).repeat_interleave(atoms)
+    displacements = torch.randn((len(rows), 3), generator=generator) * widths[:, None]
+    return Frames(
+        names=[frames.names[structure]],
+        identities=[frames.identities[structure]],
+        kinds=[frames.kinds[structure]],
+        molecule=torch.zeros_like(some),
+        methods=["relabelled"] * len(some),
+        start=torch.arange(len(some) + 1) * atoms,
+        atomic_numbers=frames.atomic_numbers[rows],
+        positions=frames.positions[rows] + displacements,
+        forces=torch.zeros(len(rows), 3),
+        energies=torch.zeros(len(some), dtype=torch.float64),
+        temperatures=torch.full((len(some),), torch.nan),
+        cells=frames.cells[some],
+        pbc=frames.pbc[some],
+        stresses=torch.full((len(some), 6), torch.nan),
+        probes=torch.full((len(rows), 3), torch.nan),
+        products=torch.full((len(rows), 3), torch.nan),
+    )
+
+
+def _labelled(
+    frames: Frames, energies: torch.Tensor, forces: torch.Tensor, largest_force: float
+) -> LabelledStructure:
+    shape = (len(energies), -1, 3)
+    kept = (forces.reshape(shape).abs().amax((1, 2)) <= largest_force).numpy()
+
+    def per_atom(values: torch.Tensor) -> np.ndarray:
+        return values.reshape(shape).float().numpy()[kept]
+
+    return LabelledStructure(
+        name=frames.names[0],
+        identity=frames.identities[0],
+        kind=frames.kinds[0],
+        split="train",
+        attempted=len(kept),
+        failure="" if kept.all() else f"force above {largest_force:g} eV/angstrom",
+        atomic_numbers=frames.atomic_numbers[: int(frames.start[1])].numpy().astype(np.uint8),
+        methods=[method for method, keep in zip(frames.methods, kept, strict=True) if keep],
+        positions=per_atom(frames.positions),
+        forces=per_atom(forces),
+        energies=energies.numpy()[kept],
+        temperatures=frames.temperatures.numpy()[kept],
+        cells=frames.cells.numpy()[kept],
+        pbc=frames.pbc.numpy()[kept],
+        stresses=frames.stresses.numpy()[kept],
+        probes=per_atom(frames.probes),
+        products=per_atom(frames.products),
+    )

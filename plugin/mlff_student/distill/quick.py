@@ -1,0 +1,74 @@
+"""A specialised student of one molecule, from its structure to an archive in one go."""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from ..checkpoints import available_models
+from ..errors import InputError
+from ..export import export
+from ..structure import check_structure, read_structure
+from .evaluate import write_checkpoint
+from .label import label_sources
+from .recipe import read_recipe
+from .structures import Source, connectivity
+from .train import train
+
+QUICK_RECIPE = Path(__file__).with_name("quick.yaml")
+TRAJECTORIES = {"train": 12, "validation": 2, "test": 4}
+
+
+def quick(
+    molecule: str, preset: str, teacher: str, output: Path, workers: int, compiled: bool = True
+) -> dict[str, Any]:
+    """Distil a student that knows one molecule.
+
+    The teacher runs MD trajectories, some of them held out; training starts from the shipped
+    student of the same preset, which knows organic chemistry already.
+
+    Parameters
+    ----------
+    molecule : structure file or SMILES.
+    output : folder; receives dataset.h5, <preset>.pt (archive for the engines) and the checkpoint
+        with its card. The same call goes on where a killed one stopped.
+
+    Returns
+    -------
+    The card.
+
+    Raises
+    ------
+    InputError : a structure that no student can answer for, or an unknown preset or teacher.
+    """
+    recipe = read_recipe(QUICK_RECIPE)
+    if preset not in recipe.training:
+        raise InputError(f"no preset {preset!r}; there are {', '.join(recipe.training)}")
+    recipe = replace(recipe, teacher=teacher)
+    atoms = read_structure(molecule).atoms
+    check_structure(atoms)
+    sources = [
+        Source(
+            name=f"{split}_{index}",
+            identity=connectivity(atoms),
+            kind="crystal" if atoms.pbc.any() else "molecule",
+            group="molecule" if split == "train" else "held_out",
+            split=split,
+            starts=(atoms,),
+        )
+        for split, count in TRAJECTORIES.items()
+        for index in range(count)
+    ]
+    dataset, folder = output / "dataset.h5", output / "training"
+    label_sources(sources, recipe, dataset, workers, split_by="trajectory")
+    shipped = available_models().get(preset)
+    train(
+        recipe,
+        preset,
+        dataset,
+        folder,
+        compiled=compiled,
+        initial=shipped and shipped / "model.pt",
+    )
+    card = write_checkpoint(recipe, QUICK_RECIPE, dataset, folder / "model.pt", preset, output)
+    export(output / "model.pt", output / f"{preset}.pt", "float32", verify=True)
+    return card

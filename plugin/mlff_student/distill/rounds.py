@@ -1,0 +1,149 @@
+"""Student in the loop: where its own MD leaves what it knows, the teacher is asked.
+
+Query by committee (Seung, Opper & Sompolinsky 1992, doi:10.1145/130385.130417), as Gastegger,
+Behler & Marquetand 2017 (doi:10.1039/C7SC02267K) use it for potentials: students that differ in
+their random start agree where they have seen data.
+"""
+
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from ase import Atoms, units
+from ase.calculators.calculator import Calculator
+from ase.md.langevin import Langevin
+from ase.md.velocitydistribution import MaxwellBoltzmannDistribution
+from rich.progress import track
+
+from ..bonds import COLLAPSE
+from ..calculator import StudentForceFieldCalculator
+from ..errors import InputError
+from ..structure import SHORTEST_DISTANCE, perceive_bonds
+from .dataset import read_summary
+from .label import label_sources
+from .recipe import Recipe, Rounds
+from .structures import build, list_sources
+from .train import train
+
+FRICTION_PER_FS = 0.01
+FRAMES_LOOKED_AT = 40  # of each trajectory
+
+
+class Proposal(NamedTuple):
+    """A frame of the student's own MD."""
+
+    atoms: Atoms
+    disagreement: float  # eV/angstrom, largest standard deviation of an atom's force; inf: broken
+
+
+def run_rounds(recipe: Recipe, data: Path, workers: int, compiled: bool = True) -> list[int]:
+    """All rounds of a recipe: train the committee, run its MD, label what it is unsure of.
+
+    Parameters
+    ----------
+    data : folder with dataset.h5, which grows; the committee lies in rounds/. The same call goes
+        on where a killed one stopped.
+
+    Returns
+    -------
+    Structures labelled in each round.
+
+    Raises
+    ------
+    InputError : the recipe has no rounds.
+    """
+    if recipe.rounds is None:
+        raise InputError("the recipe has no section `rounds`")
+    settings, dataset = recipe.rounds, data / "dataset.h5"
+    molecules = [
+        one
+        for one in list_sources(recipe.structures, recipe.seed)
+        if one.split == "train" and one.group == "molecule"
+    ]
+    counts = []
+    for number in range(1, settings.count + 1):
+        prefix = f"round{number}_"
+        members = []
+        for member in range(settings.committee):
+            folder = data / "rounds" / f"member_{member}"
+            train(
+                _schooled(recipe, number, member),
+                settings.model,
+                dataset,
+                folder,
+                compiled=compiled,
+            )
+            members.append(StudentForceFieldCalculator(folder / "model.pt"))
+        rng = np.random.default_rng([recipe.seed, number])
+        chosen = rng.choice(len(molecules), min(settings.structures, len(molecules)), replace=False)
+        sources = []
+        for k in track(chosen.tolist(), description=f"student MD, round {number}"):
+            seed = int(rng.integers(2**31))
+            proposals = propose(build(molecules[k], seed)[0], members, settings, seed)
+            if proposals:
+                starts = tuple(one.atoms for one in proposals)
+                name = prefix + molecules[k].name
+                sources.append(molecules[k]._replace(name=name, group="proposed", starts=starts))
+        label_sources(sources, recipe, dataset, workers)
+        counts.append(sum(name.startswith(prefix) for name in read_summary(dataset).names))
+    return counts
+
+
+def _schooled(recipe: Recipe, number: int, member: int) -> Recipe:
+    """The recipe by which one member is trained up to one round."""
+    settings = recipe.rounds
+    steps = settings.steps * number
+    training = replace(recipe.training[settings.model], steps=steps)
+    return replace(recipe, seed=recipe.seed + member, training={settings.model: training})
+
+
+def propose(atoms: Atoms, members: list[Calculator], settings: Rounds, seed: int) -> list[Proposal]:
+    """Frames of MD by the first member on which the committee disagrees most.
+
+    MD ends where a bond leaves its length by more than 0.5 angstrom or two atoms collide; the frame
+    before counts as one of infinite disagreement.
+    """
+    rng = np.random.default_rng(seed)
+    bonds = np.array(perceive_bonds(atoms)).reshape(-1, 2)
+    lengths = _lengths(atoms, bonds)
+    runner = atoms.copy()
+    runner.calc = members[0]
+    MaxwellBoltzmannDistribution(runner, temperature_K=settings.temperature_K, rng=rng)
+    md = Langevin(
+        runner,
+        timestep=settings.timestep_fs * units.fs,
+        temperature_K=settings.temperature_K,
+        friction=FRICTION_PER_FS / units.fs,
+        fixcm=False,
+        rng=rng,
+    )
+    interval = max(1, round(1000.0 * settings.ps / settings.timestep_fs / FRAMES_LOOKED_AT))
+    seen = list(_trajectory(runner, md, interval, bonds, lengths, members))
+    worth = [one for one in seen if one.disagreement > settings.disagreement]
+    return sorted(worth, key=lambda one: -one.disagreement)[: settings.frames]
+
+
+def _trajectory(
+    runner: Atoms,
+    md: Langevin,
+    interval: int,
+    bonds: np.ndarray,
+    lengths: np.ndarray,
+    members: list[Calculator],
+) -> Iterator[Proposal]:
+    for _ in range(FRAMES_LOOKED_AT):
+        whole = runner.copy()
+        md.run(interval)
+        distances = runner.get_all_distances()[np.triu_indices(len(runner), 1)]
+        broken = not np.isfinite(runner.positions).all() or distances.min() < SHORTEST_DISTANCE
+        if broken or np.abs(_lengths(runner, bonds) - lengths).max(initial=0.0) > COLLAPSE:
+            yield Proposal(whole, np.inf)
+            return
+        forces = np.array([member.get_forces(runner) for member in members])  # (M, N, 3)
+        yield Proposal(runner.copy(), float(np.linalg.norm(forces.std(0), axis=1).max()))
+
+
+def _lengths(atoms: Atoms, bonds: np.ndarray) -> np.ndarray:
+    return np.linalg.norm(atoms.positions[bonds[:, 0]] - atoms.positions[bonds[:, 1]], axis=1)
