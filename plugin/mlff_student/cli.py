@@ -361,6 +361,44 @@ def sample_command(
         label(read_recipe(recipe), data / "dataset.h5", workers, scheduler)
 
 
+@distill_app.command("check")
+def check_command(
+    dataset: Annotated[Path, typer.Argument(help="HDF5 file that `distill sample` wrote.")],
+    output: Annotated[
+        Path | None,
+        typer.Option("-o", "--output", help="Folder of the report; DATASET.check if not given."),
+    ] = None,
+    json: Json = None,
+    quiet: Quiet = False,
+) -> None:
+    """Hold a dataset against the quality gate: GO, or NO-GO and exit status 1.
+
+    The folder receives report.md, report.json and plots. Limits and their reasons are in
+    mlff_student/distill/gate.yaml.
+
+    Example: mlff-student distill check runs/organic/dataset.h5
+    """
+    from .distill.check import check_dataset
+    from .distill.check_report import records, write_report
+    from .results import write_results
+
+    report = check_dataset(dataset, quiet)
+    folder = output or dataset.with_suffix(".check")
+    write_report(report, folder)
+    if json:
+        write_results(json, "distill check", "", records(report))
+    if not quiet:
+        table = Table("check", "found", "limit", "")
+        for check in report.checks:
+            *cells, outcome = check.cells
+            style = {"pass": "green", "FAIL": "bold red"}.get(outcome, "yellow")
+            table.add_row(*cells, f"[{style}]{outcome}[/]")
+        console.print(table)
+        console.print(f"{report.verdict}\nreport: {folder}/report.md", markup=False)
+    if not report.passed:
+        raise typer.Exit(1)
+
+
 @distill_app.command("train")
 def train_command(
     recipe: RecipeFile,
@@ -456,6 +494,48 @@ def evaluate_command(
         read_recipe(recipe), recipe, data / "dataset.h5", trained, model, output
     )
     console.print(Markdown(card_text(card)))
+
+
+@distill_app.command("stability")
+def stability_command(
+    checkpoint: Annotated[Path, typer.Argument(help="Checkpoint folder with its card.")],
+    runs: Annotated[Path, typer.Option(help="Folder of the runs.")],
+    molecules: Annotated[int, typer.Option(help="Held-out molecules to run.")] = 20,
+    ps: Annotated[float, typer.Option(help="Length of each run, ps.")] = 10.0,
+    workers: Workers = 2,
+    output: Annotated[
+        Path | None, typer.Option("-o", "--output", help="CSV; nve.csv in the folder if not given.")
+    ] = None,
+) -> None:
+    """NVE in OpenMM of molecules the student never saw; exit status 1 when one drifts or breaks.
+
+    Example: mlff-student distill stability checkpoints/tiny --runs runs/nve/tiny
+    """
+    from .distill.stability import measure_stability
+
+    with resumable():
+        rows = measure_stability(
+            checkpoint / "model.pt",
+            runs,
+            output or checkpoint / "nve.csv",
+            molecules=molecules,
+            ps=ps,
+            workers=workers,
+        )
+    table = Table(
+        "molecule", "atoms", "drift (meV/atom/ps)", "largest bond deviation (angstrom)", ""
+    )
+    for row in rows:
+        table.add_row(
+            row.name,
+            str(row.atoms),
+            f"{row.drift_mev_per_atom_ps:.4f} ± {row.drift_stderr_mev_per_atom_ps:.4f}",
+            f"{row.bond_deviation_angstrom:.2f}",
+            "passed" if row.passed else f"[red]FAILED[/] {escape(row.failure)}",
+        )
+    console.print(table)
+    if not all(row.passed for row in rows):
+        raise typer.Exit(1)
 
 
 @distill_app.command("quick")

@@ -19,19 +19,24 @@ FONT_SIZE = 10
 
 
 @contextmanager
-def single_figure(path: Path) -> Iterator[Axes]:
-    """Axes of a figure of one message; written as PNG when the block ends.
+def single_figure(path: Path, x: str, y: str, *, yscale: str = "linear") -> Iterator[Axes]:
+    """Axes of a figure of one message, labelled; written as PNG when the block ends.
 
     Raises
     ------
     InputError : `path` cannot be written.
     """
-    figure = Figure(figsize=(5.0, 3.6), layout="constrained")
+    figure = Figure(figsize=(6.0, 4.2), layout="constrained")
     axes = figure.subplots()
     axes.set_prop_cycle(color=COLOURS)
+    yield axes
+    axes.set_xlabel(x, fontsize=FONT_SIZE)
+    axes.set_ylabel(y, fontsize=FONT_SIZE)
+    axes.set_yscale(yscale)
     axes.tick_params(labelsize=FONT_SIZE)
     axes.spines[["top", "right"]].set_visible(False)
-    yield axes
+    if axes.get_legend_handles_labels()[1]:
+        figure.legend(fontsize=FONT_SIZE, loc="outside upper left", ncols=4, frameon=False)
     with atomic_write(path) as temporary:
         figure.savefig(temporary, format="png", dpi=150)
 

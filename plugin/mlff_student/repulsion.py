@@ -16,7 +16,6 @@ HARTREE = 27.211386245988  # eV, CODATA 2018
 SCREENING_LENGTH = 0.8854 * BOHR  # angstrom
 SCREENING_POWER = 0.23
 COULOMB = HARTREE * BOHR  # e^2 / (4 pi epsilon_0), eV angstrom
-FADE_OUT = 0.75  # of the sum of covalent radii: C-C 1.14, C-H 0.80, H-H 0.47 angstrom
 
 
 def envelope(x: Tensor) -> tuple[Tensor, Tensor]:
@@ -32,9 +31,15 @@ def envelope(x: Tensor) -> tuple[Tensor, Tensor]:
 
 
 class ZBLRepulsion(nn.Module):
-    """Pair energy Z_i Z_j e^2 / (4 pi eps_0 r) phi(r / a_ij), times the polynomial envelope."""
+    """Pair energy Z_i Z_j e^2 / (4 pi eps_0 r) phi(r / a_ij), times the polynomial envelope.
 
-    def __init__(self, elements: tuple[str, ...]) -> None:
+    Parameters
+    ----------
+    elements : chemical symbols, in the order of the species indices.
+    reach : distance at which it has faded out, over the sum of the two covalent radii.
+    """
+
+    def __init__(self, elements: tuple[str, ...], reach: float) -> None:
         super().__init__()
         z, radii = torch.tensor([ELEMENTS[symbol] for symbol in elements], dtype=torch.float64).T
         power = z**SCREENING_POWER
@@ -42,7 +47,7 @@ class ZBLRepulsion(nn.Module):
         self.register_buffer(
             "lengths", SCREENING_LENGTH / (power[:, None] + power), persistent=False
         )
-        self.register_buffer("ranges", FADE_OUT * (radii[:, None] + radii), persistent=False)
+        self.register_buffer("ranges", reach * (radii[:, None] + radii), persistent=False)
         self.register_buffer(
             "weights", torch.tensor(SCREENING_WEIGHTS, dtype=torch.float64), persistent=False
         )

@@ -26,6 +26,8 @@ class StudentConfig:
     radial_functions : number of Bessel functions a distance is expanded in.
     cutoff : angstrom.
     elements : chemical symbols the student knows.
+    repulsion_reach : where the short-range repulsion has faded out, over the sum of covalent radii
+        (0.75: C-C 1.14, C-H 0.80, H-H 0.47 angstrom, below any bond at rest).
     """
 
     channels: int
@@ -33,6 +35,7 @@ class StudentConfig:
     radial_functions: int
     cutoff: float = 5.0
     elements: tuple[str, ...] = tuple(ELEMENTS)
+    repulsion_reach: float = 0.75
 
     def as_dict(self) -> dict[str, Any]:
         """Plain values for a checkpoint or a card."""
@@ -100,16 +103,16 @@ class Tape(NamedTuple):
     """
 
     q_in: Tensor  # (N, F)
-    mu_sender: Tensor  # (E, 3, F)
-    w: Tensor  # (E, 3F)
-    phi: Tensor  # (E, 3F)
+    mu_sender: Tensor  # (E, 3, F), empty for the first layer
+    w: Tensor  # (E, 3F), the first layer's (E, 2F)
+    phi: Tensor  # (E, 3F), the first layer's (E, 2F)
     v: Tensor  # (N, 3, F)
     norm: Tensor  # (N, F)
     z: Tensor  # (N, F)
     a_v: Tensor  # (N, F)
-    filter_weight: Tensor  # (3F, R)
-    filter_bias: Tensor  # (3F,)
-    message_weight: Tensor  # (3F, F)
+    filter_weight: Tensor  # (3F, R), the first layer's (2F, R)
+    filter_bias: Tensor  # (3F,), the first layer's (2F,)
+    message_weight: Tensor  # (3F, F), the first layer's (2F, F)
     mix_weight: Tensor  # (F, F)
     update_in_weight: Tensor  # (F, 2F)
     update_out_weight: Tensor  # (2F, F)
@@ -127,20 +130,32 @@ class Layer(nn.Module):
         self.update_in = nn.Linear(2 * channels, channels, dtype=dtype)
         self.update_out = nn.Linear(channels, 2 * channels, dtype=dtype)
 
-    def forward(self, q: Tensor, mu: Tensor, edges: Edges) -> tuple[Tensor, Tensor, Tape]:
-        """Features q (N, F) and mu (N, 3, F) after this layer, and the tape for `layer_adjoint`."""
+    def forward(
+        self, q: Tensor, mu: Tensor, edges: Edges, first: bool
+    ) -> tuple[Tensor, Tensor, Tape]:
+        """Features q (N, F) and mu (N, 3, F) after this layer, and the tape for `layer_adjoint`.
+
+        In the first layer mu is zero, and what would act on it is left out: 15 to 20 % of a step.
+        """
         receiver, sender = edges.index[0], edges.index[1]
         atoms = q.shape[0]
+        used = (2 if first else 3) * q.shape[1]
+        filter_weight, filter_bias = self.filter.weight[:used], self.filter.bias[:used]
+        message_weight, message_bias = self.message.weight[:used], self.message.bias[:used]
 
-        w = self.filter(edges.radial) * edges.fade
-        phi = self.message(torch.nn.functional.silu(q))[sender]
-        x_q, x_u, x_mu = (phi * w).chunk(3, -1)  # (E, F) each
-        mu_sender = mu[sender]
+        w = torch.nn.functional.linear(edges.radial, filter_weight, filter_bias) * edges.fade
+        phi = torch.nn.functional.linear(torch.nn.functional.silu(q), message_weight, message_bias)[
+            sender
+        ]
+        x = (phi * w).split(q.shape[1], -1)  # x_q, x_u, x_mu: (E, F) each
         q_in = q
-        q = q + sum_to_atoms(x_q, receiver, atoms)
-        mu = mu + sum_to_atoms(
-            x_u[:, None] * edges.unit + x_mu[:, None] * mu_sender, receiver, atoms
-        )
+        q = q + sum_to_atoms(x[0], receiver, atoms)
+        pushed = x[1][:, None] * edges.unit  # (E, 3, F)
+        mu_sender = mu[:0]
+        if not first:
+            mu_sender = mu.index_select(0, sender)
+            pushed = pushed + x[2][:, None] * mu_sender
+        mu = mu + sum_to_atoms(pushed, receiver, atoms)
 
         v = self.mix(mu)
         norm = torch.sqrt(v.square().sum(1) + self.norm_floor)
@@ -157,9 +172,9 @@ class Layer(nn.Module):
             norm,
             z,
             a_v,
-            self.filter.weight,
-            self.filter.bias,
-            self.message.weight,
+            filter_weight,
+            filter_bias,
+            message_weight,
             self.mix.weight,
             self.update_in.weight,
             self.update_out.weight,
@@ -168,14 +183,15 @@ class Layer(nn.Module):
 
 
 def layer_adjoint(
-    g_q: Tensor, g_mu: Tensor, tape: Tape, edges: Edges
+    g_q: Tensor, g_mu: Tensor, tape: Tape, edges: Edges, first: bool
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Energy gradients with respect to a layer's inputs, from those of its outputs.
 
-    Returns g_q (N, F), g_mu (N, 3, F), g_distance (E, 1), g_unit (E, 3).
+    Returns g_q (N, F), g_mu (N, 3, F), g_distance (E, 1), g_unit (E, 3). The first layer's g_q and
+    g_mu are not all of the gradient: nobody needs it.
     """
     receiver, sender = edges.index[0], edges.index[1]
-    atoms = g_q.shape[0]
+    atoms, channels = g_q.shape[0], g_q.shape[1]
 
     # update
     g_a_v = g_q * tape.norm + (g_mu * tape.v).sum(1)
@@ -188,15 +204,16 @@ def layer_adjoint(
     g_mu = g_mu + g_v @ tape.mix_weight
 
     # message
-    g_mu_edge = g_mu[receiver]  # (E, 3, F)
-    g_x_u = (g_mu_edge * edges.unit).sum(1)
-    g_x_mu = (g_mu_edge * tape.mu_sender).sum(1)
-    g_x = torch.cat([g_q[receiver], g_x_u, g_x_mu], -1)  # (E, 3F)
-    x_u, x_mu = (tape.phi * tape.w).chunk(3, -1)[1:]
+    g_mu_edge = g_mu.index_select(0, receiver)  # (E, 3, F)
+    x_u = tape.phi[:, channels : 2 * channels] * tape.w[:, channels : 2 * channels]
     g_unit = (g_mu_edge * x_u[:, None]).sum(-1)
-    g_mu = g_mu + sum_to_atoms(g_mu_edge * x_mu[:, None], sender, atoms)
-    g_phi = sum_to_atoms(g_x * tape.w, sender, atoms) @ tape.message_weight
-    g_q = g_q + g_phi * silu_with_derivative(tape.q_in)[1]
+    g_x = torch.cat([g_q.index_select(0, receiver), (g_mu_edge * edges.unit).sum(1)], -1)  # (E, 2F)
+    if not first:
+        g_x = torch.cat([g_x, (g_mu_edge * tape.mu_sender).sum(1)], -1)  # (E, 3F)
+        x_mu = tape.phi[:, 2 * channels :] * tape.w[:, 2 * channels :]
+        g_mu = g_mu + sum_to_atoms(g_mu_edge * x_mu[:, None], sender, atoms)
+        g_phi = sum_to_atoms(g_x * tape.w, sender, atoms) @ tape.message_weight
+        g_q = g_q + g_phi * silu_with_derivative(tape.q_in)[1]
 
     # filter: w = (radial A^T + b) fade
     g_w = g_x * tape.phi
@@ -228,8 +245,8 @@ class Student(nn.Module):
       two-layer network already, and before the first layer q is an embedding.
 
     Vector features are mixed along the channel axis alone, so the energy is invariant under
-    rotation and reflection. As in the published network, phi_mu and W_mu of the first layer act on
-    mu = 0.
+    rotation and reflection. As in the published network, phi_mu and W_mu of the first layer would
+    act on mu = 0; they are weights without effect.
 
     Parameters
     ----------
@@ -256,7 +273,7 @@ class Student(nn.Module):
         )
         self.readout_in = nn.Linear(config.channels, READOUT_CHANNELS, dtype=dtype)
         self.readout_out = nn.Linear(READOUT_CHANNELS, 1, dtype=dtype)
-        self.repulsion = ZBLRepulsion(config.elements)
+        self.repulsion = ZBLRepulsion(config.elements, config.repulsion_reach)
 
     def network(
         self, edge_vectors: Tensor, edge_index: Tensor, species: Tensor, n_local: int
@@ -292,7 +309,7 @@ class Student(nn.Module):
         mu = torch.zeros((q.shape[0], 3, q.shape[1]), dtype=q.dtype, device=q.device)
         tapes: list[Tape] = []
         for block in self.blocks:
-            q, mu, tape = block(q, mu, edges)
+            q, mu, tape = block(q, mu, edges, len(tapes) == 0)
             tapes.append(tape)
         h, h_derivative = silu_with_derivative(self.readout_in(q))
         eps = self.readout_out(h)[:n_local, 0]
@@ -303,7 +320,7 @@ class Student(nn.Module):
         g_distance = torch.zeros_like(distances)
         g_unit = torch.zeros_like(direction)
         for depth in range(len(tapes) - 1, -1, -1):
-            g_q, g_mu, g_d, g_u = layer_adjoint(g_q, g_mu, tapes[depth], edges)
+            g_q, g_mu, g_d, g_u = layer_adjoint(g_q, g_mu, tapes[depth], edges, depth == 0)
             g_distance = g_distance + g_d
             g_unit = g_unit + g_u
         along = (g_unit * direction).sum(1, keepdim=True)

@@ -17,11 +17,12 @@ from mlff_student.distill.molecules import embed
 from mlff_student.elements import ELEMENTS
 from mlff_student.errors import InputError
 from mlff_student.neighbours import neighbour_edges
-from mlff_student.repulsion import FADE_OUT, ZBLRepulsion, envelope
+from mlff_student.repulsion import ZBLRepulsion, envelope
 from mlff_student.student import PRESETS, Student, StudentConfig, parameter_count
 
 EXACT = 1e-9  # relative; the rounding of float64 is 1e-16 an operation
 CUTOFF = 5.0
+REACH = PRESETS["original"].repulsion_reach
 RandomStudent = Callable[..., Student]
 
 
@@ -480,12 +481,12 @@ PAIRS = [("H", "H"), ("C", "H"), ("O", "C"), ("S", "S"), ("Br", "P")]
 def repulsion_of(pair: tuple[str, str], r: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     symbols = tuple(ELEMENTS)
     first, second = (torch.full((len(r),), symbols.index(one)) for one in pair)
-    value, slope = ZBLRepulsion(symbols)(torch.tensor(r), first, second)
+    value, slope = ZBLRepulsion(symbols, REACH)(torch.tensor(r), first, second)
     return value.numpy(), slope.numpy()
 
 
 def range_of(pair: tuple[str, str]) -> float:
-    return FADE_OUT * sum(ELEMENTS[one][1] for one in pair)
+    return REACH * sum(ELEMENTS[one][1] for one in pair)
 
 
 @pytest.mark.parametrize("pair", PAIRS)

@@ -1,9 +1,8 @@
-"""The gate between labelling and training: is a dataset complete, sound, diverse and free of leaks?"""
+"""The gate between labelling and training: is a dataset sound, diverse and without leaks?"""
 
 import re
 from collections import Counter, defaultdict
 from collections.abc import Iterator
-from contextlib import contextmanager
 from itertools import combinations
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -13,18 +12,13 @@ import torch
 import yaml
 from ase import Atoms
 from ase.data import chemical_symbols, covalent_radii
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 from rich.console import Console
 from rich.progress import track
 from scipy.spatial import cKDTree
 
 from ..elements import ELEMENTS
 from ..errors import InputError
-from ..files import atomic_write
-from ..neighbours import neighbour_edges
-from ..plots import COLOURS, FONT_SIZE
-from ..results import write_results
+from ..neighbours import complete_cell, neighbour_edges
 from ..structure import connected_fragments, perceive_bonds
 from .dataset import SPLITS, Frames, Summary, read_frames, read_summary, sha256
 from .structures import connectivity
@@ -137,7 +131,7 @@ def check_dataset(path: Path, quiet: bool = True) -> Report:
 
     Raises
     ------
-    InputError : no dataset, one cut short or of another format, or one without frames.
+    InputError : no dataset, one cut short or of another format, or one without a finite frame.
     """
     frames = read_frames(path)
     # After the frames, since a writer may have gone on in between.
@@ -151,22 +145,28 @@ def check_dataset(path: Path, quiet: bool = True) -> Report:
     gate = load_gate()
     of_molecules = attributes.get("split_by", "molecule") != "trajectory"
     finite = finite_frames(frames)
+    if not finite.any():
+        raise InputError(f"{path}: not one of {len(finite)} frames is finite; sample again")
     geometry = scan_geometry(frames, finite, gate["duplicate_percent"].beyond, quiet)
     energies = fit_energies(frames, finite, gate["energy_outlier_percent"].floor)
     forces = force_outlyingness(frames, finite, gate["force_outlier_percent"].floor)
     largest = _largest(frames, frames.forces.abs().amax(1).numpy())
     lowest = list(lowest_frames(frames, finite, quiet))
     leaks, fallen = find_leaks(frames, summary.splits, lowest)
-    of_structure = _sizes(frames)[np.unique(frames.molecule.numpy(), return_index=True)[1]]
+    of_structure = frame_sizes(frames)[np.unique(frames.molecule.numpy(), return_index=True)[1]]
     atoms_of, structures_of = count_elements(frames)
     frames_of = Counter(summary.splits[m] for m in frames.molecule.tolist())
     empty = [split for split in SPLITS if not frames_of[split]]
     missing = summary.attempted - summary.labelled
 
-    def share(name: str, values: np.ndarray, unit: str, above: bool = True) -> Any:
-        """Percentage of frames beyond the gate's criterion, and the worst of them."""
-        beyond = values > gate[name].beyond if above else values < gate[name].beyond
-        return 100.0 * beyond.mean(), _worst(frames, values, unit, beyond, above)
+    thermal = np.isfinite(frames.temperatures.numpy())
+    if not thermal.any():  # all that there is must do
+        thermal[:] = True
+    energy_limit, force_limit = gate["energy_outlier_percent"], gate["force_outlier_percent"]
+    energy_outlier = energies.outlyingness > energy_limit.beyond
+    force_outlier = forces > force_limit.beyond
+    distorted_outlier = ~thermal & (energy_outlier | force_outlier)
+    overlapping = geometry.closeness < gate["overlapping_percent"].beyond
 
     found: dict[str, tuple[float, list[str]]] = {
         "success_percent": (
@@ -183,22 +183,31 @@ def check_dataset(path: Path, quiet: bool = True) -> Report:
             [_frame_name(frames, k) for k in np.flatnonzero(~finite)[:WORST]],
         ),
         "shortest_distance_angstrom": (
-            geometry.shortest[finite].min(initial=np.inf),
+            geometry.shortest[finite].min(),
             _worst(frames, geometry.shortest, "angstrom", finite, largest=False),
         ),
-        "overlapping_percent": share(
-            "overlapping_percent", geometry.closeness, "of the radii", above=False
+        "overlapping_percent": (
+            100.0 * overlapping.mean(),
+            _worst(frames, geometry.closeness, "of the radii", overlapping, largest=False),
         ),
         "duplicate_percent": (
             100.0 * geometry.duplicate.mean(),
             [_frame_name(frames, k) for k in np.flatnonzero(geometry.duplicate)[:WORST]],
         ),
-        "energy_outlier_percent": share(
-            "energy_outlier_percent", energies.outlyingness, "robust sigmas"
+        "energy_outlier_percent": (
+            100.0 * energy_outlier[thermal].mean(),
+            _worst(frames, energies.outlyingness, "robust sigmas", thermal & energy_outlier),
         ),
-        "force_outlier_percent": share("force_outlier_percent", forces, "robust sigmas"),
+        "force_outlier_percent": (
+            100.0 * force_outlier[thermal].mean(),
+            _worst(frames, forces, "robust sigmas", thermal & force_outlier),
+        ),
+        "distorted_outlier_percent": (
+            100.0 * distorted_outlier.sum() / max((~thermal).sum(), 1),
+            _worst(frames, largest, "eV/angstrom", distorted_outlier),
+        ),
         "largest_force_ev_per_angstrom": (
-            largest[finite].max(initial=0.0),
+            largest[finite].max(),
             _worst(frames, largest, "eV/angstrom", finite),
         ),
         "empty_splits": (len(empty), empty),
@@ -217,34 +226,40 @@ def check_dataset(path: Path, quiet: bool = True) -> Report:
         )
         for name, limit in gate.items()
     ]  # fmt: skip
-    of_frame = _sizes(frames)
-    figures: dict[str, float | str] = {
+    figures = {
         "dataset": str(path),
         "sha256": sha256(path),
         "teacher": str(attributes.get("teacher", "")),
         "split_by": "molecule" if of_molecules else "trajectory",
         "structures": len(frames.names),
         "structures_without_frames": int((summary.labelled == 0).sum()),
-        "structures_fallen_apart": fallen,
+        "structures_fallen_apart": len(fallen),
+        "fallen_apart": ", ".join(fallen[:WORST]),
         "frames": len(frames.energies),
         "frames_attempted": int(summary.attempted.sum()),
         "atoms": len(frames.positions),
         "molecules": len(set(frames.identities)),
         "size_mean_atoms": float(of_structure.mean()),
         "size_largest_atoms": int(of_structure.max()),
-        "size_variation_of_frames": float(of_frame.std() / of_frame.mean()),
+        "size_variation_of_frames": float(frame_sizes(frames).std() / frame_sizes(frames).mean()),
         "energy_residual_rms_ev_per_atom": float(np.sqrt(np.nanmean(energies.residual**2))),
         "energy_sigma_in_molecule_ev_per_atom": energies.sigma,
         "force_rms_ev_per_angstrom": float(frames.forces.square().nanmean().sqrt()),
-        **{f"frames_{split}": frames_of[split] for split in SPLITS},
-        **{f"atoms_{symbol}": atoms_of[symbol] for symbol in ELEMENTS},
-        **{f"structures_{symbol}": structures_of[symbol] for symbol in ELEMENTS},
     }
-    reasons = (re.sub(r"\d[\d.e+-]*", "#", part) for one in summary.failures if one
-               for part in dict.fromkeys(one.split("; ")))  # fmt: skip
+    figures |= {f"frames_{split}": frames_of[split] for split in SPLITS}
+    figures |= {f"atoms_{symbol}": atoms_of[symbol] for symbol in ELEMENTS}
+    figures |= {f"structures_{symbol}": structures_of[symbol] for symbol in ELEMENTS}
     return Report(
-        path, checks, figures, frames, summary.splits, geometry, energies, Counter(reasons)
+        path, checks, figures, frames, summary.splits, geometry, energies, _reasons(summary)
     )
+
+
+def _reasons(summary: Summary) -> Counter[str]:
+    """Why frames are missing, without the numbers: structures by reason."""
+    reasons: Counter[str] = Counter()
+    for failure in filter(None, summary.failures):
+        reasons.update({re.sub(r"\d[\d.e+-]*", "#", one) for one in failure.split("; ")})
+    return reasons
 
 
 def finite_frames(frames: Frames) -> np.ndarray:
@@ -252,7 +267,7 @@ def finite_frames(frames: Frames) -> np.ndarray:
     periodic cell has a volume, and stress, probe and product are each finite or NaN as a whole.
     """
     good = np.isfinite(frames.energies.numpy())
-    atoms = _sizes(frames)
+    atoms = frame_sizes(frames)
     number = np.repeat(np.arange(len(atoms)), atoms)  # frame of each atom
     for values in (frames.positions, frames.forces):
         good &= np.bincount(number, ~np.isfinite(values.numpy()).all(1), len(atoms)) == 0
@@ -262,10 +277,11 @@ def finite_frames(frames: Frames) -> np.ndarray:
         good &= (finite == atoms) | (absent == atoms)
     stresses = frames.stresses.numpy()
     good &= np.isfinite(stresses).all(1) | np.isnan(stresses).all(1)
-    cells, pbc = frames.cells.numpy(), frames.pbc.numpy()
-    good &= np.isfinite(cells).all((1, 2))
-    vectors = np.where(pbc[:, :, None], cells, np.eye(3))  # some volume along open directions
-    return good & ~(pbc.any(1) & (np.abs(np.linalg.det(vectors)) < 1e-3))
+    good &= np.isfinite(frames.cells.numpy()).all((1, 2))
+    for k in np.flatnonzero(frames.pbc.any(1).numpy()):
+        volume = torch.linalg.det(complete_cell(frames.cells[k].double(), frames.pbc[k]))
+        good[k] &= bool(volume.abs() > 1e-3)  # angstrom^3; NaN of a zero vector is not
+    return good
 
 
 def scan_geometry(frames: Frames, finite: np.ndarray, same: float, quiet: bool = True) -> Geometry:
@@ -365,7 +381,7 @@ def fit_energies(frames: Frames, finite: np.ndarray, floor: float) -> Energies:
     ----------
     floor : eV/atom, least standard deviation, below which nothing is an outlier.
     """
-    sizes = _sizes(frames)
+    sizes = frame_sizes(frames)
     elements, column = np.unique(frames.atomic_numbers.numpy(), return_inverse=True)
     cell = np.repeat(np.arange(len(sizes)), sizes) * len(elements) + column
     counts = np.bincount(cell, minlength=len(sizes) * len(elements)).reshape(len(sizes), -1)
@@ -398,7 +414,7 @@ def force_outlyingness(frames: Frames, finite: np.ndarray, floor: float) -> np.n
     floor : eV/angstrom, least standard deviation, below which nothing is an outlier.
     """
     numbers, forces = frames.atomic_numbers.numpy(), frames.forces.numpy()
-    usable = np.repeat(finite, _sizes(frames))
+    usable = np.repeat(finite, frame_sizes(frames))
     scaled = np.full(len(numbers), np.nan)
     for number in np.unique(numbers):
         which = usable & (numbers == number)
@@ -451,7 +467,9 @@ def diversity(lowest: list[Bonded]) -> float:
     return float(-(shares * np.log2(shares)).sum()) + 0.0
 
 
-def find_leaks(frames: Frames, splits: list[str], lowest: list[Bonded]) -> tuple[list[str], int]:
+def find_leaks(
+    frames: Frames, splits: list[str], lowest: list[Bonded]
+) -> tuple[list[str], list[str]]:
     """Molecules that occur in more than one split, found twice over.
 
     By identity: each component of a complex counts. And by geometry, whatever the identities say:
@@ -461,7 +479,8 @@ def find_leaks(frames: Frames, splits: list[str], lowest: list[Bonded]) -> tuple
     Returns
     -------
     leaks : a line for each, with the structures' names and splits.
-    fallen : single molecules that are in pieces in their frame of lowest energy.
+    fallen : names of single molecules that are in pieces in their frame of lowest energy, or whose
+        bonds are beyond 1.2 times the radii anyway, as those of F2 are; these are not compared.
     """
     homes: dict[str, dict[str, str]] = defaultdict(dict)
     for name, identity, split in zip(frames.names, frames.identities, splits, strict=True):
@@ -471,12 +490,12 @@ def find_leaks(frames: Frames, splits: list[str], lowest: list[Bonded]) -> tuple
         f"{component}: {', '.join(home.values())}" for component, home in homes.items()
         if len(home) > 1
     ]  # fmt: skip
-    fallen = 0
+    fallen = []
     alike: dict[str, list[Bonded]] = defaultdict(list)
     for one in lowest:
         if "." not in frames.identities[one.structure]:
             if connected_fragments(len(one.atoms), one.bonds).any():
-                fallen += 1
+                fallen.append(frames.names[one.structure])
             else:
                 alike[connectivity(one.atoms)].append(one)
     for code, members in alike.items():
@@ -509,7 +528,7 @@ def _same_graph(one: Bonded, other: Bonded) -> bool:
 def count_elements(frames: Frames) -> tuple[Counter[str], Counter[str]]:
     """Atoms in all frames, and structures, that each element occurs in."""
     numbers = frames.atomic_numbers.numpy()
-    molecule = np.repeat(frames.molecule.numpy(), _sizes(frames))
+    molecule = np.repeat(frames.molecule.numpy(), frame_sizes(frames))
     pairs = np.unique(np.stack([numbers, molecule]), axis=1)[0]
     return (
         Counter({chemical_symbols[z]: int(n) for z, n in enumerate(np.bincount(numbers)) if n}),
@@ -517,7 +536,7 @@ def count_elements(frames: Frames) -> tuple[Counter[str], Counter[str]]:
     )
 
 
-def _sizes(frames: Frames) -> np.ndarray:
+def frame_sizes(frames: Frames) -> np.ndarray:
     """Atoms of each frame, (T,)."""
     return np.diff(frames.start.numpy())
 
@@ -539,184 +558,3 @@ def _worst(
     chosen = np.flatnonzero(which)
     order = chosen[np.argsort(-values[chosen] if largest else values[chosen], kind="stable")]
     return [f"{_frame_name(frames, k)}: {values[k]:.3g} {unit}" for k in order[:WORST]]
-
-
-# --- Report -------------------------------------------------------------------------------------
-
-
-def records(report: Report) -> list[dict[str, Any]]:
-    """The dataset's figures and verdict, then one record a check."""
-    whole = report.figures | {"verdict": report.verdict, "passed": report.passed}
-    for check in report.checks:
-        whole |= {check.name: check.found, f"{check.name}_passed": check.passed}
-    return [whole] + [
-        {
-            "check": check.name,
-            "found": check.found,
-            "bound": check.limit.bound,
-            "limit": check.limit.value,
-            "unit": check.limit.unit,
-            "asked": check.asked,
-            "passed": check.passed,
-            "worst": "; ".join(check.worst),
-            "source": check.limit.source,
-        }
-        for check in report.checks
-    ]
-
-
-def write_report(report: Report, folder: Path) -> None:
-    """Write report.json, report.md and plots as PNG.
-
-    Raises
-    ------
-    InputError : the folder cannot be written to.
-    """
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise InputError(f"cannot make the folder {folder}: {error.strerror}") from error
-    write_results(folder / "report.json", "distill check", "", records(report))
-    plots = _plot(report, folder)
-    with atomic_write(folder / "report.md") as temporary:
-        temporary.write_text(_text(report, plots))
-
-
-def _text(report: Report, plots: list[str]) -> str:
-    """Report for a reader, Markdown."""
-    figures = report.figures
-    lines = [
-        f"# {report.verdict}",
-        "",
-        f"`{report.dataset}`, sha256 `{figures['sha256']}`, labelled by {figures['teacher']}:",
-        f"{figures['structures']} structures of {figures['molecules']} molecules and complexes, "
-        f"{figures['frames']} frames, {figures['atoms']} atoms.",
-        "",
-        *_table(("check", "found", "limit", ""), [check.cells for check in report.checks]),
-    ]
-    if figures["split_by"] == "trajectory":
-        lines += [
-            "Not asked of a dataset split by trajectory: it is of one system on purpose, and its "
-            "splits are parts of one trajectory.",
-            "",
-        ]
-    for check in report.checks:
-        if check.worst and check.asked:
-            title = check.limit.title[0].upper() + check.limit.title[1:]
-            lines += [f"## {title}: {check.cells[3]}", ""]
-            lines += [] if check.passed else [f"What to do: {check.limit.mend}", ""]
-            lines += [f"- {line}" for line in check.worst] + [""]
-        elif not check.passed:
-            lines += [f"What to do about {check.limit.title}: {check.limit.mend}", ""]
-    if report.failures:
-        lines += ["## Failures of the teacher", ""]
-        lines += _table(("reason", "structures"), report.failures.most_common(2 * WORST))
-    lines += ["## Classes", "", *_table(*_classes(report))]
-    lines += ["## Elements", ""]
-    lines += _table(
-        ("element", "atoms in all frames", "structures"),
-        [(s, figures[f"atoms_{s}"], figures[f"structures_{s}"]) for s in ELEMENTS],
-    )
-    lines += ["## All figures", ""]
-    lines += _table(
-        ("figure", "value"),
-        [(k, f"{v:.5g}" if isinstance(v, float) else v) for k, v in figures.items()],
-    )
-    lines += ["## Why these limits", ""]
-    lines += [f"- {one.limit.title}: {one.limit.source}" for one in report.checks] + [""]
-    return "\n".join(lines + [f"![{name}]({name})" for name in plots]) + "\n"
-
-
-def _table(head: tuple[str, ...], rows: Any) -> list[str]:
-    """Lines of a Markdown table."""
-    cells = [head, ("---",) * len(head), *rows]
-    return [
-        "| " + " | ".join(str(one).replace("|", "/") for one in row) + " |" for row in cells
-    ] + [""]
-
-
-def _classes(report: Report) -> tuple[tuple[str, ...], list[tuple[Any, ...]]]:
-    """Head and rows of the table of classes: structures, and frames of each split."""
-    frames = report.frames
-    structures = Counter(frames.kinds)
-    count = Counter((frames.kinds[m], report.splits[m]) for m in frames.molecule.tolist())
-    rows = [
-        (kind, number, *(count[kind, split] for split in SPLITS))
-        for kind, number in structures.most_common()
-    ]
-    return ("class", "structures", *(f"{split} frames" for split in SPLITS)), rows
-
-
-def _plot(report: Report, folder: Path) -> list[str]:
-    """Names of the plots it writes."""
-    frames, geometry, energies = report.frames, report.geometry, report.energies
-    limits = {check.name: check.limit for check in report.checks}
-    sizes, molecule = _sizes(frames), frames.molecule.numpy()
-    split = np.array(report.splits)[molecule]
-    plots = []
-
-    def axes_of(name: str, x: str, y: str, log: bool = True) -> Any:
-        plots.append(f"{name}.png")
-        return _axes(folder / plots[-1], x, y, log)
-
-    with axes_of("sizes", "atoms of a structure", "structures", log=False) as axes:
-        one_frame = np.unique(molecule, return_index=True)[1]
-        parts = [sizes[one_frame][split[one_frame] == one] for one in SPLITS]
-        bins = np.histogram_bin_edges(sizes, min(40, sizes.max() - sizes.min() + 1))
-        axes.hist(parts, bins, stacked=True, color=COLOURS[:3], label=SPLITS)
-    with axes_of(
-        "forces", "force component, absolute (eV/angstrom)", "share of components"
-    ) as axes:
-        methods = np.repeat(np.array(frames.methods), sizes)
-        forces = frames.forces.abs().numpy()
-        bins = np.linspace(0.0, np.nanmax(forces), 61)
-        for index, method in enumerate(np.unique(methods)):
-            chosen = forces[methods == method].ravel()
-            colour = COLOURS[index % len(COLOURS)]
-            weights = np.full(len(chosen), 1 / len(chosen))
-            axes.hist(chosen, bins, weights=weights, histtype="step", color=colour, label=method)
-        axes.axvline(limits["largest_force_ev_per_angstrom"].value, color="black", linestyle=":")
-    with axes_of("energies", "energy per atom after the fit (eV/atom)", "frames") as axes:
-        kept = [one[np.isfinite(one)] for one in (energies.residual, energies.deviation)]
-        bins = np.histogram_bin_edges(np.concatenate(kept), 80)
-        labels = ("residual of composition", "from the median of the molecule")
-        axes.hist(kept, bins, histtype="step", color=COLOURS[:2], label=labels)
-        for sign in (-1, 1):
-            bound = sign * limits["energy_outlier_percent"].beyond * energies.sigma
-            axes.axvline(bound, color=COLOURS[1], linestyle=":")
-    with axes_of("contacts", "shortest distance / sum of covalent radii", "frames") as axes:
-        near = geometry.closeness[np.isfinite(geometry.closeness)]
-        axes.hist(near, 60, color=COLOURS[0])
-        axes.axvline(limits["overlapping_percent"].beyond, color="black", linestyle=":")
-    with axes_of("elements", "element", "count") as axes:
-        for index, what in enumerate(("atoms", "structures")):
-            heights = [report.figures[f"{what}_{symbol}"] for symbol in ELEMENTS]
-            place = np.arange(len(ELEMENTS)) + 0.4 * index
-            axes.bar(place, heights, 0.4, color=COLOURS[index], label=what)
-        axes.set_xticks(np.arange(len(ELEMENTS)) + 0.2, list(ELEMENTS))
-    with axes_of("classes", "frames", "", log=False) as axes:
-        rows = _classes(report)[1][::-1]
-        left = np.zeros(len(rows))
-        for index, one in enumerate(SPLITS):
-            width = np.array([row[2 + index] for row in rows], float)
-            axes.barh([row[0] for row in rows], width, left=left, color=COLOURS[index], label=one)
-            left += width
-    return plots
-
-
-@contextmanager
-def _axes(path: Path, x: str, y: str, log: bool) -> Iterator[Axes]:
-    """Labelled axes that become a PNG."""
-    figure = Figure(figsize=(7.0, 4.5), layout="constrained")
-    axes = figure.subplots()
-    yield axes
-    axes.set_xlabel(x, fontsize=FONT_SIZE)
-    axes.set_ylabel(y, fontsize=FONT_SIZE)
-    axes.tick_params(labelsize=FONT_SIZE)
-    axes.spines[["top", "right"]].set_visible(False)
-    if log:
-        axes.set_yscale("log")
-    if axes.get_legend_handles_labels()[1]:
-        figure.legend(fontsize=FONT_SIZE, loc="outside upper left", ncols=4, frameon=False)
-    with atomic_write(path) as temporary:
-        figure.savefig(temporary, format="png", dpi=150)

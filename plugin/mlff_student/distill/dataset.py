@@ -6,12 +6,17 @@ what a killed writer left behind it does not count. The writer works in HDF5's s
 in which the file can be read whenever the writer dies; the next writer copies what counts.
 """
 
+import fcntl
 import hashlib
+import io
+import os
 import shutil
+import struct
+import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import IO, Any, NamedTuple
 
 import h5py
 import numpy as np
@@ -84,8 +89,10 @@ class Writer:
     def __init__(self, file: h5py.File, path: Path) -> None:
         self.path = path
         self.file = file
-        self.names = set(file["structures/name"].asstr()[:])
+        self.names = {str(name, "utf8") for name in file["structures/name"][:]}
+        self.structures = len(file["structures/name"])
         self.frames = len(file["frames/energy"])
+        self.atoms = len(file["atoms/position"])
         self.attempted = int(file["structures/attempted"][:].sum())
 
     def append(self, one: LabelledStructure) -> None:
@@ -101,7 +108,6 @@ class Writer:
                 f"the disk of {self.path} is full: less than {SPARE_BYTES / 1e6:.0f} MB are left. "
                 "What was labelled is safe; make room and run the same command again"
             )
-        first_atom = len(self.file["atoms/position"])
         rows = {
             "atoms": {
                 "atomic_number": np.tile(one.atomic_numbers, frames),
@@ -111,8 +117,8 @@ class Writer:
                 "product": one.products.reshape(-1, 3),
             },
             "frames": {
-                "structure": np.full(frames, len(self.names)),
-                "start": first_atom + atoms * np.arange(frames),
+                "structure": np.full(frames, self.structures),
+                "start": self.atoms + atoms * np.arange(frames),
                 "atoms": np.full(frames, atoms),
                 "method": np.array(one.methods, "S16"),
                 "energy": one.energies,
@@ -122,26 +128,32 @@ class Writer:
                 "stress": one.stresses,
             },
             "structures": {
-                key: [getattr(one, key)[:240].encode() if kind[0] == "S" else getattr(one, key)]
+                key: [_cut(getattr(one, key), kind) if kind[0] == "S" else getattr(one, key)]
                 for key, (kind, _) in ROWS["structures"].items()
                 if not key.endswith("_end")
             }
-            | {"frames_end": [self.frames + frames], "atoms_end": [first_atom + frames * atoms]},
+            | {
+                "frames_end": [self.frames + frames],
+                "atoms_end": [self.atoms + frames * atoms],
+            },
         }
+        ends = {"atoms": self.atoms, "frames": self.frames, "structures": self.structures}
         try:
             for table, columns in rows.items():  # the structure's own row comes last
                 for key, values in columns.items():
                     column = self.file[f"{table}/{key}"]
-                    column.resize(len(column) + len(values), 0)
+                    column.resize(ends[table] + len(values), 0)
                     if len(values):
-                        column[-len(values) :] = values
+                        column[ends[table] :] = values
                     column.flush()
-        except OSError as error:
+        except (OSError, RuntimeError) as error:
             raise InputError(
                 f"cannot write {self.path}: {error}. What was labelled before is safe"
             ) from error
         self.names.add(one.name)
+        self.structures += 1
         self.frames += frames
+        self.atoms += frames * atoms
         self.attempted += one.attempted
 
 
@@ -155,31 +167,124 @@ def open_dataset(path: Path, **attributes: Any) -> Iterator[Writer]:
 
     Raises
     ------
-    InputError : not a dataset of this format, cut short, or made with other attributes.
+    InputError : not a dataset of this format, cut short, made with other attributes, being written
+        by another process, or no room to copy it.
     """
-    if not path.exists():
-        with atomic_write(path) as temporary, h5py.File(temporary, "w", libver="latest") as file:
-            file.attrs.update(attributes | {"format": FORMAT})
-            _create(file)
-    else:
-        with _open(path) as old:
-            for key, value in attributes.items():
-                if old.attrs.get(key) != value:
-                    raise InputError(
-                        f"{path} was made with {key} {old.attrs.get(key)!r}, the recipe says "
-                        f"{value!r}; give another --data folder"
-                    )
-            # A file that was closed well is copied too: a fresh one bears no mark of its writer.
-            with atomic_write(path) as temporary, h5py.File(temporary, "w", libver="latest") as new:
-                new.attrs.update(old.attrs)
-                _create(new)
-                for table, end in _committed(old).items():
-                    for key in ROWS[table]:
-                        new[f"{table}/{key}"].resize(end, 0)
-                        new[f"{table}/{key}"][:] = old[f"{table}/{key}"][:end]
-    with h5py.File(path, "r+", libver="latest") as file:
-        file.swmr_mode = True
+    with ExitStack() as stack:
+        stack.enter_context(_only_writer(path))
+        # Under its own name from the moment when it is whole and can be read while it is written.
+        with atomic_write(path) as temporary:
+            file = stack.enter_context(_closed_quietly(temporary))
+            if path.exists():
+                # Also a file that was closed well: a fresh one has no mark of its last writer.
+                _copy(path, file, attributes)
+            else:
+                file.attrs.update(attributes | {"format": FORMAT})
+                _create(file)
+            file.swmr_mode = True
+            file.flush()
+            with temporary.open("rb") as written:
+                os.fsync(written.fileno())
         yield Writer(file, path)
+
+
+@contextmanager
+def _only_writer(path: Path) -> Iterator[None]:
+    """Keep other writers out: what the first one appends would be lost in the copy of the second.
+
+    The lock goes when its process ends, however it ends; its empty file stays.
+    """
+    try:
+        lock = _lock_of(path).open("w")
+    except OSError as error:
+        raise InputError(f"cannot write {path}: {error.strerror}") from error
+    with lock:
+        for _ in range(5):  # a reader holds it for an instant, to see whether another does
+            if _locks(lock):
+                break
+            time.sleep(0.1)
+        else:
+            raise InputError(
+                f"another process is writing {path}; wait for it, or give another --data folder"
+            )
+        yield
+
+
+def _lock_of(path: Path) -> Path:
+    return path.with_name(f".{path.name}.lock")
+
+
+def _locks(lock: IO[str]) -> bool:
+    """Whether the lock could be had."""
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError:  # a file system without locks
+        pass
+    return True
+
+
+def _is_being_written(path: Path) -> bool:
+    try:
+        with _lock_of(path).open() as lock:
+            return not _locks(lock)
+    except OSError:
+        return False
+
+
+@contextmanager
+def _closed_quietly(path: Path) -> Iterator[h5py.File]:
+    """New file, whose closing fails only where nothing else has: after a write that failed, HDF5
+    tries it again.
+    """
+    file = h5py.File(path, "w", libver="latest")
+    try:
+        yield file
+    except BaseException:
+        with suppress(OSError, RuntimeError):
+            file.close()
+        raise
+    try:
+        file.close()
+    except (OSError, RuntimeError) as error:
+        raise InputError(f"cannot write {path}: {error}") from error
+
+
+def _copy(path: Path, new: h5py.File, attributes: dict[str, Any]) -> None:
+    """Fill a new file with what counts of the dataset at `path`, if it has these attributes."""
+    with _open(path, grows=False) as old:
+        found = _attributes(old)
+        for key, value in attributes.items():
+            if found.get(key, value) != value:
+                raise InputError(
+                    f"{path} was made with {key} {found.get(key)!r}, the recipe says {value!r}; "
+                    "give another --data folder"
+                )
+        new.attrs.update(dict(old.attrs) | attributes)
+        _create(new)
+        for table, end in _committed(old).items():
+            for key in ROWS[table]:
+                values = old[f"{table}/{key}"][:end]
+                try:
+                    new[f"{table}/{key}"].resize(end, 0)
+                    new[f"{table}/{key}"][:] = values
+                    new[f"{table}/{key}"].flush()
+                except OSError as error:
+                    raise InputError(
+                        f"no room to copy {path} before it grows ({error}); the file itself is "
+                        "as it was"
+                    ) from error
+
+
+def _attributes(file: h5py.File) -> dict[str, Any]:
+    """Attributes of a dataset as plain Python values."""
+    return {k: v.item() if isinstance(v, np.generic) else v for k, v in file.attrs.items()}
+
+
+def _cut(text: str, kind: str) -> bytes:
+    """UTF-8 of a text, no longer than a column's kind has room for, whole characters only."""
+    return text.encode()[: int(kind[1:])].decode(errors="ignore").encode()
 
 
 def _create(file: h5py.File) -> None:
@@ -195,33 +300,95 @@ def _create(file: h5py.File) -> None:
 
 
 @contextmanager
-def _open(path: Path) -> Iterator[h5py.File]:
-    """Dataset to read from, also while it is being written and after its writer was killed."""
+def _open(path: Path, grows: bool | None = None) -> Iterator[h5py.File]:
+    """Dataset to read from, also while it is being written (it grows, if that is known) and after
+    its writer was killed.
+    """
     if not path.is_file():
         raise InputError(f"no dataset {path}; run `mlff-student distill sample` first")
     try:
-        file = h5py.File(path, "r", swmr=True)
-    except OSError as error:
+        with _open_file(path, grows) as file:
+            found = file.attrs.get("format")
+            if found != FORMAT or any(table not in file for table in ROWS):
+                raise InputError(f"{path} is no dataset of format {FORMAT} (found format {found})")
+            yield file
+    except (OSError, RuntimeError, KeyError) as error:
         raise InputError(
             f"{path} is not a whole HDF5 file ({error}); a copy cut short, perhaps: copy it again, "
             "or move it away and run `mlff-student distill sample` again"
         ) from error
-    with file:
-        found = file.attrs.get("format")
-        if found != FORMAT or any(table not in file for table in ROWS):
-            raise InputError(f"{path} is no dataset of format {FORMAT} (found format {found})")
-        yield file
+
+
+def _open_file(path: Path, grows: bool | None) -> h5py.File:
+    try:
+        return h5py.File(path, "r")
+    except OSError as error:
+        if "already open for" not in str(error):
+            raise
+    if _is_being_written(path) if grows is None else grows:
+        return h5py.File(path, "r", swmr=True)
+    return h5py.File(_Unmarked(path), "r")
+
+
+class _Unmarked(io.FileIO):
+    """A file that its writer could not close, without the mark of that and with its true length.
+
+    HDF5 reads a marked file in its single-writer mode alone, where what a copy cut short lacks is
+    waited for forever, or read as zeros; here it is an error. Of the superblock's 48 bytes (HDF5
+    file format specification 3.0, II.A, version 2 and 3) byte 11 holds the mark.
+    """
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(path)
+        head = bytearray(self.read(48))
+        if len(head) == 48 and head[8] in (2, 3):
+            head[11] = 0
+            head[28:36] = path.stat().st_size.to_bytes(8, "little")
+            head[44:48] = _lookup3(bytes(head[:44])).to_bytes(4, "little")
+        self.head = bytes(head)
+
+    def readinto(self, buffer: Any) -> int:
+        first = self.tell()
+        count = super().readinto(buffer)
+        patched = self.head[first : first + count]
+        memoryview(buffer)[: len(patched)] = patched
+        return count
+
+
+def _lookup3(data: bytes) -> int:
+    """Checksum of HDF5's metadata (Jenkins 2006, http://burtleburtle.net/bob/c/lookup3.c)."""
+    a = b = c = 0xDEADBEEF + len(data)
+    words = struct.unpack(f"<{len(data) // 4}I", data)  # whole words only, as the superblock has
+    words += (0,) * (-len(words) % 3)
+    for k in range(0, len(words), 3):
+        a, b, c = a + words[k], b + words[k + 1], c + words[k + 2]
+        if k < len(words) - 3:
+            for turn in (4, 6, 8, 16, 19, 4):
+                a = (a - c ^ _rotated(c, turn)) & 0xFFFFFFFF
+                c += b
+                a, b, c = b, c, a
+    for turn in (14, 11, 25, 16, 4, 14, 24):
+        c = ((c ^ b) - _rotated(b, turn)) & 0xFFFFFFFF
+        a, b, c = b, c, a
+    return b
+
+
+def _rotated(word: int, turn: int) -> int:
+    word &= 0xFFFFFFFF
+    return word << turn & 0xFFFFFFFF | word >> (32 - turn)
 
 
 def _committed(file: h5py.File) -> dict[str, int]:
     """Number of rows of each table that count."""
     structures = min(len(file[f"structures/{key}"]) for key in ROWS["structures"])
-    if not structures:
-        return dict.fromkeys(("structures", "frames", "atoms"), 0)
+    ends = {key: file[f"structures/{key}"][:structures] for key in ("frames_end", "atoms_end")}
+    # The last column may have got its row, but not yet the value.
+    if structures and ends["frames_end"][-1] and not ends["atoms_end"][-1]:
+        structures -= 1
     return {
         "structures": structures,
-        "frames": int(file["structures/frames_end"][structures - 1]),
-        "atoms": int(file["structures/atoms_end"][structures - 1]),
+        "frames": int(ends["frames_end"][structures - 1]) if structures else 0,
+        "atoms": int(ends["atoms_end"][structures - 1]) if structures else 0,
     }
 
 
@@ -262,23 +429,26 @@ class Summary(NamedTuple):
 def read_summary(path: Path) -> Summary:
     """What a dataset holds, without its frames."""
     with _open(path) as file:
-        end = _committed(file)["structures"]
-        table = {key: file[f"structures/{key}"][:end] for key in ROWS["structures"]}
-        text = {
-            k: [str(v, "utf8") for v in table[k]]
-            for k, (t, _) in ROWS["structures"].items()
-            if t[0] == "S"
-        }
-        return Summary(
-            text["name"],
-            text["identity"],
-            text["kind"],
-            text["split"],
-            table["attempted"],
-            np.diff(table["frames_end"], prepend=0),
-            text["failure"],
-            dict(file.attrs),
-        )
+        return _summary(file, _committed(file)["structures"])
+
+
+def _summary(file: h5py.File, end: int) -> Summary:
+    table = {key: file[f"structures/{key}"][:end] for key in ROWS["structures"]}
+    text = {
+        key: [str(value, "utf8") for value in table[key]]
+        for key, (kind, _) in ROWS["structures"].items()
+        if kind[0] == "S"
+    }
+    return Summary(
+        text["name"],
+        text["identity"],
+        text["kind"],
+        text["split"],
+        table["attempted"],
+        np.diff(table["frames_end"], prepend=0),
+        text["failure"],
+        _attributes(file),
+    )
 
 
 def read_frames(path: Path, split: str | None = None) -> Frames:
@@ -290,9 +460,9 @@ def read_frames(path: Path, split: str | None = None) -> Frames:
     """
     if split not in (None, *SPLITS):
         raise InputError(f"no split {split!r}; there are {', '.join(SPLITS)}")
-    summary = read_summary(path)
     with _open(path) as file:
         end = _committed(file)
+        summary = _summary(file, end["structures"])
         frame = {key: file[f"frames/{key}"][: end["frames"]] for key in ROWS["frames"]}
         atom = {key: file[f"atoms/{key}"][: end["atoms"]] for key in ROWS["atoms"]}
     members = np.array([split in (None, one) for one in summary.splits], bool)

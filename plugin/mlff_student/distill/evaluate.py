@@ -65,21 +65,23 @@ def predict_frames(student: Student, frames: Frames, batch: int = 32) -> tuple[T
 def evaluate_frames(student: Student, frames: Frames) -> dict[str, Any]:
     """Errors of a student against the labels.
 
-    Single molecules in teacher MD are what the headline figures are of; `by_temperature_K`,
-    `by_element`, `by_size` and `by_class` split them up, and `complexes` holds frames of several
-    molecules (dimers, clusters, liquids, crystals), kind by kind.
+    The headline figures are of teacher MD of single molecules (of all frames where there is none);
+    `by_temperature_K`, `by_element`, `by_size` and `by_class` split them up, and `complexes` holds
+    frames of several molecules (dimers, clusters, liquids, crystals), kind by kind.
 
     Raises
     ------
-    InputError : no frames of teacher MD of single molecules.
+    InputError : no frames.
     """
+    if not len(frames.energies):
+        raise InputError("no held-out frames to measure on; see structures.held_out of the recipe")
     energies, forces = predict_frames(student, frames)
     label = frames.forces.double()
     count = frames.start.diff()
     kinds = np.array(frames.kinds)[frames.molecule.numpy()]
-    single = torch.from_numpy(~np.isin(kinds, COMPLEXES)) & (np.array(frames.methods) == "md")
-    if not single.any():
-        raise InputError("no held-out frames of teacher MD of single molecules to measure on")
+    simulated = np.array(frames.methods) == "md"
+    single = torch.from_numpy(simulated & ~np.isin(kinds, COMPLEXES))
+    single = single if single.any() else torch.ones_like(single)
     energy_error = (energies - frames.energies) / count
 
     def errors(chosen: Tensor) -> dict[str, float]:
@@ -96,7 +98,8 @@ def evaluate_frames(student: Student, frames: Frames) -> dict[str, Any]:
     def of_kind(kind: str) -> Tensor:
         return torch.from_numpy(kinds == kind)
 
-    temperatures = sorted(set(frames.temperatures[single].tolist()))
+    temperature = frames.temperatures[single]
+    temperatures = sorted(set(temperature[temperature.isfinite()].tolist()))
     rows = torch.repeat_interleave(single, count)
     of_element = {
         symbol: rows & (frames.atomic_numbers == number) for symbol, (number, _) in ELEMENTS.items()
@@ -141,7 +144,11 @@ def write_checkpoint(
     training = torch.load(trained, weights_only=True)["training"]
     train_frames, test_frames = read_frames(dataset, "train"), read_frames(dataset, "test")
     single = [kind not in COMPLEXES for kind in train_frames.kinds]
-    largest = train_frames.start.diff()[torch.tensor(single)[train_frames.molecule]].max()
+    sizes = train_frames.start.diff()
+    largest = max(
+        (int(n) for n, k in zip(sizes, train_frames.molecule, strict=True) if single[k]),
+        default=int(sizes.max()),
+    )
     temperatures = train_frames.temperatures[train_frames.temperatures.isfinite()]
     complexes = sorted(set(train_frames.kinds) & set(COMPLEXES))
     systems = "neutral closed-shell organic molecules in vacuum"
@@ -170,7 +177,7 @@ def write_checkpoint(
                 if (train_frames.atomic_numbers == number).any()
             ],
             "temperatures_K": temperatures.unique().tolist(),
-            "largest_molecule_atoms": int(largest),
+            "largest_molecule_atoms": largest,
             "largest_force_ev_per_angstrom": round(float(train_frames.forces.norm(dim=1).max()), 2),
             "systems": systems,
         },
@@ -195,12 +202,10 @@ def plot_curve(metrics: Path, output: Path) -> None:
     with open(metrics, newline="") as stream:
         rows = list(csv.DictReader(stream))
     steps = [int(row["step"]) for row in rows]
-    with single_figure(output) as axes:
+    with single_figure(output, "step", "force RMSE (eV/Å)", yscale="log") as axes:
         for kind in ("train", "validation"):
             values = [float(row[f"{kind}_force_rmse_ev_per_angstrom"]) for row in rows]
-            axes.plot(steps, values, label=kind)
-        axes.set(xlabel="step", ylabel="force RMSE (eV/Å)", yscale="log")
-        axes.legend()
+            axes.plot(steps, values, marker=".", label=kind)  # a short run has one point
 
 
 def card_text(card: dict[str, Any]) -> str:
@@ -216,7 +221,8 @@ def card_text(card: dict[str, Any]) -> str:
         f"# {card['name']}",
         "",
         f"A student of {card['parameters']:,} parameters, distilled from {card['teacher']} on "
-        f"{training['frames']:,} frames of {training['molecules']:,} molecules"
+        f"{training['frames']:,} frames of {training['molecules']:,} "
+        + ("trajectories of one molecule" if specialised else "molecules")
         + (f" and {training['complexes']:,} complexes" if training["complexes"] else "")
         + f" ({training['steps']:,} optimiser steps, {training['seconds'] / 60:.0f} minutes of "
         f"{training['processes']} process on {training['device']}). Recipe: `{card['recipe']}`.",

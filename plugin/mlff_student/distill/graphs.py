@@ -59,7 +59,16 @@ def forces_from_gradient(gradient: Tensor, edge_index: Tensor, atoms: int) -> Te
 
 
 def fit_references(frames: Frames, student: Student) -> None:
-    """Set the per-element reference energies: least squares of the energies over composition."""
+    """Set the per-element reference energies: least squares of the energies over composition.
+
+    Raises
+    ------
+    InputError : energies that are not finite.
+    """
+    if not frames.energies.isfinite().all():
+        raise InputError(
+            "the dataset holds energies that are no numbers; see `mlff-student distill check`"
+        )
     species = student.species_of.cpu()[frames.atomic_numbers]
     kinds = student.references.shape[0]
     composition = torch.zeros(len(frames.energies), kinds, dtype=torch.float64)
@@ -80,10 +89,10 @@ def build_graphs(frames: Frames, student: Student) -> Graphs:
     if (species < 0).any():
         number = int(frames.atomic_numbers[species < 0][0])
         raise InputError(f"the dataset holds atomic number {number}, unknown to the student")
-    parts = list(_open_edges(frames, student.cutoff)) + list(
-        _periodic_edges(frames, student.cutoff)
-    )
-    frame = torch.cat([part[0] for part in parts]) if parts else torch.zeros(0, dtype=torch.int64)
+    none = torch.zeros((2, 0), dtype=torch.int64)
+    parts = [(none[0], none, torch.zeros(0, 3).double())]
+    parts += [*_open_edges(frames, student.cutoff), *_periodic_edges(frames, student.cutoff)]
+    frame = torch.cat([part[0] for part in parts])
     order = torch.argsort(frame, stable=True)
     frame = frame[order]
     edge_index = torch.cat([part[1] for part in parts], 1)[:, order]  # within a frame
@@ -192,6 +201,25 @@ def join_batches(batches: list[Batch]) -> Batch:
         }
         first = Batch(**joined)
     return first
+
+
+def with_products(batch: Batch) -> Batch:
+    """The frames of a batch that have a Hessian-vector product: few, and each costs three times."""
+    frames = torch.zeros_like(batch.atoms, dtype=torch.bool)  # (B,)
+    frames[batch.frame[batch.products[:, 0].isfinite()]] = True
+    rows = frames[batch.frame]  # (N,)
+    edges = rows[batch.edge_index[0]]  # (E,)
+    return Batch(
+        vectors=batch.vectors[edges],
+        edge_index=(rows.cumsum(0) - 1)[batch.edge_index[:, edges]],
+        species=batch.species[rows],
+        frame=(frames.cumsum(0) - 1)[batch.frame[rows]],
+        atoms=batch.atoms[frames],
+        energies=batch.energies[frames],
+        forces=batch.forces[rows],
+        probes=batch.probes[rows],
+        products=batch.products[rows],
+    )
 
 
 def _ranges(start: Tensor, count: Tensor) -> Tensor:

@@ -4,6 +4,7 @@ import os
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import closing
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
@@ -35,7 +36,7 @@ def label(recipe: Recipe, dataset: Path, workers: int, scheduler: str = "") -> N
     """
     with Console(stderr=True).status("listing structures"):
         sources = list_sources(recipe.structures, recipe.seed)
-    label_sources(sources, recipe, dataset, workers, scheduler)
+    label_sources(sources, recipe, dataset, workers, scheduler, recipe.structures.split_by)
 
 
 def label_sources(
@@ -69,13 +70,15 @@ def label_sources(
         progress.update(bar, completed=len(sources) - len(pending))
         skipped = 0
         results = _on_cluster(scheduler, pending) if scheduler else _on_cores(workers, pending)
-        for one in results:
-            writer.append(one)
-            if one.failure:
-                skipped += one.attempted - len(one.energies)
-                progress.console.print(f"{one.name}: {one.failure}", markup=False, highlight=False)
-            info = f"{writer.frames} frames, {skipped} skipped"
-            progress.update(bar, advance=1, info=info)
+        with closing(results):  # no more labels are made when this loop ends, however it ends
+            for one in results:
+                writer.append(one)
+                if one.failure:
+                    skipped += one.attempted - len(one.energies)
+                    text = f"{one.name}: {one.failure}"
+                    progress.console.print(text, markup=False, highlight=False)
+                info = f"{writer.frames} frames, {skipped} skipped"
+                progress.update(bar, advance=1, info=info)
         if not writer.frames:
             raise InputError(f"no structure gave a frame; {dataset} says why of each")
 
@@ -87,9 +90,9 @@ def _label(job: tuple[Source, Recipe, int]) -> LabelledStructure:
 def _on_cores(workers: int, jobs: list[Any]) -> Iterator[LabelledStructure]:
     os.environ["OMP_NUM_THREADS"] = "1"  # read by the workers when they load the teacher
     with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
-        futures = [pool.submit(_label, job) for job in jobs]
         try:
-            for future in as_completed(futures):
+            # No other reference to the futures is held: they would keep all labels in memory.
+            for future in as_completed([pool.submit(_label, job) for job in jobs]):
                 yield future.result()
         except BrokenProcessPool as error:
             raise InputError(
@@ -102,7 +105,7 @@ def _on_cores(workers: int, jobs: list[Any]) -> Iterator[LabelledStructure]:
 
 def _on_cluster(scheduler: str, jobs: list[Any]) -> Iterator[LabelledStructure]:
     try:
-        from dask.distributed import Client
+        from dask.distributed import CancelledError, Client, KilledWorker
         from dask.distributed import as_completed as as_they_complete
     except ImportError as error:
         raise MissingDependencyError(
@@ -113,5 +116,11 @@ def _on_cluster(scheduler: str, jobs: list[Any]) -> Iterator[LabelledStructure]:
     except (OSError, ValueError) as error:
         raise InputError(f"no Dask scheduler answers at {scheduler}: {error}") from error
     with client:
-        for future in as_they_complete(client.map(_label, jobs, pure=False)):
-            yield future.result()
+        try:
+            for future in as_they_complete(client.map(_label, jobs, pure=False)):
+                yield future.result()
+        except (CancelledError, KilledWorker, OSError) as error:
+            raise InputError(
+                f"the Dask cluster at {scheduler} lost a worker or itself ({error}); what was "
+                "labelled is safe: run the same command again"
+            ) from error

@@ -70,7 +70,7 @@ def recombined(
     pieces = [chem.MolFromSmiles(fragment) for fragment in fragments if "*" in fragment]
     rng = random.Random(seed)
     made, barren = 0, 0
-    while made < count and barren < 1000:
+    while made < count and barren < 1000 and len(pieces) > 1:
         barren += 1
         pair = rng.sample(pieces, 2)
         for one in BRICS.BRICSBuild(pair, scrambleReagents=False, maxDepth=2):

@@ -8,6 +8,7 @@ from ..checkpoints import available_models
 from ..errors import InputError
 from ..export import export
 from ..structure import check_structure, read_structure
+from ..teachers import make_teacher
 from .evaluate import write_checkpoint
 from .label import label_sources
 from .recipe import read_recipe
@@ -46,6 +47,7 @@ def quick(
     recipe = replace(recipe, teacher=teacher)
     atoms = read_structure(molecule).atoms
     check_structure(atoms)
+    make_teacher(teacher)  # the workers make their own; this one says now what is wrong with it
     sources = [
         Source(
             name=f"{split}_{index}",
@@ -69,6 +71,8 @@ def quick(
         compiled=compiled,
         initial=shipped and shipped / "model.pt",
     )
-    card = write_checkpoint(recipe, QUICK_RECIPE, dataset, folder / "model.pt", preset, output)
+    card = write_checkpoint(
+        recipe, QUICK_RECIPE, dataset, folder / "model.pt", output.resolve().name, output
+    )
     export(output / "model.pt", output / f"{preset}.pt", "float32", verify=True)
     return card

@@ -1,5 +1,6 @@
 """The recipe: one YAML file that says which structures, which teacher, how to sample and train."""
 
+from contextlib import suppress
 from dataclasses import MISSING, dataclass, field, fields, is_dataclass
 from difflib import get_close_matches
 from pathlib import Path
@@ -36,10 +37,13 @@ class StructureRecipe:
     brics : molecules recombined from the library's fragments, all for training.
     brics_largest : most atoms of those.
     conformers : embedded geometries a molecule.
-    dimers, clusters, liquids : pairs, groups of 3 to 5 molecules in vacuum, small periodic boxes;
-        each of molecules of one split.
-    complex_largest : most atoms of a dimer, cluster or box.
+    dimers, clusters, liquids : pairs, groups of molecules in vacuum, small periodic boxes of one
+        liquid; each of molecules of one split, half of the pairs and groups of one kind.
+    dimer_largest, cluster_largest, liquid_largest : most atoms; a cluster is filled up to a number
+        drawn between this and a third of it.
     files : structure files or folders of them, anything ASE or RDKit (SDF) reads, crystals too.
+    split_by : "molecule" holds out whole molecules; "trajectory" holds out stretches of the files,
+        for data of one molecule, and says so in every card.
     """
 
     library: int
@@ -53,8 +57,11 @@ class StructureRecipe:
     dimers: int = 0
     clusters: int = 0
     liquids: int = 0
-    complex_largest: int = 24
+    dimer_largest: int = 24
+    cluster_largest: int = 72
+    liquid_largest: int = 24
     files: list[str] = field(default_factory=list)
+    split_by: str = "molecule"
 
 
 @dataclass(frozen=True)
@@ -159,6 +166,8 @@ class TrainingRecipe:
     warmup : steps.
     energy_weight : of the squared energy error an atom (eV^2) against that of a force component
         (eV^2/angstrom^2).
+    huber : eV/angstrom; a larger error of a force component counts linearly, not squared, so that
+        few strained frames do not lead (Huber 1964, doi:10.1214/aoms/1177703732); 0: all squared.
     hessian_weight : of the squared error of a component of H v (eV^2/angstrom^4).
     clip : largest gradient norm.
     ema : decay of the weights' moving average, which is what is validated and kept.
@@ -170,6 +179,7 @@ class TrainingRecipe:
     learning_rate: float
     warmup: int = 300
     energy_weight: float = 10.0
+    huber: float = 0.1
     hessian_weight: float = 0.0
     clip: float = 5.0
     ema: float = 0.999
@@ -209,10 +219,11 @@ def read_recipe(path: Path) -> Recipe:
         raise InputError(f"no recipe file {path}")
     try:
         values = yaml.safe_load(path.read_text())
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise InputError(f"{path} is not YAML: {error}") from error
     recipe = _parse(Recipe, values, "recipe")
     check_key(recipe.sampling, GROUPS, "sampling")
+    check_key([recipe.structures.split_by], ("molecule", "trajectory"), "structures.split_by")
     return recipe
 
 
@@ -252,6 +263,9 @@ def _parse(kind: Any, value: Any, where: str) -> Any:
         if not isinstance(value, list):
             raise InputError(f"{where} must be a list, got {value!r}")
         return [_parse(get_args(kind)[0], one, where) for one in value]
+    if kind is float and isinstance(value, str):  # YAML takes 1e-3 without a point for text
+        with suppress(ValueError):
+            value = float(value)
     accepted = (int, float) if kind is float else kind
     if not isinstance(value, accepted) or (isinstance(value, bool) and kind is not bool):
         raise InputError(f"{where} must be {kind.__name__}, got {value!r}")

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+import torch
 from ase import Atoms, units
 from ase.calculators.calculator import Calculator
 from ase.md.langevin import Langevin
@@ -20,6 +21,7 @@ from rich.progress import track
 from ..bonds import COLLAPSE
 from ..calculator import StudentForceFieldCalculator
 from ..errors import InputError
+from ..files import atomic_write
 from ..structure import SHORTEST_DISTANCE, perceive_bonds
 from .dataset import read_summary
 from .label import label_sources
@@ -43,8 +45,8 @@ def run_rounds(recipe: Recipe, data: Path, workers: int, compiled: bool = True) 
 
     Parameters
     ----------
-    data : folder with dataset.h5, which grows; the committee lies in rounds/. The same call goes
-        on where a killed one stopped.
+    data : folder with dataset.h5, which grows; the committee lies in rounds/, and a file for each
+        round that is done. The same call goes on where a killed one stopped.
 
     Returns
     -------
@@ -52,10 +54,15 @@ def run_rounds(recipe: Recipe, data: Path, workers: int, compiled: bool = True) 
 
     Raises
     ------
-    InputError : the recipe has no rounds.
+    InputError : the recipe has no rounds, or no settings to train their preset with.
     """
     if recipe.rounds is None:
         raise InputError("the recipe has no section `rounds`")
+    if recipe.rounds.model not in recipe.training:
+        raise InputError(
+            f"rounds.model: no preset {recipe.rounds.model!r} in the recipe's training; it has "
+            + ", ".join(recipe.training)
+        )
     settings, dataset = recipe.rounds, data / "dataset.h5"
     molecules = [
         one
@@ -64,7 +71,10 @@ def run_rounds(recipe: Recipe, data: Path, workers: int, compiled: bool = True) 
     ]
     counts = []
     for number in range(1, settings.count + 1):
-        prefix = f"round{number}_"
+        prefix, ended = f"round{number}_", data / "rounds" / f"round_{number}.done"
+        if ended.exists():  # its committee has learned more since, and would propose other frames
+            counts.append(int(ended.read_text()))
+            continue
         members = []
         for member in range(settings.committee):
             folder = data / "rounds" / f"member_{member}"
@@ -81,13 +91,21 @@ def run_rounds(recipe: Recipe, data: Path, workers: int, compiled: bool = True) 
         sources = []
         for k in track(chosen.tolist(), description=f"student MD, round {number}"):
             seed = int(rng.integers(2**31))
-            proposals = propose(build(molecules[k], seed)[0], members, settings, seed)
+            try:
+                atoms = build(molecules[k], seed)[0]
+            except InputError:  # RDKit finds no conformer from every seed
+                continue
+            proposals = propose(atoms, members, settings, seed)
             if proposals:
                 starts = tuple(one.atoms for one in proposals)
                 name = prefix + molecules[k].name
                 sources.append(molecules[k]._replace(name=name, group="proposed", starts=starts))
         label_sources(sources, recipe, dataset, workers)
-        counts.append(sum(name.startswith(prefix) for name in read_summary(dataset).names))
+        summary = read_summary(dataset)
+        labelled = zip(summary.names, summary.labelled, strict=True)
+        counts.append(sum(name.startswith(prefix) and frames > 0 for name, frames in labelled))
+        with atomic_write(ended) as temporary:
+            temporary.write_text(f"{counts[-1]}\n")
     return counts
 
 
@@ -95,7 +113,8 @@ def _schooled(recipe: Recipe, number: int, member: int) -> Recipe:
     """The recipe by which one member is trained up to one round."""
     settings = recipe.rounds
     steps = settings.steps * number
-    training = replace(recipe.training[settings.model], steps=steps)
+    # Without patience: one that stopped early would not learn what a later round adds.
+    training = replace(recipe.training[settings.model], steps=steps, patience=0)
     return replace(recipe, seed=recipe.seed + member, training={settings.model: training})
 
 
@@ -135,13 +154,16 @@ def _trajectory(
 ) -> Iterator[Proposal]:
     for _ in range(FRAMES_LOOKED_AT):
         whole = runner.copy()
-        md.run(interval)
+        try:
+            md.run(interval)
+            forces = np.array([member.get_forces(runner) for member in members])  # (M, N, 3)
+        except (InputError, torch.jit.Error):  # an archive met what is not finite
+            forces = np.array(np.nan)
         distances = runner.get_all_distances()[np.triu_indices(len(runner), 1)]
-        broken = not np.isfinite(runner.positions).all() or distances.min() < SHORTEST_DISTANCE
+        broken = not np.isfinite(forces).all() or distances.min(initial=np.inf) < SHORTEST_DISTANCE
         if broken or np.abs(_lengths(runner, bonds) - lengths).max(initial=0.0) > COLLAPSE:
             yield Proposal(whole, np.inf)
             return
-        forces = np.array([member.get_forces(runner) for member in members])  # (M, N, 3)
         yield Proposal(runner.copy(), float(np.linalg.norm(forces.std(0), axis=1).max()))
 
 

@@ -5,19 +5,22 @@ labels.
 import io
 from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stdout
+from functools import cache
 from tempfile import TemporaryDirectory
+from threading import get_ident
 from typing import Any
 
 import numpy as np
 from ase import Atoms, units
-from ase.calculators.calculator import Calculator
+from ase.calculators.calculator import Calculator, all_changes
 from ase.md.langevin import Langevin
 from ase.md.velocitydistribution import MaxwellBoltzmannDistribution
 from ase.optimize import BFGS
 from ase.vibrations import Vibrations
 
-from ..errors import MissingDependencyError, StudentError
+from ..errors import InputError, MissingDependencyError, StudentError
 from ..structure import connected_fragments, perceive_bonds
+from ..teachers import make_teacher
 from ..units import KB
 from .dataset import LabelledStructure
 from .recipe import MD, Augmentation, Methods, NormalModes, Recipe
@@ -26,6 +29,7 @@ from .structures import Source, build
 CONTACT_SCALES = (0.8, 1.3)  # of a bond's or contact's length, least and most
 PROBE_STEP = 0.005  # angstrom an atom, for the central difference of H v
 SOFTEST_MODE = 100.0  # 1/cm; softer ones are not harmonic and would be displaced without bounds
+AUGMENT_CALLS = 500  # of the teacher for a frame, at most
 GIVEN = ("file", "proposed")  # groups whose geometries are labelled as they are by default
 NOT_LABELLED = np.float32(np.nan)
 
@@ -36,11 +40,19 @@ def label_source(source: Source, recipe: Recipe, seed: int) -> LabelledStructure
     A frame for which the teacher raises, gives a value that is not finite, or a force above
     `recipe.largest_force` is left out and counted.
     """
-    from ..teachers import make_teacher
-
-    return Labeller(source, make_teacher(recipe.teacher), recipe.largest_force, seed).run(
+    teacher = _teacher(recipe.teacher, get_ident())
+    teacher.reset()  # whatever this process labelled before, the labels are the same
+    return Labeller(source, teacher, recipe.largest_force, seed).run(
         recipe.sampling.get(source.group, Methods(starts=source.group in GIVEN))
     )
+
+
+@cache
+def _teacher(name: str, thread: int) -> Calculator:
+    """One calculator a thread of a process (a Dask worker has several; a calculator holds one
+    structure): a network's weights are not loaded anew for every structure.
+    """
+    return make_teacher(name)
 
 
 class Labeller:
@@ -50,7 +62,7 @@ class Labeller:
         self, source: Source, teacher: Calculator, largest_force: float, seed: int
     ) -> None:
         self.source = source
-        self.teacher = teacher
+        self.teacher = _Finite(teacher)
         self.largest_force = largest_force
         self.rng = np.random.default_rng(seed)
         self.seed = seed
@@ -63,16 +75,17 @@ class Labeller:
         atoms = Atoms()
         with self._counted():
             for atoms in build(self.source, self.seed):
+                self._check_periodicity(atoms)
                 atoms.calc = self.teacher
                 if methods.starts:
                     self._add(self._rattled(atoms, methods.rattle), "start")
                 for _ in range(methods.contacts):
                     self._add(self._with_contact(atoms), "contact")
                 if methods.augment:
-                    with self._counted():
+                    with self._counted(methods.augment.frames):
                         self._augment(atoms, methods.augment)
                 if methods.normal_modes and len(atoms) <= methods.normal_modes.largest:
-                    with self._counted():
+                    with self._counted(methods.normal_modes.frames):
                         self._displace(atoms, methods.normal_modes)
                 if methods.md:
                     self._simulate(atoms, methods.md)
@@ -83,8 +96,11 @@ class Labeller:
         return self._gather(atoms)
 
     @contextmanager
-    def _counted(self) -> Iterator[None]:
-        """A teacher may raise anything: remember what, and go on."""
+    def _counted(self, planned: int = 0) -> Iterator[None]:
+        """A teacher may raise anything: remember what, and go on; `planned` frames were attempted
+        then.
+        """
+        planned += self.attempted
         try:
             yield
         except MissingDependencyError:
@@ -92,6 +108,7 @@ class Labeller:
         except Exception as error:
             first = (str(error).splitlines() or [""])[0]
             self.failures.append(first if isinstance(error, StudentError) else repr(error))
+            self.attempted = max(self.attempted, planned)
 
     def _add(self, atoms: Atoms, method: str, temperature: float = np.nan) -> None:
         """Label a geometry and keep it as float32 has it, since that is what a student will see."""
@@ -99,6 +116,7 @@ class Labeller:
         with self._counted():
             atoms = atoms.copy()
             atoms.positions = atoms.positions.astype(np.float32)
+            atoms.cell[:] = atoms.cell.array.astype(np.float32)
             atoms.calc = self.teacher
             energy, forces = atoms.get_potential_energy(), atoms.get_forces()
             if not (np.isfinite(energy) and np.isfinite(forces).all()):
@@ -121,6 +139,15 @@ class Labeller:
                     }
                 )
 
+    def _check_periodicity(self, atoms: Atoms) -> None:
+        """Refuse what tblite computes as something else: it takes any periodic axis for three."""
+        if (
+            atoms.pbc.any()
+            and not atoms.pbc.all()
+            and "tblite" in str(type(self.teacher.teacher).__mro__)
+        ):
+            raise InputError(f"GFN-xTB knows no structure that is periodic along {atoms.pbc} only")
+
     def _stress(self, atoms: Atoms) -> np.ndarray:
         if atoms.pbc.all() and "stress" in self.teacher.implemented_properties:
             return atoms.get_stress()
@@ -141,7 +168,7 @@ class Labeller:
             whole = fragment == fragment[bond[1]]
             if fragment[bond[0]] == fragment[bond[1]]:
                 whole = np.arange(len(atoms)) == bond[1]
-            vector = atoms.positions[bond[1]] - atoms.positions[bond[0]]
+            vector = atoms.get_distance(*bond, mic=atoms.pbc.any(), vector=True)
             moved.positions[whole] += (self.rng.uniform(*CONTACT_SCALES) - 1.0) * vector
         return moved
 
@@ -163,7 +190,9 @@ class Labeller:
             max_force=self.largest_force,
         )
         with redirect_stdout(io.StringIO()):  # it prints its progress
-            made = generate_structures(atoms, self.teacher, [], config)
+            made = generate_structures(
+                atoms, _Limited(self.teacher, AUGMENT_CALLS * settings.frames), [], config
+            )
         for one in made[1:]:  # the first is the structure itself
             self._add(one, "augment")
 
@@ -172,26 +201,17 @@ class Labeller:
         relaxed = atoms.copy()
         relaxed.calc = self.teacher
         BFGS(relaxed, logfile=None).run(fmax=0.02, steps=200)
-        with TemporaryDirectory() as folder:
-            vibrations = Vibrations(relaxed, name=folder + "/modes")
-            vibrations.run()
-            data = vibrations.get_vibrations()
-        energies, modes = data.get_energies_and_modes()
-        stiff = energies.real > SOFTEST_MODE * units.invcm
-        hbar = units._hbar * units.J * units.s
-        widths = np.sqrt(KB * settings.temperature_K) * hbar / energies.real[stiff]  # A sqrt(amu)
-        for _ in range(settings.frames):
+        for step in thermal_displacements(relaxed, settings, self.rng):
             one = relaxed.copy()
-            amplitudes = self.rng.normal(size=stiff.sum()) * widths
-            one.positions += np.tensordot(amplitudes, modes[stiff], 1)
+            one.positions += step
             self._add(one, "normal_modes", settings.temperature_K)
 
     def _simulate(self, atoms: Atoms, settings: MD) -> None:
         runner = atoms.copy()
         runner.calc = self.teacher
         for temperature in settings.temperatures_K:
-            planned = self.attempted + settings.frames
-            with self._counted():
+            broken = True
+            with self._counted(settings.frames):
                 MaxwellBoltzmannDistribution(runner, temperature_K=temperature, rng=self.rng)
                 md = Langevin(
                     runner,
@@ -204,11 +224,9 @@ class Labeller:
                 md.run(settings.equilibration)
                 for _ in range(settings.frames):
                     md.run(settings.interval)
-                    if not np.isfinite(runner.positions).all():
-                        raise FloatingPointError("MD left the finite numbers")
                     self._add(runner, "md", temperature)
-            if self.attempted < planned:  # the teacher raised on the way: start again from here
-                self.attempted = planned
+                broken = False
+            if broken:  # the teacher raised on the way: start again
                 runner.positions = atoms.positions
 
     def _add_hessian_product(self, atoms: Atoms, frame: dict[str, Any]) -> None:
@@ -246,7 +264,64 @@ class Labeller:
             atomic_numbers=atoms.numbers.astype(np.uint8),
             methods=[frame["methods"] for frame in self.frames],
             **{
-                key: np.array([frame[key] for frame in self.frames], dtype).reshape(-1, *shape)
+                key: np.array([frame[key] for frame in self.frames], dtype).reshape(
+                    len(self.frames), *shape
+                )
                 for key, (dtype, shape) in arrays.items()
             },
         )
+
+
+class _Finite(Calculator):
+    """Teacher that is never asked about positions that are not finite, to which it or the student
+    of a round may lead: tblite ends the whole process then.
+    """
+
+    def __init__(self, teacher: Calculator) -> None:
+        super().__init__()
+        self.teacher = teacher
+        self.implemented_properties = teacher.implemented_properties
+
+    def calculate(
+        self,
+        atoms: Atoms,
+        properties: list[str] | None = None,
+        system_changes: list[str] = all_changes,
+    ) -> None:
+        if not np.isfinite(atoms.positions).all():
+            raise FloatingPointError("positions that are not finite")
+        super().calculate(atoms, properties, system_changes)
+        self.teacher.calculate(atoms, properties, system_changes)
+        self.results = dict(self.teacher.results)
+
+
+class _Limited:
+    """Teacher that raises when it is called too often: augment-atoms goes on until it has its
+    frames, however rare they are.
+    """
+
+    def __init__(self, teacher: Calculator, calls: int) -> None:
+        self.teacher = teacher
+        self.calls = calls
+
+    def calculate(self, *arguments: Any) -> None:
+        self.calls -= 1
+        if self.calls < 0:
+            raise InputError("augment: too few geometries below the largest force")
+        self.teacher.calculate(*arguments)
+        self.results = self.teacher.results
+
+
+def thermal_displacements(
+    relaxed: Atoms, settings: NormalModes, rng: np.random.Generator
+) -> Iterator[np.ndarray]:
+    """Displacements of the classical harmonic ensemble, (N, 3) angstrom, without the soft modes."""
+    with TemporaryDirectory() as folder:
+        vibrations = Vibrations(relaxed, name=folder + "/modes")
+        vibrations.run()
+        energies, modes = vibrations.get_vibrations().get_energies_and_modes()
+    stiff = energies.real > SOFTEST_MODE * units.invcm
+    hbar = units._hbar * units.J * units.s
+    widths = np.sqrt(KB * settings.temperature_K) * hbar / energies.real[stiff]  # A sqrt(amu)
+    for _ in range(settings.frames):
+        yield np.tensordot(rng.normal(size=stiff.sum()) * widths, modes[stiff], 1)

@@ -1,11 +1,12 @@
 """Where structures come from: molecules, complexes of them, liquids, and files of any generator."""
 
 import hashlib
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from itertools import zip_longest
 from pathlib import Path
 from typing import NamedTuple
+from zlib import crc32
 
 import numpy as np
 from ase import Atoms
@@ -25,7 +26,8 @@ DIMER_CONTACTS = (0.68, 0.8, 0.95, 1.15, 1.5)
 CLUSTER_CONTACT = 0.9
 LIQUID_CONTACT = 0.72
 LIQUID_PACKING = 0.58  # van der Waals volume over volume, of organic liquids
-CLUSTER_SIZES = (3, 4, 5)
+LONGEST_NAME = 96  # bytes, of a dataset's column
+STRETCHES = 50  # that files are cut into where whole molecules cannot be held out
 EXTENSIONS = (".extxyz", ".xyz", ".sdf", ".mol", ".cif", ".vasp", ".poscar", ".pdb", ".traj")
 
 
@@ -66,12 +68,29 @@ def list_sources(recipe: StructureRecipe, seed: int) -> list[Source]:
             Source(molecule.name, key, molecule.kind, "molecule", "train", (molecule.smiles,))
         )
     from_files = [one for path in recipe.files for one in read_generated(Path(path))]
-    split_of = (
-        draw_splits({one.identity for one in from_files}, always | set(split_of), recipe, seed)
-        | split_of
-    )
-    sources += [one._replace(split=split_of[one.identity]) for one in from_files]
+    stretch = max(1, len(from_files) // STRETCHES)
+    units = [
+        one.identity if recipe.split_by == "molecule" else f"stretch {index // stretch}"
+        for index, one in enumerate(from_files)
+    ]
+    split_of = draw_splits(set(units), set(), recipe, seed)
+    if from_files:  # a molecule of the library is in the split that it has there
+        split_of |= {graph_code(*_bond_graph(one.smiles[0])): one.split for one in single}
+    sources += [
+        one._replace(split=split_of[unit]) for one, unit in zip(from_files, units, strict=True)
+    ]
+    _check_names([one.name for one in sources])
     return sorted(sources, key=lambda one: one.split == "train")
+
+
+def _check_names(names: list[str]) -> None:
+    """Names tell what is labelled already: refuse equal ones, and those a dataset would cut."""
+    twice = [name for name, count in Counter(names).items() if count > 1]
+    if twice:
+        raise InputError(f"two structures are called {twice[0]!r}; rename one or its file")
+    long = [name for name in names if len(name.encode()) > LONGEST_NAME]
+    if long:
+        raise InputError(f"a name of more than {LONGEST_NAME} bytes: {long[0]!r}")
 
 
 def choose_molecules(library: list[Molecule], recipe: StructureRecipe, seed: int) -> list[Molecule]:
@@ -84,7 +103,8 @@ def choose_molecules(library: list[Molecule], recipe: StructureRecipe, seed: int
         raise InputError(f"structures.always: no molecule {', '.join(sorted(unknown))}")
     chosen = [molecule for molecule in library if molecule.name in recipe.always]
     by_kind: dict[str, list[Molecule]] = defaultdict(list)
-    for molecule in sorted(set(library) - set(chosen), key=lambda one: _draw(seed, one.smiles)):
+    small = {one for one in library if recipe.library and _atom_count(one) <= recipe.largest}
+    for molecule in sorted(small - set(chosen), key=lambda one: _draw(seed, one.smiles)):
         by_kind[molecule.kind].append(molecule)
     turns = zip_longest(*(by_kind[kind] for kind in sorted(by_kind)))
     others = [molecule for turn in turns for molecule in turn if molecule]
@@ -111,43 +131,73 @@ def _draw(seed: int, key: str) -> bytes:
 
 def _complexes(single: list[Source], recipe: StructureRecipe, seed: int) -> Iterator[Source]:
     """Dimers, clusters and liquids, drawn within each split in proportion to its molecules."""
-    rng = np.random.default_rng([seed, 1])
-    sizes = {one.name: _atom_count(one.smiles[0]) for one in single}
+    sizes = {one.name: len(_bond_graph(one.smiles[0])[0]) for one in single}
+    groups = (
+        ("dimer", recipe.dimers, 2, recipe.dimer_largest),
+        ("cluster", recipe.clusters, 99, recipe.cluster_largest),
+        ("liquid", recipe.liquids, 99, recipe.liquid_largest),
+    )
     for split in ("test", "validation", "train"):
         members = [one for one in single if one.split == split]
-        share = len(members) / max(len(single), 1)
-
-        def draw(count: int, members: list[Source] = members) -> tuple[str, ...] | None:
-            """Molecules that fit together, half of the time copies of one."""
-            for _ in range(100):
-                copies = rng.random() < 0.5
-                picked = rng.choice(len(members), 1 if copies else count)
-                chosen = [members[k] for k in picked] * (count if copies else 1)
-                if sum(sizes[one.name] for one in chosen) <= recipe.complex_largest:
-                    return tuple(one.smiles[0] for one in chosen)
-            return None
-
-        for group, wanted in (
-            ("dimer", recipe.dimers),
-            ("cluster", recipe.clusters),
-            ("liquid", recipe.liquids),
-        ):
-            for index in range(round(share * wanted)):
-                if group == "liquid":
-                    one = draw(1)
-                    molecules = one and one * (recipe.complex_largest // _atom_count(one[0]))
-                else:
-                    molecules = draw(2 if group == "dimer" else int(rng.choice(CLUSTER_SIZES)))
-                if molecules:
-                    key = ".".join(sorted(identity(smiles) for smiles in molecules))
-                    name = f"{group}_{split}_{index:04d}"
-                    yield Source(name, key, group, group, split, molecules)
+        for group, wanted, molecules, largest in groups:
+            for index in range(round(wanted * len(members) / max(len(single), 1))):
+                name = f"{group}_{split}_{index:04d}"
+                # Each draws for itself, so that asking for more of one kind changes no other.
+                rng = np.random.default_rng([seed, crc32(name.encode())])
+                pure = group == "liquid" or rng.random() < 0.5
+                room = (
+                    int(rng.integers(largest // 3, largest + 1)) if group == "cluster" else largest
+                )
+                chosen = _fill(members, sizes, molecules, room, pure, rng)
+                key = ".".join(sorted(one.identity for one in chosen))
+                if len(chosen) > 1:
+                    smiles = tuple(one.smiles[0] for one in chosen)
+                    yield Source(name, key, group, group, split, smiles)
 
 
-def _atom_count(smiles: str) -> int:
+def _fill(
+    members: list[Source],
+    sizes: dict[str, int],
+    molecules: int,
+    largest: int,
+    pure: bool,
+    rng: np.random.Generator,
+) -> list[Source]:
+    """Molecules that have at most `largest` atoms together, copies of one where `pure`."""
+    small = [one for one in members if sizes[one.name] <= largest // 2]
+    if pure and small:
+        small = [small[rng.integers(len(small))]]
+    chosen: list[Source] = []
+    while len(chosen) < molecules and small:
+        chosen.append(small[rng.integers(len(small))])
+        room = largest - sum(sizes[one.name] for one in chosen)
+        small = [one for one in small if sizes[one.name] <= room]
+    return chosen
+
+
+def _atom_count(molecule: Molecule) -> int:
+    """Atoms of a molecule with its hydrogens.
+
+    Raises
+    ------
+    InputError : it is charged, which no teacher is told.
+    """
     from rdkit import Chem
 
-    return Chem.AddHs(Chem.MolFromSmiles(smiles)).GetNumAtoms()
+    identity(molecule.smiles)  # refuses what is no SMILES
+    parsed = Chem.MolFromSmiles(molecule.smiles)
+    if charge := Chem.GetFormalCharge(parsed):
+        raise InputError(f"{molecule.name} ({molecule.smiles}) has the charge {charge:+d}, not 0")
+    return Chem.AddHs(parsed).GetNumAtoms()
+
+
+def _bond_graph(smiles: str) -> tuple[list[str], list[tuple[int, int]]]:
+    """Symbols and bonds of a molecule with its hydrogens."""
+    from rdkit import Chem
+
+    whole = Chem.AddHs(Chem.MolFromSmiles(smiles))
+    symbols = [atom.GetSymbol() for atom in whole.GetAtoms()]
+    return symbols, [(one.GetBeginAtomIdx(), one.GetEndAtomIdx()) for one in whole.GetBonds()]
 
 
 def build(source: Source, seed: int) -> list[Atoms]:
@@ -206,7 +256,8 @@ def liquid_box(molecules: Sequence[Atoms], volume: float, rng: np.random.Generat
             for _ in range(200):
                 one = _turned(molecule, rng)
                 one.translate(rng.uniform(0, edge, 3))
-                if not len(box) or _contact(box, one, edge) > LIQUID_CONTACT:
+                apart = not len(box) or _contact(box, one, edge) > LIQUID_CONTACT
+                if apart and _image_contact(one, edge) > LIQUID_CONTACT:
                     box += one
                     break
             else:
@@ -247,6 +298,14 @@ def _contact(first: Atoms, second: Atoms, edge: float = 0.0) -> float:
     return float((distances / radii).min())
 
 
+def _image_contact(molecule: Atoms, edge: float) -> float:
+    """`_contact` of a molecule with its own nearest images in a cubic box."""
+    shifts = np.array([shift for shift in np.ndindex(3, 3, 3) if shift != (1, 1, 1)]) - 1
+    images = Atoms(np.tile(molecule.numbers, len(shifts)))
+    images.positions = (molecule.positions + edge * shifts[:, None]).reshape(-1, 3)
+    return _contact(molecule, images)
+
+
 def _touching(first: Atoms, second: Atoms, direction: np.ndarray, contact: float) -> Atoms:
     """`second` moved in from afar along a direction until its closest contact is `contact`."""
     direction = direction / np.linalg.norm(direction)
@@ -285,28 +344,47 @@ def read_generated(path: Path) -> list[Source]:
             except InputError as error:
                 raise InputError(f"{file}, structure {index}: {error}") from error
             kind = "crystal" if atoms.pbc.any() else "file"
-            name = f"{file.stem}_{index:06d}"
+            name = f"{_stem(file, path)}_{index:06d}"
             sources.append(Source(name, connectivity(atoms), kind, "file", "", starts=(atoms,)))
     if not sources:
         raise InputError(f"{path} holds no structures ({', '.join(EXTENSIONS)})")
     return sources
 
 
+def _stem(file: Path, folder: Path) -> str:
+    """Name of a file, unlike those of the others in its folder and the folders below."""
+    whole = str(file.relative_to(folder)) if file != folder else file.name
+    code = hashlib.sha256(whole.encode()).hexdigest()[:8]
+    return f"{file.stem.encode()[:64].decode(errors='ignore')}_{code}"
+
+
 def _read_with_ase(path: Path) -> Iterator[Atoms]:
+    index = 0
     try:
-        yield from iread(path, index=":")
+        for atoms in iread(path, index=":"):
+            yield atoms
+            index += 1
     except Exception as error:  # ASE's readers raise whatever their parsers run into
-        raise InputError(f"cannot read {path}: {error}") from error
+        detail = (str(error).splitlines() or [type(error).__name__])[0]
+        raise InputError(f"{path}, structure {index}: ASE cannot read it: {detail}") from error
 
 
 def _read_mol_file(path: Path) -> Iterator[Atoms]:
-    from rdkit import Chem
+    from rdkit import Chem, rdBase
 
-    for index, molecule in enumerate(Chem.SDMolSupplier(str(path), removeHs=False)):
+    with rdBase.BlockLogs():
+        molecules = list(Chem.SDMolSupplier(str(path), removeHs=False))
+    for index, molecule in enumerate(molecules):
         if molecule is None or not molecule.GetNumConformers():
             raise InputError(
                 f"{path}, structure {index}: RDKit cannot read it or it has no geometry"
             )
+        if not molecule.GetConformer().Is3D():
+            raise InputError(
+                f"{path}, structure {index}: a flat drawing by its header (2D); give a 3-D file"
+            )
+        if charge := Chem.GetFormalCharge(molecule):
+            raise InputError(f"{path}, structure {index}: has the charge {charge:+d}, not 0")
         whole = Chem.AddHs(molecule, addCoords=True)
         symbols = [atom.GetSymbol() for atom in whole.GetAtoms()]
         yield Atoms(symbols, positions=whole.GetConformer().GetPositions())
@@ -316,9 +394,14 @@ def connectivity(atoms: Atoms) -> str:
     """Composition and a hash of the bond graph (Weisfeiler & Lehman 1968), which two conformers of
     a molecule share and two molecules almost never do.
     """
+    return graph_code(list(atoms.symbols), perceive_bonds(atoms))
+
+
+def graph_code(symbols: list[str], bonds: list[tuple[int, int]]) -> str:
+    """`connectivity` of atoms with these bonds."""
     import networkx
 
-    graph = networkx.Graph(perceive_bonds(atoms))
-    graph.add_nodes_from((k, {"symbol": symbol}) for k, symbol in enumerate(atoms.symbols))
+    graph = networkx.Graph(bonds)
+    graph.add_nodes_from((k, {"symbol": symbol}) for k, symbol in enumerate(symbols))
     code = networkx.weisfeiler_lehman_graph_hash(graph, node_attr="symbol", iterations=4)
-    return f"{atoms.get_chemical_formula()} {code[:16]}"
+    return f"{Atoms(symbols).get_chemical_formula()} {code[:16]}"

@@ -9,8 +9,9 @@ import ctypes
 import math
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -20,10 +21,12 @@ import torch.distributed as dist
 from rich.progress import Progress, TextColumn
 from torch import Tensor
 
+from ..checkpoints import load_student
 from ..errors import InputError
 from ..files import atomic_write
 from ..student import PRESETS, Student
 from .dataset import Frames, read_frames, sha256
+from .evaluate import predict_frames
 from .graphs import (
     Batch,
     Graphs,
@@ -34,6 +37,7 @@ from .graphs import (
     make_batch,
     predict,
     predict_products,
+    with_products,
 )
 from .recipe import Recipe, TrainingRecipe
 
@@ -71,13 +75,24 @@ class Workers(NamedTuple):
     device: torch.device
 
     def sum_gradients(self, student: Student) -> None:
-        """Add the gradients of all processes; each has divided by the whole batch's counts."""
+        """Add the gradients of all processes; each has divided by the whole batch's counts.
+
+        A process without a share of the batch, hence without gradients, adds zeros.
+        """
         if self.size > 1:
-            present = [w.grad for w in student.parameters() if w.grad is not None]
-            flat = torch.cat([grad.flatten() for grad in present])
+            weights = list(student.parameters())
+            parts = [torch.zeros_like(w) if w.grad is None else w.grad for w in weights]
+            flat = torch.cat([part.flatten() for part in parts])
             dist.all_reduce(flat)
-            for grad, part in zip(present, flat.split([g.numel() for g in present]), strict=True):
-                grad.copy_(part.view_as(grad))
+            for weight, part in zip(weights, flat.split([w.numel() for w in weights]), strict=True):
+                weight.grad = part.view_as(weight)
+
+    def agreed(self, numbers: Sequence[float]) -> list[float]:
+        """The numbers of the first process, by which all decide alike: rounding may differ."""
+        told = torch.tensor(numbers, dtype=torch.float64, device=self.device)
+        if self.size > 1:
+            dist.broadcast(told, 0)
+        return told.tolist()
 
 
 def keep_freed_memory() -> None:
@@ -98,11 +113,14 @@ def started_workers() -> Iterator[Workers]:
     """Join the other processes of `torchrun`, if it started this one; use CUDA where there is."""
     rank, size = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
     on_cuda = torch.cuda.is_available()
-    device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0))) if on_cuda else "cpu"
+    device = torch.device("cpu")
+    if on_cuda:
+        device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))
+        torch.cuda.set_device(device)
     if size > 1:
         dist.init_process_group("nccl" if on_cuda else "gloo")
     try:
-        yield Workers(rank, size, torch.device(device))
+        yield Workers(rank, size, device)
     finally:
         if size > 1:
             dist.destroy_process_group()
@@ -153,14 +171,18 @@ def loss_of(
     """
     energies, forces = predict(network, batch)
     energy = ((energies - batch.energies) / batch.atoms).square().sum() / frames
-    squared = (forces - batch.forces).square().sum()
-    loss = settings.energy_weight * energy + squared / (3 * atoms)
+    residual = forces - batch.forces
+    force = residual.square()
+    if settings.huber:
+        excess = (residual.abs() - settings.huber).clamp(min=0.0)
+        force = force - excess.square()
+    loss = settings.energy_weight * energy + force.sum() / (3 * atoms)
     if settings.hessian_weight and probed:
-        known = batch.products.isfinite()
-        clean = batch._replace(probes=batch.probes.nan_to_num())
-        error = torch.where(known, predict_products(network, clean) - batch.products, 0.0)
-        loss = loss + settings.hessian_weight * error.square().sum() / (3 * probed)
-    return loss, squared.detach()
+        some = with_products(batch)
+        if len(some.atoms):
+            error = predict_products(network, some) - some.products
+            loss = loss + settings.hessian_weight * error.square().sum() / (3 * probed)
+    return loss, residual.detach().square().sum()
 
 
 def train(
@@ -186,7 +208,7 @@ def train(
         instead of 94 ms (original), 13 instead of 37 ms (tiny), after a minute of compiling.
     extra : another dataset whose training frames are added (labels of a larger student, say).
     initial : checkpoint of the same preset to start from instead of random weights; its reference
-        energies are fitted anew, so it may have had another teacher.
+        energies are fitted to what its network leaves, so it may have had another teacher.
 
     Returns
     -------
@@ -194,8 +216,9 @@ def train(
 
     Raises
     ------
-    InputError : no such preset, an empty split, a state of another training, or a loss that is no
-        number any more.
+    InputError : no such preset, an empty split, a state or initial checkpoint of another preset,
+        or gradients that are no numbers any more, in which case the last saved state stays.
+    ArchiveError : `initial` is no checkpoint.
     """
     if model not in recipe.training or model not in PRESETS:
         raise InputError(f"no preset {model!r} in the recipe; it has {', '.join(recipe.training)}")
@@ -235,14 +258,24 @@ class _Training:
         self.curve: list[CurvePoint] = []
         self.best: dict[str, Tensor] = {}
         self.history: list[dict[str, Any]] = []
+        self.updating = False  # half a step is never saved
         frames = _read_nonempty(dataset, "train")
         if (folder / "state.pt").exists():
             self._load()
         else:
             if initial:
-                weights = torch.load(initial, weights_only=True)["weights"]
-                self.student.load_state_dict(weights)
-            fit_references(frames, self.student)
+                given, config = load_student(initial)
+                # The repulsion is not learned: the labels lose the preset's, whatever it was.
+                reach = PRESETS[model].repulsion_reach
+                if replace(config, repulsion_reach=reach) != PRESETS[model]:
+                    raise InputError(f"{initial} is no {model}: {config}")
+                # References of what is left: the network knows 10 eV of a molecule of 40 atoms.
+                references, (explained, _) = given.references.clone(), predict_frames(given, frames)
+                fit_references(frames._replace(energies=frames.energies - explained), given)
+                given.references += references
+                self.student.load_state_dict(given.state_dict())
+            else:
+                fit_references(frames, self.student)
             self.average.module.load_state_dict(self.student.state_dict())
         fixed = Student(PRESETS[model])  # references and repulsion, on the processor
         fixed.references.copy_(self.student.references)
@@ -250,14 +283,17 @@ class _Training:
         if extra:
             self.sets.append(build_graphs(_read_nonempty(extra, "train"), fixed))
         self.sizes = [len(one.energies) for one in self.sets]
+        if workers.agreed(self.sizes) != self.sizes:
+            raise InputError(f"{dataset} grew while the processes read it; start them again")
         self.validation = build_graphs(_read_nonempty(dataset, "validation"), fixed)
         data = {"dataset_sha256": [sha256(path) for path in (dataset, extra) if path]}
-        if not self.history or self.history[-1]["dataset_sha256"] != data["dataset_sha256"]:
+        known = self.history and self.history[-1]["dataset_sha256"] == data["dataset_sha256"]
+        if not known and self.done < self.settings.steps:
             data |= {"from_step": self.done, "frames": sum(self.sizes)}
             self.history.append(data | {"molecules": len(set(frames.identities))})
 
     def _rate(self, step: int) -> float:
-        warm = min(1.0, (step + 1) / self.settings.warmup)
+        warm = min(1.0, (step + 1) / max(1, self.settings.warmup))
         return warm * (0.5 + 0.5 * math.cos(math.pi * min(1.0, step / self.settings.steps)))
 
     def _load(self) -> None:
@@ -270,6 +306,10 @@ class _Training:
         self.average.load_state_dict(state["average"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.schedule.load_state_dict(state["schedule"])
+        # The recipe's learning rate and steps, which may have changed since.
+        self.schedule.base_lrs = [self.settings.learning_rate]
+        rate = self.settings.learning_rate * self._rate(state["step"])
+        self.optimizer.param_groups[0]["lr"] = rate
         self.done, self.elapsed, self.running = state["step"], state["elapsed_s"], state["running"]
         self.curve = [CurvePoint(*row) for row in state["curve"]]
         self.best, self.history = state["best"], state["history"]
@@ -307,46 +347,58 @@ class _Training:
                 f"training {self.model}", total=settings.steps, completed=self.done, info=""
             )
             try:
-                while self.done < settings.steps and not self._stalled():
+                while True:
+                    if self._due():
+                        error = self._validate().validation_force_rmse_ev_per_angstrom
+                        progress.update(bar, info=f"validation force RMSE {error:.4f} eV/A")
+                    if self.done >= settings.steps or self._stalled():
+                        break
                     self._step(network, next(batches))
                     now = time.monotonic()
                     self.elapsed, clock = self.elapsed + now - clock, now
-                    if self.done % VALIDATE_EVERY == 0 or self.done == settings.steps:
-                        point = self._validate()
-                        error = point.validation_force_rmse_ev_per_angstrom
-                        progress.update(bar, info=f"validation force RMSE {error:.4f} eV/A")
                     if now - last_save > STATE_EVERY_S:
                         self._save()
                         last_save = now
                     progress.update(bar, completed=self.done)
-            finally:  # also when interrupted: nothing is lost
-                self._save()
+            finally:  # also when interrupted
+                if not self.updating:
+                    self._save()
         return self._finish()
+
+    def _due(self) -> bool:
+        """Whether a validation is due; also one that an interrupted run had begun."""
+        last = self.curve[-1].step if self.curve else 0
+        ended = self.done >= self.settings.steps
+        return self.done > last and (ended or self.done % VALIDATE_EVERY == 0)
 
     def _step(self, network: Network, chosen: list[int]) -> None:
         share = chosen[self.workers.rank :: self.workers.size]
         whole = self._batch(chosen)
         atoms = len(whole.species)
         probed = int(whole.products[:, 0].isfinite().sum()) if self.settings.hessian_weight else 0
-        part = whole if len(share) == len(chosen) else self._batch(share)
-        loss, squared = loss_of(
-            network, part.to(self.workers.device), self.settings, len(chosen), atoms, probed
-        )
         self.optimizer.zero_grad()
-        loss.backward()
+        error = 0.0
+        if share:  # a batch may be smaller than the number of processes
+            part = whole if len(share) == len(chosen) else self._batch(share)
+            loss, squared = loss_of(
+                network, part.to(self.workers.device), self.settings, len(chosen), atoms, probed
+            )
+            loss.backward()
+            error = float(squared) / (3 * len(part.species))
         self.workers.sum_gradients(self.student)
-        torch.nn.utils.clip_grad_norm_(self.student.parameters(), self.settings.clip)
+        norm = torch.nn.utils.clip_grad_norm_(self.student.parameters(), self.settings.clip)
+        self.updating = True
+        if not (math.isfinite(error) and math.isfinite(float(norm))):
+            raise InputError(
+                f"the loss is no number any more at step {self.done + 1}; lower training."
+                f"{self.model}.learning_rate, or look at the data with `mlff-student distill check`"
+            )
         self.optimizer.step()
         self.schedule.step()
         self.average.update_parameters(self.student)
         self.done += 1
-        error = float(squared) / (3 * len(part.species))
-        if not math.isfinite(error):
-            raise InputError(
-                f"the loss is no number any more at step {self.done}; lower training."
-                f"{self.model}.learning_rate, or look at the data with `mlff-student distill check`"
-            )
         self.running = 0.98 * self.running + 0.02 * error if self.running else error
+        self.updating = False
 
     def _batch(self, chosen: list[int]) -> Batch:
         """Frames of both sets, numbered through."""
@@ -357,6 +409,7 @@ class _Training:
 
     def _validate(self) -> CurvePoint:
         errors = evaluate(self.average.module.network, self.validation, self.workers.device)
+        errors = Errors(*self.workers.agreed(errors))
         least = min(
             (point.validation_force_rmse_ev_per_angstrom for point in self.curve), default=math.inf
         )
@@ -390,6 +443,7 @@ class _Training:
             },
         }
         if self.workers.rank == 0:
+            write_curve(self.curve, self.folder / "metrics.csv")
             with atomic_write(self.folder / "model.pt") as temporary:
                 torch.save(checkpoint, temporary)
         return checkpoint

@@ -1,0 +1,176 @@
+"""The gate's report: JSON for scripts, Markdown and plots for readers."""
+
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ..elements import ELEMENTS
+from ..errors import InputError
+from ..files import atomic_write
+from ..plots import COLOURS, single_figure
+from ..results import write_results
+from .check import WORST, Report, frame_sizes
+from .dataset import SPLITS
+
+
+def records(report: Report) -> list[dict[str, Any]]:
+    """The dataset's figures and verdict, then one record a check."""
+    whole = report.figures | {"verdict": report.verdict, "passed": report.passed}
+    for check in report.checks:
+        whole |= {check.name: check.found, f"{check.name}_passed": check.passed}
+    return [whole] + [
+        {
+            "check": check.name,
+            "found": check.found,
+            "bound": check.limit.bound,
+            "limit": check.limit.value,
+            "unit": check.limit.unit,
+            "asked": check.asked,
+            "passed": check.passed,
+            "worst": "; ".join(check.worst),
+            "source": check.limit.source,
+        }
+        for check in report.checks
+    ]
+
+
+def write_report(report: Report, folder: Path) -> None:
+    """Write report.json, report.md and plots as PNG.
+
+    Raises
+    ------
+    InputError : the folder cannot be written to.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"cannot make the folder {folder}: {error.strerror}") from error
+    write_results(folder / "report.json", "distill check", "", records(report))
+    plots = _plot(report, folder)
+    with atomic_write(folder / "report.md") as temporary:
+        temporary.write_text(_text(report, plots))
+
+
+def _text(report: Report, plots: list[str]) -> str:
+    """Report for a reader, Markdown."""
+    figures = report.figures
+    lines = [
+        f"# {report.verdict}",
+        "",
+        f"`{report.dataset}`, sha256 `{figures['sha256']}`, labelled by {figures['teacher']}:",
+        f"{figures['structures']} structures of {figures['molecules']} molecules and complexes, "
+        f"{figures['frames']} frames, {figures['atoms']} atoms.",
+        "",
+        *_table(("check", "found", "limit", ""), [check.cells for check in report.checks]),
+    ]
+    if figures["split_by"] == "trajectory":
+        lines += [
+            "Not asked of a dataset split by trajectory: it is of one system on purpose, and its "
+            "splits are parts of one trajectory.",
+            "",
+        ]
+    for check in report.checks:
+        if check.worst and check.asked:
+            title = check.limit.title[0].upper() + check.limit.title[1:]
+            lines += [f"## {title}: {check.cells[3]}", ""]
+            lines += [] if check.passed else [f"What to do: {check.limit.mend}", ""]
+            lines += [f"- {line}" for line in check.worst] + [""]
+        elif not check.passed:
+            lines += [f"What to do about {check.limit.title}: {check.limit.mend}", ""]
+    if report.failures:
+        lines += ["## Failures of the teacher", ""]
+        lines += _table(("reason", "structures"), report.failures.most_common(2 * WORST))
+    lines += ["## Classes", "", *_table(*_classes(report))]
+    lines += ["## Elements", ""]
+    lines += _table(
+        ("element", "atoms in all frames", "structures"),
+        [(s, figures[f"atoms_{s}"], figures[f"structures_{s}"]) for s in ELEMENTS],
+    )
+    lines += ["## All figures", ""]
+    lines += _table(
+        ("figure", "value"),
+        [(k, f"{v:.5g}" if isinstance(v, float) else v) for k, v in figures.items()],
+    )
+    lines += ["## Why these limits", ""]
+    lines += [f"- {one.limit.title}: {one.limit.source}" for one in report.checks] + [""]
+    return "\n".join(lines + [f"![{name}]({name})" for name in plots]) + "\n"
+
+
+def _table(head: tuple[str, ...], rows: Any) -> list[str]:
+    """Lines of a Markdown table."""
+    cells = [head, ("---",) * len(head), *rows]
+    return [
+        "| " + " | ".join(str(one).replace("|", "/") for one in row) + " |" for row in cells
+    ] + [""]
+
+
+def _classes(report: Report) -> tuple[tuple[str, ...], list[tuple[Any, ...]]]:
+    """Head and rows of the table of classes: structures, and frames of each split."""
+    frames = report.frames
+    structures = Counter(frames.kinds)
+    count = Counter((frames.kinds[m], report.splits[m]) for m in frames.molecule.tolist())
+    rows = [
+        (kind, number, *(count[kind, split] for split in SPLITS))
+        for kind, number in structures.most_common()
+    ]
+    return ("class", "structures", *(f"{split} frames" for split in SPLITS)), rows
+
+
+def _plot(report: Report, folder: Path) -> list[str]:
+    """Names of the plots it writes."""
+    frames, geometry, energies = report.frames, report.geometry, report.energies
+    limits = {check.name: check.limit for check in report.checks}
+    sizes, molecule = frame_sizes(frames), frames.molecule.numpy()
+    split = np.array(report.splits)[molecule]
+    plots = []
+
+    def axes_of(name: str, x: str, y: str, log: bool = True) -> Any:
+        plots.append(f"{name}.png")
+        return single_figure(folder / plots[-1], x, y, yscale="log" if log else "linear")
+
+    with axes_of("sizes", "atoms of a structure", "structures", log=False) as axes:
+        one_frame = np.unique(molecule, return_index=True)[1]
+        parts = [sizes[one_frame][split[one_frame] == one] for one in SPLITS]
+        width = -(-int(np.ptp(sizes) + 1) // 40)
+        bins = np.arange(sizes.min(), sizes.max() + width + 1, width) - 0.5
+        axes.hist(parts, bins, stacked=True, color=COLOURS[:3], label=SPLITS)
+    with axes_of(
+        "forces", "force component, absolute (eV/angstrom)", "share of components"
+    ) as axes:
+        methods = np.repeat(np.array(frames.methods), sizes)
+        forces = frames.forces.abs().numpy()
+        bins = np.linspace(0.0, np.nanmax(forces), 61)
+        for index, method in enumerate(np.unique(methods)):
+            chosen = forces[methods == method].ravel()
+            colour = COLOURS[index % len(COLOURS)]
+            weights = np.full(len(chosen), 1 / len(chosen))
+            axes.hist(chosen, bins, weights=weights, histtype="step", color=colour, label=method)
+        axes.axvline(limits["largest_force_ev_per_angstrom"].value, color="black", linestyle=":")
+    with axes_of("energies", "energy per atom after the fit (eV/atom)", "frames") as axes:
+        kept = [one[np.isfinite(one)] for one in (energies.residual, energies.deviation)]
+        bins = np.histogram_bin_edges(np.concatenate(kept), 80)
+        labels = ("residual of composition", "from the median of the molecule")
+        axes.hist(kept, bins, histtype="step", color=COLOURS[:2], label=labels)
+        for sign in (-1, 1):
+            bound = sign * limits["energy_outlier_percent"].beyond * energies.sigma
+            axes.axvline(bound, color=COLOURS[1], linestyle=":")
+    with axes_of("contacts", "shortest distance / sum of covalent radii", "frames") as axes:
+        near = geometry.closeness[np.isfinite(geometry.closeness)]
+        axes.hist(near, 60, color=COLOURS[0])
+        axes.axvline(limits["overlapping_percent"].beyond, color="black", linestyle=":")
+    with axes_of("elements", "element", "count") as axes:
+        for index, what in enumerate(("atoms", "structures")):
+            heights = [report.figures[f"{what}_{symbol}"] for symbol in ELEMENTS]
+            place = np.arange(len(ELEMENTS)) + 0.4 * index
+            axes.bar(place, heights, 0.4, color=COLOURS[index], label=what)
+        axes.set_xticks(np.arange(len(ELEMENTS)) + 0.2, list(ELEMENTS))
+    with axes_of("classes", "frames", "", log=False) as axes:
+        rows = _classes(report)[1][::-1]
+        left = np.zeros(len(rows))
+        for index, one in enumerate(SPLITS):
+            width = np.array([row[2 + index] for row in rows], float)
+            axes.barh([row[0] for row in rows], width, left=left, color=COLOURS[index], label=one)
+            left += width
+    return plots

@@ -1,0 +1,1578 @@
+"""From labels to a checkpoint: graphs, training, evaluation, relabelling, rounds, the quick way.
+
+The labels are GFN2-xTB's, of a handful of small structures. Network sizes and steps are as small as
+the facts allow.
+"""
+
+import csv
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from ase import Atoms
+from ase.build import molecule
+from typer.testing import CliRunner
+from vesin import NeighborList
+
+import mlff_student.distill.graphs as graphing
+import mlff_student.distill.label as labelling
+import mlff_student.distill.quick as quickly
+import mlff_student.distill.rounds as looping
+import mlff_student.distill.train as training
+from mlff_student import cli
+from mlff_student.archive import load_archive
+from mlff_student.calculator import StudentForceFieldCalculator
+from mlff_student.checkpoints import archive_of, load_student
+from mlff_student.distill.dataset import (
+    Frames,
+    LabelledStructure,
+    open_dataset,
+    read_frames,
+    read_summary,
+    sha256,
+)
+from mlff_student.distill.evaluate import (
+    card_text,
+    evaluate_frames,
+    force_errors,
+    predict_frames,
+    write_checkpoint,
+)
+from mlff_student.distill.graphs import (
+    Batch,
+    Graphs,
+    build_graphs,
+    fit_references,
+    forces_from_gradient,
+    join_batches,
+    make_batch,
+    predict,
+    predict_products,
+    with_products,
+)
+from mlff_student.distill.ladder import relabel
+from mlff_student.distill.recipe import Recipe, Rounds, read_recipe
+from mlff_student.distill.sample import label_source
+from mlff_student.distill.structures import Source
+from mlff_student.elements import ELEMENTS
+from mlff_student.errors import ArchiveError, InputError
+from mlff_student.student import PRESETS, Student
+from mlff_student.teachers import make_teacher
+
+PRESET = "ultra_tiny"
+RECIPE = {
+    "teacher": "gfn2-xtb",
+    "seed": 3,
+    "largest_force": 300.0,
+    "structures": {
+        "smiles": "three.smi",
+        "library": 3,
+        "largest": 7,
+        "held_out": {"validation": 0, "test": 0},
+    },
+    "sampling": {
+        "molecule": {
+            "md": {"temperatures_K": [300, 600], "frames": 1, "interval": 3, "equilibration": 2},
+            "hessian_products": 1,
+        },
+        "held_out": {
+            "md": {"temperatures_K": [300, 600], "frames": 2, "interval": 3, "equilibration": 2}
+        },
+        "file": {"starts": True},
+    },
+    "training": {
+        PRESET: {"steps": 6, "batch": 3, "learning_rate": 1e-3, "warmup": 2, "ema": 0.9},
+        "tiny": {"steps": 6, "batch": 3, "learning_rate": 1e-3},
+    },
+    "rounds": {
+        "count": 1,
+        "model": PRESET,
+        "committee": 2,
+        "steps": 3,
+        "structures": 2,
+        "temperature_K": 300.0,
+        "ps": 0.02,
+        "frames": 1,
+        "disagreement": 0.001,
+    },
+}
+SMILES = {"train": ("O", "C", "N", "CO"), "validation": ("C=O",), "test": ("CCO", "OO")}
+
+
+def written(values: object, folder: Path) -> Path:
+    """A recipe file, with the three molecules that its `structures` name beside it."""
+    folder.mkdir(exist_ok=True, parents=True)
+    smiles = folder / "three.smi"
+    smiles.write_text("O\twater\tsmall\nC\tmethane\tsmall\nCO\tmethanol\tsmall\n")
+    values = yaml.safe_load(yaml.safe_dump(values))
+    values["structures"]["smiles"] = str(smiles)
+    path = folder / "recipe.yaml"
+    path.write_text(yaml.safe_dump(values))
+    return path
+
+
+def pair_of_waters() -> Atoms:
+    moved = molecule("H2O")
+    moved.positions += [0.0, 0.0, 3.0]
+    return molecule("H2O") + moved
+
+
+def periodic_water() -> Atoms:
+    """Hydrogen-bonded chains of water; every atom neighbours its own images."""
+    water = molecule("H2O", cell=[3.2, 3.4, 3.6])
+    water.pbc = True
+    return water
+
+
+def sources() -> Iterator[Source]:
+    for split, several in SMILES.items():
+        group = "molecule" if split == "train" else "held_out"
+        for smiles in several:
+            yield Source(f"{split}_{smiles}", smiles, "small", group, split, (smiles,))
+    for name, kind, split, atoms in (
+        ("crystal", "crystal", "train", periodic_water()),
+        ("atom", "small", "train", Atoms("O")),
+        ("pair", "dimer", "test", pair_of_waters()),
+    ):
+        yield Source(name, name, kind, "file", split, starts=(atoms,))
+
+
+class Distillation(NamedTuple):
+    """A labelled dataset and its recipe on disk."""
+
+    recipe: Recipe
+    recipe_file: Path
+    dataset: Path
+
+
+@pytest.fixture(scope="module")
+def distillation(tmp_path_factory: pytest.TempPathFactory) -> Distillation:
+    folder = tmp_path_factory.mktemp("distillation")
+    recipe_file = written(RECIPE, folder)
+    recipe = read_recipe(recipe_file)
+    attributes = {"teacher": recipe.teacher, "seed": recipe.seed, "split_by": "molecule"}
+    with open_dataset(folder / "dataset.h5", **attributes) as writer:
+        for index, source in enumerate(sources()):
+            one = label_source(source, recipe, seed=index)
+            assert not one.failure, one
+            writer.append(one)
+    return Distillation(recipe, recipe_file, folder / "dataset.h5")
+
+
+@pytest.fixture(autouse=True)
+def without_state_every_minute(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Tests that kill a training set this to 0 themselves."""
+    monkeypatch.setattr(training, "STATE_EVERY_S", 60.0)
+
+
+def with_settings(recipe: Recipe, **settings: Any) -> Recipe:
+    changed = replace(recipe.training[PRESET], **settings)
+    return replace(recipe, training=recipe.training | {PRESET: changed})
+
+
+def train(
+    distillation: Distillation, folder: Path, settings: dict[str, Any] | None = None, **options: Any
+) -> dict[str, Any]:
+    """Checkpoint after the recipe's six steps, or after others."""
+    recipe = with_settings(distillation.recipe, **(settings or {}))
+    options = {"compiled": False, "quiet": True} | options
+    return training.train(recipe, PRESET, distillation.dataset, folder, **options)
+
+
+@pytest.fixture(scope="module")
+def trained(distillation: Distillation, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("trained")
+    train(distillation, folder)
+    return folder
+
+
+def curve_of(folder: Path) -> list[dict[str, str]]:
+    """metrics.csv without the time."""
+    with open(folder / "metrics.csv", newline="") as stream:
+        return [{k: v for k, v in row.items() if k != "seconds"} for row in csv.DictReader(stream)]
+
+
+def state_of(folder: Path) -> dict[str, Any]:
+    return torch.load(folder / "state.pt", weights_only=True)
+
+
+def same(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool:
+    return one.keys() == other.keys() and all(torch.equal(one[key], other[key]) for key in one)
+
+
+# --- Graphs -------------------------------------------------------------------------------------
+
+
+def frames_of(several: list[Atoms], **columns: torch.Tensor) -> Frames:
+    """Unlabelled frames, each a structure of its own; `columns` replace some of them."""
+    count, rows = len(several), sum(len(atoms) for atoms in several)
+    frames = Frames(
+        names=[str(k) for k in range(count)],
+        identities=[str(k) for k in range(count)],
+        kinds=["small"] * count,
+        molecule=torch.arange(count),
+        methods=["md"] * count,
+        start=torch.tensor(np.cumsum([0, *map(len, several)])),
+        atomic_numbers=torch.tensor(np.concatenate([atoms.numbers for atoms in several])).long(),
+        positions=torch.tensor(np.concatenate([atoms.positions for atoms in several])).float(),
+        forces=torch.zeros(rows, 3),
+        energies=torch.zeros(count, dtype=torch.float64),
+        temperatures=torch.full((count,), 300.0),
+        cells=torch.tensor(np.array([atoms.cell.array for atoms in several])).float(),
+        pbc=torch.tensor(np.array([atoms.pbc for atoms in several])),
+        stresses=torch.full((count, 6), torch.nan),
+        probes=torch.full((rows, 3), torch.nan),
+        products=torch.full((rows, 3), torch.nan),
+    )
+    return frames._replace(**columns)
+
+
+def atoms_of(frames: Frames, k: int) -> Atoms:
+    rows = slice(int(frames.start[k]), int(frames.start[k + 1]))
+    return Atoms(
+        frames.atomic_numbers[rows].numpy(),
+        positions=frames.positions[rows].double().numpy(),
+        cell=frames.cells[k].double().numpy(),
+        pbc=frames.pbc[k].numpy(),
+    )
+
+
+@pytest.fixture
+def mixed(structures: dict[str, Atoms]) -> list[Atoms]:
+    """Open, periodic, partly periodic, of one atom, with an atom that is its own neighbour."""
+    slab = structures["ethanol"].copy()
+    slab.set_cell([6.0, 7.0, 0.0])
+    slab.pbc = (True, True, False)
+    chain = Atoms("C", cell=[2.0, 9.0, 9.0], pbc=[True, False, False])
+    return [*structures.values(), slab, Atoms("O"), chain, periodic_water(), Atoms("Cl")]
+
+
+def test_edges_are_vesins(mixed: list[Atoms], random_student: Callable[..., Student]):
+    frames = frames_of(mixed)
+    graphs = build_graphs(frames, random_student(PRESET))
+    for k in range(len(mixed)):
+        atoms = atoms_of(frames, k)
+        finder = NeighborList(cutoff=PRESETS[PRESET].cutoff, full_list=True)
+        i, j, vectors = finder.compute(atoms.positions, atoms.cell.array, atoms.pbc, "ijD")
+        rows = slice(int(graphs.edge_start[k]), int(graphs.edge_start[k + 1]))
+        found = np.column_stack([graphs.edge_index[:, rows].T, graphs.edge_vectors[rows]])
+        expected = np.column_stack([i, j, vectors])
+        assert len(found) == len(expected), k
+
+        def in_order(edges: np.ndarray) -> np.ndarray:
+            return edges[np.lexsort(edges.round(3).T)]
+
+        # Vectors of up to 5 angstrom are kept in float32.
+        np.testing.assert_allclose(in_order(found), in_order(expected), atol=1e-6)
+        assert all(index < len(atoms) for index in found[:, :2].flatten())
+    own = graphs.edge_index[0] == graphs.edge_index[1]
+    assert own.any()
+
+
+def test_predictions_are_those_of_the_calculator(mixed: list[Atoms], tiny_checkpoint: Path):
+    frames = frames_of(mixed)
+    student, _ = load_student(tiny_checkpoint, torch.float64)
+    energies, forces = predict_frames(student, frames, batch=4)
+    calculator = StudentForceFieldCalculator(tiny_checkpoint, dtype=torch.float64)
+    for k in range(len(mixed)):
+        atoms = atoms_of(frames, k)
+        archive_answer = calculator.archive.module(
+            torch.tensor(atoms.positions),
+            torch.tensor(atoms.numbers),
+            torch.tensor(atoms.cell.array),
+            torch.tensor(atoms.pbc),
+        )
+        rows = slice(int(frames.start[k]), int(frames.start[k + 1]))
+        # Edge vectors are rounded to 2e-7 angstrom: times forces of a few eV/angstrom an edge, and
+        # times curvatures of up to 100 eV/angstrom^2.
+        assert abs(float(energies[k]) - float(archive_answer[0])) < 1e-6 * max(len(atoms), 10)
+        torch.testing.assert_close(forces[rows], archive_answer[1], rtol=0, atol=3e-5)
+        if k == 1:
+            atoms.calc = calculator
+            assert atoms.get_potential_energy() == float(archive_answer[0])
+
+
+def test_labels_lose_references_and_repulsion_only(
+    mixed: list[Atoms], random_student: Callable[..., Student]
+):
+    """The network's prediction plus what was taken off the labels is the student's answer."""
+    squeezed = [molecule("H2O"), molecule("CH4"), periodic_water()]
+    for atoms in squeezed:
+        atoms.set_cell(0.6 * atoms.cell.array, scale_atoms=False)
+        atoms.positions *= 0.6
+    frames = frames_of([*squeezed, *mixed])
+    student = random_student(PRESET, torch.float32)
+    graphs = build_graphs(frames, student)
+    energies, forces = predict(
+        student.network, make_batch(graphs, list(range(len(frames.energies))))
+    )
+    taken = frames.energies - graphs.energies.double(), frames.forces - graphs.forces
+    assert taken[1].abs().max() > 20.0
+    whole = predict_frames(student, frames)
+    # Labels without references are float32: 1e-7 of up to 1000 eV and of 100 eV/angstrom.
+    torch.testing.assert_close(energies.double() + taken[0], whole[0], rtol=1e-6, atol=1e-4)
+    torch.testing.assert_close((forces + taken[1]).double(), whole[1], rtol=1e-5, atol=1e-4)
+
+
+def same_batch(one: Batch, other: Batch) -> None:
+    for name, mine, theirs in zip(Batch._fields, one, other, strict=True):
+        torch.testing.assert_close(mine, theirs, rtol=0, atol=0, equal_nan=True, msg=name)
+
+
+def test_a_batch_is_its_frames(mixed: list[Atoms], random_student: Callable[..., Student]):
+    """Whatever frames, in whatever order, also one twice."""
+    student = random_student(PRESET)
+    graphs = build_graphs(frames_of(mixed), student)
+    graphs = graphs._replace(edge_vectors=graphs.edge_vectors.double())
+    alone = [predict(student.network, make_batch(graphs, [k])) for k in range(len(graphs.energies))]
+    for chosen in ([0], [6], [7, 6], [3, 0, 9, 6, 1], [2, 2], list(range(len(alone)))):
+        batch = make_batch(graphs, chosen)
+        energies, forces = predict(student.network, batch)
+        # Matrix products of other shapes round differently: 1e-13 of 100 eV.
+        torch.testing.assert_close(
+            energies, torch.cat([alone[k][0] for k in chosen]), rtol=0, atol=1e-11
+        )
+        torch.testing.assert_close(
+            forces, torch.cat([alone[k][1] for k in chosen]), rtol=0, atol=1e-11
+        )
+        same_batch(join_batches([make_batch(graphs, [k]) for k in chosen]), batch)
+
+
+@pytest.mark.parametrize("chosen", [[3, 4], [0, 1], [5, 5], [2]])
+def test_sets_of_one_sort_work(
+    chosen: list[int], mixed: list[Atoms], random_student: Callable[..., Student]
+):
+    """Only periodic, only open, only single atoms, one frame: the same as within all others."""
+    student = random_student(PRESET)
+    kinds = [*mixed[:5], Atoms("O")]
+    whole = predict_frames(student, frames_of(kinds))
+    start = frames_of(kinds).start
+    energies, forces = predict_frames(student, frames_of([kinds[k] for k in chosen]))
+    torch.testing.assert_close(energies, whole[0][chosen], rtol=0, atol=1e-10)
+    expected = torch.cat([whole[1][start[k] : start[k + 1]] for k in chosen])
+    torch.testing.assert_close(forces, expected, rtol=0, atol=1e-10)
+
+
+def test_no_frames_make_empty_graphs(random_student: Callable[..., Student]):
+    frames = frames_of([molecule("H2O")])
+    nothing = Frames(
+        *(value[:1] if name == "start" else value[:0] for name, value in frames._asdict().items())
+    )
+    graphs = build_graphs(nothing, random_student(PRESET))
+    assert graphs.edge_index.shape == (2, 0)
+    assert len(graphs.energies) == 0
+
+
+def test_unknown_elements_are_refused(random_student: Callable[..., Student]):
+    with pytest.raises(InputError, match="atomic number 14, unknown"):
+        build_graphs(frames_of([molecule("H2O"), molecule("SiH4")]), random_student(PRESET))
+
+
+def probed(several: list[Atoms], without: tuple[int, ...] = ()) -> Frames:
+    """Frames with random probes, but for some of them, and products that are zero."""
+    frames = frames_of(several)
+    generator = torch.Generator().manual_seed(1)
+    probes = torch.randn(frames.positions.shape, generator=generator)
+    for k in without:
+        probes[frames.start[k] : frames.start[k + 1]] = torch.nan
+    return frames._replace(probes=probes, products=0.0 * probes)
+
+
+def exact_products(student: Student, graphs: Graphs, energy_of_edges: Callable) -> torch.Tensor:
+    """H v by automatic differentiation of an energy that depends on the edge vectors."""
+    batch = make_batch(graphs, list(range(len(graphs.energies))))
+    vectors = batch.vectors.double()
+
+    def forces(moved: torch.Tensor) -> torch.Tensor:
+        shifted = vectors + moved[batch.edge_index[1]] - moved[batch.edge_index[0]]
+        return energy_of_edges(shifted, batch)
+
+    rest = torch.zeros(len(batch.species), 3, dtype=torch.float64)
+    _, products = torch.autograd.functional.jvp(forces, rest, batch.probes.double())
+    return -products
+
+
+def test_products_of_the_network_are_the_exact_hessians(
+    structures: dict[str, Atoms],
+    random_student: Callable[..., Student],
+    monkeypatch: pytest.MonkeyPatch,
+):
+    student = random_student(PRESET)
+    graphs = build_graphs(probed([structures["ethanol"], periodic_water()]), student)
+
+    def network_forces(vectors: torch.Tensor, batch: Batch) -> torch.Tensor:
+        return predict(student.network, batch._replace(vectors=vectors))[1]
+
+    exact = exact_products(student, graphs, network_forces)
+    batch = make_batch(graphs, [0, 1])
+    batch = batch._replace(vectors=batch.vectors.double(), probes=batch.probes.double())
+    size = exact.abs().max()
+    assert size > 1.0
+    # The difference quotient's error goes with the square of its step.
+    error = (predict_products(student.network, batch) - exact).abs().max() / size
+    assert error < 2e-2
+    monkeypatch.setattr(graphing, "PROBE_STEP", graphing.PROBE_STEP / 10.0)
+    finer = (predict_products(student.network, batch) - exact).abs().max() / size
+    assert finer < 0.02 * error
+
+
+def test_products_lose_the_exact_hessian_of_the_repulsion(
+    random_student: Callable[..., Student], monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(graphing, "PROBE_STEP", 1e-4)
+    squeezed = [molecule("H2O"), molecule("CH4"), periodic_water()]
+    for atoms in squeezed:
+        atoms.positions *= 0.6
+    student = random_student(PRESET)
+    graphs = build_graphs(probed(squeezed), student)
+
+    def repulsive_forces(vectors: torch.Tensor, batch: Batch) -> torch.Tensor:
+        i, j = batch.edge_index
+        distances = vectors.norm(dim=1)
+        slope = student.repulsion(distances, batch.species[i], batch.species[j])[1]
+        gradient = (0.5 * slope / distances)[:, None] * vectors
+        return forces_from_gradient(gradient, batch.edge_index, len(batch.species))
+
+    exact = exact_products(student, graphs, repulsive_forces)
+    assert exact.abs().max() > 100.0  # eV/angstrom^2
+    torch.testing.assert_close(-graphs.products.double(), exact, rtol=1e-4, atol=1e-3)
+
+
+def test_only_frames_with_products_are_kept(
+    mixed: list[Atoms], random_student: Callable[..., Student]
+):
+    student = random_student(PRESET)
+    several = [*mixed[:4], Atoms("O")]
+    graphs = build_graphs(probed(several, without=(0, 3)), student)
+    assert graphs.products.isnan().any(1).sum() == len(several[0]) + len(several[3])
+    batch = make_batch(graphs, [3, 1, 0, 4, 2])
+    same_batch(with_products(batch), make_batch(graphs, [1, 4, 2]))
+    none = with_products(make_batch(graphs, [0, 3]))
+    assert len(none.atoms) == len(none.species) == len(none.vectors) == 0
+
+
+# --- References and loss ------------------------------------------------------------------------
+
+
+def synthetic_frames(energies_of: dict[int, float], count: int = 40) -> Frames:
+    """Atoms at random places whose energy is the sum of one number an element."""
+    rng = np.random.default_rng(0)
+    several = [
+        Atoms(numbers, positions=4.0 * rng.random((len(numbers), 3)))
+        for numbers in (rng.choice(list(energies_of), rng.integers(3, 12)) for _ in range(count))
+    ]
+    energies = [sum(energies_of[number] for number in atoms.numbers) for atoms in several]
+    return frames_of(several, energies=torch.tensor(energies, dtype=torch.float64))
+
+
+def test_references_recover_exact_energies_of_elements():
+    exact = {1: -13.1, 6: -1030.5, 8: -2043.25, 17: -12500.125}
+    student = Student(PRESETS[PRESET])
+    fit_references(synthetic_frames(exact), student)
+    for symbol, (number, _) in ELEMENTS.items():
+        found = float(student.references[list(ELEMENTS).index(symbol)])
+        # Of an element that is not in the data nothing can be said: the smallest solution is 0.
+        assert found == pytest.approx(exact.get(number, 0.0), abs=1e-7), symbol
+
+
+def test_loss_of_a_student_that_answers_nothing(distillation: Distillation):
+    """Zero energies and forces everywhere: the loss is that of the labels alone."""
+    student = Student(PRESETS[PRESET])
+    with torch.no_grad():
+        student.readout_out.weight.zero_()
+        student.readout_out.bias.zero_()
+    batch = make_batch(build_graphs(read_frames(distillation.dataset, "train"), student), [0, 3, 4])
+    batch = batch._replace(energies=torch.tensor([1.0, 20.0, 3.0]))
+    settings = replace(distillation.recipe.training[PRESET], energy_weight=7.0, huber=0.5)
+    forces = batch.forces.double()
+    size = forces.abs()
+    assert (size > 0.5).any()
+    assert (size < 0.5).any()
+    atoms = len(forces)
+    energy = 7.0 * ((batch.energies / batch.atoms) ** 2).sum() / 3
+    huber = torch.where(size < 0.5, size**2, 2 * 0.5 * size - 0.5**2).sum() / (3 * atoms)
+    loss, squared = training.loss_of(student.network, batch, settings, 3, atoms, 0)
+    assert loss.item() == pytest.approx(float(energy + huber), rel=1e-5)
+    assert float(squared) == pytest.approx(float((size**2).sum()), rel=1e-5)
+    plain = replace(settings, huber=0.0, hessian_weight=2.0)
+    known = int(batch.products[:, 0].isfinite().sum())
+    assert 0 < known < atoms
+    products = batch.products.nan_to_num().double().square().sum() / (3 * known)
+    loss, _ = training.loss_of(student.network, batch, plain, 3, atoms, known)
+    expected = energy + (size**2).sum() / (3 * atoms) + 2.0 * products
+    assert loss.item() == pytest.approx(float(expected), rel=1e-5)
+
+
+def test_every_frame_is_seen_once_an_epoch_and_resumption_does_not_show():
+    batches = training.shuffled(10, 3, seed=1, step=0)
+    whole = [next(batches) for _ in range(9)]  # three epochs of three batches
+    for epoch in range(3):
+        seen = [k for batch in whole[3 * epoch : 3 * epoch + 3] for k in batch]
+        assert len(seen) == len(set(seen)) == 9
+    assert whole[:3] != whole[3:6]
+    for step in range(9):
+        assert next(training.shuffled(10, 3, seed=1, step=step)) == whole[step]
+    assert sorted(next(training.shuffled(2, 5, seed=1, step=7))) == [0, 1]
+
+
+# --- Training -----------------------------------------------------------------------------------
+
+
+def force_rmse(checkpoint: dict[str, Any], frames: Frames) -> float:
+    student = Student(PRESETS[PRESET])
+    student.load_state_dict(checkpoint["weights"])
+    found = predict_frames(student.requires_grad_(False), frames)[1]
+    return force_errors(found, frames.forces.double()).force_rmse_ev_per_angstrom
+
+
+def test_training_lowers_the_error(distillation: Distillation, trained: Path, tmp_path: Path):
+    """On its own frames, an atom and a crystal among them, in 300 steps."""
+    frames = read_frames(distillation.dataset, "train")
+    before = torch.load(trained / "model.pt", weights_only=True)
+    after = train(distillation, tmp_path, {"steps": 300, "learning_rate": 3e-3})
+    assert force_rmse(after, frames) < 0.6 * force_rmse(before, frames)
+
+
+def test_checkpoint_says_how_it_was_made(distillation: Distillation, trained: Path):
+    checkpoint = torch.load(trained / "model.pt", weights_only=True)
+    assert checkpoint["config"] == PRESETS[PRESET].as_dict()
+    frames = read_frames(distillation.dataset, "train")
+    assert checkpoint["training"]["history"] == [
+        {
+            "dataset_sha256": [sha256(distillation.dataset)],
+            "from_step": 0,
+            "frames": len(frames.energies),
+            "molecules": len(SMILES["train"]) + 2,
+        }
+    ]
+    assert [row["step"] for row in curve_of(trained)] == ["6"]
+    assert all(np.isfinite(float(value)) for row in curve_of(trained) for value in row.values())
+
+
+def test_finished_training_is_not_repeated(
+    distillation: Distillation, trained: Path, tmp_path: Path
+):
+    (tmp_path / "state.pt").write_bytes((trained / "state.pt").read_bytes())
+    again = train(distillation, tmp_path)
+    whole = torch.load(trained / "model.pt", weights_only=True)
+    assert same(again["weights"], whole["weights"])
+    assert again["training"]["history"] == whole["training"]["history"]
+    assert (tmp_path / "metrics.csv").read_bytes() == (trained / "metrics.csv").read_bytes()
+
+
+def after(call: Callable[..., Any], count: int) -> Callable[..., Any]:
+    """The same function, with Ctrl-C as it returns for the `count`-th time."""
+    calls = []
+
+    def interrupted(*arguments: Any, **options: Any) -> Any:
+        result = call(*arguments, **options)
+        calls.append(arguments)
+        if len(calls) == count:
+            raise KeyboardInterrupt
+        return result
+
+    return interrupted
+
+
+INSTANTS = {
+    "forward": (training, "predict", 5),
+    "gradients": (torch.nn.utils, "clip_grad_norm_", 4),
+    "weights": (torch.optim.AdamW, "step", 4),
+    "rate": (torch.optim.lr_scheduler.LambdaLR, "step", 6),  # once when it is made
+    "average": (torch.optim.swa_utils.AveragedModel, "update_parameters", 3),
+    "validation": (training, "evaluate", 2),
+    "last validation": (training, "evaluate", 3),
+    "curve": (training, "write_curve", 3),
+    "save": (torch, "save", 4),
+}
+
+
+@pytest.fixture(scope="module")
+def validated_often(
+    distillation: Distillation, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Path, dict[str, Any]]:
+    """Training with a validation every other step, and its checkpoint."""
+    folder = tmp_path_factory.mktemp("often")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(training, "VALIDATE_EVERY", 2)
+        return folder, train(distillation, folder)
+
+
+@pytest.mark.parametrize("often", [True, False], ids=["every step saved", "saved at the end"])
+@pytest.mark.parametrize("instant", INSTANTS)
+def test_interrupted_training_goes_on_bit_for_bit(
+    instant: str,
+    often: bool,
+    distillation: Distillation,
+    validated_often: tuple[Path, dict[str, Any]],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+):
+    monkeypatch.setattr(training, "VALIDATE_EVERY", 2)
+    if often:
+        monkeypatch.setattr(training, "STATE_EVERY_S", -1.0)
+    owner, name, count = INSTANTS[instant]
+    if instant == "save" and not often:
+        count = 1
+    with monkeypatch.context() as patch:
+        patch.setattr(owner, name, after(getattr(owner, name), count))
+        with pytest.raises(KeyboardInterrupt):
+            train(distillation, tmp_path)
+    assert not (tmp_path / "model.pt").exists()
+    resumed = train(distillation, tmp_path)
+    whole_folder, whole = validated_often
+    assert same(resumed["weights"], whole["weights"])
+    assert curve_of(tmp_path) == curve_of(whole_folder)
+    for part in ("student", "average"):
+        assert same(state_of(tmp_path)[part], state_of(whole_folder)[part])
+
+
+KILLABLE = """
+import sys
+from pathlib import Path
+import mlff_student.distill.train as training
+from mlff_student.distill.recipe import read_recipe
+training.VALIDATE_EVERY, training.STATE_EVERY_S = 4, -1.0
+recipe, dataset, folder = map(Path, sys.argv[1:])
+training.train(read_recipe(recipe), "ultra_tiny", dataset, folder, compiled=False, quiet=True)
+"""
+
+
+def environment() -> dict[str, str]:
+    return os.environ | {"OMP_NUM_THREADS": "1"}
+
+
+def test_killed_training_goes_on_bit_for_bit(
+    distillation: Distillation, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """SIGKILL at two moments nobody chose, of 120 steps that each save their state."""
+    values = yaml.safe_load(yaml.safe_dump(RECIPE))
+    values["training"][PRESET]["steps"] = 120
+    recipe_file = written(values, tmp_path / "recipe")
+    killed = tmp_path / "killed"
+    rng = np.random.default_rng()
+    for rows in (3, 12):
+        process = subprocess.Popen(
+            [sys.executable, "-c", KILLABLE, str(recipe_file), str(distillation.dataset), killed],
+            env=environment(),
+        )
+        metrics = killed / "metrics.csv"
+        until = time.monotonic() + 100.0
+        while not metrics.exists() or len(metrics.read_text().splitlines()) < rows:
+            assert process.poll() is None, "it ended before it was killed"
+            assert time.monotonic() < until
+            time.sleep(0.001)
+        time.sleep(rng.uniform(0.0, 0.1))
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+        assert not (killed / "model.pt").exists()
+        assert 0 < state_of(killed)["step"] < 120
+    monkeypatch.setattr(training, "VALIDATE_EVERY", 4)
+    recipe = read_recipe(recipe_file)
+    checkpoints = [
+        training.train(recipe, PRESET, distillation.dataset, folder, compiled=False, quiet=True)
+        for folder in (killed, tmp_path / "whole")
+    ]
+    assert same(checkpoints[0]["weights"], checkpoints[1]["weights"])
+    assert curve_of(killed) == curve_of(tmp_path / "whole")
+    steps = [int(row["step"]) for row in curve_of(killed)]
+    assert steps == list(range(4, 121, 4))
+    assert not [path for path in killed.iterdir() if path.suffix == ".csv.part"]
+
+
+def test_what_is_validated_and_kept_is_the_moving_average(
+    distillation: Distillation, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    with monkeypatch.context() as patch:
+        patch.setattr(training, "predict", after(training.predict, 6))  # in the sixth step
+        with pytest.raises(KeyboardInterrupt):
+            train(distillation, tmp_path)
+    before = state_of(tmp_path)
+    assert before["step"] == 5
+    checkpoint = train(distillation, tmp_path)
+    after_it = state_of(tmp_path)
+    decay = distillation.recipe.training[PRESET].ema
+    for name, weight in after_it["student"].items():
+        average = after_it["average"][f"module.{name}"]
+        if name != "references":
+            old = before["average"][f"module.{name}"]
+            torch.testing.assert_close(average, decay * old + (1 - decay) * weight)
+        assert torch.equal(checkpoint["weights"][name], average)
+    assert not torch.equal(
+        checkpoint["weights"]["readout_out.weight"], after_it["student"]["readout_out.weight"]
+    )
+    student = Student(PRESETS[PRESET])
+    student.load_state_dict(checkpoint["weights"])
+    graphs = build_graphs(read_frames(distillation.dataset, "validation"), student)
+    errors = training.evaluate(student.network, graphs)
+    (row,) = curve_of(tmp_path)
+    assert all(isinstance(value, float) for value in errors)
+    for name, value in errors._asdict().items():
+        assert float(row[f"validation_{name}"]) == pytest.approx(value, rel=1e-5), name
+
+
+def test_early_stopping_returns_the_best_weights(
+    distillation: Distillation, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """With a learning rate that soon makes all worse."""
+    monkeypatch.setattr(training, "VALIDATE_EVERY", 1)
+    settings = {"steps": 400, "learning_rate": 0.05, "warmup": 100, "patience": 4, "ema": 0.2}
+    checkpoint = train(distillation, tmp_path, settings)
+    errors = [float(row["validation_force_rmse_ev_per_angstrom"]) for row in curve_of(tmp_path)]
+    best = int(np.argmin(errors))
+    assert len(errors) == best + 5 < 400
+    frames = read_frames(distillation.dataset, "validation")
+    assert force_rmse(checkpoint, frames) == pytest.approx(errors[best], rel=1e-4)
+    assert errors[-1] > 1.001 * errors[best]
+    again = train(distillation, tmp_path, settings)
+    assert same(again["weights"], checkpoint["weights"])
+    assert len(curve_of(tmp_path)) == len(errors)
+
+
+def with_broken_label(dataset: Path, copy: Path, column: str) -> None:
+    """A dataset whose training frames have one label that is no number."""
+    frames = read_frames(dataset)
+    with open_dataset(copy, teacher="gfn2-xtb") as writer:
+        for k, split in ((0, "train"), (1, "train"), (2, "validation")):
+            rows = slice(int(frames.start[k]), int(frames.start[k + 1]))
+            one = structure_of(frames, k, f"{split}_{k}", split)
+            broken = getattr(one, column).copy()
+            if k == 1:
+                broken.reshape(-1)[0] = np.nan
+            assert rows.stop > rows.start
+            writer.append(one._replace(**{column: broken}))
+
+
+def structure_of(frames: Frames, k: int, name: str, split: str) -> LabelledStructure:
+    """One frame as a structure of its own."""
+    rows = slice(int(frames.start[k]), int(frames.start[k + 1]))
+    one = slice(k, k + 1)
+    return LabelledStructure(
+        name=name,
+        identity=name,
+        kind="small",
+        split=split,
+        attempted=1,
+        failure="",
+        atomic_numbers=frames.atomic_numbers[rows].numpy().astype(np.uint8),
+        methods=[frames.methods[k]],
+        positions=frames.positions[rows].numpy()[None],
+        forces=frames.forces[rows].numpy()[None],
+        energies=frames.energies[one].numpy(),
+        temperatures=frames.temperatures[one].numpy(),
+        cells=frames.cells[one].numpy(),
+        pbc=frames.pbc[one].numpy(),
+        stresses=frames.stresses[one].numpy(),
+        probes=frames.probes[rows].numpy()[None],
+        products=frames.products[rows].numpy()[None],
+    )
+
+
+@pytest.mark.parametrize("column", ["forces", "energies"])
+def test_labels_that_are_no_numbers_stop_at_their_step(
+    column: str, distillation: Distillation, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """Of the two frames, the second step at the latest sees the broken one."""
+    monkeypatch.setattr(training, "STATE_EVERY_S", -1.0)
+    with_broken_label(distillation.dataset, tmp_path / "broken.h5", column)
+    broken = distillation._replace(dataset=tmp_path / "broken.h5")
+    message = r"no number any more at step [12]; lower training\.ultra_tiny\.learning_rate"
+    if column == "energies":  # there are no references then, and no step
+        message = "energies that are no numbers"
+    with pytest.raises(InputError, match=message):
+        train(broken, tmp_path, {"batch": 1, "steps": 4})
+    if (tmp_path / "state.pt").exists():
+        state = state_of(tmp_path)
+        assert state["step"] == 1
+        assert all(weight.isfinite().all() for weight in state["student"].values())
+
+
+def test_a_diverging_rate_leaves_the_last_state(
+    distillation: Distillation, trained: Path, tmp_path: Path
+):
+    """And the smaller rate that the message asks for is what training goes on with."""
+    (tmp_path / "state.pt").write_bytes((trained / "state.pt").read_bytes())
+    with pytest.raises(InputError, match="no number any more at step 8"):
+        train(distillation, tmp_path, {"steps": 12, "learning_rate": 1e30})
+    assert (tmp_path / "state.pt").read_bytes() == (trained / "state.pt").read_bytes()
+    train(distillation, tmp_path, {"steps": 12, "learning_rate": 1e-4})
+    last = curve_of(tmp_path)[-1]
+    assert last["step"] == "12"
+    state = state_of(tmp_path)
+    assert all(weight.isfinite().all() for weight in state["student"].values())
+    assert state["schedule"]["base_lrs"] == [1e-4]
+
+
+def test_unknown_preset_is_refused(distillation: Distillation, tmp_path: Path):
+    with pytest.raises(
+        InputError, match=r"no preset 'tinny' in the recipe; it has tiny, ultra_tiny"
+    ):
+        training.train(distillation.recipe, "tinny", distillation.dataset, tmp_path)
+
+
+def test_state_of_another_preset_is_refused(
+    distillation: Distillation, trained: Path, tmp_path: Path
+):
+    (tmp_path / "state.pt").write_bytes((trained / "state.pt").read_bytes())
+    with pytest.raises(InputError, match="holds the state of ultra_tiny, not tiny"):
+        training.train(distillation.recipe, "tiny", distillation.dataset, tmp_path)
+
+
+@pytest.mark.parametrize("missing", ["train", "validation"])
+def test_an_empty_split_is_refused(missing: str, distillation: Distillation, tmp_path: Path):
+    frames = read_frames(distillation.dataset)
+    with open_dataset(tmp_path / "data.h5", teacher="gfn2-xtb") as writer:
+        for k, split in enumerate(("train", "validation", "test")):
+            if split != missing:
+                writer.append(structure_of(frames, k, split, split))
+    with pytest.raises(InputError, match=f"has no {missing} frames; see structures.held_out"):
+        train(distillation._replace(dataset=tmp_path / "data.h5"), tmp_path / "model")
+
+
+def test_a_grown_dataset_is_recorded_and_used(distillation: Distillation, tmp_path: Path):
+    frames = read_frames(distillation.dataset)
+    data = distillation._replace(dataset=tmp_path / "data.h5")
+    splits = ("train", "train", "train", "validation")
+    with open_dataset(data.dataset, teacher="gfn2-xtb") as writer:
+        for k, split in enumerate(splits):
+            writer.append(structure_of(frames, k, f"{split}_{k}", split))
+    first = train(data, tmp_path / "model")["training"]["history"]
+    with open_dataset(data.dataset, teacher="gfn2-xtb") as writer:
+        writer.append(structure_of(frames, 6, "late", "train"))
+    # What is finished learned nothing of it.
+    assert train(data, tmp_path / "model")["training"]["history"] == first
+    history = train(data, tmp_path / "model", {"steps": 9})["training"]["history"]
+    assert history[:1] == first
+    assert [(one["from_step"], one["frames"], one["molecules"]) for one in history] == [
+        (0, 3, 3),
+        (6, 4, 4),
+    ]
+    assert history[0]["dataset_sha256"] != history[1]["dataset_sha256"]
+    assert history[1]["dataset_sha256"] == [sha256(data.dataset)]
+
+
+def test_initial_weights_are_kept_and_references_fitted_anew(
+    distillation: Distillation, tmp_path: Path, random_student: Callable[..., Student]
+):
+    given = random_student(PRESET, torch.float32)
+    torch.save(
+        {"config": PRESETS[PRESET].as_dict(), "weights": given.state_dict()},
+        tmp_path / "given.pt",
+    )
+    still = {"steps": 1, "learning_rate": 1e-20}
+    found = train(distillation, tmp_path / "model", still, initial=tmp_path / "given.pt")
+    for name, weight in given.state_dict().items():
+        assert torch.equal(found["weights"][name], weight) == (name != "references"), name
+    # Least squares: no change of an element's reference lowers what is left of the energies.
+    frames = read_frames(distillation.dataset, "train")
+    student = Student(PRESETS[PRESET])
+    student.load_state_dict(found["weights"])
+    left = frames.energies - predict_frames(student.requires_grad_(False), frames)[0]
+    assert left.abs().max() > 1e-2
+    for symbol, (number, _) in ELEMENTS.items():
+        there = (frames.atomic_numbers == number).double()
+        counts = torch.zeros_like(left).index_add(
+            0, torch.repeat_interleave(frames.start.diff()), there
+        )
+        # The network's energies are float32: 1e-7 of 100 eV in each of ten frames.
+        assert abs(float(counts @ left)) < 1e-3, symbol
+        if not there.any():
+            k = list(ELEMENTS).index(symbol)
+            assert found["weights"]["references"][k] == pytest.approx(float(given.references[k]))
+
+
+def test_initial_weights_of_something_else_are_refused(
+    distillation: Distillation, tiny_checkpoint: Path, tmp_path: Path
+):
+    with pytest.raises(InputError, match=r"is no ultra_tiny: .*channels=64"):
+        train(distillation, tmp_path, initial=tiny_checkpoint)
+    with pytest.raises(ArchiveError, match="no checkpoint"):
+        train(distillation, tmp_path, initial=tmp_path / "nothing.pt")
+
+
+def test_extra_frames_are_trained_on(distillation: Distillation, trained: Path, tmp_path: Path):
+    """One batch of all frames: its gradient is that of both sets together."""
+    frames = read_frames(distillation.dataset, "test")
+    with open_dataset(tmp_path / "extra.h5", teacher="a student") as writer:
+        for k in range(3):
+            writer.append(structure_of(frames, k, f"more_{k}", "train"))
+        writer.append(structure_of(frames, 3, "other", "validation"))
+    options = {"extra": tmp_path / "extra.h5"}
+    found = train(distillation, tmp_path / "model", **options)
+    without = torch.load(trained / "model.pt", weights_only=True)
+    (history,) = found["training"]["history"]
+    assert history["frames"] == without["training"]["history"][0]["frames"] + 3
+    assert history["dataset_sha256"] == [sha256(distillation.dataset), sha256(options["extra"])]
+    assert torch.equal(found["weights"]["references"], without["weights"]["references"])
+    assert not same(found["weights"], without["weights"])
+
+    with training.started_workers() as workers:
+        whole = training._Training(
+            distillation.recipe,
+            PRESET,
+            distillation.dataset,
+            tmp_path / "other",
+            workers,
+            options["extra"],
+            None,
+        )
+        sizes = whole.sizes
+        batch = whole._batch([sizes[0] + 2, 1, sizes[0]])
+    torch.testing.assert_close(
+        batch.forces[batch.frame == 1], whole.sets[1].forces[frames.start[2] : frames.start[3]]
+    )
+    assert batch.atoms.tolist() == [
+        int(whole.sets[0].frames.start.diff()[1]),
+        *frames.start.diff()[[2, 0]].tolist(),
+    ]
+
+
+def product_error(checkpoint: dict[str, Any], frames: Frames) -> float:
+    student = Student(PRESETS[PRESET])
+    student.load_state_dict(checkpoint["weights"])
+    graphs = build_graphs(frames, student)
+    batch = with_products(make_batch(graphs, list(range(len(frames.energies)))))
+    with torch.no_grad():
+        return float((predict_products(student.network, batch) - batch.products).square().mean())
+
+
+def test_hessian_products_are_learned(distillation: Distillation, tmp_path: Path):
+    frames = read_frames(distillation.dataset, "train")
+    assert frames.products.isfinite().any()
+    errors = [
+        product_error(
+            train(
+                distillation,
+                tmp_path / str(weight),
+                {"steps": 60, "learning_rate": 5e-3, "hessian_weight": weight},
+            ),
+            frames,
+        )
+        for weight in (0.0, 0.01)
+    ]
+    assert errors[1] < 0.5 * errors[0]
+
+
+# --- Several processes, few libraries -----------------------------------------------------------
+
+
+def test_two_processes_give_the_weights_of_one(distillation: Distillation, tmp_path: Path):
+    """Gradients are sums in another order, which float32 rounds by 1e-7, and Adam divides each by
+    its own size: weights move by 1e-3 a step, and agree to a thousandth of that.
+    """
+    values = yaml.safe_load(yaml.safe_dump(RECIPE))
+    values["training"][PRESET] |= {"hessian_weight": 0.01}
+    recipe_file = written(values, tmp_path / "recipe")
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "dataset.h5").write_bytes(distillation.dataset.read_bytes())
+    command = f"-m torch.distributed.run --standalone --nproc-per-node 2 -m mlff_student distill \
+        train {recipe_file} --data {tmp_path / 'data'} --model {PRESET} --no-compile"
+    done = subprocess.run(
+        [sys.executable, *command.split()], env=environment(), capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    one = training.train(
+        read_recipe(recipe_file), PRESET, distillation.dataset, tmp_path / "one", compiled=False
+    )
+    two = torch.load(tmp_path / "data" / PRESET / "model.pt", weights_only=True)
+    assert two["training"]["processes"] == 2
+    assert two["training"]["history"] == one["training"]["history"]
+    for name, weight in one["weights"].items():
+        torch.testing.assert_close(two["weights"][name], weight, rtol=0, atol=1e-6, msg=name)
+    files = {path.name for path in (tmp_path / "data" / PRESET).iterdir()}
+    assert files == {"state.pt", "metrics.csv", "tensorboard", "model.pt"}
+    assert len(list((tmp_path / "data" / PRESET / "tensorboard").iterdir())) == 1  # of rank 0
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_process_without_a_share_adds_nothing(
+    rank: int, distillation: Distillation, tmp_path: Path
+):
+    """Two processes, one frame: the other's gradients are zeros, not missing. Here each is alone
+    with itself, so that the sum is its own part.
+    """
+    recipe = with_settings(distillation.recipe, batch=1)
+    torch.distributed.init_process_group(
+        "gloo", init_method=f"file://{tmp_path}/meeting", rank=0, world_size=1
+    )
+    try:
+        workers = training.Workers(rank, 2, torch.device("cpu"))
+        one = training._Training(
+            recipe, PRESET, distillation.dataset, tmp_path / "model", workers, None, None
+        )
+        before = {name: value.clone() for name, value in one.student.state_dict().items()}
+        one._step(one.student.network, [0])
+    finally:
+        torch.distributed.destroy_process_group()
+    assert one.done == 1
+    assert same(one.student.state_dict(), before) == (rank == 1)
+
+
+ABSENT = """
+import sys
+class Absent:
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] in sys.argv[1].split():
+            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+sys.meta_path.insert(0, Absent())
+from pathlib import Path
+from mlff_student.distill.recipe import read_recipe
+from mlff_student.distill.train import train
+recipe, dataset, folder = map(Path, sys.argv[2:])
+train(read_recipe(recipe), "ultra_tiny", dataset, folder, compiled=False)
+present = {name.split(".")[0] for name in sys.modules}
+assert not present & set(sys.argv[1].split()), present
+"""
+
+
+def test_training_needs_no_chemistry_and_no_tensorboard(distillation: Distillation, tmp_path: Path):
+    values = yaml.safe_load(yaml.safe_dump(RECIPE))
+    values["training"][PRESET]["steps"] = 2
+    recipe_file = written(values, tmp_path)
+    absent = "ase rdkit openmm matplotlib scipy mdtraj vesin tblite typer tensorboard"
+    arguments = [absent, str(recipe_file), str(distillation.dataset), str(tmp_path / "model")]
+    done = subprocess.run(
+        [sys.executable, "-c", ABSENT, *arguments],
+        env=environment(),
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    files = {path.name for path in (tmp_path / "model").iterdir()}
+    assert files == {"state.pt", "metrics.csv", "model.pt"}
+
+
+def test_tensorboard_shows_the_curve(validated_often: tuple[Path, dict[str, Any]]):
+    reader = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    accumulator = reader.EventAccumulator(str(validated_often[0] / "tensorboard")).Reload()
+    rows = curve_of(validated_often[0])
+    assert [row["step"] for row in rows] == ["2", "4", "6"]
+    for name in rows[0]:
+        if name != "step":
+            events = accumulator.Scalars(name)
+            assert [event.step for event in events] == [2, 4, 6]
+            expected = [float(row[name]) for row in rows]
+            assert [event.value for event in events] == pytest.approx(expected, rel=1e-4)
+
+
+# --- Evaluation and checkpoint ------------------------------------------------------------------
+
+
+def test_force_errors_of_known_answers():
+    label = torch.tensor([[1.0, 0.0, 0.0], [0.0, 2.0, 0.0], [0.0, 0.0, 0.05]]).double()
+    exact = force_errors(label, label)
+    assert exact.force_rmse_ev_per_angstrom == exact.force_mae_ev_per_angstrom == 0.0
+    assert exact.force_r2 == 1.0
+    assert exact.force_angle_deg == pytest.approx(0.0, abs=1e-4)
+    # A quarter turn in the plane of x and y; the third is too small to have a direction.
+    turned = label[:, [1, 0, 2]] * torch.tensor([1.0, -1.0, -1.0])
+    found = force_errors(turned, label)
+    assert found.atoms == 3
+    assert found.force_angle_deg == pytest.approx(90.0)
+    assert found.force_mae_ev_per_angstrom == pytest.approx((1 + 1 + 2 + 2 + 0.1) / 9)
+    assert found.force_rmse_ev_per_angstrom == pytest.approx(np.sqrt((2 + 8 + 0.01) / 9))
+    spread = 5.0025 - 3.05**2 / 9  # sum of squares less nine times the square of the mean
+    assert found.force_r2 == pytest.approx(1.0 - 10.01 / spread)
+
+
+@pytest.fixture(scope="module")
+def checkpoint(
+    distillation: Distillation, trained: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Path:
+    """Folder of the trained student with its card."""
+    folder = tmp_path_factory.mktemp("checkpoint") / "mine"
+    write_checkpoint(
+        distillation.recipe,
+        distillation.recipe_file,
+        distillation.dataset,
+        trained / "model.pt",
+        "mine",
+        folder,
+    )
+    return folder
+
+
+def test_card_holds_what_archives_and_readers_need(distillation: Distillation, checkpoint: Path):
+    files = {path.name for path in checkpoint.iterdir()}
+    assert files == {"model.pt", "metrics.csv", "curve.png", "card.json", "README.md"}
+    assert (checkpoint / "curve.png").read_bytes()[:4] == b"\x89PNG"
+    card = json.loads((checkpoint / "card.json").read_text())
+    train_frames = read_frames(distillation.dataset, "train")
+    test = read_frames(distillation.dataset, "test")
+    assert card["name"] == "mine"
+    assert card["parameters"] == sum(w.numel() for w in Student(PRESETS[PRESET]).parameters())
+    assert card["teacher"] == "gfn2-xtb"
+    assert card["dataset_sha256"] == sha256(distillation.dataset)
+    assert card["recipe"] == "recipe.yaml"
+    assert card["recipe_sha256"] == sha256(distillation.recipe_file)
+    assert card["split_by"] == "molecule"
+    assert card["held_out"] == {"test": test.names}
+    made = card["training"]
+    assert (made["molecules"], made["complexes"]) == (len(SMILES["train"]) + 1, 1)
+    assert made["frames"] == len(train_frames.energies)
+    assert made["steps"] == 6
+    domain = card["domain"]
+    assert domain["elements"] == ["H", "C", "N", "O"]
+    assert domain["temperatures_K"] == [300.0, 600.0]
+    assert domain["largest_molecule_atoms"] == 6
+    largest = float(train_frames.forces.norm(dim=1).max())
+    assert domain["largest_force_ev_per_angstrom"] == pytest.approx(largest, abs=0.005)
+    text = (checkpoint / "README.md").read_text()
+    assert text == card_text(card)
+    for words in (
+        "gfn2-xtb",
+        "5 molecules and 1 complexes",
+        "of 2 molecules never seen",
+        "Not for",
+    ):
+        assert words in text, words
+
+
+def test_groups_of_the_card_add_up(distillation: Distillation, checkpoint: Path):
+    """Weighted by their components, the squared errors of the groups are those of the whole."""
+    card = json.loads((checkpoint / "card.json").read_text())
+    measured = card["accuracy"]["held_out_molecules"]
+    test = read_frames(distillation.dataset, "test")
+    single = [k for k, method in enumerate(test.methods) if method == "md"]
+    assert measured["frames"] == len(single) == len(test.energies) - 1
+    assert measured["molecules"] == 2
+    whole = measured["atoms"] * measured["force_rmse_ev_per_angstrom"] ** 2
+    for group in ("by_temperature_K", "by_element", "by_size", "by_class"):
+        rows = measured[group].values()
+        assert sum(row["atoms"] for row in rows) == measured["atoms"], group
+        squares = sum(row["atoms"] * row["force_rmse_ev_per_angstrom"] ** 2 for row in rows)
+        assert squares == pytest.approx(whole), group
+    for group in ("by_temperature_K", "by_size", "by_class"):
+        assert sum(row["frames"] for row in measured[group].values()) == measured["frames"]
+    assert set(measured["by_temperature_K"]) == {"300", "600"}
+    assert set(measured["by_size"]) == {"1-8 atoms", "9-16 atoms"}
+    assert {name: row["frames"] for name, row in measured["complexes"].items()} == {"dimer": 1}
+    assert measured["complexes"]["dimer"]["atoms"] == 6
+
+
+def test_exported_checkpoint_has_the_cards_errors(distillation: Distillation, checkpoint: Path):
+    archive = archive_of(checkpoint / "model.pt")
+    card = json.loads((checkpoint / "card.json").read_text())
+    for key in ("teacher", "accuracy", "dataset_sha256", "domain"):
+        assert archive.metadata[key] == card[key], key
+    test = read_frames(distillation.dataset, "test")
+    student, _ = load_student(checkpoint / "model.pt")
+    energies, forces = predict_frames(student, test)
+    squares, energy_squares = [], []
+    for k in range(len(test.energies)):
+        rows = slice(int(test.start[k]), int(test.start[k + 1]))
+        energy, found, _ = archive.module(
+            test.positions[rows], test.atomic_numbers[rows], test.cells[k], test.pbc[k]
+        )
+        # Both sum in float32, in another order.
+        assert float(energy) == pytest.approx(float(energies[k]), abs=1e-5)
+        torch.testing.assert_close(found, forces[rows], rtol=0, atol=2e-5, check_dtype=False)
+        if test.methods[k] == "md":
+            squares.append((found - test.forces[rows]).square().flatten())
+            energy_squares.append(((energy - test.energies[k]) / len(found)).square())
+    measured = card["accuracy"]["held_out_molecules"]
+    rmse = float(torch.cat(squares).mean().sqrt())
+    assert measured["force_rmse_ev_per_angstrom"] == pytest.approx(rmse, rel=1e-5)
+    rmse = float(torch.stack(energy_squares).mean().sqrt())
+    assert measured["energy_rmse_ev_per_atom"] == pytest.approx(rmse, rel=1e-5)
+
+
+def test_where_nothing_is_single_all_frames_count(
+    distillation: Distillation, random_student: Callable[..., Student]
+):
+    """A student of one crystal is measured on its crystal."""
+    student = random_student(PRESET, torch.float32)
+    crystals = frames_of([periodic_water()] * 3)._replace(kinds=["crystal"] * 3)
+    crystals.forces.normal_(generator=torch.Generator().manual_seed(1))
+    measured = evaluate_frames(student, crystals)
+    assert measured["frames"] == measured["complexes"]["crystal"]["frames"] == 3
+    without_md = frames_of([molecule("H2O")])._replace(
+        methods=["start"], temperatures=torch.full((1,), torch.nan)
+    )
+    assert evaluate_frames(student, without_md)["by_temperature_K"] == {}
+
+
+def test_nothing_to_measure_on_is_refused(
+    distillation: Distillation, trained: Path, tmp_path: Path
+):
+    frames = read_frames(distillation.dataset)
+    with open_dataset(tmp_path / "data.h5", teacher="gfn2-xtb") as writer:
+        writer.append(structure_of(frames, 0, "only", "train"))
+    with pytest.raises(InputError, match="no held-out frames to measure on"):
+        write_checkpoint(
+            distillation.recipe,
+            distillation.recipe_file,
+            tmp_path / "data.h5",
+            trained / "model.pt",
+            "mine",
+            tmp_path / "output",
+        )
+    assert not (tmp_path / "output").exists()
+
+
+def test_card_of_a_specialised_student_speaks_of_trajectories(checkpoint: Path):
+    card = json.loads((checkpoint / "card.json").read_text())
+    text = card_text(card | {"split_by": "trajectory"})
+    assert "5 trajectories of one molecule" in text
+    assert "teacher MD of trajectories never seen" in text
+    assert "knows the molecule that it was made for and nothing else" in text
+    assert "trajectories" not in card_text(card)
+
+
+# --- Down the ladder ----------------------------------------------------------------------------
+
+
+def relabelled(distillation: Distillation, checkpoint: Path, output: Path, **options: Any) -> int:
+    options = {"copies": 2, "largest_force": 1000.0, "seed": 5} | options
+    return relabel(checkpoint / "model.pt", distillation.dataset, output, **options)
+
+
+def test_relabelled_frames_have_the_students_labels(
+    distillation: Distillation, checkpoint: Path, tmp_path: Path
+):
+    count = relabelled(distillation, checkpoint, tmp_path / "more.h5")
+    given, frames = read_frames(distillation.dataset, "train"), read_frames(tmp_path / "more.h5")
+    assert count == len(frames.energies) == 2 * len(given.energies)
+    assert frames.names == given.names  # nothing held out
+    assert set(read_summary(tmp_path / "more.h5").splits) == {"train"}
+    assert set(frames.methods) == {"relabelled"}
+    student, _ = load_student(checkpoint / "model.pt")
+    energies, forces = predict_frames(student, frames)
+    # The same frames in other batches: float32 sums round differently; forces are kept in float32.
+    torch.testing.assert_close(frames.energies, energies, rtol=0, atol=1e-5)
+    torch.testing.assert_close(frames.forces.double(), forces, rtol=0, atol=1e-5)
+    # Copies of a frame follow each other; they are displaced by 0.01 to 0.1 angstrom an axis.
+    for k in range(len(given.energies)):
+        old = given.positions[given.start[k] : given.start[k + 1]]
+        for copy in (2 * k, 2 * k + 1):
+            new = frames.positions[frames.start[copy] : frames.start[copy + 1]]
+            assert 0.002 < (new - old).square().mean().sqrt() < 0.3
+        assert torch.equal(frames.cells[2 * k], given.cells[k])
+        assert torch.equal(frames.pbc[2 * k + 1], given.pbc[k])
+
+
+def test_relabelling_goes_on_where_it_stopped(
+    distillation: Distillation, checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    import mlff_student.distill.ladder as ladder
+
+    relabelled(distillation, checkpoint, tmp_path / "whole.h5")
+    with monkeypatch.context() as patch:
+        patch.setattr(ladder, "predict_frames", after(ladder.predict_frames, 3))
+        with pytest.raises(KeyboardInterrupt):
+            relabelled(distillation, checkpoint, tmp_path / "more.h5")
+    assert len(read_summary(tmp_path / "more.h5").names) == 2
+    for _ in range(2):
+        relabelled(distillation, checkpoint, tmp_path / "more.h5")
+        found, whole = (read_frames(tmp_path / f"{name}.h5") for name in ("more", "whole"))
+        assert found.names == whole.names
+        assert torch.equal(found.positions, whole.positions)
+        assert torch.equal(found.energies, whole.energies)
+
+
+def test_relabelling_by_another_student_is_refused(
+    distillation: Distillation, checkpoint: Path, tiny_checkpoint: Path, tmp_path: Path
+):
+    relabelled(distillation, checkpoint, tmp_path / "more.h5")
+    with pytest.raises(InputError, match="was made with teacher"):
+        relabelled(distillation, tiny_checkpoint.parent, tmp_path / "more.h5")
+
+
+def test_relabelled_frames_with_large_forces_are_dropped_and_counted(
+    distillation: Distillation, checkpoint: Path, tmp_path: Path
+):
+    relabelled(distillation, checkpoint, tmp_path / "all.h5")
+    whole = read_frames(tmp_path / "all.h5")
+    largest = whole.forces.abs().amax(1).numpy()
+    worst = torch.tensor(np.maximum.reduceat(largest, whole.start[:-1].numpy()))
+    limit = float(worst.sort().values[[9, 10]].mean())  # ten frames are below it
+    kept = relabelled(distillation, checkpoint, tmp_path / "some.h5", largest_force=limit)
+    assert kept == 10
+    summary = read_summary(tmp_path / "some.h5")
+    assert summary.attempted.sum() == len(whole.energies)
+    for lost, failure in zip(summary.attempted - summary.labelled, summary.failures, strict=True):
+        assert failure == (f"force above {limit:g} eV/angstrom" if lost else "")
+    frames = read_frames(tmp_path / "some.h5")
+    assert torch.equal(frames.energies, whole.energies[worst <= limit])
+
+
+# --- Student in the loop ------------------------------------------------------------------------
+
+
+@pytest.fixture
+def in_this_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Labelling without worker processes, whose start takes longer than their work."""
+    monkeypatch.setattr(
+        labelling, "_on_cores", lambda _, jobs: (labelling._label(job) for job in jobs)
+    )
+
+
+@pytest.fixture
+def data(distillation: Distillation, tmp_path: Path) -> Path:
+    """Folder with a copy of the dataset, which rounds let grow."""
+    folder = tmp_path / "data"
+    folder.mkdir()
+    (folder / "dataset.h5").write_bytes(distillation.dataset.read_bytes())
+    return folder
+
+
+def settings_of(recipe: Recipe, **changes: Any) -> Rounds:
+    assert recipe.rounds is not None
+    return replace(recipe.rounds, **changes)
+
+
+def test_a_round_labels_what_untrained_students_disagree_on(
+    distillation: Distillation, data: Path, in_this_process: None
+):
+    recipe = distillation.recipe
+    before = read_summary(data / "dataset.h5")
+    assert looping.run_rounds(recipe, data, 1, compiled=False) == [2]
+    summary = read_summary(data / "dataset.h5")
+    known = len(before.names)
+    assert summary.names[:known] == before.names
+    new = summary.names[known:]
+    assert len(new) == 2
+    assert set(new) <= {"round1_water", "round1_methane", "round1_methanol"}
+    assert set(summary.splits[known:]) == {"train"}
+    assert summary.labelled[known:].tolist() == [1, 1]
+    frames = read_frames(data / "dataset.h5")
+    k = len(frames.energies) - 1
+    atoms = atoms_of(frames, k)
+    atoms.calc = make_teacher(recipe.teacher)
+    # The teacher's self-consistency ends at 1e-6 of its energy unit.
+    assert atoms.get_potential_energy() == pytest.approx(float(frames.energies[k]), abs=1e-4)
+
+    states = {path: path.read_bytes() for path in data.rglob("state.pt")}
+    assert len(states) == 2
+    hash_before = read_summary(data / "dataset.h5").names
+    assert looping.run_rounds(recipe, data, 1, compiled=False) == [2]
+    assert read_summary(data / "dataset.h5").names == hash_before
+    assert all(path.read_bytes() == content for path, content in states.items())
+
+
+@pytest.mark.parametrize("killed_at", ["labelling of round 1", "training of round 2"])
+def test_killed_rounds_go_on(
+    killed_at: str,
+    distillation: Distillation,
+    data: Path,
+    in_this_process: None,
+    monkeypatch: pytest.MonkeyPatch,
+):
+    """The committee of a round is never one that has learned from a later one."""
+    recipe = replace(distillation.recipe, rounds=settings_of(distillation.recipe, count=2))
+    whole = data.with_name("whole")
+    whole.mkdir()
+    (whole / "dataset.h5").write_bytes((data / "dataset.h5").read_bytes())
+    expected = looping.run_rounds(recipe, whole, 1, compiled=False)
+    with monkeypatch.context() as patch:
+        if killed_at == "labelling of round 1":
+            patch.setattr(labelling, "_label", after(labelling._label, 2))
+        else:
+            # Two members, three steps and one validation batch each, then in the second member's
+            # second schooling.
+            patch.setattr(training, "predict", after(training.predict, 2 * (3 + 1) + 3 + 1 + 2))
+        with pytest.raises(KeyboardInterrupt):
+            looping.run_rounds(recipe, data, 1, compiled=False)
+    assert (data / "rounds" / "round_1.done").exists() == (killed_at == "training of round 2")
+    assert looping.run_rounds(recipe, data, 1, compiled=False) == expected == [2, 2]
+    one, other = (read_frames(folder / "dataset.h5") for folder in (data, whole))
+    assert len(set(one.names)) == len(one.names)
+    assert one.names == other.names
+    assert torch.equal(one.positions, other.positions)
+    for member in range(2):
+        state = state_of(data / "rounds" / f"member_{member}")
+        assert state["step"] == 6
+        assert [entry["from_step"] for entry in state["history"]] == [0, 3]
+
+
+def test_held_out_molecules_are_never_run(
+    distillation: Distillation,
+    data: Path,
+    in_this_process: None,
+    monkeypatch: pytest.MonkeyPatch,
+):
+    held_out = replace(distillation.recipe.structures.held_out, validation=1 / 3, test=1 / 3)
+    structures = replace(distillation.recipe.structures, held_out=held_out)
+    recipe = replace(distillation.recipe, structures=structures)
+    run = []
+    propose = looping.propose
+    monkeypatch.setattr(looping, "propose", lambda *given: run.append(given) or propose(*given))
+    assert looping.run_rounds(recipe, data, 1, compiled=False) == [1]
+    (given,) = run
+    split = {one.name: one.split for one in looping.list_sources(structures, recipe.seed)}
+    (name,) = [name for name in split if split[name] == "train"]
+    assert read_summary(data / "dataset.h5").names[-1] == f"round1_{name}"
+    assert len(given[0]) == {"water": 3, "methane": 5, "methanol": 6}[name]
+
+
+def test_students_that_agree_propose_nothing(distillation: Distillation, tiny_checkpoint: Path):
+    members = [StudentForceFieldCalculator(tiny_checkpoint) for _ in range(2)]
+    # In less than a femtosecond: random students pull a molecule apart.
+    settings = settings_of(distillation.recipe, temperature_K=1.0, ps=0.0008, timestep_fs=0.01)
+    assert looping.propose(molecule("H2O"), members, settings, seed=1) == []
+
+
+@pytest.mark.parametrize(
+    ("scale", "temperature_K"), [(1e4, 300.0), (1.0, 1e300)], ids=["huge forces", "no numbers"]
+)
+def test_md_that_breaks_proposes_the_frame_before(
+    scale: float, temperature_K: float, distillation: Distillation, tmp_path: Path
+):
+    """Huge forces tear the molecule apart; positions that overflow are an error of the archive."""
+    torch.manual_seed(0)
+    student = Student(PRESETS[PRESET])
+    with torch.no_grad():
+        student.readout_out.weight *= scale
+    content = {"config": PRESETS[PRESET].as_dict(), "weights": student.state_dict()}
+    torch.save(content, tmp_path / "model.pt")
+    member = StudentForceFieldCalculator(tmp_path / "model.pt")
+    settings = settings_of(distillation.recipe, ps=2.0, frames=3, temperature_K=temperature_K)
+    water = molecule("H2O")
+    (first,) = looping.propose(water, [member, member], settings, seed=1)
+    assert first.disagreement == np.inf
+    np.testing.assert_array_equal(first.atoms.positions, water.positions)
+
+
+def test_rounds_that_cannot_be_are_refused(distillation: Distillation, data: Path):
+    with pytest.raises(InputError, match="no section `rounds`"):
+        looping.run_rounds(replace(distillation.recipe, rounds=None), data, 1)
+    wrong = replace(distillation.recipe, rounds=settings_of(distillation.recipe, model="original"))
+    with pytest.raises(
+        InputError, match=r"rounds\.model: no preset 'original'.*has tiny, ultra_tiny"
+    ):
+        looping.run_rounds(wrong, data, 1)
+    with pytest.raises(InputError, match="distill sample` first"):
+        looping.run_rounds(distillation.recipe, data / "nothing", 1)
+
+
+# --- The quick way ------------------------------------------------------------------------------
+
+
+def small_quick_recipe(folder: Path) -> Path:
+    values = yaml.safe_load(quickly.QUICK_RECIPE.read_text())
+    few = {"temperatures_K": [300], "frames": 2, "interval": 2, "equilibration": 2}
+    values["sampling"] = {"molecule": {"starts": True, "md": few}, "held_out": {"md": few}}
+    values["training"][PRESET] |= {"steps": 20, "batch": 8}
+    path = folder / "small.yaml"
+    path.write_text(yaml.safe_dump(values))
+    return path
+
+
+def test_quick_gives_an_archive_and_its_table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(quickly, "QUICK_RECIPE", small_quick_recipe(tmp_path))
+    output = tmp_path / "water"
+    card = quickly.quick("O", PRESET, "gfn2-xtb", output, workers=1, compiled=False)
+    summary = read_summary(output / "dataset.h5")
+    assert {split: summary.splits.count(split) for split in set(summary.splits)} == {
+        "train": 12,
+        "validation": 2,
+        "test": 4,
+    }
+    assert len(set(summary.identities)) == 1
+    archive = load_archive(output / f"{PRESET}.pt")
+    assert archive.metadata["name"] == card["name"] == "water"
+    assert archive.metadata["accuracy"] == card["accuracy"]
+    assert card["split_by"] == "trajectory"
+    assert "12 trajectories of one molecule" in (output / "README.md").read_text()
+    assert card["accuracy"]["held_out_molecules"]["frames"] == 4 * 2
+    # It begins with what the shipped student knows: no untrained one has learned that in 20 steps.
+    assert card["accuracy"]["held_out_molecules"]["force_r2"] > 0.9
+    times = {path: path.stat().st_mtime_ns for path in output.glob("dataset.h5")}
+    assert quickly.quick("O", PRESET, "gfn2-xtb", output, workers=1, compiled=False) == card | {
+        "dataset_sha256": sha256(output / "dataset.h5")
+    }
+    assert times.keys() == set(output.glob("dataset.h5"))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"molecule": "nothing.sdf"}, "no file nothing.sdf"),
+        ({"molecule": "[SiH4]"}, "does not know Si"),
+        ({"molecule": "C1CC"}, "not a SMILES string"),
+        ({"teacher": "gfn3-xtb"}, "gfn3-xtb"),
+        ({"preset": "tinny"}, "no preset 'tinny'; there are original, tiny, ultra_tiny"),
+    ],
+)
+def test_quick_refuses_before_it_writes(changes: dict[str, str], message: str, tmp_path: Path):
+    given = {"molecule": "O", "preset": PRESET, "teacher": "gfn2-xtb"} | changes
+    with pytest.raises(InputError) as raised:
+        quickly.quick(**given, output=tmp_path / "output", workers=1)
+    assert message in str(raised.value)
+    assert not (tmp_path / "output").exists()
+
+
+# --- Command line -------------------------------------------------------------------------------
+
+
+COMMANDS = [command.name for command in cli.distill_app.registered_commands]
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_help_shows_an_example(command: str):
+    shown = CliRunner().invoke(cli.app, ["distill", command, "--help"])
+    assert shown.exit_code == 0
+    assert f"mlff-student distill {command} " in " ".join(shown.output.replace("│", " ").split())
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        "sample nothing.yaml --data {data}",
+        "train nothing.yaml --data {data} --model tiny",
+        "train {recipe} --data {data} --model original",
+        "rounds {recipe} --data {data}",
+        "evaluate {recipe} --data {data} --model tiny -o {data}/out",
+        "relabel {data}/dataset.h5 --by nothing.pt -o {data}/more.h5",
+        "quick --molecule nothing.sdf -o {data}/quick",
+    ],
+)
+def test_errors_are_one_line_and_status_2(
+    arguments: str,
+    distillation: Distillation,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+):
+    words = arguments.format(data=tmp_path, recipe=distillation.recipe_file).split()
+    with pytest.raises(SystemExit) as ended:
+        cli.run(lambda: cli.app(["distill", *words]))
+    assert ended.value.code == 2
+    assert capsys.readouterr().err.startswith("error: ")
+
+
+def test_the_package_runs_as_a_module():
+    shown = subprocess.run(
+        [sys.executable, "-m", "mlff_student", "--help"], capture_output=True, text=True
+    )
+    assert shown.returncode == 0
+    assert "distill" in shown.stdout
+
+
+def test_train_and_evaluate_on_the_command_line(
+    distillation: Distillation, data: Path, tmp_path: Path
+):
+    runner, recipe = CliRunner(), str(distillation.recipe_file)
+    options = ["--data", str(data), "--model", PRESET]
+    done = runner.invoke(cli.app, ["distill", "train", recipe, *options, "--no-compile"])
+    assert done.exit_code == 0, done.output
+    output = tmp_path / "mine"
+    done = runner.invoke(cli.app, ["distill", "evaluate", recipe, *options, "-o", str(output)])
+    assert done.exit_code == 0, done.output
+    assert "never seen" in " ".join(done.output.split())
+    more = tmp_path / "more.h5"
+    options = f"--by {output}/model.pt -o {more} --copies 1 --largest-force 1000".split()
+    done = runner.invoke(cli.app, ["distill", "relabel", str(data / "dataset.h5"), *options])
+    assert done.exit_code == 0, done.output
+    count = len(read_frames(data / "dataset.h5", "train").energies)
+    assert f"{count} frames" in " ".join(done.output.split())
