@@ -410,6 +410,9 @@ def train_command(
     initial: Annotated[
         Path | None, typer.Option(help="Checkpoint (model.pt) of the same preset to start from.")
     ] = None,
+    structures: Annotated[
+        int, typer.Option(help="Train on so many structures alone, for a learning curve; 0: all.")
+    ] = 0,
     compiled: Compile = True,
 ) -> None:
     """Train one preset; go on where a killed training stopped.
@@ -431,6 +434,7 @@ def train_command(
             compiled=compiled,
             extra=extra,
             initial=initial,
+            structures=structures,
         )
 
 

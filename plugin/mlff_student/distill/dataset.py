@@ -10,6 +10,7 @@ import fcntl
 import hashlib
 import io
 import os
+import re
 import shutil
 import struct
 import time
@@ -148,7 +149,8 @@ class Writer:
                     column.flush()
         except (OSError, RuntimeError) as error:
             raise InputError(
-                f"cannot write {self.path}: {error}. What was labelled before is safe"
+                f"cannot write {self.path}: {_reason(error)}. What was labelled before is safe; "
+                "make room and run the same command again"
             ) from error
         self.names.add(one.name)
         self.structures += 1
@@ -181,10 +183,15 @@ def open_dataset(path: Path, **attributes: Any) -> Iterator[Writer]:
             else:
                 file.attrs.update(attributes | {"format": FORMAT})
                 _create(file)
-            file.swmr_mode = True
-            file.flush()
-            with temporary.open("rb") as written:
-                os.fsync(written.fileno())
+            try:
+                file.swmr_mode = True
+                file.flush()
+                with temporary.open("rb") as written:
+                    os.fsync(written.fileno())
+            except (OSError, RuntimeError) as error:
+                raise InputError(
+                    f"cannot write {path}: {_reason(error)}. What it holds already is as it was"
+                ) from error
         yield Writer(file, path)
 
 
@@ -248,7 +255,13 @@ def _closed_quietly(path: Path) -> Iterator[h5py.File]:
     try:
         file.close()
     except (OSError, RuntimeError) as error:
-        raise InputError(f"cannot write {path}: {error}") from error
+        raise InputError(f"cannot write {path}: {_reason(error)}") from error
+
+
+def _reason(error: Exception) -> str:
+    """What the system said, of the several lines of an error of HDF5."""
+    said = re.search("error message = '([^']*)'", str(error))
+    return said[1] if said else (str(error).splitlines() or [repr(error)])[0]
 
 
 def _copy(path: Path, new: h5py.File, attributes: dict[str, Any]) -> None:
@@ -270,10 +283,10 @@ def _copy(path: Path, new: h5py.File, attributes: dict[str, Any]) -> None:
                     new[f"{table}/{key}"].resize(end, 0)
                     new[f"{table}/{key}"][:] = values
                     new[f"{table}/{key}"].flush()
-                except OSError as error:
+                except (OSError, RuntimeError) as error:
                     raise InputError(
-                        f"no room to copy {path} before it grows ({error}); the file itself is "
-                        "as it was"
+                        f"cannot copy {path} before it grows: {_reason(error)}. What it holds "
+                        "already is as it was"
                     ) from error
 
 
@@ -285,6 +298,42 @@ def _attributes(file: h5py.File) -> dict[str, Any]:
 def _cut(text: str, kind: str) -> bytes:
     """UTF-8 of a text, no longer than a column's kind has room for, whole characters only."""
     return text.encode()[: int(kind[1:])].decode(errors="ignore").encode()
+
+
+def pack(path: Path) -> None:
+    """Rewrite a finished dataset compressed, its structures in the order of their names.
+
+    Labels come in as workers finish; so ordered, the same labels always make the same file. It can
+    still be gone on with: the next writer unpacks it.
+    """
+    with _only_writer(path), _open(path, grows=False) as old:
+        end = _committed(old)
+        table = {
+            name: {key: old[f"{name}/{key}"][: end[name]] for key in columns}
+            for name, columns in ROWS.items()
+        }
+        order = np.argsort(table["structures"]["name"], kind="stable")
+        for name in ("frames", "atoms"):
+            ends = table["structures"][f"{name}_end"]
+            counts = np.diff(ends, prepend=0)[order]
+            rows = np.repeat(ends[order] - np.cumsum(counts), counts) + np.arange(counts.sum())
+            table[name] = {key: values[rows] for key, values in table[name].items()}
+            table["structures"][f"{name}_end"] = np.cumsum(counts)[np.argsort(order)]
+        table["structures"] = {k: values[order] for k, values in table["structures"].items()}
+        frames = table["frames"]
+        frames["structure"] = np.argsort(order)[frames["structure"]].astype(np.int32)
+        frames["start"] = np.cumsum(frames["atoms"], dtype=np.int64) - frames["atoms"]
+        with atomic_write(path) as temporary, h5py.File(temporary, "w", libver="latest") as new:
+            new.attrs.update(old.attrs)
+            for name, columns in table.items():
+                for key, values in columns.items():
+                    new.create_dataset(
+                        f"{name}/{key}",
+                        data=values,
+                        chunks=True if len(values) else None,
+                        compression="gzip" if len(values) else None,
+                        shuffle=True if len(values) else None,
+                    )
 
 
 def _create(file: h5py.File) -> None:
@@ -451,8 +500,14 @@ def _summary(file: h5py.File, end: int) -> Summary:
     )
 
 
-def read_frames(path: Path, split: str | None = None) -> Frames:
+def read_frames(
+    path: Path, split: str | None = None, *, structures: int = 0, seed: int = 0
+) -> Frames:
     """All frames of one split, or of the whole dataset, in memory.
+
+    Parameters
+    ----------
+    structures : read this many structures alone, drawn by the seed; 0: all.
 
     Raises
     ------
@@ -466,6 +521,9 @@ def read_frames(path: Path, split: str | None = None) -> Frames:
         frame = {key: file[f"frames/{key}"][: end["frames"]] for key in ROWS["frames"]}
         atom = {key: file[f"atoms/{key}"][: end["atoms"]] for key in ROWS["atoms"]}
     members = np.array([split in (None, one) for one in summary.splits], bool)
+    if structures:
+        drawn = np.random.default_rng(seed).permutation(np.flatnonzero(members))[:structures]
+        members = np.isin(np.arange(len(members)), drawn)
     kept = members[frame["structure"]] if len(members) else np.zeros(0, bool)
     rows = np.repeat(kept, frame["atoms"])
     number = np.cumsum(members) - 1  # of a structure among the split's

@@ -1,7 +1,6 @@
 """Errors of a student on held-out molecules, and the card that tells a user of them."""
 
 import csv
-import json
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -14,6 +13,7 @@ from ..checkpoints import load_student
 from ..elements import ELEMENTS
 from ..errors import InputError
 from ..files import atomic_write
+from ..results import write_json
 from ..student import Student, parameter_count
 from .dataset import Frames, read_frames, read_summary, sha256
 from .graphs import build_graphs, forces_from_gradient, make_batch
@@ -187,8 +187,7 @@ def write_checkpoint(
     for source in (trained, trained.with_name("metrics.csv")):
         with atomic_write(output / source.name) as temporary:
             temporary.write_bytes(source.read_bytes())
-    with atomic_write(output / "card.json") as temporary:
-        temporary.write_text(json.dumps(card, indent=1) + "\n")
+    write_json(output / "card.json", card)
     with atomic_write(output / "README.md") as temporary:
         temporary.write_text(card_text(card))
     plot_curve(output / "metrics.csv", output / "curve.png")

@@ -5,8 +5,9 @@ from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import closing
-from multiprocessing import get_context
+from multiprocessing import get_context, parent_process
 from pathlib import Path
+from threading import Thread
 from typing import Any
 from zlib import crc32
 
@@ -14,10 +15,12 @@ from rich.console import Console
 from rich.progress import MofNCompleteColumn, Progress, TextColumn
 
 from ..errors import InputError, MissingDependencyError
-from .dataset import LabelledStructure, open_dataset
+from .dataset import LabelledStructure, open_dataset, pack
 from .recipe import Recipe
 from .sample import label_source
 from .structures import Source, list_sources
+
+SCHEDULER_TIMEOUT_S = 10.0
 
 
 def label(recipe: Recipe, dataset: Path, workers: int, scheduler: str = "") -> None:
@@ -81,15 +84,28 @@ def label_sources(
                 progress.update(bar, advance=1, info=info)
         if not writer.frames:
             raise InputError(f"no structure gave a frame; {dataset} says why of each")
+    pack(dataset)
 
 
 def _label(job: tuple[Source, Recipe, int]) -> LabelledStructure:
     return label_source(*job)
 
 
+def _end_with_parent() -> None:
+    """Let a worker die with the process that started it, also when that one is killed: it would
+    wait for work, and hold its memory, forever.
+    """
+
+    def wait() -> None:
+        parent_process().join()
+        os._exit(1)
+
+    Thread(target=wait, daemon=True).start()
+
+
 def _on_cores(workers: int, jobs: list[Any]) -> Iterator[LabelledStructure]:
     os.environ["OMP_NUM_THREADS"] = "1"  # read by the workers when they load the teacher
-    with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
+    with ProcessPoolExecutor(workers, get_context("spawn"), _end_with_parent) as pool:
         try:
             # No other reference to the futures is held: they would keep all labels in memory.
             for future in as_completed([pool.submit(_label, job) for job in jobs]):
@@ -112,7 +128,7 @@ def _on_cluster(scheduler: str, jobs: list[Any]) -> Iterator[LabelledStructure]:
             "a Dask scheduler needs dask: pip install 'dask[distributed]'"
         ) from error
     try:
-        client = Client(scheduler, timeout="10s")
+        client = Client(scheduler, timeout=SCHEDULER_TIMEOUT_S)
     except (OSError, ValueError) as error:
         raise InputError(f"no Dask scheduler answers at {scheduler}: {error}") from error
     with client:

@@ -41,7 +41,13 @@ def relabel(
     if not len(frames.energies):
         raise InputError(f"{dataset} has no training frames")
     first = np.searchsorted(frames.molecule.numpy(), np.arange(len(frames.names) + 1))
-    attributes = {"teacher": sha256(larger), "seed": seed, "source": sha256(dataset)}
+    attributes = {
+        "teacher": sha256(larger),
+        "seed": seed,
+        "source": sha256(dataset),
+        "copies": copies,
+        "largest_force": largest_force,
+    }
     with open_dataset(output, **attributes) as writer:
         for k in track(range(len(frames.names)), description="labelling by the student"):
             if frames.names[k] not in writer.names and first[k] < first[k + 1]:

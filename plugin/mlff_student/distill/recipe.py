@@ -185,6 +185,10 @@ class TrainingRecipe:
     ema: float = 0.999
     patience: int = 0
 
+    def __post_init__(self) -> None:
+        if self.steps < 1 or self.batch < 1:
+            raise InputError(f"steps and batch must be positive, got {self.steps}, {self.batch}")
+
 
 @dataclass(frozen=True)
 class Recipe:

@@ -15,7 +15,7 @@ import torch
 from ase import Atoms, units
 from ase.calculators.calculator import Calculator
 from ase.md.langevin import Langevin
-from ase.md.velocitydistribution import MaxwellBoltzmannDistribution
+from ase.md.velocitydistribution import thermalize_momenta
 from rich.progress import track
 
 from ..bonds import COLLAPSE
@@ -129,7 +129,7 @@ def propose(atoms: Atoms, members: list[Calculator], settings: Rounds, seed: int
     lengths = _lengths(atoms, bonds)
     runner = atoms.copy()
     runner.calc = members[0]
-    MaxwellBoltzmannDistribution(runner, temperature_K=settings.temperature_K, rng=rng)
+    thermalize_momenta(runner, temperature_K=settings.temperature_K, rng=rng)
     md = Langevin(
         runner,
         timestep=settings.timestep_fs * units.fs,

@@ -14,7 +14,7 @@ import numpy as np
 from ase import Atoms, units
 from ase.calculators.calculator import Calculator, all_changes
 from ase.md.langevin import Langevin
-from ase.md.velocitydistribution import MaxwellBoltzmannDistribution
+from ase.md.velocitydistribution import thermalize_momenta
 from ase.optimize import BFGS
 from ase.vibrations import Vibrations
 
@@ -212,7 +212,7 @@ class Labeller:
         for temperature in settings.temperatures_K:
             broken = True
             with self._counted(settings.frames):
-                MaxwellBoltzmannDistribution(runner, temperature_K=temperature, rng=self.rng)
+                thermalize_momenta(runner, temperature_K=temperature, rng=self.rng)
                 md = Langevin(
                     runner,
                     timestep=settings.timestep_fs * units.fs,

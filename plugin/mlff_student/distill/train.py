@@ -194,6 +194,7 @@ def train(
     compiled: bool = True,
     extra: Path | None = None,
     initial: Path | None = None,
+    structures: int = 0,
     quiet: bool = False,
 ) -> dict[str, Any]:
     """Train one preset, going on from the state in `folder` if there is one.
@@ -209,6 +210,8 @@ def train(
     extra : another dataset whose training frames are added (labels of a larger student, say).
     initial : checkpoint of the same preset to start from instead of random weights; its reference
         energies are fitted to what its network leaves, so it may have had another teacher.
+    structures : train on this many structures alone, drawn by the recipe's seed, for a learning
+        curve in the size of the data; 0: on all.
 
     Returns
     -------
@@ -223,9 +226,8 @@ def train(
     if model not in recipe.training or model not in PRESETS:
         raise InputError(f"no preset {model!r} in the recipe; it has {', '.join(recipe.training)}")
     with started_workers() as workers:
-        return _Training(recipe, model, dataset, folder, workers, extra, initial).run(
-            compiled, quiet
-        )
+        training = _Training(recipe, model, dataset, folder, workers, extra, initial, structures)
+        return training.run(compiled, quiet)
 
 
 class _Training:
@@ -240,6 +242,7 @@ class _Training:
         workers: Workers,
         extra: Path | None,
         initial: Path | None,
+        structures: int,
     ) -> None:
         keep_freed_memory()
         self.model, self.folder, self.workers = model, folder, workers
@@ -259,7 +262,7 @@ class _Training:
         self.best: dict[str, Tensor] = {}
         self.history: list[dict[str, Any]] = []
         self.updating = False  # half a step is never saved
-        frames = _read_nonempty(dataset, "train")
+        frames = _read_nonempty(dataset, "train", structures, recipe.seed)
         if (folder / "state.pt").exists():
             self._load()
         else:
@@ -449,8 +452,8 @@ class _Training:
         return checkpoint
 
 
-def _read_nonempty(dataset: Path, split: str) -> Frames:
-    frames = read_frames(dataset, split)
+def _read_nonempty(dataset: Path, split: str, structures: int = 0, seed: int = 0) -> Frames:
+    frames = read_frames(dataset, split, structures=structures, seed=seed)
     if not len(frames.energies):
         raise InputError(f"{dataset} has no {split} frames; see structures.held_out of the recipe")
     return frames
