@@ -19,6 +19,7 @@ from typing import Any
 import h5py
 import numpy as np
 import pytest
+import torch
 import yaml
 from ase import Atoms
 from ase.build import bulk
@@ -957,6 +958,33 @@ def test_splits_are_read_apart(tmp_path: Path):
         assert frames.molecule.tolist() == owners
     with pytest.raises(InputError, match="no split 'tset'; there are train, validation, test"):
         read_frames(path, "tset")
+
+
+def test_packed_file_depends_on_the_labels_alone(tmp_path: Path):
+    files = [filled(tmp_path / "one.h5"), filled(tmp_path / "two.h5", STRUCTURES[::-1])]
+    large = files[0].stat().st_size
+    for path in files:
+        data.pack(path)
+        assert_holds(path, sorted(STRUCTURES, key=lambda one: one.name))
+    assert data.sha256(files[0]) == data.sha256(files[1])
+    assert files[0].stat().st_size < large
+    added = numbers("added")
+    with open_dataset(files[0]) as writer:
+        writer.append(added)
+    assert_holds(files[0], [*sorted(STRUCTURES, key=lambda one: one.name), added])
+
+
+def test_some_structures_are_drawn_by_the_seed(tmp_path: Path):
+    path = tmp_path / "data.h5"
+    filled(path, [numbers(f"structure {k}", frames=k % 3 + 1) for k in range(9)])
+    drawn = read_frames(path, "train", structures=4, seed=1)
+    assert len(drawn.names) == 4
+    assert drawn.names == read_frames(path, "train", structures=4, seed=1).names
+    assert drawn.names != read_frames(path, "train", structures=4, seed=2).names
+    whole = read_frames(path, "train")
+    for number, name in enumerate(drawn.names):
+        mine, its = drawn.molecule == number, whole.molecule == whole.names.index(name)
+        torch.testing.assert_close(drawn.energies[mine], whole.energies[its], rtol=0, atol=0)
 
 
 def test_empty_dataset_can_be_read(tmp_path: Path):

@@ -100,7 +100,7 @@ def run_rounds(recipe: Recipe, data: Path, workers: int, compiled: bool = True) 
                 starts = tuple(one.atoms for one in proposals)
                 name = prefix + molecules[k].name
                 sources.append(molecules[k]._replace(name=name, group="proposed", starts=starts))
-        label_sources(sources, recipe, dataset, workers)
+        label_sources(sources, recipe, dataset, workers, split_by=recipe.structures.split_by)
         summary = read_summary(dataset)
         labelled = zip(summary.names, summary.labelled, strict=True)
         counts.append(sum(name.startswith(prefix) and frames > 0 for name, frames in labelled))
