@@ -588,8 +588,9 @@ def after(call: Callable[..., Any], count: int) -> Callable[..., Any]:
 INSTANTS = {
     "forward": (training, "predict", 5),
     "gradients": (torch.nn.utils, "clip_grad_norm_", 4),
-    "weights": (torch.optim.AdamW, "step", 4),
-    "rate": (torch.optim.lr_scheduler.LambdaLR, "step", 6),  # once when it is made
+    "matrices": (torch.optim.Muon, "step", 4),
+    "other weights": (torch.optim.AdamW, "step", 4),
+    "rate": (torch.optim.lr_scheduler.LambdaLR, "step", 6),  # two of them, once each when made
     "average": (torch.optim.swa_utils.AveragedModel, "update_parameters", 3),
     "validation": (training, "evaluate", 2),
     "last validation": (training, "evaluate", 3),
@@ -811,7 +812,7 @@ def test_a_diverging_rate_leaves_the_last_state(
     assert last["step"] == "12"
     state = state_of(tmp_path)
     assert all(weight.isfinite().all() for weight in state["student"].values())
-    assert state["schedule"]["base_lrs"] == [1e-4]
+    assert [one["base_lrs"] for one in state["schedules"]] == [[1e-4], [1e-4]]
 
 
 def test_unknown_preset_is_refused(distillation: Distillation, tmp_path: Path):
@@ -926,6 +927,7 @@ def test_extra_frames_are_trained_on(distillation: Distillation, trained: Path, 
             workers,
             options["extra"],
             None,
+            0,
         )
         sizes = whole.sizes
         batch = whole._batch([sizes[0] + 2, 1, sizes[0]])
@@ -968,8 +970,8 @@ def test_hessian_products_are_learned(distillation: Distillation, tmp_path: Path
 
 
 def test_two_processes_give_the_weights_of_one(distillation: Distillation, tmp_path: Path):
-    """Gradients are sums in another order, which float32 rounds by 1e-7, and Adam divides each by
-    its own size: weights move by 1e-3 a step, and agree to a thousandth of that.
+    """Gradients are sums in another order, which float32 rounds by 1e-7, and Muon rounds to
+    bfloat16: weights move by 1e-3 a step, and agree to a tenth of one.
     """
     values = yaml.safe_load(yaml.safe_dump(RECIPE))
     values["training"][PRESET] |= {"hessian_weight": 0.01}
@@ -989,7 +991,7 @@ def test_two_processes_give_the_weights_of_one(distillation: Distillation, tmp_p
     assert two["training"]["processes"] == 2
     assert two["training"]["history"] == one["training"]["history"]
     for name, weight in one["weights"].items():
-        torch.testing.assert_close(two["weights"][name], weight, rtol=0, atol=1e-6, msg=name)
+        torch.testing.assert_close(two["weights"][name], weight, rtol=0, atol=1e-4, msg=name)
     files = {path.name for path in (tmp_path / "data" / PRESET).iterdir()}
     assert files == {"state.pt", "metrics.csv", "tensorboard", "model.pt"}
     assert len(list((tmp_path / "data" / PRESET / "tensorboard").iterdir())) == 1  # of rank 0
@@ -1009,7 +1011,7 @@ def test_a_process_without_a_share_adds_nothing(
     try:
         workers = training.Workers(rank, 2, torch.device("cpu"))
         one = training._Training(
-            recipe, PRESET, distillation.dataset, tmp_path / "model", workers, None, None
+            recipe, PRESET, distillation.dataset, tmp_path / "model", workers, None, None, 0
         )
         before = {name: value.clone() for name, value in one.student.state_dict().items()}
         one._step(one.student.network, [0])
@@ -1339,15 +1341,14 @@ def test_a_round_labels_what_untrained_students_disagree_on(
     before = read_summary(data / "dataset.h5")
     assert looping.run_rounds(recipe, data, 1, compiled=False) == [2]
     summary = read_summary(data / "dataset.h5")
-    known = len(before.names)
-    assert summary.names[:known] == before.names
-    new = summary.names[known:]
+    new = [k for k, name in enumerate(summary.names) if name not in before.names]
     assert len(new) == 2
-    assert set(new) <= {"round1_water", "round1_methane", "round1_methanol"}
-    assert set(summary.splits[known:]) == {"train"}
-    assert summary.labelled[known:].tolist() == [1, 1]
+    names = {summary.names[k] for k in new}
+    assert names <= {"round1_water", "round1_methane", "round1_methanol"}
+    assert {summary.splits[k] for k in new} == {"train"}
+    assert summary.labelled[new].tolist() == [1, 1]
     frames = read_frames(data / "dataset.h5")
-    k = len(frames.energies) - 1
+    k = int((frames.molecule == frames.names.index(min(names))).nonzero()[0])
     atoms = atoms_of(frames, k)
     atoms.calc = make_teacher(recipe.teacher)
     # The teacher's self-consistency ends at 1e-6 of its energy unit.
@@ -1412,7 +1413,7 @@ def test_held_out_molecules_are_never_run(
     (given,) = run
     split = {one.name: one.split for one in looping.list_sources(structures, recipe.seed)}
     (name,) = [name for name in split if split[name] == "train"]
-    assert read_summary(data / "dataset.h5").names[-1] == f"round1_{name}"
+    assert f"round1_{name}" in read_summary(data / "dataset.h5").names
     assert len(given[0]) == {"water": 3, "methane": 5, "methanol": 6}[name]
 
 

@@ -30,6 +30,8 @@ LONGEST_NAME = 96  # bytes, of a dataset's column
 STRETCHES = 50  # that files are cut into where whole molecules cannot be held out
 EXTENSIONS = (".extxyz", ".xyz", ".sdf", ".mol", ".cif", ".vasp", ".poscar", ".pdb", ".traj")
 
+BondGraph = tuple[list[str], list[tuple[int, int]]]  # symbols, and pairs of atoms
+
 
 class Source(NamedTuple):
     """One structure to be sampled, described so briefly that it can be sent to any worker."""
@@ -55,7 +57,8 @@ def list_sources(recipe: StructureRecipe, seed: int) -> list[Source]:
     molecules = choose_molecules(library, recipe, seed)
     keys = {molecule: identity(molecule.smiles) for molecule in molecules}
     always = {keys[molecule] for molecule in molecules if molecule.name in recipe.always}
-    split_of = draw_splits(set(keys.values()), always, recipe, seed)
+    unique = with_unique_bonds({key: _bond_graph(key) for key in keys.values()})
+    split_of = draw_splits(set(keys.values()), always, unique, recipe, seed)
     single = [
         Source(m.name, key, m.kind, "molecule", split_of[key], (m.smiles,), recipe.conformers)
         for m, key in keys.items()
@@ -73,7 +76,7 @@ def list_sources(recipe: StructureRecipe, seed: int) -> list[Source]:
         one.identity if recipe.split_by == "molecule" else f"stretch {index // stretch}"
         for index, one in enumerate(from_files)
     ]
-    split_of = draw_splits(set(units), set(), recipe, seed)
+    split_of = draw_splits(set(units), set(), set(), recipe, seed)
     if from_files:  # a molecule of the library is in the split that it has there
         split_of |= {graph_code(*_bond_graph(one.smiles[0])): one.split for one in single}
     sources += [
@@ -111,11 +114,33 @@ def choose_molecules(library: list[Molecule], recipe: StructureRecipe, seed: int
     return (chosen + others)[: max(recipe.library, len(chosen))] if recipe.library else []
 
 
+def with_unique_bonds(graphs: dict[str, BondGraph]) -> set[str]:
+    """Molecules with a bond between two elements that no other molecule has (Br2, HF).
+
+    Held out, they would show what a force field does outside of its domain.
+
+    Parameters
+    ----------
+    graphs : symbols and bonds of each molecule.
+    """
+    owners: dict[frozenset[str], set[str]] = defaultdict(set)
+    for key, (symbols, bonds) in graphs.items():
+        for i, j in bonds:
+            owners[frozenset((symbols[i], symbols[j]))].add(key)
+    return {key for keys in owners.values() if len(keys) == 1 for key in keys}
+
+
 def draw_splits(
-    keys: set[str], always: set[str], recipe: StructureRecipe, seed: int
+    keys: set[str], always: set[str], last: set[str], recipe: StructureRecipe, seed: int
 ) -> dict[str, str]:
-    """Split of each identity: those with the lowest hashes are held out."""
-    drawn = sorted(keys - always, key=lambda key: _draw(seed, key))
+    """Split of each identity: those with the lowest hashes are held out.
+
+    Parameters
+    ----------
+    always : never held out.
+    last : held out only where there are not enough others.
+    """
+    drawn = sorted(keys - always, key=lambda key: (key in last, _draw(seed, key)))
     test = round(recipe.held_out.test * len(keys))
     held = test + round(recipe.held_out.validation * len(keys))
     if held > len(drawn):
@@ -191,7 +216,7 @@ def _atom_count(molecule: Molecule) -> int:
     return Chem.AddHs(parsed).GetNumAtoms()
 
 
-def _bond_graph(smiles: str) -> tuple[list[str], list[tuple[int, int]]]:
+def _bond_graph(smiles: str) -> BondGraph:
     """Symbols and bonds of a molecule with its hydrogens."""
     from rdkit import Chem
 
