@@ -21,7 +21,7 @@ $(VENV)/.requirements: pyproject.toml
 	$(BIN)/python -m pip install --quiet -r $(VENV)/requirements.txt
 	touch $@
 
-SOURCES := $(wildcard lammps/*.cpp lammps/*.h plugin/CMakeLists.txt)
+SOURCES := $(wildcard lammps/*.cpp lammps/*.h plugin/CMakeLists.txt plugin/csrc/*)
 $(VENV)/.installed: $(VENV)/.requirements $(SOURCES)
 	PATH="$(abspath $(BIN)):$$PATH" $(BIN)/python -m pip install --quiet --no-build-isolation --no-deps --editable .
 	touch $@

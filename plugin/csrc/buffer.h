@@ -1,0 +1,39 @@
+// Memory that is aligned for vector loads and kept between steps.
+#pragma once
+
+#include <cstddef>
+#include <cstdlib>
+#include <memory>
+#include <new>
+
+namespace mlff_student {
+
+constexpr std::size_t ALIGNMENT = 64; // bytes: a cache line, and the widest vector register
+
+// Contents are undefined after a call of `reserve` that grows it.
+template <typename T> class Buffer {
+public:
+  T *reserve(std::size_t count) {
+    if (count > capacity_) {
+      const std::size_t wanted = count + count / 4; // neighbours come and go from step to step
+      const std::size_t bytes = (wanted * sizeof(T) + ALIGNMENT - 1) / ALIGNMENT * ALIGNMENT;
+      memory_.reset(static_cast<T *>(std::aligned_alloc(ALIGNMENT, bytes)));
+      capacity_ = memory_ ? wanted : 0;
+      if (!memory_) throw std::bad_alloc();
+    }
+    return memory_.get();
+  }
+  T *data() { return memory_.get(); }
+  const T *data() const { return memory_.get(); }
+  T &operator[](std::size_t index) { return memory_.get()[index]; }
+  const T &operator[](std::size_t index) const { return memory_.get()[index]; }
+
+private:
+  struct Free {
+    void operator()(T *memory) const { std::free(memory); }
+  };
+  std::unique_ptr<T, Free> memory_;
+  std::size_t capacity_ = 0;
+};
+
+} // namespace mlff_student

@@ -1,0 +1,75 @@
+// Which of the compiled instruction sets runs.
+#include "dispatch.h"
+
+#include "kernels.h"
+
+#include <atomic>
+#include <stdexcept>
+
+namespace mlff_student {
+
+namespace generic {
+extern const Kernels table;
+}
+#ifdef MLFF_STUDENT_X86
+namespace avx2 {
+extern const Kernels table;
+}
+namespace avx512 {
+extern const Kernels table;
+}
+#endif
+
+namespace {
+
+struct Choice {
+  const char *name;
+  const Kernels &kernels;
+};
+
+#ifdef MLFF_STUDENT_X86
+// What -march=x86-64-v3 and -v4 may use, as far as float loops reach.
+bool runs_avx2() {
+  __builtin_cpu_init();
+  return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&
+         __builtin_cpu_supports("bmi") && __builtin_cpu_supports("bmi2");
+}
+
+bool runs_avx512() {
+  return runs_avx2() && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+         __builtin_cpu_supports("avx512cd") && __builtin_cpu_supports("avx512dq") &&
+         __builtin_cpu_supports("avx512vl");
+}
+#endif
+
+// The best one, or that of a name; null if this processor does not run it.
+const Choice *choose(const std::string &name) {
+  const auto wished = [&name](const Choice &one) { return name.empty() || name == one.name; };
+#ifdef MLFF_STUDENT_X86
+  static const Choice avx512_choice{"avx512", avx512::table}, avx2_choice{"avx2", avx2::table};
+  if (wished(avx512_choice) && runs_avx512()) return &avx512_choice;
+  if (wished(avx2_choice) && runs_avx2()) return &avx2_choice;
+#endif
+  static const Choice generic_choice{"generic", generic::table};
+  return wished(generic_choice) ? &generic_choice : nullptr;
+}
+
+std::atomic<const Choice *> &choice() {
+  static std::atomic<const Choice *> current{choose("")};
+  return current;
+}
+
+} // namespace
+
+const Kernels &kernels() { return choice().load()->kernels; }
+std::string instruction_set() { return choice().load()->name; }
+
+void use_instruction_set(const std::string &name) {
+  const Choice *wished = choose(name);
+  if (!wished)
+    throw std::invalid_argument("mlff_student: this processor or this build has no kernels for '" +
+                                name + "'; there are avx512, avx2 and generic");
+  choice() = wished;
+}
+
+} // namespace mlff_student

@@ -1,0 +1,298 @@
+// Compiled once for each instruction set, with the name of a namespace in MLFF_STUDENT_ISA. Nothing
+// with inline code of its own is included: the linker would keep one copy of it, perhaps the one
+// that this processor cannot run.
+#include "kernels.h"
+
+#include <utility>
+
+#ifndef MLFF_STUDENT_ISA
+#define MLFF_STUDENT_ISA generic
+#endif
+
+namespace mlff_student {
+namespace MLFF_STUDENT_ISA {
+namespace {
+
+#if defined(__AVX512F__)
+constexpr int LANES = 16;
+#elif defined(__AVX__)
+constexpr int LANES = 8;
+#else
+constexpr int LANES = 4;
+#endif
+
+using Vec = float __attribute__((vector_size(4 * LANES), may_alias));
+using IntVec = int32_t __attribute__((vector_size(4 * LANES), may_alias));
+using Quad = float __attribute__((vector_size(16), may_alias));
+
+constexpr int KNOT_ROWS = TABLE_ROWS / 2;
+constexpr float NORM_FLOOR = 1e-8f; // as in student.py
+
+inline Vec load(const float *p) { return *reinterpret_cast<const Vec *>(p); }
+inline void store(float *p, Vec x) { *reinterpret_cast<Vec *>(p) = x; }
+
+// Each quarter of four lanes becomes [a0+a2.., b.., a1+a3.., b..]: half of a transposed sum.
+template <int... I> inline Vec pair_sum(Vec a, Vec b, std::integer_sequence<int, I...>) {
+  const IntVec low = {((I & ~3) + ((I & 3) >> 1) + (I & 1) * LANES)...};
+  const IntVec high = {((I & ~3) + 2 + ((I & 3) >> 1) + (I & 1) * LANES)...};
+  return __builtin_shuffle(a, b, low) + __builtin_shuffle(a, b, high);
+}
+
+template <int... I> inline Vec couple_sum(Vec a, Vec b, std::integer_sequence<int, I...>) {
+  const IntVec low = {((I & ~3) + (I & 1) + ((I & 2) >> 1) * LANES)...};
+  const IntVec high = {((I & ~3) + 2 + (I & 1) + ((I & 2) >> 1) * LANES)...};
+  return __builtin_shuffle(a, b, low) + __builtin_shuffle(a, b, high);
+}
+
+// [sum a, sum b, sum c, sum d]: 13 instructions at 16 lanes, against 4 x 8 one after the other.
+inline Quad sums(Vec a, Vec b, Vec c, Vec d) {
+  constexpr std::make_integer_sequence<int, LANES> lanes{};
+  const Vec all = couple_sum(pair_sum(a, b, lanes), pair_sum(c, d, lanes), lanes);
+  union {
+    Vec whole;
+    Quad part[LANES / 4];
+  } split = {all};
+  Quad total = split.part[0];
+  for (int k = 1; k < LANES / 4; k++) total += split.part[k];
+  return total;
+}
+
+// e^x to 1e-7 relative; beyond the range of float it stays at its ends.
+inline Vec exponential(Vec x) {
+  x = x < -87.0f ? Vec{} - 87.0f : x;
+  x = x > 88.0f ? Vec{} + 88.0f : x;
+  const float shift = 12582912.0f; // 1.5 2^23: adding it rounds to an integer
+  const Vec n = (x * 1.44269504f + shift) - shift;
+  const Vec r = (x - n * 0.693359375f) + n * 2.12194440e-4f; // ln 2 in two parts
+  Vec p = Vec{} + 1.9875691500e-4f; // Cephes expf
+  p = p * r + 1.3981999507e-3f;
+  p = p * r + 8.3334519073e-3f;
+  p = p * r + 4.1665795894e-2f;
+  p = p * r + 1.6666665459e-1f;
+  p = p * r + 5.0000001201e-1f;
+  p = p * (r * r) + r + 1.0f;
+  const IntVec exponent = (__builtin_convertvector(n, IntVec) + 127) << 23;
+  return p * reinterpret_cast<const Vec &>(exponent);
+}
+
+inline Vec sigmoid(Vec x) { return 1.0f / (1.0f + exponential(-x)); }
+
+inline Vec root(Vec x) {
+  for (int k = 0; k < LANES; k++) x[k] = __builtin_sqrtf(x[k]);
+  return x;
+}
+
+// The filter, or its derivative, of one vector of channels.
+inline Vec hermite(const float *rows, int stride, const float (&weight)[TABLE_ROWS]) {
+  Vec sum = load(rows) * weight[0];
+  for (int k = 1; k < TABLE_ROWS; k++) sum += load(rows + k * stride) * weight[k];
+  return sum;
+}
+
+// V vectors of channels are accumulated in registers while the neighbours of one receiver pass.
+// Blocks of channels are the outer loop, so that one block of the table stays in the second-level
+// cache for all receivers of a task.
+template <int V, bool FIRST>
+void messages(const MessageTask &task, int64_t begin, int64_t end) {
+  constexpr int PARTS = FIRST ? 2 : 3;
+  constexpr int WIDTH = V * LANES;
+  const int f = task.channels, block = task.block, stride = PARTS * block;
+  for (int channel = 0; channel < f; channel += WIDTH) {
+    const float *table =
+        task.table + channel / block * (task.knots * KNOT_ROWS * stride) + channel % block;
+    for (int64_t i = begin; i < end; i++) {
+      Vec q[V], mu[3][V];
+      for (int v = 0; v < V; v++) {
+        const int64_t c = channel + v * LANES;
+        q[v] = load(task.q + i * f + c);
+        for (int a = 0; a < 3; a++)
+          mu[a][v] = FIRST ? Vec{} : load(task.mu + (3 * i + a) * f + c);
+      }
+      for (int64_t e = task.first[i]; e < task.first[i + 1]; e++) {
+        const EdgeGeometry &edge = task.edges[e];
+        const int64_t j = task.sender[e];
+        const float *rows = table + int64_t{edge.knot} * (KNOT_ROWS * stride);
+        const float *phi = task.phi + j * (PARTS * f) + channel;
+        const float *mu_j = task.mu + (FIRST ? 0 : 3 * j * f + channel);
+        for (int v = 0; v < V; v++) {
+          const int c = v * LANES;
+          q[v] += load(phi + c) * hermite(rows + c, stride, edge.value);
+          const Vec x_u = load(phi + f + c) * hermite(rows + block + c, stride, edge.value);
+          for (int a = 0; a < 3; a++) mu[a][v] += x_u * edge.unit[a];
+          if constexpr (!FIRST) {
+            const Vec x_mu =
+                load(phi + 2 * f + c) * hermite(rows + 2 * block + c, stride, edge.value);
+            for (int a = 0; a < 3; a++) mu[a][v] += x_mu * load(mu_j + a * f + c);
+          }
+        }
+      }
+      for (int v = 0; v < V; v++) {
+        const int64_t c = channel + v * LANES;
+        store(task.q_out + i * f + c, q[v]);
+        for (int a = 0; a < 3; a++) store(task.mu_out + (3 * i + a) * f + c, mu[a][v]);
+      }
+    }
+  }
+}
+
+// The same by sender: what a row sent, it gets the gradient of.
+template <int V, bool FIRST>
+void messages_adjoint(const AdjointTask &task, int64_t begin, int64_t end) {
+  constexpr int PARTS = FIRST ? 2 : 3;
+  constexpr int WIDTH = V * LANES;
+  const int f = task.channels, block = task.block, stride = PARTS * block;
+  for (int channel = 0; channel < f; channel += WIDTH) {
+    const float *table =
+        task.table + channel / block * (task.knots * KNOT_ROWS * stride) + channel % block;
+    for (int64_t j = begin; j < end; j++) {
+      Vec g_phi[3][V] = {}, g_mu_j[3][V] = {};
+      const float *phi = task.phi + j * (PARTS * f) + channel;
+      const float *mu = task.mu + (FIRST ? 0 : 3 * j * f + channel);
+      if (!FIRST && j < task.receivers)
+        for (int v = 0; v < V; v++)
+          for (int a = 0; a < 3; a++)
+            g_mu_j[a][v] = load(task.g_mu + (3 * j + a) * f + channel + v * LANES);
+      for (int64_t k = task.first[j]; k < task.first[j + 1]; k++) {
+        const EdgeGeometry &edge = task.edges[k];
+        const int64_t i = task.receiver[k];
+        const float *rows = table + int64_t{edge.knot} * (KNOT_ROWS * stride);
+        const float *g_q = task.g_q + i * f + channel;
+        const float *g_mu = task.g_mu + 3 * i * f + channel;
+        // All rows first: their weights then stay in registers.
+        Vec w[PARTS][V], dw[PARTS][V];
+        for (int part = 0; part < PARTS; part++)
+          for (int v = 0; v < V; v++) {
+            const float *at = rows + part * block + v * LANES;
+            w[part][v] = hermite(at, stride, edge.value);
+            dw[part][v] = hermite(at, stride, edge.derivative);
+          }
+        Vec g_distance = {}, g_unit[3] = {};
+        for (int v = 0; v < V; v++) {
+          const int c = v * LANES;
+          const Vec g[3] = {load(g_mu + c), load(g_mu + f + c), load(g_mu + 2 * f + c)};
+          const Vec g_x_q = load(g_q + c);
+          const Vec g_x_u = g[0] * edge.unit[0] + g[1] * edge.unit[1] + g[2] * edge.unit[2];
+          const Vec phi_u = load(phi + f + c), x_u = phi_u * w[1][v];
+          g_distance += g_x_q * load(phi + c) * dw[0][v] + g_x_u * phi_u * dw[1][v];
+          for (int a = 0; a < 3; a++) g_unit[a] += g[a] * x_u;
+          if constexpr (!FIRST) {
+            const Vec phi_mu = load(phi + 2 * f + c), x_mu = phi_mu * w[2][v];
+            const Vec g_x_mu =
+                g[0] * load(mu + c) + g[1] * load(mu + f + c) + g[2] * load(mu + 2 * f + c);
+            g_distance += g_x_mu * phi_mu * dw[2][v];
+            g_phi[0][v] += g_x_q * w[0][v];
+            g_phi[1][v] += g_x_u * w[1][v];
+            g_phi[2][v] += g_x_mu * w[2][v];
+            for (int a = 0; a < 3; a++) g_mu_j[a][v] += g[a] * x_mu;
+          }
+        }
+        reinterpret_cast<Quad *>(task.g_edge)[k] +=
+            sums(g_distance, g_unit[0], g_unit[1], g_unit[2]);
+      }
+      if constexpr (!FIRST)
+        for (int v = 0; v < V; v++)
+          for (int part = 0; part < 3; part++) {
+            const int64_t c = channel + v * LANES;
+            store(task.g_phi + (3 * (j - begin) + part) * f + c, g_phi[part][v]);
+            store(task.g_mu_out + (3 * j + part) * f + c, g_mu_j[part][v]);
+          }
+    }
+  }
+}
+
+// Two vectors at a time where registers and channels allow it, 16 channels otherwise.
+constexpr int WIDE = LANES == 16 ? 2 : 16 / LANES;
+constexpr int NARROW = 16 / LANES;
+
+void messages_any(const MessageTask &task, int64_t begin, int64_t end) {
+  const bool wide = task.block % (WIDE * LANES) == 0;
+  if (!task.mu)
+    wide ? messages<WIDE, true>(task, begin, end) : messages<NARROW, true>(task, begin, end);
+  else
+    wide ? messages<WIDE, false>(task, begin, end) : messages<NARROW, false>(task, begin, end);
+}
+
+void messages_adjoint_any(const AdjointTask &task, int64_t begin, int64_t end) {
+  const bool wide = task.block % (WIDE * LANES) == 0;
+  if (!task.mu)
+    wide ? messages_adjoint<WIDE, true>(task, begin, end)
+         : messages_adjoint<NARROW, true>(task, begin, end);
+  else
+    wide ? messages_adjoint<WIDE, false>(task, begin, end)
+         : messages_adjoint<NARROW, false>(task, begin, end);
+}
+
+void silu(const float *x, float *out, int64_t count) {
+  for (int64_t k = 0; k < count; k += LANES) store(out + k, load(x + k) * sigmoid(load(x + k)));
+}
+
+void times_silu_derivative(const float *x, float *out, int64_t count) {
+  for (int64_t k = 0; k < count; k += LANES) {
+    const Vec gate = sigmoid(load(x + k)), value = load(x + k) * gate;
+    store(out + k, load(out + k) * (gate + value * (1.0f - gate)));
+  }
+}
+
+void norms(const float *v, float *norm, int64_t rows, int f) {
+  for (int64_t row = 0; row < rows; row++, v += 3 * f, norm += f)
+    for (int c = 0; c < f; c += LANES) {
+      const Vec x = load(v + c), y = load(v + f + c), z = load(v + 2 * f + c);
+      store(norm + c, root(x * x + y * y + z * z + NORM_FLOOR));
+    }
+}
+
+void update(const float *a, const float *norm, const float *v, float *a_v, float *q, float *mu,
+            int64_t rows, int f) {
+  for (int64_t row = 0; row < rows; row++, a += 2 * f, norm += f, v += 3 * f, a_v += f, q += f) {
+    for (int c = 0; c < f; c += LANES) {
+      const Vec gate = load(a + f + c);
+      store(a_v + c, gate);
+      store(q + c, load(q + c) + load(a + c) + gate * load(norm + c));
+      for (int k = 0; mu && k < 3 * f; k += f)
+        store(mu + k + c, load(mu + k + c) + gate * load(v + k + c));
+    }
+    if (mu) mu += 3 * f;
+  }
+}
+
+void gate_adjoint(const float *g_q, const float *g_mu, const float *norm, const float *v,
+                  float *out, int64_t rows, int f) {
+  for (int64_t row = 0; row < rows; row++) {
+    for (int c = 0; c < f; c += LANES) {
+      store(out + c, load(g_q + c));
+      Vec gate = load(g_q + c) * load(norm + c);
+      for (int k = 0; k < 3 * f; k += f) gate += load(g_mu + k + c) * load(v + k + c);
+      store(out + f + c, gate);
+    }
+    out += 2 * f, g_q += f, g_mu += 3 * f, norm += f, v += 3 * f;
+  }
+}
+
+void vector_adjoint(const float *g_in, float *g_q, const float *g_mu, const float *a_v,
+                    const float *norm, const float *v, float *g_v, int64_t rows, int f) {
+  for (int64_t row = 0; row < rows; row++) {
+    for (int c = 0; c < f; c += LANES) {
+      const Vec gate = load(a_v + c), g = load(g_q + c);
+      const Vec along = (load(g_in + f + c) + g * gate) / load(norm + c);
+      store(g_q + c, g + load(g_in + c));
+      for (int k = 0; k < 3 * f; k += f)
+        store(g_v + k + c, load(g_mu + k + c) * gate + load(v + k + c) * along);
+    }
+    g_in += 2 * f, g_q += f, g_mu += 3 * f, a_v += f, norm += f, v += 3 * f, g_v += 3 * f;
+  }
+}
+
+} // namespace
+
+extern const Kernels table;
+const Kernels table = {messages_any,
+                       messages_adjoint_any,
+                       silu,
+                       times_silu_derivative,
+                       norms,
+                       update,
+                       gate_adjoint,
+                       vector_adjoint};
+
+} // namespace MLFF_STUDENT_ISA
+} // namespace mlff_student

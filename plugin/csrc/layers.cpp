@@ -1,0 +1,272 @@
+#include "layers.h"
+
+#include "parallel.h"
+
+#include <algorithm>
+#include <atomic>
+#include <cmath>
+#include <cstring>
+#include <limits>
+#include <stdexcept>
+#include <string>
+
+extern "C" {
+void sgemm_(const char *, const char *, const int *, const int *, const int *, const float *,
+            const float *, const int *, const float *, const int *, const float *, float *,
+            const int *);
+// Only MKL has it; other libraries leave small products to one thread.
+int MKL_Set_Num_Threads_Local(int) __attribute__((weak));
+}
+
+namespace mlff_student {
+
+SequentialProducts::SequentialProducts()
+    : before_(MKL_Set_Num_Threads_Local ? MKL_Set_Num_Threads_Local(1) : 0) {}
+SequentialProducts::~SequentialProducts() {
+  if (MKL_Set_Num_Threads_Local) MKL_Set_Num_Threads_Local(before_);
+}
+
+namespace {
+
+enum class Start { ZERO, BIAS, KEEP };
+
+// y = x W^T (+ b or y): x (rows, inputs), y (rows, outputs). `from` and `inputs` pick columns of W.
+void apply(const Linear &map, const float *x, float *y, int64_t rows, Start start, int64_t from,
+           int64_t inputs) {
+  const int m = map.outputs, n = rows, k = inputs, ldw = map.inputs;
+  const float one = 1.0f, beta = start == Start::ZERO ? 0.0f : 1.0f;
+  if (start == Start::BIAS)
+    for (int64_t row = 0; row < rows; row++)
+      std::memcpy(y + row * m, map.bias.data(), m * sizeof(float));
+  // Column-major: the transposed of everything.
+  sgemm_("T", "N", &m, &n, &k, &one, map.weight.data() + from, &ldw, x, &k, &beta, y, &m);
+}
+
+void apply(const Linear &map, const float *x, float *y, int64_t rows, Start start) {
+  apply(map, x, y, rows, start, 0, map.inputs);
+}
+
+// g_x = g_y W (+ g_x): the adjoint of `apply`.
+void apply_adjoint(const Linear &map, const float *g_y, float *g_x, int64_t rows, Start start) {
+  const int m = map.inputs, n = rows, k = map.outputs;
+  const float one = 1.0f, beta = start == Start::ZERO ? 0.0f : 1.0f;
+  sgemm_("N", "N", &m, &n, &k, &one, map.weight.data(), &m, g_y, &k, &beta, g_x, &m);
+}
+
+// Scratch of a thread for one piece: `widths` floats a row.
+float *scratch(int64_t width) {
+  thread_local Buffer<float> memory;
+  return memory.reserve(ROWS_AT_ONCE * width);
+}
+
+} // namespace
+
+void Graph::resize(int64_t nodes_wanted, int64_t receivers_wanted, int64_t edges_wanted) {
+  constexpr int64_t most = std::numeric_limits<int32_t>::max();
+  if (nodes_wanted > most || edges_wanted > most)
+    throw std::invalid_argument("mlff_student: " + std::to_string(nodes_wanted) + " atoms and " +
+                                std::to_string(edges_wanted) + " edges; at most " +
+                                std::to_string(most) + " of each are served");
+  nodes = nodes_wanted, receivers = receivers_wanted, edges = edges_wanted;
+  first.reserve(receivers + 1);
+  sender.reserve(edges);
+  vectors.reserve(3 * edges);
+}
+
+void Graph::complete(const Model &model) {
+  // Counting sort by sender; within one, edges keep their order.
+  sender_first.reserve(nodes + 1);
+  receiver_of.reserve(edges);
+  edge_of.reserve(edges);
+  place_of.reserve(edges);
+  std::fill_n(sender_first.data(), nodes + 1, 0);
+  for (int64_t e = 0; e < edges; e++) sender_first[sender[e] + 1]++;
+  for (int64_t j = 0; j < nodes; j++) sender_first[j + 1] += sender_first[j];
+  for (int64_t i = 0; i < receivers; i++)
+    for (int64_t e = first[i]; e < first[i + 1]; e++) {
+      const int64_t at = sender_first[sender[e]]++;
+      receiver_of[at] = static_cast<int32_t>(i);
+      edge_of[at] = static_cast<int32_t>(e);
+      place_of[e] = static_cast<int32_t>(at);
+    }
+  for (int64_t j = nodes; j > 0; j--) sender_first[j] = sender_first[j - 1];
+  sender_first[0] = 0;
+
+  geometry.reserve(edges);
+  geometry_by_sender.reserve(edges);
+  std::atomic<bool> finite{true};
+  in_pieces(receivers, [&](int64_t begin, int64_t end) {
+    for (int64_t e = first[begin]; e < first[end]; e++) {
+      if (!locate(&vectors[3 * e], model.cutoff, model.knots, geometry[e])) finite = false;
+      // Twice, so that the adjoint of every layer and block of channels reads it in order.
+      geometry_by_sender[place_of[e]] = geometry[e];
+    }
+  });
+  if (!finite)
+    throw std::invalid_argument(
+        "mlff_student: an edge vector is NaN or infinite, so a position must be");
+}
+
+void embed(const Model &model, Workspace &work) {
+  const int64_t nodes = work.graph.nodes, f = model.channels;
+  work.layers.resize(model.layers.size() + 1);
+  float *q = work.layers[0].q.reserve(nodes * f);
+  for (int64_t i = 0; i < nodes; i++)
+    std::memcpy(q + i * f, &model.embedding[work.species[i] * f], f * sizeof(float));
+  // Here, so that an engine can fill ghost rows before the layer runs.
+  for (std::size_t depth = 1; depth < work.layers.size(); depth++) {
+    work.layers[depth].q.reserve(nodes * f);
+    work.layers[depth].mu.reserve(3 * nodes * f);
+  }
+}
+
+void forward_layer(const Model &model, Workspace &work, std::size_t depth) {
+  const Kernels &run = kernels();
+  const Graph &graph = work.graph;
+  const Layer &layer = model.layers[depth];
+  LayerState &state = work.layers[depth];
+  LayerState &next = work.layers[depth + 1];
+  const int64_t f = model.channels, parts = depth == 0 ? 2 : 3;
+  const bool last = depth + 1 == model.layers.size();
+
+  float *phi = state.phi.reserve(graph.nodes * parts * f);
+  in_pieces(graph.nodes, [&](int64_t begin, int64_t end) {
+    float *h = scratch(f); // (rows, F)
+    run.silu(&state.q[begin * f], h, (end - begin) * f);
+    apply(layer.message, h, phi + begin * parts * f, end - begin, Start::BIAS);
+  });
+
+  float *v_all = state.v.reserve(3 * graph.receivers * f);
+  float *norm_all = state.norm.reserve(graph.receivers * f);
+  float *z_all = state.z.reserve(graph.receivers * f);
+  float *a_v_all = state.a_v.reserve(graph.receivers * f);
+  const MessageTask task = {model.channels,
+                            table_block(model.channels),
+                            model.knots,
+                            graph.first.data(),
+                            graph.sender.data(),
+                            graph.geometry.data(),
+                            layer.filter.data(),
+                            phi,
+                            state.q.data(),
+                            depth == 0 ? nullptr : state.mu.data(),
+                            next.q.data(),
+                            next.mu.data()};
+  in_pieces(graph.receivers, [&](int64_t begin, int64_t end) {
+    const int64_t rows = end - begin;
+    run.messages(task, begin, end);
+    float *q = &next.q[begin * f], *mu = &next.mu[3 * begin * f];
+    float *v = v_all + 3 * begin * f, *norm = norm_all + begin * f, *z = z_all + begin * f;
+    float *h = scratch(3 * f), *a = h + rows * f; // (rows, F), (rows, 2F)
+    apply(layer.mix, mu, v, 3 * rows, Start::ZERO);
+    run.norms(v, norm, rows, model.channels);
+    apply(layer.update_in, q, z, rows, Start::BIAS, 0, f);
+    apply(layer.update_in, norm, z, rows, Start::KEEP, f, f);
+    run.silu(z, h, rows * f);
+    apply(layer.update_out, h, a, rows, Start::BIAS);
+    run.update(a, norm, v, a_v_all + begin * f, q, last ? nullptr : mu, rows, model.channels);
+  });
+}
+
+void readout(const Model &model, Workspace &work, int64_t n_local) {
+  const Kernels &run = kernels();
+  const Graph &graph = work.graph;
+  const Linear &in = model.readout[0], &out = model.readout[1];
+  const int64_t f = model.channels, r = model.readout_channels;
+  const float *q = work.layers.back().q.data();
+  double *eps = work.eps.reserve(n_local);
+  float *g_q = work.g_q.reserve(graph.nodes * f), *g_mu = work.g_mu.reserve(3 * graph.nodes * f);
+  work.g_q_next.reserve(graph.nodes * f);
+  work.g_mu_next.reserve(3 * graph.nodes * f);
+  std::fill_n(work.g_edge.reserve(4 * graph.edges), 4 * graph.edges, 0.0f);
+  in_pieces(graph.receivers, [&](int64_t begin, int64_t end) {
+    std::fill(g_mu + 3 * begin * f, g_mu + 3 * end * f, 0.0f);
+    const int64_t rows = std::max<int64_t>(std::min(end, n_local) - begin, 0);
+    std::fill(g_q + (begin + rows) * f, g_q + end * f, 0.0f);
+    if (rows == 0) return;
+    float *z = scratch(2 * r), *h = z + rows * r; // (rows, R) each
+    apply(in, q + begin * f, z, rows, Start::BIAS);
+    run.silu(z, h, rows * r);
+    for (int64_t row = 0; row < rows; row++) {
+      double sum = out.bias[0];
+      for (int64_t c = 0; c < r; c++) {
+        sum += static_cast<double>(h[row * r + c]) * out.weight[c];
+        h[row * r + c] = out.weight[c];
+      }
+      eps[begin + row] = sum;
+    }
+    run.times_silu_derivative(z, h, rows * r);
+    apply_adjoint(in, h, g_q + begin * f, rows, Start::ZERO);
+  });
+}
+
+void adjoint_layer(const Model &model, Workspace &work, std::size_t depth) {
+  const Kernels &run = kernels();
+  const Graph &graph = work.graph;
+  const Layer &layer = model.layers[depth];
+  const LayerState &state = work.layers[depth];
+  const int64_t f = model.channels;
+  const bool first = depth == 0;
+
+  float *g_q_all = work.g_q.data(), *g_mu_all = work.g_mu.data();
+  in_pieces(graph.receivers, [&](int64_t begin, int64_t end) {
+    const int64_t rows = end - begin;
+    float *g_q = g_q_all + begin * f, *g_mu = g_mu_all + 3 * begin * f;
+    const float *v = &state.v[3 * begin * f], *norm = &state.norm[begin * f];
+    const float *z = &state.z[begin * f], *a_v = &state.a_v[begin * f];
+    float *g_a = scratch(6 * f);                         // (rows, 2F)
+    float *g_h = g_a + 2 * rows * f, *g_v = g_h + rows * f; // (rows, F), (rows, 3, F)
+    run.gate_adjoint(g_q, g_mu, norm, v, g_a, rows, model.channels);
+    apply_adjoint(layer.update_out, g_a, g_h, rows, Start::ZERO);
+    run.times_silu_derivative(z, g_h, rows * f);
+    apply_adjoint(layer.update_in, g_h, g_a, rows, Start::ZERO);
+    run.vector_adjoint(g_a, g_q, g_mu, a_v, norm, v, g_v, rows, model.channels);
+    apply_adjoint(layer.mix, g_v, g_mu, 3 * rows, Start::KEEP);
+  });
+
+  const AdjointTask task = {model.channels,
+                      table_block(model.channels),
+                      model.knots,
+                      graph.sender_first.data(),
+                      graph.receiver_of.data(),
+                      graph.geometry_by_sender.data(),
+                      layer.filter.data(),
+                      state.phi.data(),
+                      first ? nullptr : state.mu.data(),
+                      g_q_all,
+                      g_mu_all,
+                      graph.receivers,
+                      nullptr,
+                      work.g_mu_next.data(),
+                      work.g_edge.data()};
+  in_pieces(graph.nodes, [&](int64_t begin, int64_t end) {
+    const int64_t rows = end - begin;
+    if (first) return run.messages_adjoint(task, begin, end);
+    float *g_phi = scratch(3 * f); // (rows, 3F)
+    AdjointTask piece = task;
+    piece.g_phi = g_phi;
+    run.messages_adjoint(piece, begin, end);
+    float *g_q = &work.g_q_next[begin * f];
+    apply_adjoint(layer.message, g_phi, g_q, rows, Start::ZERO);
+    run.times_silu_derivative(&state.q[begin * f], g_q, rows * f);
+    const int64_t own = std::min(end, graph.receivers);
+    for (int64_t k = begin * f; k < own * f; k++) work.g_q_next[k] += g_q_all[k];
+  });
+  if (first) return;
+  std::swap(work.g_q, work.g_q_next);
+  std::swap(work.g_mu, work.g_mu_next);
+}
+
+void edge_gradient(const Workspace &work, int64_t edge, double *gradient) {
+  const EdgeGeometry &geometry = work.graph.geometry[edge];
+  const float *g = &work.g_edge[4 * int64_t{work.graph.place_of[edge]}];
+  const double *r = &work.graph.vectors[3 * edge];
+  double along = 0.0;
+  for (int a = 0; a < 3; a++) along += static_cast<double>(g[1 + a]) * geometry.unit[a];
+  const double inverse = 1.0 / std::sqrt(r[0] * r[0] + r[1] * r[1] + r[2] * r[2]);
+  for (int a = 0; a < 3; a++)
+    gradient[a] = g[0] * static_cast<double>(geometry.unit[a]) +
+                  (g[1 + a] - along * geometry.unit[a]) * inverse;
+}
+
+} // namespace mlff_student

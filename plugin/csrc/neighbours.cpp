@@ -1,0 +1,167 @@
+#include "neighbours.h"
+
+#include <vesin.h>
+
+#include <algorithm>
+#include <cmath>
+#include <memory>
+#include <stdexcept>
+#include <string>
+
+namespace mlff_student {
+
+namespace {
+
+// Angstrom. Hydrogen at 300 K goes half of it in some 20 femtoseconds; a search costs as much as 30
+// times picking from its pairs.
+constexpr double SKIN = 1.0;
+using Row = std::array<double, 3>;
+
+Row cross(const Row &a, const Row &b) {
+  return {a[1] * b[2] - a[2] * b[1], a[2] * b[0] - a[0] * b[2], a[0] * b[1] - a[1] * b[0]};
+}
+
+double dot(const Row &a, const Row &b) { return a[0] * b[0] + a[1] * b[1] + a[2] * b[2]; }
+
+Row unit(const Row &a) {
+  const double length = std::sqrt(dot(a, a));
+  return {a[0] / length, a[1] / length, a[2] / length};
+}
+
+// Rows of open directions replaced by unit vectors orthogonal to the periodic ones.
+Cell complete(Cell cell) {
+  const int periodic = cell.periodic[0] + cell.periodic[1] + cell.periodic[2];
+  auto &rows = cell.rows;
+  if (periodic == 0) rows = {{{1.0, 0.0, 0.0}, {0.0, 1.0, 0.0}, {0.0, 0.0, 1.0}}};
+  for (int a = 0; a < 3; a++) {
+    const int b = (a + 1) % 3, c = (a + 2) % 3;
+    if (periodic == 2 && !cell.periodic[a]) rows[a] = unit(cross(rows[b], rows[c]));
+    if (periodic == 1 && cell.periodic[a]) {
+      int farthest = 0; // the Cartesian axis farthest from the periodic one
+      for (int k = 1; k < 3; k++)
+        if (std::abs(rows[a][k]) < std::abs(rows[a][farthest])) farthest = k;
+      Row axis{};
+      axis[farthest] = 1.0;
+      rows[b] = unit(cross(rows[a], axis));
+      rows[c] = unit(cross(rows[a], rows[b]));
+    }
+  }
+  return cell;
+}
+
+} // namespace
+
+void NeighbourList::FreeList::operator()(VesinNeighborList *list) const {
+  vesin_free(list);
+  delete list;
+}
+
+bool NeighbourList::outdated(const double *positions, int64_t atoms, const Cell &cell,
+                             double cutoff) const {
+  if (cutoff != cutoff_ || static_cast<int64_t>(reference_.size()) != 3 * atoms ||
+      cell.periodic != cell_.periodic || cell.rows != cell_.rows)
+    return true;
+  const double most = 0.25 * skin_ * skin_;
+  for (int64_t i = 0; i < atoms; i++) {
+    double moved = 0.0;
+    for (int a = 0; a < 3; a++) {
+      const double d = positions[3 * i + a] - reference_[3 * i + a];
+      moved += d * d;
+    }
+    if (!(moved < most)) return true;
+  }
+  return false;
+}
+
+void NeighbourList::search(const double *positions, int64_t atoms, const Cell &cell,
+                           double cutoff) {
+  cutoff_ = -1.0; // outdated, should the search fail
+  const Cell whole = complete(cell);
+  const double volume = dot(whole.rows[0], cross(whole.rows[1], whole.rows[2]));
+  if (!(std::abs(volume) > 1e-3))
+    throw std::invalid_argument("mlff_student: the periodic cell has the volume " +
+                                std::to_string(std::abs(volume)) + " angstrom^3");
+
+  // Its memory serves the next search, unless this one fails.
+  std::unique_ptr<VesinNeighborList, FreeList> list(found_ ? found_.release()
+                                                           : new VesinNeighborList());
+  VesinOptions options{};
+  options.cutoff = cutoff + SKIN;
+  options.full = true;
+  options.sorted = false; // done below
+  options.algorithm = VesinCellList;
+  options.skin = 0.0;
+  options.n_threads = 1;
+  options.return_shifts = true;
+  double box[3][3];
+  for (int a = 0; a < 3; a++) std::copy(whole.rows[a].begin(), whole.rows[a].end(), box[a]);
+  const char *message = nullptr;
+  if (vesin_neighbors(reinterpret_cast<const double(*)[3]>(positions), atoms, box,
+                      cell.periodic.data(), {VesinCPU, 0}, options, list.get(), &message))
+    throw std::runtime_error(std::string("mlff_student: the neighbour search failed: ") +
+                             (message ? message : "no reason given"));
+
+  first_.assign(atoms + 1, 0);
+  pairs_.resize(list->length);
+  shifts_.clear();
+  // Few different ones: numbered in their own order, so that pairs stay small.
+  std::vector<std::array<int32_t, 3>> known;
+  const auto shift_of = [&list](std::size_t k) {
+    const int32_t *shift = list->shifts[k];
+    return std::array<int32_t, 3>{shift[0], shift[1], shift[2]};
+  };
+  for (std::size_t k = 0; k < list->length; k++) {
+    const auto shift = shift_of(k);
+    const auto at = std::lower_bound(known.begin(), known.end(), shift);
+    if (at == known.end() || *at != shift) known.insert(at, shift);
+  }
+  for (const auto &shift : known) {
+    Row row{};
+    for (int a = 0; a < 3; a++)
+      for (int b = 0; b < 3; b++) row[b] += shift[a] * whole.rows[a][b];
+    shifts_.push_back(row);
+  }
+  for (std::size_t k = 0; k < list->length; k++) first_[list->pairs[k][0] + 1]++;
+  for (int64_t i = 0; i < atoms; i++) first_[i + 1] += first_[i];
+  std::vector<int64_t> next(first_.begin(), first_.end() - 1);
+  for (std::size_t k = 0; k < list->length; k++) {
+    const auto at = std::lower_bound(known.begin(), known.end(), shift_of(k));
+    pairs_[next[list->pairs[k][0]]++] = {static_cast<int32_t>(list->pairs[k][1]),
+                                         static_cast<int32_t>(at - known.begin())};
+  }
+  // One order for one structure, whenever it was searched: sums round the same way.
+  for (int64_t i = 0; i < atoms; i++)
+    std::sort(pairs_.begin() + first_[i], pairs_.begin() + first_[i + 1],
+              [](const Pair &a, const Pair &b) {
+                return a.sender != b.sender ? a.sender < b.sender : a.shift < b.shift;
+              });
+  reference_.assign(positions, positions + 3 * atoms);
+  cell_ = cell;
+  cutoff_ = cutoff;
+  skin_ = SKIN;
+  found_ = std::move(list);
+}
+
+void NeighbourList::edges(const double *positions, int64_t atoms, const Cell &cell, double cutoff,
+                          Graph &graph) {
+  if (outdated(positions, atoms, cell, cutoff)) search(positions, atoms, cell, cutoff);
+  graph.resize(atoms, atoms, pairs_.size());
+  int64_t edge = 0;
+  for (int64_t i = 0; i < atoms; i++) {
+    graph.first[i] = edge;
+    const double *x_i = positions + 3 * i;
+    for (int64_t k = first_[i]; k < first_[i + 1]; k++) {
+      const Pair pair = pairs_[k];
+      const double *x_j = positions + 3 * pair.sender;
+      const Row &shift = shifts_[pair.shift];
+      double *r = &graph.vectors[3 * edge];
+      for (int a = 0; a < 3; a++) r[a] = x_j[a] - x_i[a] + shift[a];
+      if (r[0] * r[0] + r[1] * r[1] + r[2] * r[2] >= cutoff * cutoff) continue;
+      graph.sender[edge++] = pair.sender;
+    }
+  }
+  graph.first[atoms] = edge;
+  graph.edges = edge;
+}
+
+} // namespace mlff_student

@@ -1,0 +1,46 @@
+// Full neighbour list with a skin, by vesin's cell list.
+#pragma once
+
+#include "layers.h"
+
+#include <array>
+#include <memory>
+
+struct VesinNeighborList;
+
+namespace mlff_student {
+
+struct Cell {
+  std::array<std::array<double, 3>, 3> rows; // lattice vectors, angstrom
+  std::array<bool, 3> periodic;
+};
+
+// Pairs within cutoff + skin are searched again when an atom has moved half a skin or the cell has
+// changed; in between, the pairs within the cutoff are picked from them.
+class NeighbourList {
+public:
+  // Fills the graph's edges; positions (N, 3) in angstrom, finite.
+  void edges(const double *positions, int64_t atoms, const Cell &cell, double cutoff,
+             Graph &graph);
+
+private:
+  bool outdated(const double *positions, int64_t atoms, const Cell &cell, double cutoff) const;
+  void search(const double *positions, int64_t atoms, const Cell &cell, double cutoff);
+
+  struct FreeList {
+    void operator()(VesinNeighborList *list) const;
+  };
+  struct Pair {
+    int32_t sender;
+    int32_t shift; // number in shifts_
+  };
+  std::vector<int64_t> first_;                // (N + 1,)
+  std::vector<Pair> pairs_;                   // sorted by receiver, sender, shift
+  std::vector<std::array<double, 3>> shifts_; // angstrom
+  std::vector<double> reference_;             // (N, 3) positions of the search
+  std::unique_ptr<VesinNeighborList, FreeList> found_;
+  Cell cell_{};
+  double cutoff_ = -1.0, skin_ = 0.0;
+};
+
+} // namespace mlff_student

@@ -1,0 +1,115 @@
+#include "radial_table.h"
+
+#include <algorithm>
+#include <cmath>
+
+namespace mlff_student {
+
+namespace {
+
+// The exact filter and its first two derivatives at a distance, (outputs,) each.
+void exact_filter(const std::vector<double> &weight, const std::vector<double> &bias,
+                  double cutoff, double distance, double *value, double *slope,
+                  double *curvature) {
+  const std::size_t outputs = bias.size(), functions = weight.size() / outputs;
+  const double x = std::min(distance / cutoff, 1.0), x4 = x * x * x * x, gap = 1.0 - x;
+  const double fade = 1.0 - x4 * x * x * (28.0 - x * (48.0 - 21.0 * x));
+  const double fade1 = -168.0 * x4 * x * gap * gap / cutoff;
+  const double fade2 = -168.0 * x4 * gap * (5.0 - 7.0 * x) / (cutoff * cutoff);
+  std::vector<double> radial(functions), radial1(functions), radial2(functions);
+  for (std::size_t n = 0; n < functions; n++) {
+    const double frequency = (n + 1) * M_PI / cutoff, angle = frequency * distance;
+    const double square = frequency * frequency;
+    if (angle < 1e-2) { // the closed form loses its digits; the next terms are angle^4 / 120
+      radial[n] = frequency * (1.0 - angle * angle / 6.0);
+      radial1[n] = -square * angle * (1.0 - angle * angle / 10.0) / 3.0;
+      radial2[n] = -square * frequency * (1.0 - 0.3 * angle * angle) / 3.0;
+    } else {
+      radial[n] = std::sin(angle) / distance;
+      radial1[n] = (std::cos(angle) * frequency - radial[n]) / distance;
+      radial2[n] = -square * radial[n] - 2.0 * radial1[n] / distance;
+    }
+  }
+  for (std::size_t c = 0; c < outputs; c++) {
+    double sum = bias[c], sum1 = 0.0, sum2 = 0.0;
+    for (std::size_t n = 0; n < functions; n++) {
+      sum += weight[c * functions + n] * radial[n];
+      sum1 += weight[c * functions + n] * radial1[n];
+      sum2 += weight[c * functions + n] * radial2[n];
+    }
+    value[c] = sum * fade;
+    slope[c] = sum1 * fade + sum * fade1;
+    curvature[c] = sum2 * fade + 2.0 * sum1 * fade1 + sum * fade2;
+  }
+}
+
+} // namespace
+
+RadialTable::RadialTable(const std::vector<double> &weight, const std::vector<double> &bias,
+                         int channels, int parts, double cutoff, int64_t knots)
+    : channels_(channels), parts_(parts), block_(table_block(channels)), knots_(knots) {
+  const int64_t outputs = parts * channels, stride = parts * block_;
+  const double spacing = cutoff / (knots - 1);
+  const double scale[3] = {1.0, spacing, spacing * spacing};
+  rows_.reserve(knots * 3 * outputs);
+  std::vector<double> exact[3];
+  for (auto &row : exact) row.resize(outputs);
+  for (int64_t knot = 0; knot < knots; knot++) {
+    exact_filter(weight, bias, cutoff, knot * spacing, exact[0].data(), exact[1].data(),
+                 exact[2].data());
+    for (int row = 0; row < 3; row++)
+      for (int part = 0; part < parts; part++)
+        for (int c = 0; c < channels; c++)
+          rows_[((c / block_ * knots + knot) * 3 + row) * stride + part * block_ + c % block_] =
+              static_cast<float>(exact[row][part * channels + c] * scale[row]);
+  }
+}
+
+void RadialTable::evaluate(const EdgeGeometry &edge, float *value, float *slope) const {
+  const int64_t stride = parts_ * block_;
+  for (int part = 0; part < parts_; part++)
+    for (int c = 0; c < channels_; c++) {
+      const float *row = rows_.data() + (c / block_ * knots_ + edge.knot) * 3 * stride +
+                         part * block_ + c % block_;
+      float w = 0.0f, d = 0.0f;
+      for (int k = 0; k < TABLE_ROWS; k++) {
+        w += row[k * stride] * edge.value[k];
+        d += row[k * stride] * edge.derivative[k];
+      }
+      value[part * channels_ + c] = w;
+      slope[part * channels_ + c] = d;
+    }
+}
+
+bool locate(const double *vector, double cutoff, int64_t knots, EdgeGeometry &edge) {
+  const double distance =
+      std::sqrt(vector[0] * vector[0] + vector[1] * vector[1] + vector[2] * vector[2]);
+  if (!std::isfinite(distance)) return false;
+  const double inverse_spacing = (knots - 1) / cutoff;
+  const double x = std::min(distance * inverse_spacing, static_cast<double>(knots - 1));
+  const int32_t knot = static_cast<int32_t>(std::min<int64_t>(x, knots - 2));
+  const double t = x - knot, s = 1.0 - t, tt = t * t, ss = s * s;
+  // Value, slope, curvature at t = 0, then at t = 1.
+  const double value[TABLE_ROWS] = {ss * s * (1.0 + t * (3.0 + 6.0 * t)),
+                                    ss * s * t * (1.0 + 3.0 * t),
+                                    0.5 * ss * s * tt,
+                                    tt * t * (1.0 + s * (3.0 + 6.0 * s)),
+                                    -tt * t * s * (1.0 + 3.0 * s),
+                                    0.5 * tt * t * ss};
+  const double derivative[TABLE_ROWS] = {-30.0 * tt * ss,
+                                         ss * (1.0 - 3.0 * t) * (1.0 + 5.0 * t),
+                                         0.5 * t * ss * (2.0 - 5.0 * t),
+                                         30.0 * tt * ss,
+                                         tt * (1.0 - 3.0 * s) * (1.0 + 5.0 * s),
+                                         -0.5 * tt * s * (2.0 - 5.0 * s)};
+  for (int k = 0; k < TABLE_ROWS; k++) {
+    edge.value[k] = static_cast<float>(value[k]);
+    edge.derivative[k] = static_cast<float>(derivative[k] * inverse_spacing);
+  }
+  const double inverse = 1.0 / distance;
+  for (int a = 0; a < 3; a++) edge.unit[a] = static_cast<float>(vector[a] * inverse);
+  edge.knot = knot;
+  return true;
+}
+
+} // namespace mlff_student
