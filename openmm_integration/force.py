@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from mlff_student.checkpoints import archive_of
 from mlff_student.errors import InputError, MissingDependencyError
+from mlff_student.native import with_backend
 from mlff_student.units import KJ_PER_MOL, NM
 
 if TYPE_CHECKING:
@@ -69,6 +70,7 @@ def student_force(
     periodic: bool | None = None,
     dtype: torch.dtype = torch.float32,
     force_group: int = 0,
+    backend: str = "auto",
 ) -> "openmmtorch.TorchForce":
     """Energy and forces of a student as a TorchForce, for `System.addForce`.
 
@@ -80,15 +82,17 @@ def student_force(
     periodic : overrides what the topology says.
     dtype : of the network, where a checkpoint is compiled.
     force_group : OpenMM force group.
+    backend : kernels, "native", "portable" or "auto"; see `mlff_student.native.with_backend`.
 
     Raises
     ------
-    MissingDependencyError : openmmtorch is not installed or does not load.
+    MissingDependencyError : openmmtorch is not installed or does not load; the native kernels
+        cannot be used, and "native" was asked for.
     InputError : empty topology, element unknown to the student, index out of range.
     ArchiveError : unusable model.
     """
     openmmtorch = _import_openmmtorch()
-    archive = archive_of(model, dtype)
+    archive = with_backend(archive_of(model, dtype), backend)
     members = list(topology.atoms())
     chosen = list(range(len(members))) if atoms is None else [int(index) for index in atoms]
     if not chosen:

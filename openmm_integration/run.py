@@ -72,7 +72,7 @@ def run_openmm(
     """Engine of `mlff_student.md.run_md`; see `mlff_student.md.Engine`."""
     torch.set_num_threads(settings.threads_for(len(structure.atoms)))
     topology = openmm_topology(structure)
-    system = create_system(topology, folder.archive)
+    system = create_system(topology, folder.archive, backend=settings.backend)
     if settings.ensemble == "nvt":
         system.addForce(CMMotionRemover())
     checkpoint = folder.path / "checkpoint.bin"

@@ -257,7 +257,7 @@ def load_archive(path: Path, device: str = "cpu") -> Archive:
             f"{metadata['weights_sha256'][:12]}; the file was altered, export it again"
         )
     try:
-        _check_reference_numbers(path, module, metadata["self_check"], device)
+        check_reference_numbers(path, module, metadata["self_check"], device)
     except ArchiveError:
         raise
     except Exception as error:  # damaged code
@@ -268,9 +268,20 @@ def load_archive(path: Path, device: str = "cpu") -> Archive:
     return Archive(module, metadata)
 
 
-def _check_reference_numbers(
-    path: Path, module: nn.Module, expected: dict[str, Any], device: str
+def check_reference_numbers(
+    origin: Path | str, module: nn.Module, expected: dict[str, Any], device: str = "cpu"
 ) -> None:
+    """Evaluate the self-check molecule and compare.
+
+    Parameters
+    ----------
+    origin : what the error names.
+    expected : as `self_check_numbers` gives.
+
+    Raises
+    ------
+    ArchiveError : energy or forces differ by more than rounding.
+    """
     energy, forces, _ = module(
         torch.tensor(expected["positions"], dtype=torch.float64, device=device),
         torch.tensor(expected["atomic_numbers"], device=device),
@@ -283,7 +294,7 @@ def _check_reference_numbers(
         energy_error < SELF_CHECK_ENERGY_TOLERANCE and force_error < SELF_CHECK_FORCE_TOLERANCE
     ):
         raise ArchiveError(
-            f"{path} fails its self-check: energy off by {energy_error:.1e} eV (allowed "
+            f"{origin} fails its self-check: energy off by {energy_error:.1e} eV (allowed "
             f"{SELF_CHECK_ENERGY_TOLERANCE:.0e}), forces by {force_error:.1e} eV/angstrom (allowed "
             f"{SELF_CHECK_FORCE_TOLERANCE:.0e}); this torch ({torch.__version__}) computes other "
             f"numbers than the one that wrote it: run `mlff-student doctor`"

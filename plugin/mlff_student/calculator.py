@@ -10,6 +10,7 @@ from ase.calculators.calculator import Calculator, all_changes
 from ase.stress import full_3x3_to_voigt_6_stress
 
 from .checkpoints import archive_of
+from .native import with_backend
 from .structure import check_structure
 
 
@@ -21,10 +22,12 @@ class StudentForceFieldCalculator(Calculator):
     model : name of a shipped model, or path of a checkpoint or archive.
     device : torch device.
     dtype : torch.float32 or torch.float64, where a checkpoint is compiled.
+    backend : kernels, "native", "portable" or "auto"; see `mlff_student.native.with_backend`.
 
     Raises
     ------
     ArchiveError : the model cannot be found or read.
+    MissingDependencyError : the native kernels cannot be used, and "native" was asked for.
     InputError : on calculation, a structure the student must not be given.
     """
 
@@ -41,11 +44,12 @@ class StudentForceFieldCalculator(Calculator):
         model: str | Path = "original",
         device: str = "cpu",
         dtype: torch.dtype = torch.float32,
+        backend: str = "auto",
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
         self.device = device
-        self.archive = archive_of(model, dtype, device)
+        self.archive = with_backend(archive_of(model, dtype, device), backend, device)
 
     def calculate(
         self,

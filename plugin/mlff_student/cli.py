@@ -46,6 +46,14 @@ class EngineName(StrEnum):
     lammps = "lammps"
 
 
+class Backend(StrEnum):
+    """Kernels of the network."""
+
+    auto = "auto"
+    native = "native"
+    portable = "portable"
+
+
 class Ensemble(StrEnum):
     """Ensembles of production."""
 
@@ -159,6 +167,9 @@ def md_command(
     seed: Annotated[int, typer.Option(help="Of velocities and thermostat.")] = 1,
     platform: Annotated[str, typer.Option(help="OpenMM platform; the fastest if empty.")] = "",
     threads: Annotated[int, typer.Option(help="Of the network; 0: one for small systems.")] = 0,
+    backend: Annotated[
+        Backend, typer.Option(help="Kernels; LAMMPS has the portable ones alone.")
+    ] = Backend.auto,
     json: Json = None,
     quiet: Quiet = False,
 ) -> None:
@@ -196,6 +207,7 @@ def md_command(
         seed=seed,
         platform=platform,
         threads=threads,
+        backend=backend.value,
     )
     folder = output or Path("runs") / f"{Path(structure).stem or 'molecule'}-{engine.value}"
     try:

@@ -21,6 +21,7 @@ from .archive import save_archive
 from .checkpoints import archive_of
 from .errors import InputError, MissingDependencyError
 from .files import atomic_write
+from .native import BACKENDS
 from .results import write_json
 from .structure import (
     Structure,
@@ -61,6 +62,7 @@ class MDSettings:
     platform : OpenMM platform, or empty for the fastest.
     threads : of the network; 0 takes one below 500 atoms, and all cores above. Threads that wait
         for each other cost a small molecule more than they give: on a busy machine, a hundredfold.
+    backend : kernels, see `mlff_student.native.with_backend`; LAMMPS has the portable ones alone.
     """
 
     engine: str
@@ -76,13 +78,20 @@ class MDSettings:
     seed: int
     platform: str = ""
     threads: int = 0
+    backend: str = "auto"
 
     def __post_init__(self) -> None:
-        for name, known in (("engine", ENGINES), ("ensemble", ENSEMBLES)):
+        for name, known in (
+            ("engine", ENGINES),
+            ("ensemble", ENSEMBLES),
+            ("backend", BACKENDS),
+        ):
             if getattr(self, name) not in known:
                 raise InputError(
                     f"unknown {name} {getattr(self, name)!r}; known: {', '.join(known)}"
                 )
+        if (self.engine, self.backend) == ("lammps", "native"):
+            raise InputError("the pair style has no native kernels yet; choose --backend auto")
         for name in ("steps", "every", "timestep_fs", "temperature_K", "friction_per_ps"):
             if not 0 < getattr(self, name) < math.inf:
                 raise InputError(f"{name} must be positive, got {getattr(self, name)}")

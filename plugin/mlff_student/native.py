@@ -1,18 +1,100 @@
-"""The native CPU kernels: loads the compiled library and builds its students from an archive."""
+"""The native CPU kernels: loads the compiled library and runs archives on it."""
 
 import importlib.util
+import logging
 import os
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor, nn
 
-from .errors import MissingDependencyError
+from .archive import Archive, check_reference_numbers
+from .errors import InputError, MissingDependencyError
+
+logger = logging.getLogger(__name__)
 
 LIBRARY = "libmlff_student.so"
 BUFFERS = ("charges", "lengths", "ranges", "weights", "rates")
+BACKENDS = ("auto", "native", "portable")
 MEND = "install from a checkout with: pip install --no-build-isolation ."
+
+
+class NativeModule(nn.Module):
+    """An archive's methods on the native kernels; `ArchiveModule` says what they take and give."""
+
+    def __init__(self, module: torch.jit.ScriptModule) -> None:
+        super().__init__()
+        self.native = native_student(module)
+
+    def forward(
+        self, positions: Tensor, atomic_numbers: Tensor, cell: Tensor, pbc: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Energy (), forces (N, 3) and virial (3, 3) of one structure."""
+        energies, forces, virial = self.evaluate(positions, atomic_numbers, cell, pbc)
+        return energies.sum(), forces, virial
+
+    @torch.jit.export
+    def evaluate(
+        self, positions: Tensor, atomic_numbers: Tensor, cell: Tensor, pbc: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """As `forward`, with the energy of each atom (N,) in place of their sum."""
+        return self.native.evaluate(positions, atomic_numbers, cell, pbc)
+
+    @torch.jit.export
+    def from_edges(
+        self, edge_vectors: Tensor, edge_index: Tensor, atomic_numbers: Tensor, n_local: int
+    ) -> tuple[Tensor, Tensor]:
+        """Per-atom energies (n_local,) and dE/d edge_vectors (E, 3)."""
+        return self.native.from_edges(edge_vectors, edge_index, atomic_numbers, n_local)
+
+
+def with_backend(archive: Archive, backend: str = "auto", device: str = "cpu") -> Archive:
+    """The same archive, evaluated by the kernels that were asked for.
+
+    Parameters
+    ----------
+    backend : "native" (compiled kernels, CPU, float32), "portable" (the archive's own TorchScript)
+        or "auto": native where it can be. What auto took, and why, goes to the log once.
+
+    Raises
+    ------
+    InputError : no such backend.
+    MissingDependencyError : "native" where the library is not there, or another dtype or device.
+    ArchiveError : the native kernels give other numbers than the archive says.
+    """
+    if backend not in BACKENDS:
+        raise InputError(f"no backend {backend!r}; there are {', '.join(BACKENDS)}")
+    if backend == "portable":
+        return archive
+    reason = _unfit(archive, device)
+    if backend == "auto":
+        _tell(reason)
+    if not reason:
+        native = torch.jit.script(NativeModule(archive.module))
+        check_reference_numbers("the native backend", native, archive.metadata["self_check"])
+        return archive._replace(module=native)
+    if backend == "native":
+        raise MissingDependencyError(f"the native kernels cannot be used: {reason}")
+    return archive
+
+
+@cache
+def _tell(reason: str | None) -> None:
+    if reason:
+        logger.warning("backend portable, several times slower: %s", reason)
+    else:
+        logger.info("backend native, %s", torch.ops.mlff_student.instruction_set())
+
+
+def _unfit(archive: Archive, device: str) -> str | None:
+    """Why the native kernels cannot evaluate an archive, None where they can."""
+    if torch.device(device).type != "cpu":
+        return f"they run on the CPU, not on {device}"
+    if archive.metadata["dtype"] != "float32":
+        return f"they compute in float32, the archive in {archive.metadata['dtype']}"
+    return unavailable()
 
 
 def load_library() -> None:

@@ -49,6 +49,20 @@ def forces_at(context: openmm.Context, positions_nm: NDArray[np.float64]) -> NDA
 
 
 @pytest.mark.parametrize("name", ["ethanol", "triclinic"])
+def test_native_and_portable_kernels_give_the_same_forces(name, structures):
+    atoms = structures[name]
+    found = [
+        forces_at(
+            context_of(create_system(topology_of(atoms), "tiny", backend=backend), "CPU"),
+            atoms.positions / NM,
+        )
+        for backend in ("native", "portable")
+    ]
+    np.testing.assert_allclose(*found, rtol=1e-5, atol=2e-5 / KJ_PER_MOL * NM)
+    assert (found[0] != found[1]).any()  # else the same kernels ran
+
+
+@pytest.mark.parametrize("name", ["ethanol", "triclinic"])
 def test_forces_are_the_slope_of_the_energy(name, structures, tiny_archive64):
     """Central differences of the energy that OpenMM returns, along random directions."""
     atoms = structures[name]

@@ -16,10 +16,12 @@ import vesin
 from ase import Atoms
 from torch import Tensor
 
+from mlff_student import native
 from mlff_student.archive import ArchiveModule, load_archive
-from mlff_student.checkpoints import available_models, load_student
-from mlff_student.errors import MissingDependencyError
-from mlff_student.native import library_path, native_student, unavailable
+from mlff_student.calculator import StudentForceFieldCalculator
+from mlff_student.checkpoints import archive_of, available_models, load_student
+from mlff_student.errors import ArchiveError, InputError, MissingDependencyError
+from mlff_student.native import library_path, native_student, unavailable, with_backend
 from mlff_student.neighbours import neighbour_edges
 from mlff_student.repulsion import envelope
 from mlff_student.student import PRESETS, Student, StudentConfig
@@ -399,6 +401,48 @@ def test_an_exported_archive_gives_its_weights(tiny_archive: Path, structures: d
 
 
 # --- Layers --------------------------------------------------------------------------------------
+
+
+def test_calculator_gives_the_same_by_either_backend(structures: dict[str, Atoms]):
+    found = {}
+    for backend in ("auto", "native", "portable"):
+        atoms = structures["triclinic"].copy()
+        atoms.calc = StudentForceFieldCalculator("tiny", backend=backend)
+        found[backend] = atoms.get_forces(), atoms.get_potential_energies(), atoms.get_stress()
+    for auto, chosen, portable in zip(*found.values(), strict=True):
+        np.testing.assert_array_equal(auto, chosen)
+        np.testing.assert_allclose(chosen, portable, rtol=1e-5, atol=2e-5)
+        assert (chosen != portable).any()  # else the same kernels ran
+
+
+def test_auto_says_once_what_it_took(
+    tiny_archive: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+):
+    archive = load_archive(tiny_archive)
+    native._tell.cache_clear()
+    with caplog.at_level("INFO"):
+        assert with_backend(with_backend(archive)._replace(module=archive.module)) != archive
+        assert [record.levelname for record in caplog.records] == ["INFO"]
+        assert "backend native" in caplog.text
+        monkeypatch.setattr(native, "unavailable", lambda: "it rains")
+        assert with_backend(archive) is with_backend(archive) is archive
+    assert [record.levelname for record in caplog.records] == ["INFO", "WARNING"]
+    assert "it rains" in caplog.text
+
+
+def test_backends_that_cannot_be_had(tiny_archive: Path, monkeypatch: pytest.MonkeyPatch):
+    archive = load_archive(tiny_archive)
+    with pytest.raises(InputError, match="no backend 'fast'; there are auto, native, portable"):
+        with_backend(archive, "fast")
+    with pytest.raises(MissingDependencyError, match="on the CPU, not on cuda"):
+        with_backend(archive, "native", "cuda")
+    double = archive_of("ultra_tiny", torch.float64)
+    with pytest.raises(MissingDependencyError, match="in float32, the archive in float64"):
+        with_backend(double, "native")
+    assert with_backend(double) is double
+    wrong = archive.metadata["self_check"] | {"energy": 0.0}
+    with pytest.raises(ArchiveError, match="the native backend fails its self-check"):
+        with_backend(archive._replace(metadata=archive.metadata | {"self_check": wrong}))
 
 
 def test_layers_with_ghosts_exchanged_between_them(tmp_path: Path):
