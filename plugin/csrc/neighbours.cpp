@@ -15,6 +15,7 @@ namespace {
 // Angstrom. Hydrogen at 300 K goes half of it in some 20 femtoseconds; a search costs as much as 30
 // times picking from its pairs.
 constexpr double SKIN = 1.0;
+constexpr double FARTHEST = 1e5; // angstrom from the origin; vesin divides by zero from 1e6 on
 using Row = std::array<double, 3>;
 
 Row cross(const Row &a, const Row &b) {
@@ -76,6 +77,11 @@ bool NeighbourList::outdated(const double *positions, int64_t atoms, const Cell 
 void NeighbourList::search(const double *positions, int64_t atoms, const Cell &cell,
                            double cutoff) {
   cutoff_ = -1.0; // outdated, should the search fail
+  for (int64_t k = 0; k < 3 * atoms; k++)
+    if (std::abs(positions[k]) > FARTHEST)
+      throw std::invalid_argument("mlff_student: atom " + std::to_string(k / 3) + " is more than " +
+                                  std::to_string(static_cast<int64_t>(FARTHEST)) +
+                                  " angstrom from the origin; has the structure come apart?");
   const Cell whole = complete(cell);
   const double volume = dot(whole.rows[0], cross(whole.rows[1], whole.rows[2]));
   if (!(std::abs(volume) > 1e-3))

@@ -476,6 +476,14 @@ def test_bad_input_is_refused(pair: Callable, structures: dict[str, Atoms]):
         broken[1, 2] = bad
         with pytest.raises(ValueError, match="NaN or infinite, that of atom 1"):
             native.evaluate(broken, numbers, cell, pbc)
+    for far in (1e6, -1e30):
+        with pytest.raises(Exception, match="atom 2 is more than 100000 angstrom from the origin"):
+            native.evaluate(
+                positions.index_put((torch.tensor(2),), torch.tensor(far).double()),
+                numbers,
+                cell,
+                pbc,
+            )
     with pytest.raises(Exception, match=r"atomic number 79 is unknown .* 1, 6, 7, 8"):
         native.evaluate(positions, torch.tensor([8, 79, 1]), cell, pbc)
     with pytest.raises(Exception, match="atomic number -1 is unknown"):

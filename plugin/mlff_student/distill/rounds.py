@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-import torch
 from ase import Atoms, units
 from ase.calculators.calculator import Calculator
 from ase.md.langevin import Langevin
@@ -157,7 +156,7 @@ def _trajectory(
         try:
             md.run(interval)
             forces = np.array([member.get_forces(runner) for member in members])  # (M, N, 3)
-        except (InputError, torch.jit.Error):  # an archive met what is not finite
+        except (InputError, RuntimeError):  # an archive met what is not finite
             forces = np.array(np.nan)
         distances = runner.get_all_distances()[np.triu_indices(len(runner), 1)]
         broken = not np.isfinite(forces).all() or distances.min(initial=np.inf) < SHORTEST_DISTANCE

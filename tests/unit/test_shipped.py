@@ -1,0 +1,91 @@
+"""What is shipped: data that pass the gate, and cards that tell the truth about the students."""
+
+import csv
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from mlff_student.checkpoints import available_models, load_student
+from mlff_student.distill.check import check_dataset
+from mlff_student.distill.dataset import Frames, read_frames, read_summary, sha256
+from mlff_student.distill.evaluate import evaluate_frames
+from mlff_student.distill.recipe import ORGANIC_RECIPE, read_recipe
+from mlff_student.verdict import load_thresholds
+
+CHECKPOINTS = available_models()
+DATA = next(iter(CHECKPOINTS.values())).parent / "data"
+DATASET = DATA / "organic.h5"
+# Rounding of float32 sums on another processor, over thousands of frames.
+TOLERANCE = 1e-3
+
+
+def card_of(model: str) -> dict[str, Any]:
+    return json.loads((CHECKPOINTS[model] / "card.json").read_text())
+
+
+@pytest.fixture(scope="module")
+def test_frames() -> Frames:
+    return read_frames(DATASET, "test")
+
+
+def test_there_are_three_models():
+    assert set(CHECKPOINTS) == {"original", "tiny", "ultra_tiny"}
+
+
+def test_data_pass_the_gate_as_reported():
+    report = check_dataset(DATASET)
+    assert report.passed
+    reported = json.loads((DATA / "gate" / "report.json").read_text())
+    found = {check.name: check.found for check in report.checks}
+    told = {one["check"]: one["found"] for one in reported["results"] if "check" in one}
+    assert found == pytest.approx(told, rel=1e-6)
+
+
+def test_enough_is_held_out(test_frames: Frames):
+    for temperature in (300.0, 600.0):
+        chosen = test_frames.temperatures == temperature  # of MD alone
+        assert chosen.sum() >= 2000
+        assert len(test_frames.molecule[chosen].unique()) >= 100
+
+
+@pytest.mark.parametrize("model", CHECKPOINTS)
+def test_card_names_the_data_and_the_recipe(model: str, test_frames: Frames):
+    card = card_of(model)
+    assert card["dataset_sha256"] == sha256(DATASET)
+    assert card["recipe_sha256"] == sha256(ORGANIC_RECIPE)
+    assert card["training"]["steps"] == read_recipe(ORGANIC_RECIPE).training[model].steps
+    assert card["training"]["history"][-1]["dataset_sha256"] == [sha256(DATASET)]
+    assert card["held_out"]["test"] == test_frames.names
+
+
+@pytest.mark.parametrize("model", CHECKPOINTS)
+def test_card_gives_the_errors_that_are_measured_again(model: str, test_frames: Frames):
+    student, _ = load_student(CHECKPOINTS[model] / "model.pt")
+    found = evaluate_frames(student, test_frames)
+    told = card_of(model)["accuracy"]["held_out_molecules"]
+    for key, value in told.items():
+        if not isinstance(value, dict):
+            assert found[key] == pytest.approx(value, rel=TOLERANCE), key
+    for table in ("by_temperature_K", "by_element", "by_size", "by_class", "complexes"):
+        assert found[table].keys() == told[table].keys()
+        for name, errors in told[table].items():
+            assert found[table][name] == pytest.approx(errors, rel=TOLERANCE), (table, name)
+
+
+@pytest.mark.parametrize("model", CHECKPOINTS)
+def test_twenty_unseen_molecules_held_in_md(model: str):
+    """Written by `mlff-student distill stability`; tests/physics repeats three of them."""
+    with open(CHECKPOINTS[model] / "nve.csv", newline="") as stream:
+        rows = list(csv.DictReader(stream))
+    unseen = set(card_of(model)["held_out"]["test"])
+    summary = read_summary(DATASET)
+    assert unseen == {n for n, s in zip(summary.names, summary.splits, strict=True) if s == "test"}
+    assert len(rows) == len({row["name"] for row in rows}) >= 20
+    assert {row["name"] for row in rows} <= unseen
+    limit = load_thresholds()["drift_mev_per_atom_ps"]
+    for row in rows:
+        assert row["passed"] == "True", row
+        assert float(row["ps"]) == pytest.approx(10.0)
+        assert abs(float(row["drift_mev_per_atom_ps"])) < limit.value, row
