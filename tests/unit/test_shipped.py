@@ -53,6 +53,7 @@ def test_enough_is_held_out(test_frames: Frames):
 @pytest.mark.parametrize("model", CHECKPOINTS)
 def test_card_names_the_data_and_the_recipe(model: str, test_frames: Frames):
     card = card_of(model)
+    assert card["model_sha256"] == sha256(CHECKPOINTS[model] / "model.pt")
     assert card["dataset_sha256"] == sha256(DATASET)
     assert card["recipe_sha256"] == sha256(ORGANIC_RECIPE)
     assert card["training"]["steps"] == read_recipe(ORGANIC_RECIPE).training[model].steps

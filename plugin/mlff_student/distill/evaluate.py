@@ -158,6 +158,7 @@ def write_checkpoint(
     card = {
         "name": name,
         "parameters": parameter_count(student),
+        "model_sha256": sha256(trained),
         "teacher": recipe.teacher,
         "dataset_sha256": sha256(dataset),
         "recipe": recipe_file.name,
@@ -261,6 +262,8 @@ def card_text(card: dict[str, Any]) -> str:
         "",
         "**Not for.** Ions, radicals, reactions, excited states, metals; interactions beyond "
         f"the cutoff of 5 Å. {scope}",
+        "",
+        "![force errors over the steps of the training](curve.png)",
         "",
     ]
     return "\n".join(lines)
