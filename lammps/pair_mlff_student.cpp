@@ -30,7 +30,7 @@ using namespace LAMMPS_NS;
 
 namespace {
 
-constexpr int64_t FORMAT_VERSION = 1;
+constexpr int64_t FORMAT_VERSION = 2;
 constexpr double CLOSEST = 0.3; // angstrom, no two atoms may come closer
 
 // In order of atomic number, from 1.

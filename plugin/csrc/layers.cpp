@@ -9,6 +9,7 @@
 #include <limits>
 #include <stdexcept>
 #include <string>
+#include <utility>
 
 extern "C" {
 void sgemm_(const char *, const char *, const int *, const int *, const int *, const float *,
@@ -168,6 +169,18 @@ void forward_layer(const Model &model, Workspace &work, std::size_t depth) {
   });
 }
 
+namespace {
+
+// squeeze_energies of student.py: bounded below, and the derivative.
+std::pair<double, double> squeeze_energy(double eps, double lowest) {
+  constexpr double DEPTH = 2.0; // eV
+  if (eps >= lowest) return {eps, 1.0};
+  const double bent = std::tanh((lowest - eps) / DEPTH);
+  return {lowest - DEPTH * bent, 1.0 - bent * bent};
+}
+
+} // namespace
+
 void readout(const Model &model, Workspace &work, int64_t n_local) {
   const Kernels &run = kernels();
   const Graph &graph = work.graph;
@@ -189,11 +202,10 @@ void readout(const Model &model, Workspace &work, int64_t n_local) {
     run.silu(z, h, rows * r);
     for (int64_t row = 0; row < rows; row++) {
       double sum = out.bias[0];
-      for (int64_t c = 0; c < r; c++) {
-        sum += static_cast<double>(h[row * r + c]) * out.weight[c];
-        h[row * r + c] = out.weight[c];
-      }
-      eps[begin + row] = sum;
+      for (int64_t c = 0; c < r; c++) sum += static_cast<double>(h[row * r + c]) * out.weight[c];
+      const auto [energy, slope] = squeeze_energy(sum, model.lowest);
+      eps[begin + row] = energy;
+      for (int64_t c = 0; c < r; c++) h[row * r + c] = static_cast<float>(slope * out.weight[c]);
     }
     run.times_silu_derivative(z, h, rows * r);
     apply_adjoint(in, h, g_q + begin * f, rows, Start::ZERO);

@@ -33,13 +33,15 @@ struct Layer {
 };
 
 struct Model {
-  // Names as in Student.state_dict(), and its buffers species_of and repulsion.*.
+  // Names as in Student.state_dict(), and its buffers species_of, limits and repulsion.*.
   Model(const Arrays &arrays, double cutoff, int64_t knots = 0);
 
   // Index into the elements; throws for an element the student does not know.
   int32_t species(int64_t atomic_number) const;
 
-  double cutoff; // angstrom
+  double cutoff;   // angstrom
+  double shortest; // angstrom; the filters squeeze shorter distances towards it
+  double lowest;   // eV; network energies below are squeezed towards it
   int64_t knots;
   int channels, readout_channels;
   std::vector<int64_t> species_of; // by atomic number, -1 where unknown

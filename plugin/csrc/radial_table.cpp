@@ -1,17 +1,31 @@
 #include "radial_table.h"
 
 #include <algorithm>
+#include <array>
 #include <cmath>
 
 namespace mlff_student {
 
 namespace {
 
+constexpr double SQUEEZED_FROM = 6.0 / 11.0;
+
+// A distance as the filters see it, and its first two derivatives: squeeze_distances of student.py.
+std::array<double, 3> squeeze(double distance, double shortest) {
+  if (distance >= shortest) return {distance, 1.0, 0.0};
+  const double width = 1.0 - SQUEEZED_FROM;
+  const double t = std::max((distance / shortest - SQUEEZED_FROM) / width, 0.0), t2 = t * t;
+  return {shortest * (1.0 + 0.5 * width * (t2 * t2 * (5.0 - t * (6.0 - 2.0 * t)) - 1.0)),
+          t2 * t * (10.0 - t * (15.0 - 6.0 * t)),
+          30.0 * t2 * (1.0 - t) * (1.0 - t) / (width * shortest)};
+}
+
 // The exact filter and its first two derivatives at a distance, (outputs,) each.
 void exact_filter(const std::vector<double> &weight, const std::vector<double> &bias,
-                  double cutoff, double distance, double *value, double *slope,
-                  double *curvature) {
+                  double cutoff, double shortest, double true_distance, double *value,
+                  double *slope, double *curvature) {
   const std::size_t outputs = bias.size(), functions = weight.size() / outputs;
+  const auto [distance, squeeze1, squeeze2] = squeeze(true_distance, shortest);
   const double x = std::min(distance / cutoff, 1.0), x4 = x * x * x * x, gap = 1.0 - x;
   const double fade = 1.0 - x4 * x * x * (28.0 - x * (48.0 - 21.0 * x));
   const double fade1 = -168.0 * x4 * x * gap * gap / cutoff;
@@ -20,15 +34,9 @@ void exact_filter(const std::vector<double> &weight, const std::vector<double> &
   for (std::size_t n = 0; n < functions; n++) {
     const double frequency = (n + 1) * M_PI / cutoff, angle = frequency * distance;
     const double square = frequency * frequency;
-    if (angle < 1e-2) { // the closed form loses its digits; the next terms are angle^4 / 120
-      radial[n] = frequency * (1.0 - angle * angle / 6.0);
-      radial1[n] = -square * angle * (1.0 - angle * angle / 10.0) / 3.0;
-      radial2[n] = -square * frequency * (1.0 - 0.3 * angle * angle) / 3.0;
-    } else {
-      radial[n] = std::sin(angle) / distance;
-      radial1[n] = (std::cos(angle) * frequency - radial[n]) / distance;
-      radial2[n] = -square * radial[n] - 2.0 * radial1[n] / distance;
-    }
+    radial[n] = std::sin(angle) / distance;
+    radial1[n] = (std::cos(angle) * frequency - radial[n]) / distance;
+    radial2[n] = -square * radial[n] - 2.0 * radial1[n] / distance;
   }
   for (std::size_t c = 0; c < outputs; c++) {
     double sum = bias[c], sum1 = 0.0, sum2 = 0.0;
@@ -38,15 +46,17 @@ void exact_filter(const std::vector<double> &weight, const std::vector<double> &
       sum2 += weight[c * functions + n] * radial2[n];
     }
     value[c] = sum * fade;
-    slope[c] = sum1 * fade + sum * fade1;
-    curvature[c] = sum2 * fade + 2.0 * sum1 * fade1 + sum * fade2;
+    const double first = sum1 * fade + sum * fade1;
+    slope[c] = first * squeeze1;
+    curvature[c] = (sum2 * fade + 2.0 * sum1 * fade1 + sum * fade2) * squeeze1 * squeeze1 +
+                   first * squeeze2;
   }
 }
 
 } // namespace
 
 RadialTable::RadialTable(const std::vector<double> &weight, const std::vector<double> &bias,
-                         int channels, int parts, double cutoff, int64_t knots)
+                         int channels, int parts, double cutoff, double shortest, int64_t knots)
     : channels_(channels), parts_(parts), block_(table_block(channels)), knots_(knots) {
   const int64_t outputs = parts * channels, stride = parts * block_;
   const double spacing = cutoff / (knots - 1);
@@ -55,7 +65,7 @@ RadialTable::RadialTable(const std::vector<double> &weight, const std::vector<do
   std::vector<double> exact[3];
   for (auto &row : exact) row.resize(outputs);
   for (int64_t knot = 0; knot < knots; knot++) {
-    exact_filter(weight, bias, cutoff, knot * spacing, exact[0].data(), exact[1].data(),
+    exact_filter(weight, bias, cutoff, shortest, knot * spacing, exact[0].data(), exact[1].data(),
                  exact[2].data());
     for (int row = 0; row < 3; row++)
       for (int part = 0; part < parts; part++)

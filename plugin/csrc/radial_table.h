@@ -15,9 +15,10 @@ namespace mlff_student {
 
 class RadialTable {
 public:
-  // weight (parts F, R), bias (parts F,) of the linear map of R radial functions.
+  // weight (parts F, R), bias (parts F,) of the linear map of R radial functions; distances below
+  // `shortest` are squeezed towards it, see squeeze_distances of student.py.
   RadialTable(const std::vector<double> &weight, const std::vector<double> &bias, int channels,
-              int parts, double cutoff, int64_t knots);
+              int parts, double cutoff, double shortest, int64_t knots);
 
   const float *data() const { return rows_.data(); }
   // The spline at a distance, (outputs,) each, as the kernels evaluate it.

@@ -16,7 +16,7 @@ from .neighbours import neighbour_edges
 from .student import Student, StudentConfig, parameter_count, sum_to_atoms
 
 FORMAT = "mlff-student-archive"
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 METADATA_FILE = "metadata.json"
 
 # Formamide, distorted: the molecule of the self-check. It has three elements and three dimensions.

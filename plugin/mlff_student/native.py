@@ -165,7 +165,7 @@ def native_student(module: torch.nn.Module | torch.jit.ScriptModule, knots: int 
             f"{student.embedding.weight.dtype}; use the portable module"
         )
     tensors = {name: tensor.detach().cpu() for name, tensor in student.state_dict().items()}
-    tensors["species_of"] = student.species_of.cpu()
+    tensors["species_of"], tensors["limits"] = student.species_of.cpu(), student.limits.cpu()
     for name in BUFFERS:
         tensors[f"repulsion.{name}"] = getattr(student.repulsion, name).cpu()
     return torch.classes.mlff_student.NativeStudent(tensors, student.cutoff, knots)

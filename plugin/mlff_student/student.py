@@ -28,6 +28,10 @@ class StudentConfig:
     elements : chemical symbols the student knows.
     repulsion_reach : where the short-range repulsion has faded out, over the sum of covalent radii
         (0.75: C-C 1.14, C-H 0.80, H-H 0.47 angstrom, below any bond at rest).
+    shortest : the filters take a shorter distance for nearly this one, angstrom; what happens
+        there is left to the repulsion. See `squeeze_distances`.
+    lowest : network energy of an atom below which it is squeezed, eV; in training it stays above
+        -2. See `squeeze_energies`.
     """
 
     channels: int
@@ -36,6 +40,8 @@ class StudentConfig:
     cutoff: float = 5.0
     elements: tuple[str, ...] = tuple(ELEMENTS)
     repulsion_reach: float = 0.75
+    shortest: float = 0.88
+    lowest: float = -3.0
 
     def as_dict(self) -> dict[str, Any]:
         """Plain values for a checkpoint or a card."""
@@ -53,6 +59,34 @@ PRESETS = {
     "tiny": StudentConfig(channels=64, layers=2, radial_functions=12),  # 77K
     "ultra_tiny": StudentConfig(channels=32, layers=2, radial_functions=10),  # 21K
 }
+
+
+def squeeze_distances(
+    distances: Tensor, shortest: Tensor, start: float = 6.0 / 11.0
+) -> tuple[Tensor, Tensor]:
+    """Distances as the filters see them, and the derivative.
+
+    The same from `shortest` up, constant below `start` of it, twice differentiable. Where no
+    training data can be, a filter extrapolates to anything; a minimiser's first trial step does go
+    there, and without this fell into holes of -1e8 eV.
+    """
+    t = (distances / shortest - start) / (1.0 - start)
+    t = t.clamp(0.0, 1.0)
+    t3 = t * t * t
+    share = 0.5 * (1.0 - start)
+    squeezed = shortest * (1.0 - share + share * t3 * t * (5.0 - t * (6.0 - 2.0 * t)))
+    slope = t3 * (10.0 - t * (15.0 - 6.0 * t))
+    return torch.where(distances < shortest, squeezed, distances), slope
+
+
+def squeeze_energies(eps: Tensor, lowest: Tensor, depth: float = 2.0) -> tuple[Tensor, Tensor]:
+    """Network energies bounded below by `lowest` - `depth`, eV, and the derivative.
+
+    The same from `lowest` up, twice differentiable. With the repulsion, which grows without bound,
+    no arrangement of atoms has an energy far below that of the molecule.
+    """
+    bent = torch.tanh((lowest - eps).clamp(min=0.0) / depth)
+    return torch.where(eps < lowest, lowest - depth * bent, eps), 1.0 - bent * bent
 
 
 def silu_with_derivative(x: Tensor) -> tuple[Tensor, Tensor]:
@@ -244,6 +278,10 @@ class Student(nn.Module):
     - phi is one linear map of silu(q) without a hidden layer: the update before it ends in a
       two-layer network already, and before the first layer q is an embedding.
 
+    Two bounds keep it sane where no data can be, and change nothing where data are: W is constant
+    at distances that no two nuclei have (`squeeze_distances`), and eps_i has a lower bound
+    (`squeeze_energies`).
+
     Vector features are mixed along the channel axis alone, so the energy is invariant under
     rotation and reflection. As in the published network, phi_mu and W_mu of the first layer would
     act on mu = 0; they are weights without effect.
@@ -266,6 +304,8 @@ class Student(nn.Module):
         species[numbers] = torch.arange(len(numbers))
         self.register_buffer("species_of", species, persistent=False)
         self.register_buffer("references", torch.zeros(len(numbers), dtype=torch.float64))
+        limits = torch.tensor([config.shortest, config.lowest], dtype=torch.float64)
+        self.register_buffer("limits", limits, persistent=False)
         self.embedding = nn.Embedding(len(numbers), config.channels, dtype=dtype)
         self.basis = BesselBasis(config.radial_functions, config.cutoff, dtype)
         self.blocks = nn.ModuleList(
@@ -294,8 +334,10 @@ class Student(nn.Module):
         """
         distances = torch.linalg.vector_norm(edge_vectors, dim=[1], keepdim=True)  # (E, 1)
         direction = edge_vectors / distances  # (E, 3)
-        radial, radial_derivative = self.basis(distances)
-        fade, fade_derivative = envelope(distances / self.cutoff)
+        limits = self.limits.to(distances.dtype)
+        squeezed, squeezed_derivative = squeeze_distances(distances, limits[0])
+        radial, radial_derivative = self.basis(squeezed)
+        fade, fade_derivative = envelope(squeezed / self.cutoff)
         edges = Edges(
             edge_index,
             direction[:, :, None],
@@ -312,10 +354,11 @@ class Student(nn.Module):
             q, mu, tape = block(q, mu, edges, len(tapes) == 0)
             tapes.append(tape)
         h, h_derivative = silu_with_derivative(self.readout_in(q))
-        eps = self.readout_out(h)[:n_local, 0]
+        eps, eps_derivative = squeeze_energies(self.readout_out(h), limits[1])  # (N, 1)
 
         local = (torch.arange(q.shape[0], device=q.device) < n_local)[:, None]
-        g_q = (h_derivative * self.readout_out.weight * local) @ self.readout_in.weight
+        g_h = eps_derivative * local * self.readout_out.weight  # (N, readout channels)
+        g_q = (h_derivative * g_h) @ self.readout_in.weight
         g_mu = torch.zeros_like(mu)
         g_distance = torch.zeros_like(distances)
         g_unit = torch.zeros_like(direction)
@@ -323,8 +366,9 @@ class Student(nn.Module):
             g_q, g_mu, g_d, g_u = layer_adjoint(g_q, g_mu, tapes[depth], edges, depth == 0)
             g_distance = g_distance + g_d
             g_unit = g_unit + g_u
+        g_distance = g_distance * squeezed_derivative
         along = (g_unit * direction).sum(1, keepdim=True)
-        return eps, g_distance * direction + (g_unit - along * direction) / distances
+        return eps[:n_local, 0], g_distance * direction + (g_unit - along * direction) / distances
 
     def forward(
         self, edge_vectors: Tensor, edge_index: Tensor, species: Tensor, n_local: int

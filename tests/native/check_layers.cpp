@@ -28,6 +28,7 @@ Arrays random_weights(int64_t f, int64_t layers, int64_t functions, std::mt19937
   const double wide = 0.5 / std::sqrt(static_cast<double>(f));
   Arrays arrays;
   arrays["species_of"] = {{4}, {-1, 0, 1, 2}};
+  arrays["limits"] = {{2}, {0.88, -3.0}};
   arrays["references"] = array({3}, 1.0);
   arrays["embedding.weight"] = array({3, f}, 1.0);
   for (int64_t layer = 0; layer < layers; layer++) {

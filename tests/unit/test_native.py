@@ -24,7 +24,7 @@ from mlff_student.errors import ArchiveError, InputError, MissingDependencyError
 from mlff_student.native import library_path, native_student, unavailable, with_backend
 from mlff_student.neighbours import neighbour_edges
 from mlff_student.repulsion import envelope
-from mlff_student.student import PRESETS, Student, StudentConfig
+from mlff_student.student import PRESETS, Student, StudentConfig, squeeze_distances
 
 pytestmark = pytest.mark.skipif(unavailable() is not None, reason=str(unavailable()))
 
@@ -62,7 +62,9 @@ def edges_of(atoms: Atoms) -> tuple[Tensor, Tensor]:
 
 @pytest.fixture
 def pair(random_student: RandomStudent) -> Callable[[str, str], tuple[Any, ArchiveModule]]:
-    """Factory `(origin, model)` of the native student and the portable one in float64."""
+    """Factory `(origin, model)` of the native student and the portable one in float64, which has
+    the portable one in float32 as its attribute `single`.
+    """
 
     def make(origin: str, model: str) -> tuple[Any, ArchiveModule]:
         if origin == "random":
@@ -73,7 +75,9 @@ def pair(random_student: RandomStudent) -> Callable[[str, str], tuple[Any, Archi
                 load_student(path / "model.pt", dtype)[0]
                 for dtype in (torch.float32, torch.float64)
             )
-        return native_student(single), ArchiveModule(double, PRESETS[model], model, "none")
+        portable = ArchiveModule(double, PRESETS[model], model, "none")
+        portable.single = ArchiveModule(single, PRESETS[model], model, "none")
+        return native_student(single), portable
 
     return make
 
@@ -104,11 +108,13 @@ SYSTEMS = [
     "wire",
     "own_neighbour",
     "compressed",
+    "collapsed",
     "one_atom",
     "two_atoms",
     "no_neighbours",
     "lattice1000",
 ]
+FAR_FROM_DATA = ["compressed", "collapsed", "lattice1000"]
 
 
 def system(name: str, structures: dict[str, Atoms]) -> Atoms:
@@ -132,6 +138,10 @@ def system(name: str, structures: dict[str, Atoms]) -> Atoms:
         atoms = structures["ethanol"]
         atoms.positions *= 0.75
         return atoms
+    if name == "collapsed":  # as a minimiser's first trial step may leave it
+        atoms = structures["ethanol"]
+        atoms.positions *= 0.5
+        return atoms
     if name == "one_atom":
         return Atoms("O", positions=[[1.0, 2.0, 3.0]])
     if name == "two_atoms":
@@ -146,19 +156,25 @@ def system(name: str, structures: dict[str, Atoms]) -> Atoms:
 # --- The same numbers as the portable student ----------------------------------------------------
 
 
-def assert_same(found: Outcome, expected: Outcome, atoms: int) -> None:
+def assert_same(found: Outcome, expected: Outcome, atoms: int, margin: float = 1.0) -> None:
     """Rounding of float32: 2e-7 of what is added up, whatever cancels in the sum."""
     __tracebackhide__ = True
     assert all(part.dtype == torch.float64 for part in found)
     largest = float(expected.forces.abs().max())
     error = found.forces - expected.forces
-    assert error.abs().max() < 2e-5 * max(1.0, largest / 10.0)
-    assert error.norm() <= 1e-5 * max(expected.forces.norm(), 1e-2)
+    assert error.abs().max() < 2e-5 * margin * max(1.0, largest / 10.0)
+    assert error.norm() <= 1e-5 * margin * max(expected.forces.norm(), 1e-2)
     energy = abs(float(found.energies.sum() - expected.energies.sum()))
-    assert energy < 1e-6 * atoms * max(1.0, largest / 10.0)
+    assert energy < 1e-6 * margin * atoms * max(1.0, largest / 10.0)
     # A virial adds up forces times distances.
     virial = float((found.virial - expected.virial).abs().max())
-    assert virial < 1e-5 * max(1.0, largest) * atoms
+    assert virial < 1e-5 * margin * max(1.0, largest) * atoms
+
+
+def margin_far_from_data(portable: ArchiveModule, atoms: Atoms) -> float:
+    """Four times what float32 costs the portable student: large features cancel there."""
+    rounding = outcome(portable.single, atoms).forces - outcome(portable, atoms).forces
+    return max(1.0, 4.0 * float(rounding.abs().max()) / 2e-5)
 
 
 @pytest.mark.parametrize("name", SYSTEMS)
@@ -168,7 +184,8 @@ def test_evaluate_equals_the_portable_student(
 ):
     native, portable = pair(origin, model)
     atoms = system(name, structures)
-    assert_same(outcome(native, atoms), outcome(portable, atoms), len(atoms))
+    margin = margin_far_from_data(portable, atoms) if name in FAR_FROM_DATA else 1.0
+    assert_same(outcome(native, atoms), outcome(portable, atoms), len(atoms), margin)
 
 
 @pytest.mark.parametrize("name", ["molecule32", "triclinic", "own_neighbour", "one_atom"])
@@ -208,12 +225,14 @@ def test_two_thousand_atoms(model: str, pair: Callable):
     found = outcome(native, atoms)
     # In float64 the portable student needs minutes for this; in pieces it is as good.
     part = Atoms(atoms.numbers[:50], positions=atoms.positions[:50])
-    assert_same(outcome(native, part), outcome(portable, part), 50)
+    margin = margin_far_from_data(portable, part)
+    assert_same(outcome(native, part), outcome(portable, part), 50, margin)
     # Newton's third law, and the same crystal in another place.
     assert found.forces.sum(0).abs().max() < 1e-8 * len(atoms)
     atoms.positions += [1.0, -2.0, 3.0]
     again = outcome(native, atoms)
-    torch.testing.assert_close(again.forces, found.forces, rtol=1e-5, atol=2e-5)
+    error = (again.forces - found.forces).norm() / found.forces.norm()
+    assert error < 1e-5  # rounding: this is no molecule, and large features cancel
 
 
 @pytest.mark.parametrize("channels", [16, 32, 48, 64, 80])
@@ -267,46 +286,50 @@ def test_forces_equal_finite_differences_of_the_native_energy(
         moved.positions[atom, axis] += step
         return float(outcome(native, moved).energies.sum())
 
-    # A float32 network's energy is rounded by 1e-6 eV; the five-point stencil multiplies that by
-    # 1.5 / step. Its own error grows as step^4 and is below that; the repulsion is steeper.
+    # A float32 network's energy is rounded by some 1e-6 eV; the five-point stencil multiplies that
+    # by 1.5 / step. Its own error grows as step^4 and is below that; the repulsion is steeper.
     step = 2e-3 if name == "compressed" else 1e-2
     for atom, axis in [(0, 0), (1, 1), (len(atoms) - 1, 2)]:
         near = energy(atom, axis, step) - energy(atom, axis, -step)
         far = energy(atom, axis, 2 * step) - energy(atom, axis, -2 * step)
         found = -(8.0 * near - far) / (12.0 * step)
-        assert found == pytest.approx(float(forces[atom, axis]), abs=5e-6 / step)
+        assert found == pytest.approx(float(forces[atom, axis]), abs=1e-5 / step)
 
 
 def exact_filter(student: Student, layer: int, distances: Tensor) -> tuple[Tensor, Tensor]:
     """W and dW/dr of a float64 student at distances (D,), (D, 3F) each."""
-    r = distances[:, None]
+    r, squeezing = squeeze_distances(distances[:, None], student.limits[0])
     radial, radial_derivative = student.basis(r)
     fade, fade_derivative = envelope(r / student.cutoff)
     linear = student.blocks[layer].filter
     bare = linear(radial)
     slope = radial_derivative @ linear.weight.T
-    return bare * fade, slope * fade + bare * fade_derivative / student.cutoff
+    return bare * fade, (slope * fade + bare * fade_derivative / student.cutoff) * squeezing
 
 
 @pytest.mark.parametrize("model", PRESETS)
 def test_error_of_the_tabulated_filters(model: str, random_student: RandomStudent):
-    """It falls as the fifth power of the spacing down to the rounding of float32."""
+    """It falls as the fifth power of the spacing down to the rounding of float32.
+
+    The knots lie at both ends of the squeezed distances, whose third derivative jumps there.
+    """
     single, double = random_student(model, torch.float32), random_student(model)
-    distances = torch.linspace(0.7, CUTOFF, 1500, dtype=torch.float64)
-    value, slope = exact_filter(double, 1, distances)
 
-    def error(knots: int) -> tuple[float, float]:
+    def error(knots: int, shortest: float, longest: float) -> tuple[float, float]:
+        distances = torch.linspace(shortest, longest, 1500, dtype=torch.float64)
         found = native_student(single, knots).filters(1, distances)
-        return tuple(
-            float((a - b).norm() / b.norm()) for a, b in zip(found, (value, slope), strict=True)
-        )
+        exact = exact_filter(double, 1, distances)
+        return tuple(float((a - b).norm() / b.norm()) for a, b in zip(found, exact, strict=True))
 
-    coarse, fine, chosen = error(24), error(48), error(0)
+    coarse, fine = error(24, 1.0, CUTOFF), error(48, 1.0, CUTOFF)
     assert fine[0] < coarse[0] / 20.0
     assert fine[1] < coarse[1] / 12.0
-    # Weights and values are float32: 6e-8.
+    chosen = error(0, 0.88, CUTOFF)  # weights and values are float32: 6e-8
     assert chosen[0] < 2e-7
     assert chosen[1] < 1.5e-6
+    squeezed = error(0, 0.4, 0.88)
+    assert squeezed[0] < 6e-7
+    assert squeezed[1] < 1.5e-5
 
 
 def test_filters_end_at_the_cutoff(random_student: RandomStudent):

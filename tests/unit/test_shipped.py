@@ -4,13 +4,18 @@ import csv
 import json
 from typing import Any
 
+import numpy as np
 import pytest
 
+from mlff_student.calculator import StudentForceFieldCalculator
 from mlff_student.checkpoints import available_models, load_student
 from mlff_student.distill.check import check_dataset
 from mlff_student.distill.dataset import Frames, read_frames, read_summary, sha256
 from mlff_student.distill.evaluate import evaluate_frames
+from mlff_student.distill.graphs import build_graphs, make_batch
 from mlff_student.distill.recipe import ORGANIC_RECIPE, read_recipe
+from mlff_student.distill.stability import held_out_molecules
+from mlff_student.structure import read_structure
 from mlff_student.verdict import load_thresholds
 
 CHECKPOINTS = available_models()
@@ -72,6 +77,34 @@ def test_card_gives_the_errors_that_are_measured_again(model: str, test_frames: 
         assert found[table].keys() == told[table].keys()
         for name, errors in told[table].items():
             assert found[table][name] == pytest.approx(errors, rel=TOLERANCE), (table, name)
+
+
+@pytest.mark.parametrize("model", CHECKPOINTS)
+def test_bounds_of_the_student_do_not_act_where_data_are(model: str, test_frames: Frames):
+    """No network energy of a held-out frame is near the lowest."""
+    student, config = load_student(CHECKPOINTS[model] / "model.pt")
+    graphs = build_graphs(test_frames, student)
+    for first in range(0, len(test_frames.energies), 64):
+        last = min(first + 64, len(test_frames.energies))
+        batch = make_batch(graphs, list(range(first, last)))
+        eps, _ = student.network(batch.vectors, batch.edge_index, batch.species, len(batch.species))
+        assert eps.min() > config.lowest + 0.5
+
+
+@pytest.mark.parametrize("model", CHECKPOINTS)
+def test_nothing_is_below_a_molecule_on_the_way_of_a_minimisers_first_step(model: str):
+    """OpenMM's first trial moves all atoms by 10 angstrom in all: there must be no hole to find."""
+    calculator = StudentForceFieldCalculator(model)
+    rng = np.random.default_rng(1)
+    for found in held_out_molecules(CHECKPOINTS[model] / "model.pt", 30):
+        atoms = read_structure(found.smiles).atoms
+        atoms.calc = calculator
+        start, energy = atoms.positions.copy(), atoms.get_potential_energy()
+        downhill = atoms.get_forces()
+        for direction in (downhill, rng.standard_normal(start.shape)):
+            for length in np.linspace(0.5, 10.0, 20):
+                atoms.positions = start + length * direction / np.linalg.norm(direction)
+                assert atoms.get_potential_energy() > energy, (found.name, length)
 
 
 @pytest.mark.parametrize("model", CHECKPOINTS)

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable
+from copy import deepcopy
 from typing import NamedTuple
 
 import numpy as np
@@ -18,7 +19,14 @@ from mlff_student.elements import ELEMENTS
 from mlff_student.errors import InputError
 from mlff_student.neighbours import neighbour_edges
 from mlff_student.repulsion import ZBLRepulsion, envelope
-from mlff_student.student import PRESETS, Student, StudentConfig, parameter_count
+from mlff_student.student import (
+    PRESETS,
+    Student,
+    StudentConfig,
+    parameter_count,
+    squeeze_distances,
+    squeeze_energies,
+)
 
 EXACT = 1e-9  # relative; the rounding of float64 is 1e-16 an operation
 CUTOFF = 5.0
@@ -67,6 +75,71 @@ def assert_same(found: np.ndarray, expected: np.ndarray, what: str, tolerance: f
     scale = max(1.0, float(np.abs(expected).max()))
     error = float(np.abs(found - expected).max()) / scale
     assert error < tolerance, f"{what}: relative difference {error:.1e}, allowed {tolerance:.0e}"
+
+
+# --- Bounds where no data can be ------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("squeeze", "limit", "inside", "ends"),
+    [
+        (
+            squeeze_distances,
+            0.88,
+            torch.linspace(0.88, 6.0, 100, dtype=torch.float64),
+            (0.48, 0.88),
+        ),
+        (squeeze_energies, -3.0, torch.linspace(-3.0, 50.0, 100, dtype=torch.float64), (-3.0,)),
+    ],
+)
+def test_squeezing_is_smooth_and_changes_nothing_inside(
+    squeeze: Callable, limit: float, inside: torch.Tensor, ends: tuple[float, ...]
+):
+    bound = torch.tensor(limit, dtype=torch.float64)
+    value, slope = squeeze(inside, bound)
+    assert (value == inside).all()
+    assert (slope == 1.0).all()
+    x = torch.linspace(limit - 5.0, limit + 1.0, 600, dtype=torch.float64).requires_grad_()
+    value, slope = squeeze(x, bound)
+    (autograd,) = torch.autograd.grad(value.sum(), x)
+    torch.testing.assert_close(slope, autograd, rtol=1e-9, atol=1e-12)
+    assert (value.diff() >= 0.0).all()
+    step = 1e-6
+    for end in ends:  # the second derivative does not jump
+        around = torch.tensor([end - 2 * step, end - step, end + step, end + 2 * step]).double()
+        slopes = squeeze(around, bound)[1]
+        assert abs(float(slopes[1] - slopes[0]) - float(slopes[3] - slopes[2])) / step < 1e-3
+
+
+def test_squeezed_distances_and_energies_have_a_floor():
+    limit = torch.tensor(0.88, dtype=torch.float64)
+    squeezed, slope = squeeze_distances(torch.tensor([0.48, 0.1, 1e-9]).double(), limit)
+    torch.testing.assert_close(squeezed, torch.full((3,), 0.68).double())
+    assert slope[1:].abs().max() == 0.0
+    limit = torch.tensor(-3.0, dtype=torch.float64)
+    squeezed, slope = squeeze_energies(torch.tensor([-20.0, -1e30]).double(), limit)
+    torch.testing.assert_close(squeezed, torch.full((2,), -5.0).double())
+    assert slope[1] == 0.0
+
+
+def test_gradient_where_both_bounds_act(random_student: RandomStudent):
+    """Atoms at 0.48 to 0.88 angstrom, and network energies about the lowest."""
+    student = deepcopy(random_student("tiny"))
+    atoms = molecule("CH3CH2OH")
+    atoms.positions *= 0.65
+    vectors, index = edges_of(atoms)
+    species = species_of(student, atoms)
+    bare, _ = student.network(vectors, index, species, len(atoms))
+    with torch.no_grad():
+        student.readout_out.bias -= bare.median() + 3.0
+    eps, gradient = student.network(vectors, index, species, len(atoms))
+    assert (eps > -3.0).any()
+    assert (eps < -3.0).any()
+    assert ((vectors.norm(dim=1) > 0.48) & (vectors.norm(dim=1) < 0.88)).any()
+    leaf = vectors.clone().requires_grad_()
+    energies, _ = student.network(leaf, index, species, len(atoms))
+    (autograd,) = torch.autograd.grad(energies.sum(), leaf)
+    torch.testing.assert_close(gradient, autograd, rtol=1e-9, atol=1e-9)
 
 
 # --- Size ---------------------------------------------------------------------------------------

@@ -296,9 +296,10 @@ class _Training:
         else:
             if initial:
                 given, config = load_student(initial)
-                # The repulsion is not learned: the labels lose the preset's, whatever it was.
-                reach = PRESETS[model].repulsion_reach
-                if replace(config, repulsion_reach=reach) != PRESETS[model]:
+                # Repulsion and bounds are not learned: the preset's are taken, whatever they were.
+                fixed = ("repulsion_reach", "shortest", "lowest")
+                own = {name: getattr(PRESETS[model], name) for name in fixed}
+                if replace(config, **own) != PRESETS[model]:
                     raise InputError(f"{initial} is no {model}: {config}")
                 # References of what is left: the network knows 10 eV of a molecule of 40 atoms.
                 references, (explained, _) = given.references.clone(), predict_frames(given, frames)
