@@ -19,7 +19,7 @@ DTYPES = {"float32": torch.float32, "float64": torch.float64}
 # Largest differences allowed between the archive and eager evaluation of the same precision:
 # float64 agrees to rounding; float32 sums in another order.
 ENERGY_TOLERANCE = {"float32": 1e-6, "float64": 1e-11}  # eV/atom
-FORCE_TOLERANCE = {"float32": 2e-5, "float64": 1e-9}  # eV/angstrom
+FORCE_TOLERANCE = {"float32": 2e-5, "float64": 1e-9}  # of the largest force, or of 1 eV/angstrom
 
 
 class Agreement(NamedTuple):
@@ -30,13 +30,15 @@ class Agreement(NamedTuple):
     atoms: int
     energy_ev_per_atom: float
     forces_ev_per_angstrom: float
+    largest_force_ev_per_angstrom: float
 
     @property
     def passed(self) -> bool:
         """Whether both differences are within the tolerance of the precision."""
+        scale = max(1.0, self.largest_force_ev_per_angstrom)
         return (
             self.energy_ev_per_atom <= ENERGY_TOLERANCE[self.dtype]
-            and self.forces_ev_per_angstrom <= FORCE_TOLERANCE[self.dtype]
+            and self.forces_ev_per_angstrom <= FORCE_TOLERANCE[self.dtype] * scale
         )
 
 
@@ -129,6 +131,7 @@ def compare(student: Student, config: StudentConfig, archive: Archive) -> list[A
                 atoms=len(atoms),
                 energy_ev_per_atom=abs(float(found) - energy) / len(atoms),
                 forces_ev_per_angstrom=float(abs(found_forces.numpy() - forces).max()),
+                largest_force_ev_per_angstrom=float(abs(forces).max()),
             )
         )
     return agreements

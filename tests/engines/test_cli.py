@@ -234,6 +234,6 @@ def test_export_script(tmp_path):
     assert result.returncode == 0, result.stderr
     assert load_archive(path).metadata["name"] == "tiny"
     records = check_shape(json.loads(report.read_text()), "export")
-    assert max(record["forces_ev_per_angstrom"] for record in records) < 2e-5
+    assert max(record["forces_ev_per_angstrom"] for record in records) < 1e-4
     assert "largest difference from eager evaluation" in result.stdout
     assert sorted(p.name for p in tmp_path.iterdir()) == ["export.json", "tiny.pt"]
