@@ -1,5 +1,6 @@
 #include "model.h"
 
+#include <iterator>
 #include <stdexcept>
 
 namespace mlff_student {
@@ -11,6 +12,25 @@ namespace {
 // arithmetic have 1e-6. With 126, knots lie at 0.48 and 0.88 angstrom, where the third derivative
 // of squeezed distances jumps.
 constexpr int64_t KNOTS = 126;
+
+// Symbols of the elements from hydrogen on.
+constexpr const char *SYMBOLS[] = {
+    "H",  "He", "Li", "Be", "B",  "C",  "N",  "O",  "F",  "Ne", "Na", "Mg", "Al", "Si", "P",
+    "S",  "Cl", "Ar", "K",  "Ca", "Sc", "Ti", "V",  "Cr", "Mn", "Fe", "Co", "Ni", "Cu", "Zn",
+    "Ga", "Ge", "As", "Se", "Br", "Kr", "Rb", "Sr", "Y",  "Zr", "Nb", "Mo", "Tc", "Ru", "Rh",
+    "Pd", "Ag", "Cd", "In", "Sn", "Sb", "Te", "I",  "Xe", "Cs", "Ba", "La", "Ce", "Pr", "Nd",
+    "Pm", "Sm", "Eu", "Gd", "Tb", "Dy", "Ho", "Er", "Tm", "Yb", "Lu", "Hf", "Ta", "W",  "Re",
+    "Os", "Ir", "Pt", "Au", "Hg", "Tl", "Pb", "Bi", "Po", "At", "Rn", "Fr", "Ra", "Ac", "Th",
+    "Pa", "U",  "Np", "Pu", "Am", "Cm", "Bk", "Cf", "Es", "Fm", "Md", "No", "Lr", "Rf", "Db",
+    "Sg", "Bh", "Hs", "Mt", "Ds", "Rg", "Cn", "Nh", "Fl", "Mc", "Lv", "Ts", "Og"};
+constexpr int64_t HEAVIEST = std::size(SYMBOLS);
+
+// "79 (Au)"
+std::string with_symbol(int64_t atomic_number) {
+  const std::string number = std::to_string(atomic_number);
+  if (atomic_number < 1 || atomic_number > HEAVIEST) return number + " (no element)";
+  return number + " (" + SYMBOLS[atomic_number - 1] + ")";
+}
 
 std::string text(const std::vector<int64_t> &shape) {
   std::string result = "(";
@@ -118,8 +138,8 @@ int32_t Model::species(int64_t atomic_number) const {
   if (index < 0) {
     std::string known;
     for (std::size_t z = 0; z < species_of.size(); z++)
-      if (species_of[z] >= 0) known += (known.empty() ? "" : ", ") + std::to_string(z);
-    throw std::invalid_argument("mlff_student: atomic number " + std::to_string(atomic_number) +
+      if (species_of[z] >= 0) known += (known.empty() ? "" : ", ") + with_symbol(z);
+    throw std::invalid_argument("mlff_student: atomic number " + with_symbol(atomic_number) +
                                 " is unknown to this student; it knows " + known);
   }
   return static_cast<int32_t>(index);
