@@ -43,7 +43,8 @@ void finish(const Model &model, const Workspace &work, int64_t n_local, double *
 
 void gather_forces(const Graph &graph, const double *gradient, double *forces, double *virial) {
   const int64_t pieces = (graph.nodes + ROWS_AT_ONCE - 1) / ROWS_AT_ONCE;
-  std::vector<std::array<double, 9>> shares(pieces);
+  thread_local Buffer<std::array<double, 9>> memory; // of the caller
+  std::array<double, 9> *shares = memory.reserve(pieces);
   in_pieces(graph.nodes, [&](int64_t begin, int64_t end) {
     auto &share = shares[begin / ROWS_AT_ONCE];
     share = {};
@@ -62,8 +63,8 @@ void gather_forces(const Graph &graph, const double *gradient, double *forces, d
     }
   });
   for (int k = 0; k < 9; k++) virial[k] = 0.0;
-  for (const auto &share : shares)
-    for (int k = 0; k < 9; k++) virial[k] += share[k];
+  for (int64_t piece = 0; piece < pieces; piece++)
+    for (int k = 0; k < 9; k++) virial[k] += shares[piece][k];
 }
 
 } // namespace mlff_student

@@ -23,7 +23,8 @@ using namespace mlff_student;
 struct Desk {
   Workspace work;
   NeighbourList neighbours;
-  Buffer<double> gradient; // (E, 3)
+  Buffer<double> gradient;        // (E, 3)
+  Buffer<int64_t> next, position; // (N,), (E,): how given edges are sorted
 };
 
 Tensor plain(const Tensor &tensor, at::ScalarType type) {
@@ -64,7 +65,8 @@ struct NativeStudent : torch::CustomClassHolder {
       graph.first[receiver[e] + 1]++;
     }
     for (int64_t i = 0; i < nodes; i++) graph.first[i + 1] += graph.first[i];
-    std::vector<int64_t> next(graph.first.data(), graph.first.data() + nodes), position(edges);
+    int64_t *next = desk->next.reserve(nodes), *position = desk->position.reserve(edges);
+    std::copy_n(graph.first.data(), nodes, next);
     const double *given = vectors.const_data_ptr<double>();
     for (int64_t e = 0; e < edges; e++) {
       const int64_t at = position[e] = next[receiver[e]]++;

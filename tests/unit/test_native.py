@@ -1,6 +1,7 @@
 """The native kernels: the portable student's numbers, whatever the threads; refused input."""
 
 import os
+import platform
 import shutil
 import subprocess
 from collections.abc import Callable
@@ -468,16 +469,16 @@ def test_backends_that_cannot_be_had(tiny_archive: Path, monkeypatch: pytest.Mon
         with_backend(archive._replace(metadata=archive.metadata | {"self_check": wrong}))
 
 
-def test_layers_with_ghosts_exchanged_between_them(tmp_path: Path):
-    """What a parallel engine does, in C++: see check_layers.cpp."""
+def run_program(name: str, folder: Path) -> None:
+    """Compile tests/native/<name>.cpp against the library; its exit status 0 is success."""
     compiler = shutil.which("c++")
     if compiler is None:
         pytest.skip("no C++ compiler")
     root, library = Path(__file__).parents[2], library_path()
-    program = tmp_path / "check_layers"
-    source = root / "tests" / "native" / "check_layers.cpp"
+    program = folder / name
+    source = root / "tests" / "native" / f"{name}.cpp"
     include = f"-I{root / 'plugin' / 'csrc'}"
-    options = ["-std=c++17", "-O1", include, "-Wl,--allow-shlib-undefined"]
+    options = ["-std=c++17", "-O1", include, "-Wl,--allow-shlib-undefined", "-rdynamic"]
     subprocess.run([compiler, *options, source, library, "-o", program], check=True)
     folders = [library.parent, Path(torch.__file__).parent / "lib"]
     folders.append(Path(vesin.__file__).parent / "lib")
@@ -486,6 +487,17 @@ def test_layers_with_ghosts_exchanged_between_them(tmp_path: Path):
         [program], env=os.environ | search, capture_output=True, text=True, check=False
     )
     assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_layers_with_ghosts_exchanged_between_them(tmp_path: Path):
+    """What a parallel engine does, in C++: see check_layers.cpp."""
+    run_program("check_layers", tmp_path)
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="counts calls of glibc's allocator")
+def test_a_step_in_the_steady_state_allocates_nothing(tmp_path: Path):
+    """Of neighbour list, network and forces, libraries included: see check_allocations.cpp."""
+    run_program("check_allocations", tmp_path)
 
 
 # --- Errors --------------------------------------------------------------------------------------
@@ -507,9 +519,9 @@ def test_bad_input_is_refused(pair: Callable, structures: dict[str, Atoms]):
                 cell,
                 pbc,
             )
-    with pytest.raises(Exception, match=r"atomic number 79 is unknown .* 1, 6, 7, 8"):
+    with pytest.raises(Exception, match=r"number 79 \(Au\) is unknown .* 1 \(H\), 6 \(C\)"):
         native.evaluate(positions, torch.tensor([8, 79, 1]), cell, pbc)
-    with pytest.raises(Exception, match="atomic number -1 is unknown"):
+    with pytest.raises(Exception, match=r"atomic number -1 \(no element\)"):
         native.evaluate(positions, torch.tensor([8, -1, 1]), cell, pbc)
     with pytest.raises(ValueError, match="3 positions, but 2 atomic numbers"):
         native.evaluate(positions, numbers[:2], cell, pbc)

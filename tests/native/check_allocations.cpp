@@ -1,0 +1,86 @@
+// A step of MD allocates nothing once memory has grown: the allocator's calls are counted, those of
+// the libraries included. Exit status 1 if one is made, 2 if the counting itself does not work.
+#include "evaluate.h"
+#include "random_weights.h"
+
+#include <atomic>
+#include <cerrno>
+#include <cstdio>
+#include <cstdlib>
+
+namespace {
+std::atomic<int64_t> allocations{0};
+}
+
+// glibc lets a program replace its allocator; these are its own functions by their other names.
+extern "C" {
+void *__libc_malloc(std::size_t);
+void *__libc_calloc(std::size_t, std::size_t);
+void *__libc_realloc(void *, std::size_t);
+void *__libc_memalign(std::size_t, std::size_t);
+void __libc_free(void *);
+
+void *malloc(std::size_t bytes) {
+  allocations++;
+  return __libc_malloc(bytes);
+}
+void *calloc(std::size_t count, std::size_t bytes) {
+  allocations++;
+  return __libc_calloc(count, bytes);
+}
+void *realloc(void *memory, std::size_t bytes) {
+  allocations++;
+  return __libc_realloc(memory, bytes);
+}
+void *memalign(std::size_t alignment, std::size_t bytes) {
+  allocations++;
+  return __libc_memalign(alignment, bytes);
+}
+void *aligned_alloc(std::size_t alignment, std::size_t bytes) { return memalign(alignment, bytes); }
+int posix_memalign(void **memory, std::size_t alignment, std::size_t bytes) {
+  *memory = memalign(alignment, bytes);
+  return *memory ? 0 : ENOMEM;
+}
+void free(void *memory) { __libc_free(memory); }
+}
+
+using namespace mlff_student;
+
+int main() {
+  constexpr int64_t ATOMS = 300, WARM = 10, STEPS = 30;
+  constexpr double EDGE = 14.0, CUTOFF = 4.0; // angstrom
+  std::mt19937 random(7);
+  std::uniform_real_distribution<double> place(0.0, EDGE), shake(-0.01, 0.01);
+  const Model model(random_weights(64, 3, 8, random), CUTOFF);
+  std::vector<double> positions(3 * ATOMS), energies(ATOMS), forces(3 * ATOMS);
+  for (double &x : positions) x = place(random);
+  const Cell cell{{{{EDGE, 0, 0}, {0, EDGE, 0}, {0, 0, EDGE}}}, {true, true, true}};
+  Workspace work;
+  NeighbourList neighbours;
+  Buffer<double> gradient;
+  int32_t *species = work.species.reserve(ATOMS);
+  for (int64_t i = 0; i < ATOMS; i++) species[i] = static_cast<int32_t>(i % 3);
+
+  // What NativeStudent::evaluate does, but for the tensors that it returns.
+  const auto step = [&] {
+    double virial[9];
+    for (double &x : positions) x += shake(random);
+    neighbours.edges(positions.data(), ATOMS, cell, CUTOFF, work.graph);
+    work.graph.complete(model);
+    gradient.reserve(3 * work.graph.edges);
+    evaluate_graph(model, work, ATOMS, energies.data(), gradient.data());
+    gather_forces(work.graph, gradient.data(), forces.data(), virial);
+  };
+
+  allocations = 0;
+  step();
+  const int64_t first = allocations;
+  for (int64_t k = 1; k < WARM; k++) step();
+  allocations = 0;
+  for (int64_t k = 0; k < STEPS; k++) step();
+  const int64_t steady = allocations;
+  std::printf("%ld allocations in the first step, %ld in %ld more after %ld\n", first, steady,
+              STEPS, WARM);
+  if (first == 0) return 2;
+  return steady == 0 ? 0 : 1;
+}
