@@ -4,6 +4,7 @@ import json
 import math
 import os
 import platform
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -18,20 +19,32 @@ def write_results(path: Path, command: str, model: str, results: list[dict[str, 
     ----------
     results : flat records of numbers and strings, units in the keys.
     """
-    machine = {
-        "processor": platform.processor() or platform.machine(),
-        "cores": len(os.sched_getaffinity(0)),
-        "system": platform.platform(),
-        "python": platform.python_version(),
-    }
     content = {
         "command": command,
         "version": __version__,
         "model": model,
-        "machine": machine,
+        "machine": machine_facts(),
         "results": results,
     }
     write_json(path, content)
+
+
+def machine_facts() -> dict[str, Any]:
+    """Flat record of what the program runs on."""
+    return {
+        "processor": _processor(),
+        "cores": len(os.sched_getaffinity(0)),
+        "system": platform.platform(),
+        "python": platform.python_version(),
+    }
+
+
+def _processor() -> str:
+    with suppress(OSError):  # no such file but on Linux
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                return line.split(":", 1)[1].strip()
+    return platform.processor() or platform.machine()
 
 
 def write_json(path: Path, content: Any) -> None:
