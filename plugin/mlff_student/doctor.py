@@ -10,8 +10,9 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import NamedTuple
 
-from .checkpoints import available_models
+from .checkpoints import archive_of, available_models
 from .errors import StudentError
+from .native import MEND, library_path, load_library, with_backend
 
 PACKAGES = {
     "torch": "pip install 'torch==2.9.*'",
@@ -58,6 +59,8 @@ def examine() -> list[Finding]:
     """Try everything this package relies on."""
     findings = [_package(name, mend) for name, mend in PACKAGES.items()]
     findings.append(_models())
+    # The portable kernels do without them.
+    findings.append(_attempt("native kernels", _native, MEND)._replace(optional=True))
     findings.append(_attempt("OpenMM TorchForce", _torch_force, PACKAGES["openmmtorch"]))
     findings.append(_attempt("LAMMPS lmp", _lmp, PACKAGES["lammps"]))
     findings.append(_attempt("LAMMPS plugin", _plugin, "pip install --no-build-isolation -e ."))
@@ -86,12 +89,25 @@ def _attempt(what: str, trial: Callable[[], str], mend: str) -> Finding:
         return Finding(what, False, str(error).strip().splitlines()[-1], mend)
 
 
-def _torch_force() -> str:
+def _smallest_model() -> str:
     models = available_models()
     if not models:
         raise StudentError("no model to try it with")
-    name = min(models, key=lambda model: (models[model] / "model.pt").stat().st_size)
-    script = TORCH_FORCE_TRIAL.replace("MODEL", repr(name))
+    return min(models, key=lambda model: (models[model] / "model.pt").stat().st_size)
+
+
+def _native() -> str:
+    import torch
+
+    load_library()
+    chosen = torch.ops.mlff_student.instruction_set()
+    name = _smallest_model()
+    with_backend(archive_of(name), "native")
+    return f"{chosen}, self-check of {name} passed: {library_path()}"
+
+
+def _torch_force() -> str:
+    script = TORCH_FORCE_TRIAL.replace("MODEL", repr(_smallest_model()))
     result = subprocess.run(
         [sys.executable, "-c", script], capture_output=True, text=True, timeout=120, check=False
     )
