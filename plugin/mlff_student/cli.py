@@ -25,6 +25,8 @@ app = typer.Typer(
 )
 distill_app = typer.Typer(no_args_is_help=True, help="From a teacher to a student.")
 app.add_typer(distill_app, name="distill")
+benchmark_app = typer.Typer(no_args_is_help=True, help="How fast it runs on this machine.")
+app.add_typer(benchmark_app, name="benchmark")
 
 INTERRUPTED = 130  # exit status of a program ended by Ctrl-C
 
@@ -328,6 +330,84 @@ def doctor_command(json: Json = None) -> None:
         write_results(json, "doctor", "", [one._asdict() for one in findings])
     if not all(one.works or one.optional for one in findings):
         raise typer.Exit(3)
+
+
+@benchmark_app.command("kernels")
+def benchmark_kernels_command(
+    models: Annotated[
+        str, typer.Option(help="Shipped names or paths, with commas; all: every shipped one.")
+    ] = "all",
+    atoms: Annotated[str, typer.Option(help="Sizes, with commas.")] = "22,100,1000,10000",
+    threads: Annotated[str, typer.Option(help="Numbers of threads, with commas.")] = "1",
+    seconds: Annotated[
+        float, typer.Option(help="At least, for each model, size and number of threads.")
+    ] = 2.0,
+    openmm: Annotated[
+        bool, typer.Option(help="Measure a step of 22 atoms in OpenMM as well.")
+    ] = True,
+    json: Annotated[
+        Path | None, typer.Option("--json", help="File for the records, as they are made.")
+    ] = None,
+    plot: Annotated[
+        Path | None, typer.Option(help="PNG file of the roofline; beside --json if not given.")
+    ] = None,
+    quiet: Quiet = False,
+) -> None:
+    """Time, arithmetic rate and memory of energy and forces, native kernels and portable.
+
+    Calls are made in turns with a matrix product and, after warming up, medians are taken.
+    Structures are random: up to 76 atoms a molecule of 15 neighbours an atom, then a periodic box
+    of 40. With the same --json a killed run goes on. Beside the targets, missed or met, the exit
+    status is 0.
+
+    Example: mlff-student benchmark kernels --threads 1,2 --json kernels.json
+
+    Example: mlff-student benchmark kernels --atoms 1000,10000,100000 --json scaling.json
+    """
+    from rich.progress import Progress
+
+    from .benchmark.kernels import BenchmarkSettings, benchmark_kernels, models_of
+    from .benchmark.tables import records_table, remarks, targets_table
+    from .benchmark.targets import judge, load_targets
+    from .files import require_writable
+    from .plots import plot_roofline
+
+    settings = BenchmarkSettings(
+        models=models_of(models),
+        atoms=whole_numbers("--atoms", atoms),
+        threads=whole_numbers("--threads", threads),
+        seconds=seconds,
+        openmm=openmm,
+    )
+    figure = plot or (json.with_suffix(".png") if json else None)
+    if figure:
+        require_writable(figure)
+    with resumable(), Progress(console=console, disable=quiet) as progress:
+        bar = progress.add_task("kernels")
+        records = benchmark_kernels(
+            settings,
+            json,
+            lambda job, done, jobs: progress.update(
+                bar, description=escape(job), completed=done, total=jobs
+            ),
+        )
+    if figure:
+        plot_roofline(records, figure)
+    if not quiet:
+        console.print(records_table(records))
+        for line in remarks(records):
+            console.print(line, markup=False)
+        console.print(targets_table(judge(records, load_targets())))
+
+
+def whole_numbers(option: str, text: str) -> tuple[int, ...]:
+    """Numbers of a list with commas."""
+    from .errors import InputError
+
+    try:
+        return tuple(int(part) for part in text.split(","))
+    except ValueError:
+        raise InputError(f"{option} takes whole numbers with commas, got {text!r}") from None
 
 
 RecipeFile = Annotated[

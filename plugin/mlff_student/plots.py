@@ -1,8 +1,10 @@
-"""Figures on paper: what a run did with its energy, how a training went."""
+"""Figures on paper: what a run did with its energy, how a training went, how fast kernels are."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from statistics import median
+from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -89,3 +91,56 @@ def plot_drift(thermos: Mapping[str, Thermo], analyses: Mapping[str, Analysis], 
     )
     with atomic_write(path) as temporary:
         figure.savefig(temporary, format="png", dpi=150)
+
+
+def plot_roofline(records: Sequence[Mapping[str, Any]], path: Path) -> None:
+    """PNG of the rate each backend reaches on one thread against its arithmetic intensity, under
+    the roof of the machine's matrix products and copies of memory, all of the same run.
+
+    Parameters
+    ----------
+    records : of `benchmark kernels`.
+
+    Raises
+    ------
+    InputError : `path` cannot be written.
+    """
+    kernels = [one for one in records if one["measurement"] == "kernels" and one["ms"]]
+    threads = min(one["threads"] for one in kernels)
+    kernels = [one for one in kernels if one["threads"] == threads]
+    sgemm = median(one["sgemm_gflop_per_s"] for one in kernels)
+    bandwidth = median(one["copy_gb_per_s"] for one in kernels)
+    models = list(dict.fromkeys(one["model"] for one in kernels))
+    x, y = "arithmetic intensity (FLOP/byte)", "rate (GFLOP/s)"
+    with single_figure(path, x, y, yscale="log") as axes:
+        ends = np.array([1.0, sgemm / bandwidth, 100.0])
+        axes.plot(ends, np.minimum(sgemm, bandwidth * ends), color="black")
+        axes.text(100.0, 1.1 * sgemm, f"SGEMM {sgemm:.0f} GFLOP/s", ha="right", fontsize=FONT_SIZE)
+        axes.text(
+            1.2,
+            1.1 * bandwidth,
+            f"copy {bandwidth:.0f} GB/s",
+            ha="left",
+            va="top",
+            fontsize=FONT_SIZE,
+        )
+        for one in kernels:
+            colour = COLOURS[models.index(one["model"]) % len(COLOURS)]
+            axes.plot(
+                one["flop_per_byte"],
+                one["gflop_per_s"],
+                marker="o",
+                markersize=4.0 + 1.5 * np.log10(one["atoms"]),
+                color=colour,
+                markerfacecolor=colour if one["backend"] == "native" else "none",
+                linestyle="none",
+            )
+        for model, colour in zip(models, COLOURS, strict=False):
+            axes.plot([], [], color=colour, marker="o", linestyle="none", label=Path(model).stem)
+        smallest, largest = (end(one["atoms"] for one in kernels) for end in (min, max))
+        axes.set_title(
+            f"full: native, open: portable; {smallest:,} (small) to {largest:,} atoms (large), "
+            f"threads: {threads}",
+            fontsize=FONT_SIZE - 1,
+        )
+        axes.set_xscale("log")

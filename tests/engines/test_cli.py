@@ -106,6 +106,25 @@ BAD = {
     "export of unknown": (["export", "--model", "huge", "-o", "x.pt"], ["no model 'huge'"]),
     "export of garbage": (["export", "--checkpoint", "text.pt", "-o", "x.pt"], ["text.pt"]),
     "export into a file": (["export", "--model", "tiny", "-o", "occupied/x.pt"], ["occupied"]),
+    "benchmark of unknown": (["benchmark", "kernels", "--models", "huge"], ["no model 'huge'"]),
+    "benchmark of no models": (["benchmark", "kernels", "--models", ","], ["no models"]),
+    "benchmark of no atoms": (["benchmark", "kernels", "--atoms", "0,22"], ["atoms", "got 0"]),
+    "benchmark of words": (["benchmark", "kernels", "--atoms", "many"], ["--atoms", "'many'"]),
+    "benchmark of no threads": (["benchmark", "kernels", "--threads", "0"], ["threads", "got 0"]),
+    "benchmark of 999 threads": (["benchmark", "kernels", "--threads", "999"], ["1 to", "got 999"]),
+    "benchmark of no time": (["benchmark", "kernels", "--seconds", "nan"], ["seconds", "nan"]),
+    "benchmark into /proc": (
+        ["benchmark", "kernels", "--json", "/proc/k.json"],
+        ["cannot write /proc/k.json|cannot write /proc/k.png"],
+    ),
+    "benchmark plot in a file": (
+        ["benchmark", "kernels", "--plot", "occupied/k.png"],
+        ["cannot write occupied/k.png"],
+    ),
+    "benchmark over a text": (
+        ["benchmark", "kernels", "--json", "text.pt"],
+        ["text.pt", "no file of benchmark kernels"],
+    ),
     "analysis of nothing": (
         ["analyze", "no.dcd", "--top", "no.pdb", "--log", "no.csv"],
         ["no log file no.csv"],
@@ -213,6 +232,9 @@ def test_doctor(tmp_path):
     )
     findings = check_shape(json.loads(path.read_text()), "doctor")
     needed = {one["what"] for one in findings if not one["optional"]}
+    native = next(one for one in findings if one["what"] == "native kernels")
+    if native["works"]:
+        assert "self-check of ultra_tiny passed" in native["found"]
     assert {"torch", "OpenMM TorchForce", "LAMMPS lmp", "LAMMPS plugin", "mpiexec"} <= needed
     broken = [one for one in findings if not one["works"] and not one["optional"]]
     assert all(one["mend"] for one in broken)

@@ -1,0 +1,218 @@
+"""Time, arithmetic rate and memory of one model at one size and number of threads."""
+
+from collections.abc import Callable
+from functools import cache
+from typing import Any, NamedTuple
+
+import torch
+from ase import Atoms
+
+from ..archive import Archive
+from ..checkpoints import archive_of
+from ..errors import StudentError
+from ..native import with_backend
+from .arithmetic import work
+from .memory import available_memory, peak_memory
+from .thermal import archive_arguments, edge_lengths, thermal_structure
+from .timing import in_turns
+
+MOLECULE = 22  # atoms of the step in OpenMM
+STEPS = 10  # at a time
+STILL_PS = 1e-9  # timestep so short that the structure stays
+PROBE = 200  # atoms by which the portable backend's memory is foretold
+MEMORY_SHARE = 0.7  # of the available memory that it may take
+# The roof for arithmetic: features of 1,000 atoms times the largest map of `original`. A product
+# takes a millisecond, so that a busy machine interrupts few of them.
+SGEMM_ROWS, SGEMM_INPUTS, SGEMM_OUTPUTS = 1000, 128, 384
+COPY_FLOATS = 1 << 25  # 128 MiB, far more than the caches hold
+# Figures of a record, null where they were not measured.
+FIGURES = (
+    "ms",
+    "ms_iqr",
+    "ms_with_search",
+    "calls",
+    "cores_used",
+    "us_per_atom",
+    "gflop_per_s",
+    "sgemm_fraction",
+    "ratio_to_portable",
+    "speedup_by_threads",
+    "peak_memory_mb",
+    "peak_memory_kb_per_atom",
+)
+Record = dict[str, Any]
+
+
+class Job(NamedTuple):
+    """What is measured in one go, and gives a record for each backend."""
+
+    measurement: str  # "kernels" or "openmm_step"
+    model: str
+    atoms: int
+    threads: int
+
+    def made(self, record: Record) -> bool:
+        """Whether a record is of this job."""
+        return all(record[name] == value for name, value in self._asdict().items())
+
+    def __str__(self) -> str:
+        where = " in OpenMM" if self.measurement == "openmm_step" else ""
+        return f"{self.model}{where}: {self.atoms} atoms, threads: {self.threads}"
+
+
+def measure(job: Job, archive: Archive, seconds: float, records: list[Record]) -> list[Record]:
+    """Records of a job, flat, one a backend; what could not be measured is null and has a note.
+
+    Parameters
+    ----------
+    archive : of the job's model, float32.
+    seconds : for the times, at least.
+    records : of earlier jobs, for what two of them have in common.
+    """
+    if job.measurement == "openmm_step":
+        return [_openmm_step(job, archive, seconds)]
+    return _kernels(job, archive, seconds, records)
+
+
+def _kernels(job: Job, archive: Archive, seconds: float, records: list[Record]) -> list[Record]:
+    structure, edges = _structure(job.atoms, archive)
+    arguments = archive_arguments(structure)
+    native = with_backend(archive, "native").module
+    native.evaluate(*arguments)  # searches neighbours, gets its memory
+    calls = _roofs() | {"native": lambda: native.evaluate(*arguments)}
+    note = _too_large(job, edges)
+    if not note:
+        small = archive_arguments(_structure(MOLECULE, archive)[0])
+        for _ in range(3):  # TorchScript compiles on the second
+            archive.module.evaluate(*small)
+        calls["portable"] = lambda: archive.module.evaluate(*arguments)
+    times = in_turns(calls, seconds)
+
+    count = work(archive.metadata["channels"], archive.metadata["layers"], job.atoms, edges)
+    sgemm = 2e-6 * SGEMM_ROWS * SGEMM_INPUTS * SGEMM_OUTPUTS / times["sgemm"].ms
+    made = []
+    for backend in ("native", "portable"):
+        record: Record = job._asdict() | {"backend": backend, "edges": edges}
+        record |= {
+            "periodic": bool(structure.pbc.all()),
+            "gflop": count.gflop,
+            "flop_per_byte": count.flop_per_byte,
+            "sgemm_gflop_per_s": sgemm,
+            "copy_gb_per_s": 2 * 4e-6 * COPY_FLOATS / times["copy"].ms,
+            **dict.fromkeys(FIGURES),
+            "note": note if backend == "portable" else "",
+        }
+        if backend in times:
+            found = times[backend]
+            rate = 1e3 * count.gflop / found.ms
+            record |= {
+                "ms": found.ms,
+                "ms_iqr": found.ms_iqr,
+                "ms_with_search": found.ms,  # the portable one searches in every call
+                "calls": len(found.seconds),
+                "cores_used": found.cores,
+                "us_per_atom": 1e3 * found.ms / job.atoms,
+                "gflop_per_s": rate,
+                "sgemm_fraction": rate / sgemm,
+            }
+            if "portable" in times:
+                record["ratio_to_portable"] = times["portable"].ms / found.ms
+            if one := _find(records, backend, job._replace(threads=1)):
+                record["speedup_by_threads"] = one["ms"] / found.ms
+            record |= _memory(job, backend, records)
+        made.append(record)
+    # All atoms move by more than half a skin, to and fro.
+    positions, *rest = arguments
+    places = (positions + 1.0, positions)
+    searches = {"both": lambda: [native.evaluate(place, *rest) for place in places]}
+    made[0]["ms_with_search"] = in_turns(searches, 0.0)["both"].ms / len(places)
+    return made
+
+
+def _openmm_step(job: Job, archive: Archive, seconds: float) -> Record:
+    structure, edges = _structure(job.atoms, archive)
+    record: Record = job._asdict() | {"backend": "native", "edges": edges, "periodic": False}
+    record |= {"ms": None, "kernel_ms": None, "overhead_ms": None, "note": ""}
+    try:
+        from openmm import Context, Platform, VerletIntegrator, unit
+        from openmm.app import Element, Topology
+
+        from openmm_integration import create_system
+
+        topology = Topology()
+        residue = topology.addResidue("UNK", topology.addChain())
+        for atom in structure:
+            topology.addAtom(atom.symbol, Element.getBySymbol(atom.symbol), residue)
+        system = create_system(topology, job.model, backend="native")
+    except ImportError as error:
+        return record | {"note": f"no OpenMM: {error}"}
+    integrator = VerletIntegrator(STILL_PS * unit.picosecond)
+    platform = Platform.getPlatformByName("CPU")
+    context = Context(system, integrator, platform, {"Threads": str(job.threads)})
+    context.setPositions(structure.positions * unit.angstrom)
+    native = with_backend(archive, "native").module
+    arguments = archive_arguments(structure)
+    times = in_turns(
+        {
+            "kernel": lambda: [native.evaluate(*arguments) for _ in range(STEPS)],
+            "steps": lambda: integrator.step(STEPS),
+        },
+        seconds,
+    )
+    step, kernel = times["steps"].ms / STEPS, times["kernel"].ms / STEPS
+    return record | {"ms": step, "kernel_ms": kernel, "overhead_ms": step - kernel}
+
+
+def _structure(count: int, archive: Archive) -> tuple[Atoms, int]:
+    """Thermal structure, and its number of directed edges."""
+    cutoff = archive.metadata["cutoff"]
+    atoms = thermal_structure(count, archive.metadata["elements"], cutoff)
+    return atoms, len(edge_lengths(atoms, cutoff))
+
+
+def _roofs() -> dict[str, Callable[[], object]]:
+    """What the machine does at best: a matrix product, a copy of memory."""
+    a, b = torch.ones(SGEMM_ROWS, SGEMM_INPUTS), torch.ones(SGEMM_INPUTS, SGEMM_OUTPUTS)
+    product = torch.empty(SGEMM_ROWS, SGEMM_OUTPUTS)
+    source, target = torch.zeros(COPY_FLOATS), torch.zeros(COPY_FLOATS)
+    return {"copy": lambda: target.copy_(source), "sgemm": lambda: torch.mm(a, b, out=product)}
+
+
+def _too_large(job: Job, edges: int) -> str:
+    """Why the portable backend is not measured; empty where it is."""
+    if job.atoms <= PROBE:
+        return ""
+    try:
+        needed = _portable_bytes_per_edge(job.model) * edges
+        available = available_memory()
+    except (OSError, StudentError) as error:
+        return f"not measured: its memory cannot be foretold ({error})"
+    if needed < MEMORY_SHARE * available:
+        return ""
+    return (
+        f"not measured: it would need {1e-9 * needed:.1f} GB, "
+        f"and {1e-9 * available:.1f} GB are available"
+    )
+
+
+@cache
+def _portable_bytes_per_edge(model: str) -> float:
+    return peak_memory(model, "portable", PROBE) / _structure(PROBE, archive_of(model))[1]
+
+
+def _memory(job: Job, backend: str, records: list[Record]) -> Record:
+    for threads in range(1, job.threads):  # it is the same on any number
+        if one := _find(records, backend, job._replace(threads=threads)):
+            return {name: one[name] for name in ("peak_memory_mb", "peak_memory_kb_per_atom")}
+    try:
+        peak = peak_memory(job.model, backend, job.atoms)
+    except StudentError as error:
+        return {"note": f"memory not measured: {error}"}
+    return {"peak_memory_mb": 1e-6 * peak, "peak_memory_kb_per_atom": 1e-3 * peak / job.atoms}
+
+
+def _find(records: list[Record], backend: str, job: Job) -> Record | None:
+    """The measured record of a job."""
+    return next(
+        (one for one in records if job.made(one) and one["backend"] == backend and one["ms"]), None
+    )

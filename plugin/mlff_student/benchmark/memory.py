@@ -1,0 +1,64 @@
+"""Peak memory of one evaluation, measured in a process of its own."""
+
+import ctypes
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from multiprocessing import get_context
+from pathlib import Path
+
+import torch
+
+from ..checkpoints import archive_of
+from ..errors import StudentError
+from ..native import with_backend
+from .thermal import archive_arguments, thermal_structure
+
+WARM_ATOMS = 70  # more than a piece of work, so that libraries have their buffers
+
+
+def peak_memory(model: str, backend: str, atoms: int) -> int:
+    """Bytes that the first evaluation of a thermal structure needs at its peak, one thread.
+
+    Code, weights and the libraries' own buffers are there before and do not count.
+
+    Raises
+    ------
+    StudentError : the process was killed, or the system tells nobody's memory.
+    """
+    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
+        try:
+            return pool.submit(_peak_here, model, backend, atoms).result()
+        except BrokenProcessPool as error:
+            raise StudentError("killed, for want of memory most likely") from error
+        except OSError as error:
+            raise StudentError(f"memory cannot be measured here: {error}") from error
+
+
+def available_memory() -> int:
+    """Bytes that can be had without swapping; see proc_meminfo(5)."""
+    return _entry("/proc/meminfo", "MemAvailable")
+
+
+def _peak_here(model: str, backend: str, atoms: int) -> int:
+    torch.set_num_threads(1)
+    portable = archive_of(model)
+    elements, cutoff = portable.metadata["elements"], portable.metadata["cutoff"]
+    small = archive_arguments(thermal_structure(WARM_ATOMS, elements, cutoff))
+    arguments = archive_arguments(thermal_structure(atoms, elements, cutoff))
+    warm = with_backend(portable, backend).module
+    for _ in range(3):  # TorchScript compiles on the second
+        warm.evaluate(*small)
+    # Native kernels keep their memory: take those that have none yet.
+    module = with_backend(portable, backend).module
+    ctypes.CDLL(None).malloc_trim(0)
+    Path("/proc/self/clear_refs").write_text("5")  # the peak is now what there is
+    before = _entry("/proc/self/status", "VmRSS")
+    module.evaluate(*arguments)
+    return _entry("/proc/self/status", "VmHWM") - before
+
+
+def _entry(file: str, name: str) -> int:
+    for line in Path(file).read_text().splitlines():
+        if line.startswith(f"{name}:"):
+            return 1024 * int(line.split()[1])
+    raise OSError(f"{file} has no {name}")
