@@ -1,11 +1,12 @@
 """Frames as graphs with the labels that the network itself must learn, in batches.
 
-Needs torch only: training must run where no chemistry is installed.
+Needs torch and numpy only: training must run where no chemistry is installed.
 """
 
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -17,6 +18,8 @@ from .dataset import Frames
 Network = Callable[[Tensor, Tensor, Tensor, int], tuple[Tensor, Tensor]]  # Student.network
 
 PAIRS_AT_ONCE = 4_000_000  # bounds the scratch memory of the neighbour search
+SHORTEST_THROW = 0.25  # angstrom an atom, root mean square; thermal motion is a third of it
+LONGEST_THROW = 10.0  # angstrom, norm over all atoms
 PROBE_STEP = 0.005  # angstrom a unit of the probe, for the central difference of H v
 
 
@@ -41,6 +44,7 @@ class Batch(NamedTuple):
     species: Tensor  # (N,)
     frame: Tensor  # (N,) frame of each atom
     atoms: Tensor  # (B,) atoms in each frame
+    displaced: Tensor  # (B,) bool: thrown about, its energy a lower bound, its forces unknown
     energies: Tensor  # (B,)
     forces: Tensor  # (N, 3)
     probes: Tensor  # (N, 3), NaN where there is no product
@@ -146,12 +150,17 @@ def _open_edges(frames: Frames, cutoff: float) -> Iterator[tuple[Tensor, Tensor,
         members = ((sizes == atoms) & is_open).nonzero()[:, 0]
         for some in members.split(max(1, PAIRS_AT_ONCE // atoms**2)):
             rows = frames.start[some][:, None] + torch.arange(atoms)
-            positions = frames.positions[rows].double()  # (T, N, 3)
-            vectors = positions[:, None] - positions[:, :, None]  # (T, i, j, 3) = x_j - x_i
-            distances = vectors.square().sum(-1)
-            near = (distances < cutoff**2) & ~torch.eye(atoms, dtype=torch.bool)
-            frame, i, j = near.nonzero(as_tuple=True)
-            yield some[frame], torch.stack([i, j]), vectors[near]
+            frame, edge_index, vectors = _all_edges(frames.positions[rows].double(), cutoff)
+            yield some[frame], edge_index, vectors
+
+
+def _all_edges(positions: Tensor, cutoff: float) -> tuple[Tensor, Tensor, Tensor]:
+    """Frame (E,), edge_index (2, E) and vectors (E, 3) of open frames (T, N, 3)."""
+    vectors = positions[:, None] - positions[:, :, None]  # (T, i, j, 3) = x_j - x_i
+    itself = torch.eye(positions.shape[1], dtype=torch.bool)
+    near = (vectors.square().sum(-1) < cutoff**2) & ~itself
+    frame, i, j = near.nonzero(as_tuple=True)
+    return frame, torch.stack([i, j]), vectors[near]
 
 
 def _periodic_edges(frames: Frames, cutoff: float) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
@@ -179,6 +188,7 @@ def make_batch(graphs: Graphs, chosen: list[int]) -> Batch:
         species=graphs.species[rows],
         frame=torch.repeat_interleave(atoms),
         atoms=atoms,
+        displaced=torch.zeros_like(atoms, dtype=torch.bool),
         energies=graphs.energies[some],
         forces=graphs.forces[rows],
         probes=graphs.frames.probes[rows],
@@ -203,6 +213,50 @@ def join_batches(batches: list[Batch]) -> Batch:
     return first
 
 
+def displaced_batch(
+    graphs: Graphs, chosen: list[int], seeds: list[list[int]], cutoff: float
+) -> list[Batch]:
+    """The open ones of the chosen frames with their atoms thrown about, a batch each.
+
+    All atoms together move by up to 10 angstrom, as in a minimiser's first trial step, each by
+    0.25 or more (root mean square), half of the frames at random and half along the forces. Nobody
+    asks the teacher for their energies, but they are above the frame's own.
+
+    Parameters
+    ----------
+    seeds : of the random numbers for each of the chosen frames.
+    """
+    batches = []
+    for k, seed in zip(chosen, seeds, strict=True):
+        if graphs.frames.pbc[k].any():
+            continue
+        rows = slice(int(graphs.frames.start[k]), int(graphs.frames.start[k + 1]))
+        species, forces = graphs.species[rows], graphs.forces[rows].double()
+        rng, atoms = np.random.default_rng(seed), len(species)
+        downhill = rng.random() < 0.5 and bool(forces.any())
+        direction = forces if downhill else torch.from_numpy(rng.standard_normal((atoms, 3)))
+        least = SHORTEST_THROW * atoms**0.5
+        length = rng.uniform(least, max(LONGEST_THROW, 2.0 * least))
+        positions = graphs.frames.positions[rows] + length * direction / direction.norm()
+        _, edge_index, vectors = _all_edges(positions[None], cutoff)
+        unknown = torch.full((atoms, 3), torch.nan)
+        batches.append(
+            Batch(
+                vectors=vectors.float(),
+                edge_index=edge_index,
+                species=species,
+                frame=torch.zeros(atoms, dtype=torch.int64),
+                atoms=torch.tensor([atoms]),
+                displaced=torch.tensor([True]),
+                energies=graphs.energies[k : k + 1],
+                forces=unknown,
+                probes=unknown,
+                products=unknown,
+            )
+        )
+    return batches
+
+
 def with_products(batch: Batch) -> Batch:
     """The frames of a batch that have a Hessian-vector product: few, and each costs three times."""
     frames = torch.zeros_like(batch.atoms, dtype=torch.bool)  # (B,)
@@ -215,6 +269,7 @@ def with_products(batch: Batch) -> Batch:
         species=batch.species[rows],
         frame=(frames.cumsum(0) - 1)[batch.frame[rows]],
         atoms=batch.atoms[frames],
+        displaced=batch.displaced[frames],
         energies=batch.energies[frames],
         forces=batch.forces[rows],
         probes=batch.probes[rows],

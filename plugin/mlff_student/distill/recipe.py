@@ -169,6 +169,9 @@ class TrainingRecipe:
     huber : eV/angstrom; a larger error of a force component counts linearly, not squared, so that
         few strained frames do not lead (Huber 1964, doi:10.1214/aoms/1177703732); 0: all squared.
     hessian_weight : of the squared error of a component of H v (eV^2/angstrom^4).
+    displaced_weight : of ln(1 + d), where d (eV/atom) is how far a frame whose atoms were thrown
+        about lies below the frame. One in four is also shown thrown about: without it the network
+        may say anything where no data are, and a minimiser goes and finds out. 0: none.
     clip : largest gradient norm.
     ema : decay of the weights' moving average, which is what is validated and kept.
     patience : validations without a better one before training stops early; 0: never.
@@ -181,6 +184,7 @@ class TrainingRecipe:
     energy_weight: float = 10.0
     huber: float = 0.1
     hessian_weight: float = 0.0
+    displaced_weight: float = 0.02
     clip: float = 5.0
     ema: float = 0.999
     patience: int = 0

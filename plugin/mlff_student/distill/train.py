@@ -11,7 +11,7 @@ import os
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -32,6 +32,7 @@ from .graphs import (
     Graphs,
     Network,
     build_graphs,
+    displaced_batch,
     fit_references,
     join_batches,
     make_batch,
@@ -43,6 +44,7 @@ from .recipe import Recipe, TrainingRecipe
 
 STATE_EVERY_S = 60.0
 VALIDATE_EVERY = 1000  # steps
+DISPLACED_EVERY = 4  # frames
 
 
 class Errors(NamedTuple):
@@ -170,13 +172,17 @@ def loss_of(
         batch.
     """
     energies, forces = predict(network, batch)
-    energy = ((energies - batch.energies) / batch.atoms).square().sum() / frames
-    residual = forces - batch.forces
+    excess_energy = (energies - batch.energies) / batch.atoms
+    energy = torch.where(batch.displaced, 0.0, excess_energy).square().sum() / frames
+    unlabelled = batch.displaced[batch.frame, None]  # (N, 1)
+    residual = torch.where(unlabelled, 0.0, forces - batch.forces)
     force = residual.square()
     if settings.huber:
         excess = (residual.abs() - settings.huber).clamp(min=0.0)
         force = force - excess.square()
     loss = settings.energy_weight * energy + force.sum() / (3 * atoms)
+    below = torch.where(batch.displaced, -excess_energy, 0.0).clamp(min=0.0)
+    loss = loss + settings.displaced_weight * torch.log1p(below).sum() / frames
     if settings.hessian_weight and probed:
         some = with_products(batch)
         if len(some.atoms):
@@ -231,7 +237,8 @@ def train(
     ----------
     model : name of a preset with a section in the recipe.
     dataset : HDF5 file that `label` wrote. It may have grown since the state was saved: training
-        goes on with all that is there, and the checkpoint's history says from which step.
+        goes on with all that is there, and the checkpoint's history says from which step; so it
+        does when the recipe's settings have changed.
     folder : receives state.pt (resume), metrics.csv and tensorboard/ (curve), model.pt (result).
     compiled : let torch.compile fuse the step. One thread, 16 frames of 11 atoms on average: 57
         instead of 94 ms (original), 13 instead of 37 ms (tiny), after a minute of compiling.
@@ -278,6 +285,7 @@ class _Training:
         folder.mkdir(parents=True, exist_ok=True)
         torch.manual_seed(recipe.seed)
         self.student = Student(PRESETS[model]).to(workers.device)
+        self.student.limits[1] = -math.inf  # a bounded energy would not feel that it is too low
         self.average = torch.optim.swa_utils.AveragedModel(
             self.student, multi_avg_fn=torch.optim.swa_utils.get_ema_multi_avg_fn(self.settings.ema)
         )
@@ -318,8 +326,11 @@ class _Training:
         if workers.agreed(self.sizes) != self.sizes:
             raise InputError(f"{dataset} grew while the processes read it; start them again")
         self.validation = build_graphs(_read_nonempty(dataset, "validation"), fixed)
-        data = {"dataset_sha256": [sha256(path) for path in (dataset, extra) if path]}
-        known = self.history and self.history[-1]["dataset_sha256"] == data["dataset_sha256"]
+        data = {
+            "dataset_sha256": [sha256(path) for path in (dataset, extra) if path],
+            "settings": asdict(self.settings),
+        }
+        known = self.history and data.items() <= self.history[-1].items()
         if not known and self.done < self.settings.steps:
             data |= {"from_step": self.done, "frames": sum(self.sizes)}
             self.history.append(data | {"molecules": len(set(frames.identities))})
@@ -416,11 +427,13 @@ class _Training:
         error = 0.0
         if share:  # a batch may be smaller than the number of processes
             part = whole if len(share) == len(chosen) else self._batch(share)
+            if self.settings.displaced_weight:
+                part = join_batches([part, *self._displaced(chosen, share)])
             loss, squared = loss_of(
                 network, part.to(self.workers.device), self.settings, len(chosen), atoms, probed
             )
             loss.backward()
-            error = float(squared) / (3 * len(part.species))
+            error = float(squared) / (3 * sum(int(one) for one in part.atoms[: len(share)]))
         self.workers.sum_gradients(self.student)
         norm = torch.nn.utils.clip_grad_norm_(self.student.parameters(), self.settings.clip)
         self.updating = True
@@ -443,6 +456,12 @@ class _Training:
         others = [k - self.sizes[0] for k in chosen if k >= self.sizes[0]]
         parts = zip(self.sets, (first, others), strict=False)
         return join_batches([make_batch(one, some) for one, some in parts if some])
+
+    def _displaced(self, chosen: list[int], share: list[int]) -> list[Batch]:
+        """One in four of a step's frames, thrown about, where it is in this process's share."""
+        some = [k for k in chosen[::DISPLACED_EVERY] if k in share and k < self.sizes[0]]
+        seeds = [[self.seed, self.done, k] for k in some]
+        return displaced_batch(self.sets[0], some, seeds, self.student.cutoff)
 
     def _validate(self) -> CurvePoint:
         errors = evaluate(self.average.module.network, self.validation, self.workers.device)
@@ -479,9 +498,14 @@ class _Training:
                 "history": self.history,
             },
         }
+        result = self.folder / "model.pt"
+        if result.exists():  # the same weights need not make the same bytes
+            written = torch.load(result, weights_only=True)
+            if written["training"] == checkpoint["training"]:
+                return written
         if self.workers.rank == 0:
             write_curve(self.curve, self.folder / "metrics.csv")
-            with atomic_write(self.folder / "model.pt") as temporary:
+            with atomic_write(result) as temporary:
                 torch.save(checkpoint, temporary)
         return checkpoint
 
