@@ -6,32 +6,42 @@
 // copy of LAMMPS has the symbols that its library exports.
 #include "atom.h"
 #include "comm.h"
+#include "compute.h"
 #include "error.h"
 #include "force.h"
 #include "memory.h"
+#include "modify.h"
 #include "neigh_list.h"
 #include "neighbor.h"
 #include "update.h"
 #include "utils.h"
 
-#include <torch/script.h>
+#include "archive.h"
+#include "dispatch.h"
+#include "evaluate.h"
+
+#include <ATen/Parallel.h>
 
 #include <algorithm>
 #include <array>
 #include <cmath>
 #include <cstring>
+#include <fstream>
+#include <iterator>
 #include <stdexcept>
 #include <string>
 #include <string_view>
-#include <tuple>
 #include <utility>
 
 using namespace LAMMPS_NS;
+using namespace mlff_student;
 
 namespace {
 
-constexpr int64_t FORMAT_VERSION = 2;
 constexpr double CLOSEST = 0.3; // angstrom, no two atoms may come closer
+constexpr const char *USAGE =
+    "pair_style mlff_student [backend auto|native|portable] [device cpu|cuda] [threads N] "
+    "[committee mean|first]";
 
 // In order of atomic number, from 1.
 constexpr std::array<std::string_view, 118> SYMBOLS = {
@@ -44,9 +54,13 @@ constexpr std::array<std::string_view, 118> SYMBOLS = {
     "Pa", "U",  "Np", "Pu", "Am", "Cm", "Bk", "Cf", "Es", "Fm", "Md", "No", "Lr", "Rf", "Db",
     "Sg", "Bh", "Hs", "Mt", "Ds", "Rg", "Cn", "Nh", "Fl", "Mc", "Lv", "Ts", "Og"};
 
+// 0 if that is no element.
 int64_t atomic_number(std::string_view symbol) {
-  return std::find(SYMBOLS.begin(), SYMBOLS.end(), symbol) - SYMBOLS.begin() + 1;
+  const auto found = std::find(SYMBOLS.begin(), SYMBOLS.end(), symbol);
+  return found == SYMBOLS.end() ? 0 : found - SYMBOLS.begin() + 1;
 }
+
+bool names_element(std::string_view word) { return word == "NULL" || atomic_number(word) > 0; }
 
 std::string join(const std::vector<std::string> &words) {
   std::string text;
@@ -54,104 +68,47 @@ std::string join(const std::vector<std::string> &words) {
   return text;
 }
 
-// The line of a torch message that names the cause, without the traceback around it.
-std::string cause(const std::exception &failure) {
-  const std::string text = failure.what();
-  const std::string_view mark = "Error: ";
-  auto begin = text.rfind(mark);
-  begin = begin == std::string::npos ? text.find_first_not_of("\n ") : begin + mark.size();
-  if (begin == std::string::npos) return "no reason given";
-  return text.substr(begin, text.find('\n', begin) - begin);
+// Doubles that hold the scalar and vector features of one atom: two float32 in each.
+constexpr std::size_t packed_size(std::size_t channels) { return 2 * channels; }
+
+void pack(const float *q, const float *mu, std::size_t channels, double *buf) {
+  std::memcpy(buf, q, channels * sizeof(float));
+  std::memcpy(buf + channels / 2, mu, 3 * channels * sizeof(float));
+}
+
+void add_packed(const double *buf, std::size_t channels, float *q, float *mu) {
+  const auto add = [](const double *from, std::size_t count, float *to) {
+    for (std::size_t k = 0; k < count; k += 2) {
+      float pair[2];
+      std::memcpy(pair, from + k / 2, sizeof(pair));
+      to[k] += pair[0];
+      to[k + 1] += pair[1];
+    }
+  };
+  add(buf, channels, q);
+  add(buf + channels / 2, 3 * channels, mu);
 }
 
 } // namespace
 
-struct PairMLFFStudent::Archive {
-  explicit Archive(const std::string &file);
-
-  // Energies (N,) in eV and their gradient (E, 3) by the edge vectors in eV/angstrom, both float64.
-  std::pair<torch::Tensor, torch::Tensor> evaluate(std::vector<double> &edge_vectors,
-                                                   std::vector<int64_t> &edge_index,
-                                                   std::vector<int64_t> &atomic_numbers);
-
-  torch::jit::Module module;
-  std::string name, teacher, dtype;
-  int64_t parameters = 0;
-  double cutoff = 0.0; // angstrom
-  std::vector<std::string> elements;
+struct PairMLFFStudent::Member {
+  std::unique_ptr<Archive> archive;
+  std::unique_ptr<Model> model;         // its weights, where the backend is native
+  std::vector<int32_t> species_of_type; // (ntypes + 1,)
 };
 
-PairMLFFStudent::Archive::Archive(const std::string &file) {
-  try {
-    module = torch::jit::load(file, torch::kCPU);
-  } catch (const std::exception &failure) {
-    throw std::runtime_error(
-        "'" + file + "' is not a TorchScript archive, or it is damaged (" + cause(failure) +
-        "). Write it anew with 'python export.py --model NAME' or copy it again");
-  }
-  const std::string foreign =
-      "'" + file +
-      "' is a TorchScript file, but not an mlff-student archive. Write one with 'python export.py "
-      "--model NAME'";
-  if (!module.hasattr("format_version") || !module.attr("format_version").isInt() ||
-      !module.find_method("from_edges"))
-    throw std::runtime_error(foreign);
-  const int64_t found = module.attr("format_version").toInt();
-  if (found != FORMAT_VERSION)
-    throw std::runtime_error("'" + file + "' has archive format " + std::to_string(found) +
-                             ", this pair style reads format " + std::to_string(FORMAT_VERSION) +
-                             ". Export the model again with the installed mlff-student, or "
-                             "install the version that wrote it");
-  try {
-    name = module.attr("name").toStringRef();
-    teacher = module.attr("teacher").toStringRef();
-    dtype = module.attr("dtype_name").toStringRef();
-    parameters = module.attr("parameter_count").toInt();
-    cutoff = module.attr("cutoff").toDouble();
-    for (const auto &element : module.attr("elements").toListRef())
-      elements.push_back(element.toStringRef());
-  } catch (const std::exception &) {
-    throw std::runtime_error(foreign + " (one of the attributes of format 1 is missing)");
-  }
-  // Weights are constants here: without this, torch would record a graph at every step.
-  for (auto weight : module.parameters()) weight.set_requires_grad(false);
-  module.eval();
-}
-
-// No inference or no-grad guard around the call: an archive may use autograd inside, and
-// TorchScript has no way to switch it on again.
-std::pair<torch::Tensor, torch::Tensor>
-PairMLFFStudent::Archive::evaluate(std::vector<double> &edge_vectors,
-                                   std::vector<int64_t> &edge_index,
-                                   std::vector<int64_t> &atomic_numbers) {
-  const int64_t edges = edge_index.size() / 2, atoms = atomic_numbers.size();
-  const auto result =
-      module
-          .get_method("from_edges")(
-              {torch::from_blob(edge_vectors.data(), {edges, 3}, torch::kDouble),
-               torch::from_blob(edge_index.data(), {2, edges}, torch::kLong),
-               torch::from_blob(atomic_numbers.data(), {atoms}, torch::kLong), atoms})
-          .toTuple();
-  const auto as_double = [&result](size_t k, at::IntArrayRef shape) {
-    const auto tensor = result->elements().at(k).toTensor();
-    TORCH_CHECK(tensor.sizes() == shape, "from_edges returned a tensor of shape ", tensor.sizes(),
-                ", expected ", shape);
-    return tensor.detach().to(torch::kCPU, torch::kDouble).contiguous();
-  };
-  return {as_double(0, {atoms}), as_double(1, {edges, 3})};
-}
-
-PairMLFFStudent::PairMLFFStudent(LAMMPS *lmp) : Pair(lmp) {
+PairMLFFStudent::PairMLFFStudent(LAMMPS *lmp) : Pair(lmp), work(new Workspace) {
   single_enable = 0;
   restartinfo = 0;
   one_coeff = 1;
   manybody_flag = 1;
   unit_convert_flag = utils::get_supported_conversions(utils::ENERGY);
   centroidstressflag = CENTROID_AVAIL;
-  comm_forward = 1; // the node number of each ghost
+  pvector = new double[3]{}; // deviation: largest and mean of the forces, of the energy
 }
 
 PairMLFFStudent::~PairMLFFStudent() {
+  delete[] pvector;
   if (allocated) {
     memory->destroy(setflag);
     memory->destroy(cutsq);
@@ -159,16 +116,46 @@ PairMLFFStudent::~PairMLFFStudent() {
 }
 
 void PairMLFFStudent::settings(int narg, char **arg) {
-  if (narg > 0)
-    error->all(FLERR,
-               "pair_style mlff_student takes no options, found '{}'; the archive and the elements "
-               "go into: pair_coeff * * FILE.pt ELEMENT ...",
-               arg[0]);
-  if (comm->nprocs > 1)
-    error->all(FLERR,
-               "pair_style mlff_student runs on one MPI rank in this version, found {}; start lmp "
-               "without mpiexec or with -n 1",
-               comm->nprocs);
+  backend = "auto";
+  device = "cpu";
+  threads = 0;
+  mean = true;
+  const auto one_of = [&](const std::string &key, const std::string &value,
+                          const std::vector<std::string> &known) {
+    if (std::find(known.begin(), known.end(), value) == known.end())
+      error->all(FLERR, "pair_style mlff_student: {} '{}' is none of {}; use: {}", key, value,
+                 join(known), USAGE);
+  };
+  for (int k = 0; k < narg; k += 2) {
+    const std::string key = arg[k];
+    if (key != "backend" && key != "device" && key != "threads" && key != "committee")
+      error->all(FLERR,
+                 "pair_style mlff_student has no option '{}'; use: {}; the archive and the "
+                 "elements go into: pair_coeff * * FILE.pt ELEMENT ...",
+                 key, USAGE);
+    if (k + 1 == narg)
+      error->all(FLERR, "pair_style mlff_student: {} has no value; use: {}", key, USAGE);
+    const std::string value = arg[k + 1];
+    if (key == "backend") {
+      one_of(key, value, {"auto", "native", "portable"});
+      backend = value;
+    } else if (key == "device") {
+      one_of(key, value, {"cpu", "cuda"});
+      device = value;
+    } else if (key == "committee") {
+      one_of(key, value, {"mean", "first"});
+      mean = value == "mean";
+    } else {
+      threads = utils::inumeric(FLERR, value, false, lmp);
+      if (threads < 1)
+        error->all(FLERR, "pair_style mlff_student: threads is {}, expected 1 or more", value);
+    }
+  }
+  // Models that were read before do not know of the new options.
+  committee.clear();
+  if (allocated)
+    for (int i = 1; i <= atom->ntypes; i++)
+      std::fill_n(setflag[i] + 1, atom->ntypes, 0);
 }
 
 void PairMLFFStudent::coeff(int narg, char **arg) {
@@ -181,26 +168,99 @@ void PairMLFFStudent::coeff(int narg, char **arg) {
 
   if (narg < 3)
     error->all(FLERR, "pair_style mlff_student needs: pair_coeff * * FILE.pt ELEMENT ...");
-  const std::string file = utils::get_potential_file_path(arg[2]);
-  if (file.empty())
-    error->all(
-        FLERR,
-        "pair_style mlff_student cannot read archive '{}', neither as given nor in "
-        "LAMMPS_POTENTIALS; write it with 'python export.py --model NAME' or correct the path",
-        arg[2]);
-  try {
-    archive = std::make_unique<Archive>(file);
-  } catch (const std::exception &refusal) {
-    error->all(FLERR, "pair_style mlff_student: {}", refusal.what());
+  int first_element = 3;
+  while (first_element < narg && !names_element(arg[first_element])) first_element++;
+
+  committee.clear();
+  cutoff = 0.0;
+  for (int k = 2; k < first_element; k++) {
+    const std::string content = read_file(arg[k]);
+    try {
+      committee.push_back({std::make_unique<Archive>(arg[k], content, device), nullptr, {}});
+    } catch (const std::exception &refusal) {
+      error->all(FLERR, "pair_style mlff_student: {}", refusal.what());
+    }
+    cutoff = std::max(cutoff, committee.back().archive->cutoff);
   }
-  map_types(narg - 3, arg + 3);
+  const std::string reason = choose_backend();
+  map_types(narg - first_element, arg + first_element);
+
+  comm_forward = 1; // the owner of each ghost
+  comm_reverse = 0;
+  if (native)
+    for (const auto &member : committee) {
+      comm_forward = std::max<int>(comm_forward, packed_size(member.model->channels));
+      comm_reverse = std::max<int>(comm_reverse, packed_size(member.model->channels));
+    }
+  nextra = committee.size() > 1 ? 3 : 0;
+  if (committee.size() > 1) comm_reverse = std::max<int>(comm_reverse, 3 * committee.size());
 
   if (comm->me == 0)
-    utils::logmesg(lmp,
-                   "mlff_student: model {}, {} parameters, {}, cutoff {} angstrom, teacher {}, {} "
-                   "MPI rank(s)\n",
-                   archive->name, archive->parameters, archive->dtype, archive->cutoff,
-                   archive->teacher, comm->nprocs);
+    for (const auto &member : committee)
+      utils::logmesg(
+          lmp,
+          "mlff_student: model {}, {} parameters, {}, backend {}{}, {} MPI rank(s) with {} "
+          "thread(s), cutoff {} angstrom, teacher {}\n",
+          member.archive->name, member.archive->parameters, member.archive->dtype,
+          native ? "native on " + instruction_set() : "portable on " + device, reason,
+          comm->nprocs, threads ? threads : comm->nthreads, member.archive->cutoff,
+          member.archive->teacher);
+}
+
+// Contents of an archive; the first rank reads for all.
+std::string PairMLFFStudent::read_file(const char *name) {
+  std::string content;
+  int64_t size = -1;
+  if (comm->me == 0) {
+    const std::string path = utils::get_potential_file_path(name);
+    std::ifstream file(path, std::ios::binary);
+    if (!path.empty() && file) {
+      content.assign(std::istreambuf_iterator<char>(file), {});
+      size = content.size();
+    }
+  }
+  MPI_Bcast(&size, 1, MPI_INT64_T, 0, world);
+  if (size < 0)
+    error->all(FLERR,
+               "pair_style mlff_student cannot read archive '{}', neither as given nor in "
+               "LAMMPS_POTENTIALS (nor is that an element); write it with 'python export.py "
+               "--model NAME' or correct the path",
+               name);
+  content.resize(size);
+  MPI_Bcast(content.data(), static_cast<int>(size), MPI_CHAR, 0, world);
+  return content;
+}
+
+// Sets `native`; returns why, if LAMMPS was asked to choose.
+std::string PairMLFFStudent::choose_backend() {
+  std::string obstacle;
+  if (device != "cpu")
+    obstacle = "native kernels run on the CPU, not on " + device;
+  else
+    for (const auto &member : committee)
+      if (member.archive->dtype != "float32")
+        obstacle = "native kernels compute in float32, archive " + member.archive->name + " in " +
+                   member.archive->dtype;
+  native = backend == "native" || (backend == "auto" && obstacle.empty());
+  if (native && !obstacle.empty())
+    error->all(FLERR,
+               "pair_style mlff_student cannot use backend native: {}; export the model in "
+               "float32 for device cpu, or choose backend portable",
+               obstacle);
+  if (!native && comm->nprocs > 1)
+    error->all(FLERR,
+               "pair_style mlff_student: backend portable{} runs on one MPI rank, found {}; use "
+               "backend native, with a float32 archive on device cpu, or start lmp without mpiexec",
+               obstacle.empty() ? "" : " (" + obstacle + ")", comm->nprocs);
+  if (native)
+    try {
+      for (auto &member : committee)
+        member.model = std::make_unique<Model>(member.archive->weights(), member.archive->cutoff);
+    } catch (const std::exception &refusal) {
+      error->all(FLERR, "pair_style mlff_student: {}; export the model again", refusal.what());
+    }
+  if (backend != "auto") return "";
+  return " (auto: " + (native ? "float32 on the CPU" : obstacle) + ")";
 }
 
 void PairMLFFStudent::map_types(int narg, char **arg) {
@@ -216,9 +276,8 @@ void PairMLFFStudent::map_types(int narg, char **arg) {
     memory->create(cutsq, ntypes + 1, ntypes + 1, "pair:cutsq");
     allocated = 1;
   }
-
   number_of_type.assign(ntypes + 1, 0);
-  const auto &known = archive->elements;
+  for (auto &member : committee) member.species_of_type.assign(ntypes + 1, 0);
   for (int type = 1; type <= ntypes; type++) {
     const std::string element = arg[type - 1];
     if (element == "NULL") {
@@ -227,14 +286,18 @@ void PairMLFFStudent::map_types(int narg, char **arg) {
                    "pair_coeff of mlff_student maps atom type {} to NULL; name its element, or use "
                    "pair_style hybrid to give the type another potential",
                    type);
-    } else if (std::find(known.begin(), known.end(), element) == known.end()) {
-      error->all(
-          FLERR,
-          "element '{}' of atom type {} is unknown to model {}, which knows {}; take a model "
-          "trained on it, or correct the order of elements",
-          element, type, archive->name, join(known));
-    } else {
-      number_of_type[type] = atomic_number(element);
+      continue;
+    }
+    number_of_type[type] = atomic_number(element);
+    for (auto &member : committee) {
+      const auto &known = member.archive->elements;
+      if (std::find(known.begin(), known.end(), element) == known.end())
+        error->all(
+            FLERR,
+            "element '{}' of atom type {} is unknown to model {}, which knows {}; take a model "
+            "trained on it, or correct the order of elements",
+            element, type, member.archive->name, join(known));
+      if (native) member.species_of_type[type] = member.model->species(number_of_type[type]);
     }
   }
   for (int i = 1; i <= ntypes; i++)
@@ -255,59 +318,93 @@ void PairMLFFStudent::init_style() {
     error->all(FLERR,
                "neigh_modify exclude removes neighbors, which pair_style mlff_student needs; use: "
                "neigh_modify exclude none");
+  if (neighbor->includegroup)
+    error->all(FLERR,
+               "neigh_modify include removes neighbors, which pair_style mlff_student needs; use: "
+               "neigh_modify include all");
+  if (!modify->get_compute_by_style("^heat/flux").empty())
+    error->all(FLERR,
+               "compute heat/flux needs the stress that belongs to each atom's own energy, which "
+               "the layers of pair_style mlff_student do not keep apart; use a method that imposes "
+               "the flux, such as fix ehex or fix thermal/conductivity");
   neighbor->add_request(this, NeighConst::REQ_FULL);
+
+  // Comm makes room for what the top-level style asks for; hybrid asked before pair_coeff.
+  force->pair->comm_forward = std::max(force->pair->comm_forward, comm_forward);
+  force->pair->comm_reverse = std::max(force->pair->comm_reverse, comm_reverse);
+  at::set_num_threads(threads ? threads : comm->nthreads);
+}
+
+void PairMLFFStudent::init_list(int id, NeighList *ptr) {
+  Pair::init_list(id, ptr);
+  if (!list->ijskip) return;
+  for (int i = 1; i <= atom->ntypes; i++)
+    for (int j = i; j <= atom->ntypes; j++)
+      if (number_of_type[i] && number_of_type[j] && list->ijskip[i][j])
+        error->all(FLERR,
+                   "pair_coeff {} {} takes pairs from pair_style mlff_student, which needs all "
+                   "pairs of its types; remove that line, or use pair_style hybrid/overlay",
+                   i, j);
 }
 
 double PairMLFFStudent::init_one(int i, int j) {
   if (!setflag[std::min(i, j)][std::max(i, j)]) error->all(FLERR, "All pair coeffs are not set");
-  return archive->cutoff;
+  return cutoff;
+}
+
+void *PairMLFFStudent::extract(const char *name, int &dim) {
+  dim = 0;
+  return committee.size() > 1 && strcmp(name, "deviation_flag") == 0 ? &deviation_flag : nullptr;
+}
+
+void *PairMLFFStudent::extract_peratom(const char *name, int &ncol) {
+  ncol = 0;
+  return committee.size() > 1 && strcmp(name, "deviation") == 0 ? deviation.data() : nullptr;
 }
 
 void PairMLFFStudent::compute(int eflag, int vflag) {
   ev_init(eflag, vflag);
   number_nodes();
   build_edges();
-  if (!atomic_numbers.empty()) {
-    torch::Tensor energies, gradient;
-    try {
-      std::tie(energies, gradient) = archive->evaluate(edge_vectors, edge_index, atomic_numbers);
-    } catch (const std::exception &failure) {
-      error->one(FLERR, "pair_style mlff_student: model {} failed at step {} ({})", archive->name,
-                 update->ntimestep, cause(failure));
+  if (committee.size() == 1 || !(mean || eflag_global || deviation_flag)) {
+    evaluate(committee[0], energies, gradient);
+  } else {
+    energies.assign(list->inum, 0.0);
+    gradient.assign(3 * work->graph.edges, 0.0);
+    member_sums.assign(committee.size(), 0.0);
+    member_forces.assign(3 * committee.size() * row_of_node.size(), 0.0);
+    for (std::size_t member = 0; member < committee.size(); member++) {
+      evaluate(committee[member], member_energies, member_gradient);
+      add_member(member, mean ? 1.0 / committee.size() : member == 0);
     }
-    tally(energies.const_data_ptr<double>(), gradient.const_data_ptr<double>());
+    measure_deviation();
   }
+  tally();
   if (vflag_fdotr) virial_fdotr_compute();
 }
 
-// Nodes are the atoms of the neighbor list, in its order. A ghost gets the number of the atom it is
-// an image of through LAMMPS's own exchange, so neither tags nor an atom map are needed.
 void PairMLFFStudent::number_nodes() {
-  node_of_row.assign(atom->nlocal + atom->nghost, -1);
-  atomic_numbers.resize(list->inum);
-  for (int node = 0; node < list->inum; node++) {
-    const int i = list->ilist[node];
-    node_of_row[i] = node;
-    atomic_numbers[node] = number_of_type[atom->type[i]];
-  }
-  comm->forward_comm(this);
-}
-
-int PairMLFFStudent::pack_forward_comm(int n, int *rows, double *buf, int, int *) {
-  for (int k = 0; k < n; k++) buf[k] = node_of_row[rows[k]];
-  return n;
-}
-
-void PairMLFFStudent::unpack_forward_comm(int n, int first, double *buf) {
-  for (int k = 0; k < n; k++) node_of_row[first + k] = static_cast<int>(buf[k]);
+  const int nlocal = atom->nlocal, nall = nlocal + atom->nghost;
+  node_of_row.assign(nall, -1);
+  row_of_node.assign(list->ilist, list->ilist + list->inum);
+  for (int row = nlocal; row < nall; row++)
+    if (number_of_type[atom->type[row]]) row_of_node.push_back(row);
+  for (std::size_t node = 0; node < row_of_node.size(); node++)
+    node_of_row[row_of_node[node]] = static_cast<int>(node);
+  if (native) return;
+  owner_of_row = node_of_row;
+  exchange = Exchange::OWNERS;
+  comm->forward_comm(this, 1);
 }
 
 void PairMLFFStudent::build_edges() {
   const double *const *x = atom->x;
-  const double cutoff_squared = archive->cutoff * archive->cutoff;
-  edge_vectors.clear();
-  edge_index.clear();
-  sender_rows.clear();
+  const double cutoff_squared = cutoff * cutoff;
+  int64_t candidates = 0, edge = 0;
+  for (int node = 0; node < list->inum; node++) candidates += list->numneigh[list->ilist[node]];
+  Graph &graph = work->graph;
+  graph.resize(row_of_node.size(), list->inum, candidates);
+  graph.first[0] = 0;
   for (int node = 0; node < list->inum; node++) {
     const int i = list->ilist[node];
     for (int k = 0; k < list->numneigh[i]; k++) {
@@ -321,56 +418,181 @@ void PairMLFFStudent::build_edges() {
                    "expected at least {}; correct the structure or shorten the timestep",
                    atom->tag[i], atom->tag[j], std::sqrt(distance_squared), update->ntimestep,
                    CLOSEST);
-      edge_vectors.insert(edge_vectors.end(), r, r + 3);
-      edge_index.push_back(node);
-      sender_rows.push_back(j);
+      graph.sender[edge] = node_of_row[j];
+      std::copy_n(r, 3, &graph.vectors[3 * edge]);
+      edge++;
+    }
+    graph.first[node + 1] = edge;
+  }
+  graph.edges = edge;
+}
+
+// Energies and gradient of one member, in eV and angstrom.
+void PairMLFFStudent::evaluate(const Member &member, std::vector<double> &energies,
+                               std::vector<double> &gradient) {
+  energies.resize(list->inum);
+  gradient.resize(3 * work->graph.edges);
+  try {
+    if (native)
+      evaluate_native(member, energies.data(), gradient.data());
+    else
+      evaluate_portable(member, energies.data(), gradient.data());
+  } catch (const std::exception &failure) {
+    error->one(FLERR, "pair_style mlff_student: model {} failed at step {} ({})",
+               member.archive->name, update->ntimestep, failure.what());
+  }
+}
+
+// Every rank calls every exchange, also one without atoms.
+void PairMLFFStudent::evaluate_native(const Member &member, double *energies, double *gradient) {
+  const Model &model = *member.model;
+  int32_t *species = work->species.reserve(row_of_node.size());
+  for (const int row : row_of_node) *species++ = member.species_of_type[atom->type[row]];
+  work->graph.complete(model);
+  embed(model, *work);
+
+  channels = model.channels;
+  const int size = static_cast<int>(packed_size(channels));
+  const std::size_t layers = model.layers.size();
+  // Before the first layer features follow from the types, ghosts' as well.
+  for (depth = 0; depth < layers; depth++) {
+    exchange = Exchange::FEATURES;
+    if (depth > 0) comm->forward_comm(this, size);
+    forward_layer(model, *work, depth);
+  }
+  readout(model, *work, list->inum);
+  for (depth = layers; depth-- > 0;) {
+    adjoint_layer(model, *work, depth);
+    exchange = Exchange::GRADIENTS;
+    if (depth > 0) comm->reverse_comm(this, size);
+  }
+  mlff_student::finish(model, *work, list->inum, energies, gradient);
+}
+
+// A ghost is folded onto the atom it is an image of, which only works where that is on this rank.
+void PairMLFFStudent::evaluate_portable(const Member &member, double *energies, double *gradient) {
+  if (list->inum == 0) return;
+  const Graph &graph = work->graph;
+  atomic_numbers.resize(list->inum);
+  edge_index.resize(2 * graph.edges);
+  for (int node = 0; node < list->inum; node++) {
+    atomic_numbers[node] = number_of_type[atom->type[list->ilist[node]]];
+    for (int64_t edge = graph.first[node]; edge < graph.first[node + 1]; edge++) {
+      edge_index[edge] = node;
+      edge_index[graph.edges + edge] = owner_of_row[row_of_node[graph.sender[edge]]];
     }
   }
-  for (const int j : sender_rows) edge_index.push_back(node_of_row[j]);
+  member.archive->from_edges(graph.vectors.data(), edge_index.data(), graph.edges,
+                             atomic_numbers.data(), list->inum, energies, gradient);
+}
+
+int PairMLFFStudent::pack_forward_comm(int n, int *rows, double *buf, int, int *) {
+  if (exchange == Exchange::OWNERS) {
+    for (int k = 0; k < n; k++) buf[k] = owner_of_row[rows[k]];
+    return n;
+  }
+  const LayerState &state = work->layers[depth];
+  const std::size_t size = packed_size(channels);
+  for (int k = 0; k < n; k++) {
+    const int64_t node = node_of_row[rows[k]];
+    if (node >= 0)
+      pack(&state.q[node * channels], &state.mu[3 * node * channels], channels, buf + k * size);
+    else
+      std::fill_n(buf + k * size, size, 0.0);
+  }
+  return n * static_cast<int>(size);
+}
+
+void PairMLFFStudent::unpack_forward_comm(int n, int first, double *buf) {
+  if (exchange == Exchange::OWNERS) {
+    for (int k = 0; k < n; k++) owner_of_row[first + k] = static_cast<int>(buf[k]);
+    return;
+  }
+  LayerState &state = work->layers[depth];
+  for (int k = 0; k < n; k++) {
+    const int64_t node = node_of_row[first + k];
+    if (node < 0) continue;
+    const double *from = buf + k * packed_size(channels);
+    std::memcpy(&state.q[node * channels], from, channels * sizeof(float));
+    std::memcpy(&state.mu[3 * node * channels], from + channels / 2,
+                3 * channels * sizeof(float));
+  }
+}
+
+int PairMLFFStudent::pack_reverse_comm(int n, int first, double *buf) {
+  const std::size_t size =
+      exchange == Exchange::FORCES ? 3 * committee.size() : packed_size(channels);
+  for (int k = 0; k < n; k++) {
+    const int64_t node = node_of_row[first + k];
+    double *to = buf + k * size;
+    if (node < 0)
+      std::fill_n(to, size, 0.0);
+    else if (exchange == Exchange::FORCES)
+      std::copy_n(&member_forces[node * size], size, to);
+    else
+      pack(&work->g_q[node * channels], &work->g_mu[3 * node * channels], channels, to);
+  }
+  return n * static_cast<int>(size);
+}
+
+void PairMLFFStudent::unpack_reverse_comm(int n, int *rows, double *buf) {
+  const std::size_t size =
+      exchange == Exchange::FORCES ? 3 * committee.size() : packed_size(channels);
+  for (int k = 0; k < n; k++) {
+    const int64_t node = node_of_row[rows[k]];
+    const double *from = buf + k * size;
+    if (node < 0) continue;
+    if (exchange == Exchange::FORCES)
+      for (std::size_t c = 0; c < size; c++) member_forces[node * size + c] += from[c];
+    else
+      add_packed(from, channels, &work->g_q[node * channels], &work->g_mu[3 * node * channels]);
+  }
 }
 
 // Forces go to both ends of an edge, ghosts included; LAMMPS's reverse communication brings those
 // home. The virial of an edge is shared by its ends, half to each.
-void PairMLFFStudent::tally(const double *energies, const double *gradient) {
+void PairMLFFStudent::tally() {
+  const Graph &graph = work->graph;
   double **f = atom->f;
   double checksum = 0.0; // not finite as soon as one energy or force is not
 
   for (int node = 0; node < list->inum; node++) {
+    const int i = list->ilist[node];
     const double energy = ev_to_energy * energies[node];
     checksum += energy;
     if (eflag_global) eng_vdwl += energy;
-    if (eflag_atom) eatom[list->ilist[node]] += energy;
-  }
+    if (eflag_atom) eatom[i] += energy;
 
-  for (size_t edge = 0; edge < sender_rows.size(); edge++) {
-    const int i = list->ilist[edge_index[edge]], j = sender_rows[edge];
-    const double *r = &edge_vectors[3 * edge];
-    double g[3];
-    for (int a = 0; a < 3; a++) {
-      g[a] = ev_to_energy * gradient[3 * edge + a];
-      f[i][a] += g[a];
-      f[j][a] -= g[a];
-      checksum += g[a];
-    }
-    if (!vflag_either) continue;
+    for (int64_t edge = graph.first[node]; edge < graph.first[node + 1]; edge++) {
+      const int j = row_of_node[graph.sender[edge]];
+      const double *r = &graph.vectors[3 * edge];
+      double g[3];
+      for (int a = 0; a < 3; a++) {
+        g[a] = ev_to_energy * gradient[3 * edge + a];
+        f[i][a] += g[a];
+        f[j][a] -= g[a];
+        checksum += g[a];
+      }
+      if (!vflag_either) continue;
 
-    // xx yy zz xy xz yz yx zx zy, row r by column force
-    const double w[9] = {-r[0] * g[0], -r[1] * g[1], -r[2] * g[2], -r[0] * g[1], -r[0] * g[2],
-                         -r[1] * g[2], -r[1] * g[0], -r[2] * g[0], -r[2] * g[1]};
-    for (int c = 0; c < 6; c++) {
-      // An edge of a many-body energy has an asymmetric tensor; only the sum is symmetric.
-      const double symmetric = c < 3 ? w[c] : 0.5 * (w[c] + w[c + 3]);
-      if (vflag_global) virial[c] += symmetric;
-      if (vflag_atom) {
-        vatom[i][c] += 0.5 * symmetric;
-        vatom[j][c] += 0.5 * symmetric;
+      // xx yy zz xy xz yz yx zx zy, row r by column force
+      const double w[9] = {-r[0] * g[0], -r[1] * g[1], -r[2] * g[2], -r[0] * g[1], -r[0] * g[2],
+                           -r[1] * g[2], -r[1] * g[0], -r[2] * g[0], -r[2] * g[1]};
+      for (int c = 0; c < 6; c++) {
+        // An edge of a many-body energy has an asymmetric tensor; only the sum is symmetric.
+        const double symmetric = c < 3 ? w[c] : 0.5 * (w[c] + w[c + 3]);
+        if (vflag_global) virial[c] += symmetric;
+        if (vflag_atom) {
+          vatom[i][c] += 0.5 * symmetric;
+          vatom[j][c] += 0.5 * symmetric;
+        }
       }
+      if (cvflag_atom)
+        for (int c = 0; c < 9; c++) {
+          cvatom[i][c] += 0.5 * w[c];
+          cvatom[j][c] += 0.5 * w[c];
+        }
     }
-    if (cvflag_atom)
-      for (int c = 0; c < 9; c++) {
-        cvatom[i][c] += 0.5 * w[c];
-        cvatom[j][c] += 0.5 * w[c];
-      }
   }
 
   if (!std::isfinite(checksum))
@@ -378,4 +600,63 @@ void PairMLFFStudent::tally(const double *energies, const double *gradient) {
                "pair_style mlff_student: energy or forces are not finite at step {}; check for "
                "a too long timestep or a structure outside the model's domain",
                update->ntimestep);
+}
+
+// Takes over what `evaluate` gave for a member of the committee.
+void PairMLFFStudent::add_member(std::size_t member, double weight) {
+  const Graph &graph = work->graph;
+  const std::size_t members = committee.size();
+  for (int node = 0; node < list->inum; node++) {
+    energies[node] += weight * member_energies[node];
+    member_sums[member] += member_energies[node];
+    double *own = &member_forces[3 * (node * members + member)];
+    for (int64_t edge = graph.first[node]; edge < graph.first[node + 1]; edge++) {
+      double *other = &member_forces[3 * (graph.sender[edge] * members + member)];
+      for (int a = 0; a < 3; a++) {
+        const double g = member_gradient[3 * edge + a];
+        gradient[3 * edge + a] += weight * g;
+        own[a] += g;
+        other[a] -= g;
+      }
+    }
+  }
+}
+
+// Standard deviations over the committee: of an atom's force sqrt(<|F - <F>|^2>), as in
+// arXiv:1910.12690, and of the energy.
+void PairMLFFStudent::measure_deviation() {
+  const std::size_t members = committee.size();
+  exchange = Exchange::FORCES;
+  comm->reverse_comm(this, static_cast<int>(3 * members));
+
+  deviation.assign(atom->nlocal + 1, 0.0); // fix pair takes a null pointer for an unknown name
+  double largest = 0.0;
+  std::vector<double> sums(member_sums); // then the sum of deviations, and the number of atoms
+  sums.push_back(0.0);
+  sums.push_back(list->inum);
+  for (int node = 0; node < list->inum; node++) {
+    const double *forces = &member_forces[3 * node * members];
+    double squares = 0.0;
+    for (int a = 0; a < 3; a++) {
+      double average = 0.0;
+      for (std::size_t m = 0; m < members; m++) average += forces[3 * m + a] / members;
+      for (std::size_t m = 0; m < members; m++)
+        squares += (forces[3 * m + a] - average) * (forces[3 * m + a] - average) / members;
+    }
+    const double value = ev_to_energy * std::sqrt(squares);
+    deviation[list->ilist[node]] = value;
+    largest = std::max(largest, value);
+    sums[members] += value;
+  }
+  MPI_Allreduce(MPI_IN_PLACE, &largest, 1, MPI_DOUBLE, MPI_MAX, world);
+  MPI_Allreduce(MPI_IN_PLACE, sums.data(), static_cast<int>(sums.size()), MPI_DOUBLE, MPI_SUM,
+                world);
+  double average = 0.0, squares = 0.0;
+  for (std::size_t m = 0; m < members; m++) average += sums[m] / members;
+  for (std::size_t m = 0; m < members; m++)
+    squares += (sums[m] - average) * (sums[m] - average) / members;
+  // compute pair adds up the ranks.
+  const double values[3] = {largest, sums[members] / std::max(1.0, sums[members + 1]),
+                            ev_to_energy * std::sqrt(squares)};
+  for (int k = 0; k < 3; k++) pvector[k] = comm->me == 0 ? values[k] : 0.0;
 }

@@ -1,7 +1,13 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 // LAMMPS is under the GPL, and this file is built into a plugin of it.
 
-// Pair style mlff_student: energies and forces of a student archive, per step of LAMMPS.
+// Pair style mlff_student: energies and forces of one student, or of a committee of them.
+
+#ifdef PAIR_CLASS
+// clang-format off
+PairStyle(mlff_student,PairMLFFStudent);
+// clang-format on
+#else
 
 #ifndef LMP_PAIR_MLFF_STUDENT_H
 #define LMP_PAIR_MLFF_STUDENT_H
@@ -10,7 +16,12 @@
 
 #include <cstdint>
 #include <memory>
+#include <string>
 #include <vector>
+
+namespace mlff_student {
+struct Workspace;
+}
 
 namespace LAMMPS_NS {
 
@@ -22,30 +33,67 @@ public:
   void settings(int narg, char **arg) override;
   void coeff(int narg, char **arg) override;
   void init_style() override;
+  void init_list(int id, NeighList *ptr) override;
   double init_one(int i, int j) override;
   void compute(int eflag, int vflag) override;
+  void *extract(const char *name, int &dim) override;
+  void *extract_peratom(const char *name, int &ncol) override;
 
   int pack_forward_comm(int n, int *list, double *buf, int pbc_flag, int *pbc) override;
   void unpack_forward_comm(int n, int first, double *buf) override;
+  int pack_reverse_comm(int n, int first, double *buf) override;
+  void unpack_reverse_comm(int n, int *list, double *buf) override;
 
 private:
-  struct Archive; // keeps torch out of this header
+  struct Member; // a model of the committee
+  enum class Exchange { OWNERS, FEATURES, GRADIENTS, FORCES };
 
+  std::string read_file(const char *name);
+  std::string choose_backend();
   void map_types(int narg, char **arg);
   void number_nodes();
   void build_edges();
-  void tally(const double *energies, const double *gradient);
+  void evaluate(const Member &member, std::vector<double> &energies,
+                std::vector<double> &gradient);
+  void evaluate_native(const Member &member, double *energies, double *gradient);
+  void evaluate_portable(const Member &member, double *energies, double *gradient);
+  void tally();
+  void add_member(std::size_t member, double weight);
+  void measure_deviation();
 
-  std::unique_ptr<Archive> archive;
+  // settings
+  std::string backend, device; // asked for
+  int threads = 0;             // 0: those of LAMMPS
+  bool mean = true;            // of the committee; else its first member moves the atoms
+
+  std::vector<Member> committee;
+  bool native = false;                 // backend in use
+  double cutoff = 0.0;                 // angstrom, the longest of the committee
   double ev_to_energy = 1.0;           // eV in the energy unit of the run
   std::vector<int64_t> number_of_type; // (ntypes + 1,) atomic number, 0 where NULL
-  std::vector<int> node_of_row;        // (nlocal + nghost,) node of each row, ghosts as owners
-  std::vector<int64_t> atomic_numbers; // (N,) of each node
-  std::vector<double> edge_vectors;    // (E, 3) x_j - x_i of edge i <- j, angstrom
-  std::vector<int64_t> edge_index;     // (2, E) nodes: receivers i, then senders j
-  std::vector<int> sender_rows;        // (E,) row of j, which may be a ghost
+
+  // Nodes: the atoms of the neighbor list, in its order, then all ghosts of their types.
+  std::vector<int> node_of_row;  // (nlocal + nghost,) -1 where NULL
+  std::vector<int> row_of_node;  // (nodes,)
+  std::vector<int> owner_of_row; // (nlocal + nghost,) node of the atom that a ghost is an image of
+  std::unique_ptr<mlff_student::Workspace> work; // has the edges; receivers are local nodes
+
+  Exchange exchange = Exchange::OWNERS;
+  std::size_t depth = 0;    // of the layer whose rows are exchanged
+  std::size_t channels = 0; // of those rows
+
+  std::vector<double> energies; // (inum,) eV
+  std::vector<double> gradient; // (E, 3) eV/angstrom, by the edge vectors
+  std::vector<int64_t> edge_index, atomic_numbers; // what the portable backend takes
+
+  int deviation_flag = 0; // set by fix pair: wanted at this step
+  std::vector<double> member_energies, member_gradient; // as those above
+  std::vector<double> member_sums;                      // (M,) energy of this rank
+  std::vector<double> member_forces;                    // (nodes, M, 3) eV/angstrom
+  std::vector<double> deviation;                        // (nlocal + 1,) of the force, energy unit/angstrom
 };
 
 } // namespace LAMMPS_NS
 
+#endif
 #endif

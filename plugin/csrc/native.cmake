@@ -1,4 +1,43 @@
-# The native kernels: libmlff_student.so, loaded by mlff_student/native.py.
+# The native kernels: mlff_student_core, which knows neither Python nor an engine, and what Python
+# loads of it, libmlff_student.so (mlff_student/native.py).
+
+set(CSRC "${CMAKE_CURRENT_SOURCE_DIR}/csrc")
+add_library(mlff_student_core STATIC
+  "${CSRC}/archive.cpp"
+  "${CSRC}/dispatch.cpp"
+  "${CSRC}/evaluate.cpp"
+  "${CSRC}/layers.cpp"
+  "${CSRC}/model.cpp"
+  "${CSRC}/radial_table.cpp"
+  "${CSRC}/repulsion.cpp")
+
+# The hot loops once for each instruction set; dispatch.cpp picks one when the library runs.
+function(add_kernels isa)
+  add_library(mlff_student_${isa} OBJECT "${CSRC}/kernels.cpp")
+  target_compile_definitions(mlff_student_${isa} PRIVATE MLFF_STUDENT_ISA=${isa})
+  target_compile_options(mlff_student_${isa} PRIVATE
+    -O3 -fno-math-errno -fvisibility=hidden -Wall -Wextra ${ARGN})
+  set_target_properties(mlff_student_${isa} PROPERTIES POSITION_INDEPENDENT_CODE ON)
+  target_sources(mlff_student_core PRIVATE $<TARGET_OBJECTS:mlff_student_${isa}>)
+endfunction()
+if(CMAKE_SYSTEM_PROCESSOR MATCHES "x86_64|AMD64")
+  add_kernels(generic -Wno-psabi)
+  add_kernels(avx2 -march=x86-64-v3)
+  add_kernels(avx512 -march=x86-64-v4 -mprefer-vector-width=512)
+  target_compile_definitions(mlff_student_core PRIVATE MLFF_STUDENT_X86)
+else()
+  add_kernels(generic -Wno-psabi)
+endif()
+
+target_include_directories(mlff_student_core PUBLIC "${CSRC}")
+target_include_directories(mlff_student_core SYSTEM PUBLIC ${TORCH_INCLUDE})
+target_compile_definitions(mlff_student_core PUBLIC _GLIBCXX_USE_CXX11_ABI=${TORCH_CXX11_ABI})
+# OpenMP when compiling alone: the runtime in use must be the one that torch brings.
+target_compile_options(mlff_student_core PUBLIC
+  -O2 -fopenmp -Wall -Wextra "-fmacro-prefix-map=${REPOSITORY}/=")
+target_link_libraries(mlff_student_core PUBLIC
+  "${TORCH_LIB}/libtorch_cpu.so" "${TORCH_LIB}/libc10.so" ${CMAKE_DL_LIBS})
+set_target_properties(mlff_student_core PROPERTIES POSITION_INDEPENDENT_CODE ON)
 
 # Located without importing it, as everything that is only linked against.
 execute_process(
@@ -12,49 +51,16 @@ print(root, end="")
 ]]
   OUTPUT_VARIABLE VESIN_ROOT RESULT_VARIABLE VESIN_MISSING ERROR_QUIET)
 if(VESIN_MISSING)
-  skip("Native kernels" "${Python_EXECUTABLE} finds no vesin wheel with header and library")
+  skip("Native kernels for Python" "${Python_EXECUTABLE} finds no vesin wheel with header and library")
   return()
 endif()
 message(STATUS "Native kernels: torch ${TORCH_RELEASE} in ${TORCH_ROOT}, vesin in ${VESIN_ROOT}")
 
-set(CSRC "${CMAKE_CURRENT_SOURCE_DIR}/csrc")
-add_library(mlff_student_native SHARED
-  "${CSRC}/dispatch.cpp"
-  "${CSRC}/evaluate.cpp"
-  "${CSRC}/layers.cpp"
-  "${CSRC}/model.cpp"
-  "${CSRC}/neighbours.cpp"
-  "${CSRC}/radial_table.cpp"
-  "${CSRC}/registration.cpp"
-  "${CSRC}/repulsion.cpp")
-
-# The hot loops once for each instruction set; dispatch.cpp picks one when the library runs.
-function(add_kernels isa)
-  add_library(mlff_student_${isa} OBJECT "${CSRC}/kernels.cpp")
-  target_compile_definitions(mlff_student_${isa} PRIVATE MLFF_STUDENT_ISA=${isa})
-  target_compile_options(mlff_student_${isa} PRIVATE
-    -O3 -fno-math-errno -fvisibility=hidden -Wall -Wextra ${ARGN})
-  set_target_properties(mlff_student_${isa} PROPERTIES POSITION_INDEPENDENT_CODE ON)
-  target_sources(mlff_student_native PRIVATE $<TARGET_OBJECTS:mlff_student_${isa}>)
-endfunction()
-if(CMAKE_SYSTEM_PROCESSOR MATCHES "x86_64|AMD64")
-  add_kernels(generic -Wno-psabi)
-  add_kernels(avx2 -march=x86-64-v3)
-  add_kernels(avx512 -march=x86-64-v4 -mprefer-vector-width=512)
-  target_compile_definitions(mlff_student_native PRIVATE MLFF_STUDENT_X86)
-else()
-  add_kernels(generic -Wno-psabi)
-endif()
-
-target_include_directories(mlff_student_native SYSTEM PRIVATE
-  ${TORCH_INCLUDE} "${VESIN_ROOT}/include")
-target_compile_definitions(mlff_student_native PRIVATE
-  VESIN_SHARED _GLIBCXX_USE_CXX11_ABI=${TORCH_CXX11_ABI})
-# OpenMP when compiling alone: the runtime in use must be the one that torch brings.
-target_compile_options(mlff_student_native PRIVATE
-  -O2 -fopenmp -Wall -Wextra "-fmacro-prefix-map=${REPOSITORY}/=")
+add_library(mlff_student_native SHARED "${CSRC}/neighbours.cpp" "${CSRC}/registration.cpp")
+target_include_directories(mlff_student_native SYSTEM PRIVATE "${VESIN_ROOT}/include")
+target_compile_definitions(mlff_student_native PRIVATE VESIN_SHARED)
 target_link_libraries(mlff_student_native PRIVATE
-  "${TORCH_LIB}/libtorch_cpu.so" "${TORCH_LIB}/libc10.so" "${VESIN_ROOT}/lib/libvesin.so")
+  mlff_student_core "${VESIN_ROOT}/lib/libvesin.so")
 set_target_properties(mlff_student_native PROPERTIES
   OUTPUT_NAME mlff_student
   INSTALL_RPATH "$ORIGIN/../../torch/lib;$ORIGIN/../../vesin/lib;${TORCH_LIB};${VESIN_ROOT}/lib")

@@ -170,7 +170,7 @@ def md_command(
     platform: Annotated[str, typer.Option(help="OpenMM platform; the fastest if empty.")] = "",
     threads: Annotated[int, typer.Option(help="Of the network; 0: one for small systems.")] = 0,
     backend: Annotated[
-        Backend, typer.Option(help="Kernels; LAMMPS has the portable ones alone.")
+        Backend, typer.Option(help="Kernels.")
     ] = Backend.auto,
     json: Json = None,
     quiet: Quiet = False,

