@@ -169,9 +169,7 @@ def md_command(
     seed: Annotated[int, typer.Option(help="Of velocities and thermostat.")] = 1,
     platform: Annotated[str, typer.Option(help="OpenMM platform; the fastest if empty.")] = "",
     threads: Annotated[int, typer.Option(help="Of the network; 0: one for small systems.")] = 0,
-    backend: Annotated[
-        Backend, typer.Option(help="Kernels.")
-    ] = Backend.auto,
+    backend: Annotated[Backend, typer.Option(help="Kernels.")] = Backend.auto,
     json: Json = None,
     quiet: Quiet = False,
 ) -> None:

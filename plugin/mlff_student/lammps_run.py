@@ -12,10 +12,10 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from string import Template
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from ase import Atoms
@@ -50,6 +50,16 @@ pair_style      mlff_student backend $backend
 pair_coeff      * * $archive $elements
 neighbor        1.0 bin
 neigh_modify    every 1 delay 0 check yes
+""")
+
+POINT = Template("""\
+compute         virial all pressure NULL virial
+thermo_style    custom step pe vol c_virial[*]
+thermo_modify   line one format float "%.15g" norm no
+run             0
+write_dump      all custom $name.dump id fx fy fz modify sort id format float "%.15g"
+print           "$name $$(pe:%.15g) $$(vol:%.15g) $$(c_virial[1]:%.15g) $$(c_virial[2]:%.15g) &
+$$(c_virial[3]:%.15g) $$(c_virial[4]:%.15g) $$(c_virial[5]:%.15g) $$(c_virial[6]:%.15g)"
 """)
 
 # The centre of mass is kept at rest by `fix momentum`, not by `zero yes` of the thermostat: that
@@ -200,23 +210,23 @@ def boundary(atoms: Atoms) -> str:
     return " ".join("p" if periodic else "m" for periodic in atoms.pbc)
 
 
-def single_point(
-    atoms: Atoms,
+def single_points(
+    structures: Sequence[Atoms],
     archive: Path,
     folder: Path,
     units: str = "metal",
     extra: str = "",
     backend: str = "auto",
     ranks: int = 1,
-) -> SinglePoint:
-    """Energy, forces and virial of one structure from `lmp`, in eV and angstrom.
+) -> list[SinglePoint]:
+    """Energy, forces and virial of structures from one run of `lmp`, in eV and angstrom.
 
     Parameters
     ----------
     archive : exported model.
-    folder : receives data file, input script, log and dump.
+    folder : receives data files, input script, log and dumps.
     units : "metal" or "real"; what LAMMPS works in, not what is returned.
-    extra : more input lines before the pair style.
+    extra : more input lines before the pair style, for each structure.
     backend : of the pair style, "auto", "native" or "portable".
     ranks : of MPI.
 
@@ -226,39 +236,43 @@ def single_point(
     """
     if units not in UNITS:
         raise InputError(f"unknown units {units!r}; known: {', '.join(UNITS)}")
-    prism = write_data(atoms, folder / "point.data", units)
-    script = (
-        INPUT.substitute(
+    scripts, prisms = [], []
+    for index, atoms in enumerate(structures):
+        name = f"point{index}"
+        prisms.append(write_data(atoms, folder / f"{name}.data", units))
+        model = INPUT.substitute(
             title="single point",
             units=units,
             boundary=boundary(atoms),
-            start=f"read_data       point.data\n{extra}",
+            start=f"read_data       {name}.data\n{extra}",
             backend=backend,
             archive=archive.resolve(),
             elements=" ".join(element_order(atoms)),
         )
-        + "compute virial all pressure NULL virial\n"
-        + "thermo_style custom step pe vol c_virial[*]\n"
-        + 'thermo_modify line one format float "%.15g" norm no\n'
-        + "run 0\n"
-        + "write_dump all custom point.dump id fx fy fz modify sort id "
-        + 'format float "%.15g"\n'
-        + 'print "RESULT $(pe:%.15g) $(vol:%.15g)'
-        + "".join(f" $(c_virial[{k}]:%.15g)" for k in range(1, 7))
-        + '"\n'
-    )
-    log = run_lmp(script, folder, "point", ranks=ranks)
-    result = re.findall(r"^RESULT (.*)$", log, re.MULTILINE)[-1]
-    energy, volume, *pressure = map(float, result.split())
-    dump = np.loadtxt(folder / "point.dump", skiprows=9, ndmin=2)
-    xx, yy, zz, xy, xz, yz = convert(np.array(pressure), "pressure", units, "ASE") * volume
-    virial = np.array([[xx, xy, xz], [xy, yy, yz], [xz, yz, zz]])
-    rotation = prism.rot_mat
-    return SinglePoint(
-        energy=convert(energy, "energy", units, "ASE"),
-        forces=prism.vector_to_ase(convert(dump[:, 1:], "force", units, "ASE")),
-        virial=rotation @ virial @ rotation.T,
-    )
+        scripts.append(model + POINT.substitute(name=name))
+    log = run_lmp("clear\n".join(scripts), folder, "point", ranks=ranks)
+    points = []
+    for index, prism in enumerate(prisms):
+        name = f"point{index}"
+        result = re.findall(rf"^{name} (.*)$", log, re.MULTILINE)[-1]
+        energy, volume, *pressure = map(float, result.split())
+        dump = np.loadtxt(folder / f"{name}.dump", skiprows=9, ndmin=2)
+        xx, yy, zz, xy, xz, yz = convert(np.array(pressure), "pressure", units, "ASE") * volume
+        virial = np.array([[xx, xy, xz], [xy, yy, yz], [xz, yz, zz]])
+        rotation = prism.rot_mat
+        points.append(
+            SinglePoint(
+                energy=convert(energy, "energy", units, "ASE"),
+                forces=prism.vector_to_ase(convert(dump[:, 1:], "force", units, "ASE")),
+                virial=rotation @ virial @ rotation.T,
+            )
+        )
+    return points
+
+
+def single_point(atoms: Atoms, archive: Path, folder: Path, **options: Any) -> SinglePoint:
+    """`single_points` of one structure."""
+    return single_points([atoms], archive, folder, **options)[0]
 
 
 def run_lmp(
