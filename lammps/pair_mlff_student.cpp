@@ -335,9 +335,8 @@ void PairMLFFStudent::init_style() {
   at::set_num_threads(threads ? threads : comm->nthreads);
 }
 
-void PairMLFFStudent::init_list(int id, NeighList *ptr) {
-  Pair::init_list(id, ptr);
-  if (!list->ijskip) return;
+void PairMLFFStudent::setup() {
+  if (!list->ijskip) return; // known once the list is built, not in init_list
   for (int i = 1; i <= atom->ntypes; i++)
     for (int j = i; j <= atom->ntypes; j++)
       if (number_of_type[i] && number_of_type[j] && list->ijskip[i][j])

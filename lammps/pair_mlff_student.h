@@ -33,8 +33,8 @@ public:
   void settings(int narg, char **arg) override;
   void coeff(int narg, char **arg) override;
   void init_style() override;
-  void init_list(int id, NeighList *ptr) override;
   double init_one(int i, int j) override;
+  void setup() override;
   void compute(int eflag, int vflag) override;
   void *extract(const char *name, int &dim) override;
   void *extract_peratom(const char *name, int &ncol) override;

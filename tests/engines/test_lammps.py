@@ -1,6 +1,8 @@
 """The LAMMPS pair style beyond parity: derivatives, corner cases, every refusal, the plugin."""
 
 import os
+import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -10,17 +12,17 @@ import pytest
 import torch
 from ase import Atoms
 
+from mlff_student.archive import build_archive, save_archive
 from mlff_student.calculator import StudentForceFieldCalculator
 from mlff_student.errors import StudentError
 from mlff_student.lammps_run import (
     element_order,
-    lammps_environment,
-    lammps_executable,
     plugin_path,
     run_lmp,
     single_point,
     write_data,
 )
+from mlff_student.student import Student, StudentConfig
 
 PROGRAMS = Path(sys.executable).parent
 
@@ -141,10 +143,63 @@ REFUSALS = {
     "truncated archive": ("MODEL", "truncated.pt", ["truncated.pt' is not", "export.py"]),
     "foreign TorchScript": ("MODEL", "foreign.pt", ["not an mlff-student archive", "export.py"]),
     "newton off": ("boundary", "newton off\nboundary", ["needs newton_pair on", "newton on"]),
-    "option of pair_style": (
+    "unknown option": (
         "pair_style mlff_student",
         "pair_style mlff_student 5.0",
-        ["no options", "'5.0'"],
+        ["no option '5.0'", "[backend auto|native|portable]"],
+    ),
+    "option without value": (
+        "pair_style mlff_student",
+        "pair_style mlff_student threads",
+        ["threads has no value"],
+    ),
+    "unknown backend": (
+        "pair_style mlff_student",
+        "pair_style mlff_student backend fast",
+        ["backend 'fast' is none of auto native portable"],
+    ),
+    "no threads": (
+        "pair_style mlff_student",
+        "pair_style mlff_student threads 0",
+        ["threads is 0, expected 1 or more"],
+    ),
+    "native on CUDA": (
+        "pair_style mlff_student",
+        "pair_style mlff_student backend native device cuda",
+        ["native kernels run on the CPU" if torch.cuda.is_available() else "no CUDA device"],
+    ),
+    "native in float64": (
+        "pair_style mlff_student\npair_coeff * * MODEL",
+        "pair_style mlff_student backend native\npair_coeff * * float64.pt",
+        ["compute in float32, archive random_tiny in float64", "backend portable"],
+    ),
+    "rRESPA inner": (
+        "pair_coeff",
+        "run_style respa 2 2 inner 1 4.0 5.0 outer 2\npair_coeff",
+        ["does not support rRESPA"],
+    ),
+    "heat flux": (
+        "pair_coeff",
+        "compute ke all ke/atom\ncompute pe all pe/atom\n"
+        "compute stress all centroid/stress/atom NULL virial\n"
+        "compute flux all heat/flux ke pe stress\npair_coeff",
+        ["heat/flux", "fix ehex"],
+    ),
+    "type pair taken away": (
+        "pair_style mlff_student\npair_coeff * * MODEL C H O",
+        "pair_style hybrid mlff_student lj/cut 4.0\n"
+        "pair_coeff * * mlff_student MODEL C H O\npair_coeff 1 2 lj/cut 0.01 3.0",
+        ["pair_coeff 1 2 takes pairs", "hybrid/overlay"],
+    ),
+    "neighbors of a group": (
+        "pair_coeff",
+        "group some id 1:9\natom_modify first some\nneigh_modify include some\npair_coeff",
+        ["neigh_modify include all"],
+    ),
+    "member with other elements": (
+        "MODEL C H O",
+        "MODEL few.pt C H Cl",
+        ["element 'Cl' of atom type 3 is unknown to model few, which knows H C N O"],
     ),
     "excluded neighbors": (
         "pair_coeff",
@@ -161,9 +216,12 @@ REFUSALS = {
 
 
 @pytest.fixture(scope="module")
-def bad_files(tiny_archive, tmp_path_factory) -> Path:
+def bad_files(tiny_archive, tiny_archive64, tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("bad")
     content = tiny_archive.read_bytes()
+    shutil.copy(tiny_archive64, folder / "float64.pt")
+    config = StudentConfig(channels=16, layers=1, radial_functions=4, elements=tuple("HCNO"))
+    save_archive(build_archive(Student(config), config, "few", {}), folder / "few.pt")
     (folder / "truncated.pt").write_bytes(content[: len(content) // 2])
     torch.jit.save(torch.jit.script(torch.nn.Linear(2, 2)), str(folder / "foreign.pt"))
     return folder
@@ -177,7 +235,7 @@ def test_refusal(case, structures, tiny_archive, bad_files, tmp_path):
     script = SCRIPT.format(archive="MODEL", elements="C H O")
     assert script.count(old) >= 1
     script = script.replace(old, new, 1).replace("MODEL", str(tiny_archive))
-    for name in ("truncated.pt", "foreign.pt"):
+    for name in ("truncated.pt", "foreign.pt", "float64.pt", "few.pt"):
         script = script.replace(f" {name}", f" {bad_files / name}")
     with pytest.raises(StudentError) as refusal:
         run_lmp(script + "run 0\n", tmp_path, "refused")
@@ -201,20 +259,31 @@ def test_special_bonds_are_refused(tiny_archive, tmp_path):
     run_lmp(script + bonds + "special_bonds lj/coul 1 1 1\nrun 0\n", tmp_path, "accepted")
 
 
-def test_two_ranks_are_refused(structures, tiny_archive, tmp_path):
+def test_portable_backend_is_for_one_rank(structures, tiny_archive, tiny_archive64, tmp_path):
+    """Asked for, or taken because of the archive."""
     write_data(structures["water_box"], tmp_path / "point.data")
-    (tmp_path / "in.ranks").write_text(SCRIPT.format(archive=tiny_archive, elements="H O"))
-    result = subprocess.run(
-        [str(PROGRAMS / "mpiexec"), "-n", "2", lammps_executable(), "-in", "in.ranks"],
-        cwd=tmp_path,
-        env=lammps_environment(),
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=False,
+    script = SCRIPT.format(archive=tiny_archive, elements="H O")
+    portable = script.replace("mlff_student", "mlff_student backend portable", 1)
+    with pytest.raises(StudentError, match=r"portable runs on one MPI rank, found 2; use backend"):
+        run_lmp(portable, tmp_path, "ranks", ranks=2)
+    double = SCRIPT.format(archive=tiny_archive64, elements="H O")
+    with pytest.raises(StudentError, match=r"random_tiny in float64\) runs on one MPI rank"):
+        run_lmp(double, tmp_path, "ranks", ranks=2)
+
+
+def test_log_says_what_runs_and_why(structures, tiny_archive, tiny_archive64, tmp_path):
+    write_data(structures["water_box"], tmp_path / "point.data")
+    model = "mlff_student: model random_tiny, 76097 parameters"
+    script = SCRIPT.format(archive=tiny_archive, elements="H O")
+    log = run_lmp(script, tmp_path, "auto", ranks=2)
+    assert re.search(
+        rf"{model}, float32, backend native on \w+ \(auto: float32 on the CPU\), 2 MPI", log
     )
-    assert result.returncode != 0
-    assert "one MPI rank in this version, found 2" in result.stdout + result.stderr
+    assert "2 MPI rank(s) with 1 thread(s), cutoff 5 angstrom, teacher random numbers" in log
+    log = run_lmp(script.replace("mlff_student", "mlff_student threads 2", 1), tmp_path, "threads")
+    assert "1 MPI rank(s) with 2 thread(s)" in log
+    log = run_lmp(SCRIPT.format(archive=tiny_archive64, elements="H O"), tmp_path, "double")
+    assert f"{model}, float64, backend portable on cpu (auto: native kernels compute in" in log
 
 
 def test_plugin_is_found_by_a_bare_lmp(structures, tiny_archive, tmp_path):

@@ -5,12 +5,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 from ase import Atoms
-from ase.calculators.lammps import convert
 from ase.io import read
 
 from mlff_student.calculator import StudentForceFieldCalculator
 from mlff_student.checkpoints import checkpoint_path
-from mlff_student.errors import StudentError
 from mlff_student.export import export
 from mlff_student.lammps_run import (
     SinglePoint,
