@@ -1,5 +1,6 @@
 """Students with random weights, their archives, and the structures that all tests share."""
 
+import copy
 import json
 import os
 from collections.abc import Callable
@@ -17,6 +18,7 @@ from ase import Atoms
 from ase.build import molecule
 from scipy.spatial.transform import Rotation
 
+from mlff_student.archive import build_archive, save_archive
 from mlff_student.distill.molecules import embed
 from mlff_student.export import export
 from mlff_student.student import PRESETS, Student
@@ -92,6 +94,16 @@ def tiny_archive64(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFacto
     path = tmp_path_factory.mktemp("archives") / "tiny64.pt"
     export(tiny_checkpoint, path, dtype="float64", verify=False)
     return path
+
+
+@pytest.fixture(scope="session")
+def random_archives(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Archives of the random students of all presets, float32: three different functions."""
+    folder = tmp_path_factory.mktemp("presets")
+    for preset, config in PRESETS.items():
+        student = copy.deepcopy(_random_student(preset, torch.float32))
+        save_archive(build_archive(student, config, preset, {}), folder / f"{preset}.pt")
+    return {preset: folder / f"{preset}.pt" for preset in PRESETS}
 
 
 def _on_grid(unit: list[Atoms], cell: np.ndarray) -> Atoms:

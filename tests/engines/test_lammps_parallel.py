@@ -1,10 +1,12 @@
 """The LAMMPS pair style on several MPI ranks: the numbers of one rank and of the ASE path."""
 
+import re
 from pathlib import Path
 
 import numpy as np
 import pytest
 from ase import Atoms
+from ase.calculators.lammps import convert
 from ase.io import read
 
 from mlff_student.calculator import StudentForceFieldCalculator
@@ -175,3 +177,176 @@ def test_after_any_command(ranks, structures, shipped_archive, tmp_path):
     log = run_lmp(script, tmp_path, "commands", ranks=ranks)
     names = [name.replace("/", "_") for name in COMMANDS]
     final_states(script, log, tmp_path, names, shipped_archive)
+
+
+# --- Beside other pair styles, and per atom -------------------------------------------------------
+
+HYBRID = """\
+units metal
+read_data point.data
+pair_style {style}
+{coefficients}
+compute pe all pe/atom
+compute virial all pressure NULL virial
+thermo_style custom step pe c_virial[*]
+run 0
+write_dump all custom {name}.dump id element x y z fx fy fz c_pe modify sort id &
+    element {elements} format float %.15g
+print "STATE {name} $(pe:%.15g) $(-vol*(c_virial[1]+c_virial[2]+c_virial[3]):%.15g)"
+clear
+"""
+
+
+def virial_trace(point: SinglePoint) -> float:
+    """In what LAMMPS prints above: bar angstrom^3."""
+    return float(convert(-np.trace(point.virial), "pressure", "ASE", "metal"))
+
+
+@pytest.mark.parametrize("ranks", [1, 3])
+def test_hybrid(ranks, structures, random_archives, tmp_path):
+    """A type left to another style; two students of different size added up."""
+    atoms = structures["triclinic"]
+    neon = Atoms("Ne2", positions=[[4.1, 3.9, 4.3], [6.0, 1.0, 7.9]])
+    both = atoms + neon
+    both.set_cell(atoms.cell)
+    both.pbc = True
+    write_data(both, tmp_path / "point.data")
+    tiny, small = random_archives["tiny"], random_archives["original"]
+    script = HYBRID.format(
+        style="hybrid lj/cut 6.0 mlff_student",
+        coefficients=f"pair_coeff * * mlff_student {tiny} C H NULL O\n"
+        "pair_coeff 3 3* lj/cut 0.0 2.8\npair_coeff 1*2 3 lj/cut 0.0 2.8",
+        name="NULL",
+        elements="C H Ne O",
+    )
+    script += HYBRID.format(
+        style="hybrid/overlay mlff_student mlff_student",
+        coefficients=f"pair_coeff * * mlff_student 1 {tiny} C H NULL O\n"
+        f"pair_coeff * * mlff_student 2 {small} C H NULL O\n"
+        "pair_coeff 3 * none\npair_coeff 1*2 3 none",
+        name="overlay",
+        elements="C H Ne O",
+    )
+    log = run_lmp(script, tmp_path, "hybrid", ranks=ranks)
+    points = [ase_point(atoms, archive) for archive in (tiny, small)]
+    for name, count in (("NULL", 1), ("overlay", 2)):
+        line = next(line for line in log.splitlines() if line.startswith(f"STATE {name} "))
+        energy, trace = map(float, line.split()[2:])
+        found = np.loadtxt(tmp_path / f"{name}.dump", skiprows=9, usecols=(5, 6, 7, 8))
+        forces, per_atom = found[:, :3], found[:, 3]
+        expected = sum(point.forces for point in points[:count])
+        assert energy == pytest.approx(
+            sum(point.energy for point in points[:count]), abs=count * ENERGY * len(atoms)
+        )
+        assert trace == pytest.approx(sum(map(virial_trace, points[:count])), rel=VIRIAL)
+        assert abs(forces[: len(atoms)] - expected).max() < count * FORCES
+        assert not forces[len(atoms) :].any()
+        assert per_atom.sum() == pytest.approx(energy, abs=1e-9 * abs(energy))
+        assert not per_atom[len(atoms) :].any()
+
+
+PER_ATOM = """\
+compute pe all pe/atom
+compute stress all stress/atom NULL virial
+compute centroid all centroid/stress/atom NULL virial
+compute sum all reduce sum c_stress[*]
+compute centroid_sum all reduce sum c_centroid[*]
+compute virial all pressure NULL virial
+thermo_style custom step pe c_sum[1] c_centroid_sum[1] c_virial[*]
+run 0
+write_dump all custom per_atom.dump id c_pe c_stress[*] c_centroid[*] modify sort id &
+    format float %.15g
+print "SUM $(-vol*c_virial[1]:%.15g) $(-vol*c_virial[2]:%.15g) $(-vol*c_virial[3]:%.15g) &
+$(-vol*c_virial[4]:%.15g) $(-vol*c_virial[5]:%.15g) $(-vol*c_virial[6]:%.15g)"
+"""
+
+
+def test_per_atom_quantities(structures, tiny_archive, tmp_path):
+    """Energies of ASE, stresses that add up to the pressure, the same on three ranks as on one."""
+    atoms = structures["triclinic"]
+    write_data(atoms, tmp_path / "point.data")
+    elements = " ".join(element_order(atoms))
+    script = START.format(archive=tiny_archive, elements=elements) + PER_ATOM
+    found = {}
+    for ranks in (1, 3):
+        log = run_lmp(script, tmp_path, "per_atom", ranks=ranks)
+        found[ranks] = np.loadtxt(tmp_path / "per_atom.dump", skiprows=9)[:, 1:]
+        total = np.array(re.findall(r"^SUM (.*)$", log, re.MULTILINE)[-1].split(), float)
+        scale = abs(total).max()
+        stress, centroid = found[ranks][:, 1:7].sum(0), found[ranks][:, 7:].sum(0)
+        np.testing.assert_allclose(stress, total, atol=1e-9 * scale)
+        np.testing.assert_allclose(centroid[:6], total, atol=VIRIAL * scale)
+        np.testing.assert_allclose(centroid[6:], total[3:], atol=VIRIAL * scale)
+    scale = abs(found[1][:, 1:]).max()
+    np.testing.assert_allclose(found[3][:, 1:], found[1][:, 1:], atol=VIRIAL * scale)
+    atoms.calc = StudentForceFieldCalculator(tiny_archive)
+    for one in found.values():
+        np.testing.assert_allclose(one[:, 0], atoms.get_potential_energies(), atol=FORCES)
+
+
+def test_rerun_gives_the_energies_of_the_run(structures, shipped_archive, tmp_path):
+    atoms = structures["triclinic"]
+    write_data(atoms, tmp_path / "point.data")
+    script = START.format(archive=shipped_archive, elements=" ".join(element_order(atoms)))
+    script += """\
+velocity all create 300 7
+fix motion all nve
+timestep 0.0005
+dump frames all custom 10 frames.dump id x y z
+dump_modify frames format float %.15g
+thermo_style custom step pe
+thermo_modify format float %.15g
+thermo 10
+run 30
+undump frames
+rerun frames.dump dump x y z
+"""
+    log = run_lmp(script, tmp_path, "rerun", ranks=2)
+    rows = re.findall(r"^ +(\d+) +(-\d+\.\d+) *$", log, re.MULTILINE)
+    steps = [int(step) for step, _ in rows]
+    energies = np.array([float(energy) for _, energy in rows])
+    assert steps == [0, 10, 20, 30] * 2
+    np.testing.assert_allclose(energies[4:], energies[:4], atol=ENERGY * len(atoms))
+    assert np.ptp(energies[:4]) > 1e-3
+
+
+def test_another_styles_script_with_two_lines_changed(shipped_archive, tmp_path):
+    """A run of methane as people have it for AIREBO: pair_style and pair_coeff are the changes."""
+    script = """\
+# methane at 300 K
+units           metal
+atom_style      charge
+atom_modify     map array
+dimension       3
+boundary        p p p
+newton          on
+lattice         fcc 8.2
+region          box block 0 2 0 2 0 2
+create_box      2 box
+molecule        methane methane.mol
+create_atoms    0 region box mol methane 4817
+mass            1 12.011
+mass            2 1.008
+PAIR
+neighbor        2.0 bin
+neigh_modify    delay 0 every 1 check yes
+comm_modify     vel yes
+minimize        1e-6 1e-3 20 100
+velocity        all create 300.0 761341 mom yes rot yes
+fix             bath all nvt temp 300.0 300.0 0.1
+fix             walls all momentum 10 linear 1 1 1
+compute         msd all msd
+compute         rdf all rdf 50
+thermo_style    custom step temp pe etotal press c_msd[4]
+thermo          10
+timestep        0.0005
+run             20
+"""
+    (tmp_path / "methane.mol").write_text(
+        "# methane\n\n5 atoms\n\nCoords\n\n1 0 0 0\n2 0.63 0.63 0.63\n3 -0.63 -0.63 0.63\n"
+        "4 -0.63 0.63 -0.63\n5 0.63 -0.63 -0.63\n\nTypes\n\n1 1\n2 2\n3 2\n4 2\n5 2\n"
+    )
+    pair = f"pair_style      mlff_student\npair_coeff      * * {shipped_archive} C H"
+    log = run_lmp(script.replace("PAIR", pair), tmp_path, "methane", ranks=2)
+    last = re.findall(r"^ +20 +(\S+) ", log, re.MULTILINE)[-1]
+    assert 100.0 < float(last) < 500.0
