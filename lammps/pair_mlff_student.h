@@ -68,7 +68,7 @@ private:
 
   std::vector<Member> committee;
   bool native = false;                 // backend in use
-  double cutoff = 0.0;                 // angstrom, the longest of the committee
+  double cutoff = 0.0;                 // angstrom
   double ev_to_energy = 1.0;           // eV in the energy unit of the run
   std::vector<int64_t> number_of_type; // (ntypes + 1,) atomic number, 0 where NULL
 

@@ -14,6 +14,7 @@ namespace mlff_student {
 namespace {
 
 constexpr int64_t FORMAT_VERSION = 2;
+constexpr const char *METADATA_FILE = "metadata.json";
 
 // The line of a torch message that names the cause, without the traceback around it.
 std::string cause(const std::exception &failure) {
@@ -47,7 +48,9 @@ Archive::Archive(const std::string &file, const std::string &content, const std:
   torch::jit::Module &module = script_->module;
   try {
     std::istringstream stream(content);
-    module = torch::jit::load(stream, script_->device);
+    torch::jit::ExtraFilesMap extra{{METADATA_FILE, ""}};
+    module = torch::jit::load(stream, script_->device, extra);
+    metadata = extra.at(METADATA_FILE);
   } catch (const std::exception &failure) {
     throw std::runtime_error(
         "'" + file + "' is not a TorchScript archive, or it is damaged (" + cause(failure) +

@@ -31,6 +31,7 @@ public:
   int64_t parameters = 0;
   double cutoff = 0.0; // angstrom
   std::vector<std::string> elements;
+  std::string metadata; // JSON
 
 private:
   struct Script;

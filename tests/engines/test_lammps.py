@@ -12,7 +12,7 @@ import pytest
 import torch
 from ase import Atoms
 
-from mlff_student.archive import build_archive, save_archive
+from mlff_student.archive import build_archive, load_archive, save_archive
 from mlff_student.calculator import StudentForceFieldCalculator
 from mlff_student.errors import StudentError
 from mlff_student.lammps_run import (
@@ -196,6 +196,13 @@ REFUSALS = {
         "group some id 1:9\natom_modify first some\nneigh_modify include some\npair_coeff",
         ["neigh_modify include all"],
     ),
+    "other numbers": ("MODEL", "altered.pt", ["self-check fails: energy off by", "doctor"]),
+    "no metadata": ("MODEL", "bare.pt", ["metadata of model random_tiny are damaged", "export"]),
+    "member with another cutoff": (
+        "MODEL C H O",
+        "MODEL few.pt wide.pt C H O",
+        ["models random_tiny and wide have the cutoffs 5 and 6 angstrom"],
+    ),
     "member with other elements": (
         "MODEL C H O",
         "MODEL few.pt C H Cl",
@@ -220,8 +227,13 @@ def bad_files(tiny_archive, tiny_archive64, tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("bad")
     content = tiny_archive.read_bytes()
     shutil.copy(tiny_archive64, folder / "float64.pt")
-    config = StudentConfig(channels=16, layers=1, radial_functions=4, elements=tuple("HCNO"))
-    save_archive(build_archive(Student(config), config, "few", {}), folder / "few.pt")
+    for name, cutoff in (("few", 5.0), ("wide", 6.0)):
+        config = StudentConfig(16, 1, 4, cutoff, elements=tuple("HCNO"))
+        save_archive(build_archive(Student(config), config, name, {}), folder / f"{name}.pt")
+    archive = load_archive(tiny_archive)
+    torch.jit.save(archive.module, str(folder / "bare.pt"))
+    archive.metadata["self_check"]["energy"] += 0.01
+    save_archive(archive, folder / "altered.pt")
     (folder / "truncated.pt").write_bytes(content[: len(content) // 2])
     torch.jit.save(torch.jit.script(torch.nn.Linear(2, 2)), str(folder / "foreign.pt"))
     return folder
@@ -235,8 +247,8 @@ def test_refusal(case, structures, tiny_archive, bad_files, tmp_path):
     script = SCRIPT.format(archive="MODEL", elements="C H O")
     assert script.count(old) >= 1
     script = script.replace(old, new, 1).replace("MODEL", str(tiny_archive))
-    for name in ("truncated.pt", "foreign.pt", "float64.pt", "few.pt"):
-        script = script.replace(f" {name}", f" {bad_files / name}")
+    for path in bad_files.iterdir():
+        script = script.replace(f" {path.name}", f" {path}")
     with pytest.raises(StudentError) as refusal:
         run_lmp(script + "run 0\n", tmp_path, "refused")
     for word in words:
