@@ -5,6 +5,7 @@ import re
 import shutil
 import subprocess
 import sys
+from importlib.metadata import files
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +18,7 @@ from mlff_student.calculator import StudentForceFieldCalculator
 from mlff_student.errors import StudentError
 from mlff_student.lammps_run import (
     element_order,
+    lammps_environment,
     plugin_path,
     run_lmp,
     single_point,
@@ -317,3 +319,43 @@ def test_plugin_is_found_by_a_bare_lmp(structures, tiny_archive, tmp_path):
     )
     assert result.returncode == 0, result.stdout + result.stderr
     assert "mlff_student: model random_tiny, 76097 parameters, float32" in result.stdout
+
+
+def test_example_script(structures, tiny_archive, tmp_path):
+    """lammps/in.example with another file, model and elements, as its first lines say."""
+    write_data(structures["ethanol"], tmp_path / "molecule.data")
+    example = (Path(__file__).parents[2] / "lammps" / "in.example").read_text()
+    variables = f"variable model index {tiny_archive}\nvariable steps index 200\n"
+    log = run_lmp(variables + example, tmp_path, "example")
+    energies = re.findall(r"^ +\d+ +\S+ +\S+ +\S+ +\S+ +(\S+) *$", log, re.MULTILINE)
+    assert len(energies) == 3
+    assert np.ptp(np.array(energies, float)) < 1.0  # eV, of a student with random weights
+    assert (tmp_path / "trajectory.xyz").read_text().count("Atoms. Timestep") == 3
+
+
+def test_beside_the_python_kernels(structures, tiny_archive, tmp_path):
+    """The `lammps` module in a process that has loaded the native kernels for ASE."""
+    pytest.importorskip("vesin")
+    write_data(structures["triclinic"], tmp_path / "point.data")
+    script = SCRIPT.format(archive=tiny_archive, elements="C H O")
+    (tmp_path / "in.point").write_text(script.replace("point.data", str(tmp_path / "point.data")))
+    program = f"""
+from mlff_student.native import load_library
+load_library()
+from lammps import lammps
+lmp = lammps(cmdargs=["-log", "none", "-screen", "none"])
+lmp.file({str(tmp_path / "in.point")!r})
+lmp.command("run 0")
+print(lmp.get_thermo("pe"))
+"""
+    mpi = next(path for path in files("mpich") if path.name == "libmpi.so").locate()
+    found = subprocess.run(
+        [sys.executable, "-c", program],
+        env=lammps_environment() | {"LD_LIBRARY_PATH": str(Path(mpi).resolve().parent)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert found.returncode == 0, found.stderr
+    expected = single_point(structures["triclinic"], tiny_archive, tmp_path).energy
+    assert float(found.stdout.split()[-1]) == pytest.approx(expected, abs=1e-6)

@@ -19,6 +19,7 @@ from mlff_student.lammps_run import (
     single_points,
     write_data,
 )
+from mlff_student.verdict import load_thresholds
 
 # Sums of float32 in another order; the forces and virials below are of a few eV.
 ENERGY = 1e-6  # eV/atom
@@ -350,3 +351,29 @@ run             20
     log = run_lmp(script.replace("PAIR", pair), tmp_path, "methane", ranks=2)
     last = re.findall(r"^ +20 +(\S+) ", log, re.MULTILINE)[-1]
     assert 100.0 < float(last) < 500.0
+
+
+@pytest.mark.slow
+def test_energy_is_kept_on_two_ranks(structures, shipped_archive, tmp_path):
+    """Drift of 5 ps at constant energy, below the project's bar for drift."""
+    atoms = structures["triclinic"]
+    write_data(atoms, tmp_path / "point.data")
+    script = START.format(archive=shipped_archive, elements=" ".join(element_order(atoms)))
+    script += """\
+minimize 0 1e-3 500 5000
+reset_timestep 0
+timestep 0.00025
+velocity all create 600 7 mom yes rot no dist gaussian
+fix motion all nve
+thermo_style custom step etotal
+thermo_modify format float %.15g
+thermo 20
+run 20000
+"""
+    log = run_lmp(script, tmp_path, "nve", ranks=2)
+    run = log[log.index("reset_timestep") :]
+    rows = np.array(re.findall(r"^ +(\d+) +(-\d+\.\d+) *$", run, re.MULTILINE), float)
+    assert len(rows) == 1001
+    slope = np.polyfit(rows[:, 0] * 0.00025, rows[:, 1] / len(atoms), 1)[0]
+    limit = load_thresholds()["drift_mev_per_atom_ps"].value
+    assert abs(1e3 * slope) < limit
