@@ -62,9 +62,9 @@ private:
   void measure_deviation();
 
   // settings
-  std::string backend, device; // asked for
-  int threads = 0;             // 0: those of LAMMPS
-  bool mean = true;            // of the committee; else its first member moves the atoms
+  std::string backend = "auto", device = "cpu"; // asked for
+  int threads = 0;                              // 0: those of LAMMPS
+  bool mean = true; // of the committee; else its first member moves the atoms
 
   std::vector<Member> committee;
   bool native = false;                 // backend in use
