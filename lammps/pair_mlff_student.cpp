@@ -31,7 +31,6 @@
 #include <iterator>
 #include <stdexcept>
 #include <string>
-#include <string_view>
 #include <utility>
 
 using namespace LAMMPS_NS;
@@ -40,7 +39,8 @@ using namespace mlff_student;
 namespace {
 
 constexpr double CLOSEST = 0.3; // angstrom, no two atoms may come closer
-// Of the self-check: rounding of float32 on another machine, with a margin of ten, as in archive.py.
+// Of the self-check: rounding of float32 on another machine, with a margin of ten, as in
+// archive.py.
 constexpr double ENERGY_TOLERANCE = 1e-4;      // eV
 constexpr double FORCE_TOLERANCE = 1e-3;       // eV/angstrom
 constexpr double LARGEST_ORDINARY_FORCE = 100; // eV/angstrom; rounding grows with forces beyond
@@ -48,24 +48,7 @@ constexpr const char *USAGE =
     "pair_style mlff_student [backend auto|native|portable] [device cpu|cuda] [threads N] "
     "[committee mean|first]";
 
-// In order of atomic number, from 1.
-constexpr std::array<std::string_view, 118> SYMBOLS = {
-    "H",  "He", "Li", "Be", "B",  "C",  "N",  "O",  "F",  "Ne", "Na", "Mg", "Al", "Si", "P",
-    "S",  "Cl", "Ar", "K",  "Ca", "Sc", "Ti", "V",  "Cr", "Mn", "Fe", "Co", "Ni", "Cu", "Zn",
-    "Ga", "Ge", "As", "Se", "Br", "Kr", "Rb", "Sr", "Y",  "Zr", "Nb", "Mo", "Tc", "Ru", "Rh",
-    "Pd", "Ag", "Cd", "In", "Sn", "Sb", "Te", "I",  "Xe", "Cs", "Ba", "La", "Ce", "Pr", "Nd",
-    "Pm", "Sm", "Eu", "Gd", "Tb", "Dy", "Ho", "Er", "Tm", "Yb", "Lu", "Hf", "Ta", "W",  "Re",
-    "Os", "Ir", "Pt", "Au", "Hg", "Tl", "Pb", "Bi", "Po", "At", "Rn", "Fr", "Ra", "Ac", "Th",
-    "Pa", "U",  "Np", "Pu", "Am", "Cm", "Bk", "Cf", "Es", "Fm", "Md", "No", "Lr", "Rf", "Db",
-    "Sg", "Bh", "Hs", "Mt", "Ds", "Rg", "Cn", "Nh", "Fl", "Mc", "Lv", "Ts", "Og"};
-
-// 0 if that is no element.
-int64_t atomic_number(std::string_view symbol) {
-  const auto found = std::find(SYMBOLS.begin(), SYMBOLS.end(), symbol);
-  return found == SYMBOLS.end() ? 0 : found - SYMBOLS.begin() + 1;
-}
-
-bool names_element(std::string_view word) { return word == "NULL" || atomic_number(word) > 0; }
+bool names_element(const std::string &word) { return word == "NULL" || atomic_number(word) > 0; }
 
 std::string join(const std::vector<std::string> &words) {
   std::string text;
@@ -224,8 +207,7 @@ void PairMLFFStudent::settings(int narg, char **arg) {
   // Models that were read before do not know of the new options.
   committee.clear();
   if (allocated)
-    for (int i = 1; i <= atom->ntypes; i++)
-      std::fill_n(setflag[i] + 1, atom->ntypes, 0);
+    for (int i = 1; i <= atom->ntypes; i++) std::fill_n(setflag[i] + 1, atom->ntypes, 0);
 }
 
 void PairMLFFStudent::coeff(int narg, char **arg) {
@@ -258,12 +240,13 @@ void PairMLFFStudent::coeff(int narg, char **arg) {
   }
   cutoff = committee.front().archive->cutoff;
   const std::string reason = choose_backend();
-  for (const auto &member : committee)
-    try {
+  for (const auto &member : committee) try {
       check_reference_numbers(*member.archive, member.model.get(), *work);
     } catch (const json::exception &damage) {
-      error->all(FLERR, "pair_style mlff_student: the metadata of model {} are damaged ({}); "
-                 "export it again", member.archive->name, damage.what());
+      error->all(FLERR,
+                 "pair_style mlff_student: the metadata of model {} are damaged ({}); "
+                 "export it again",
+                 member.archive->name, damage.what());
     } catch (const std::exception &refusal) {
       error->all(FLERR, "pair_style mlff_student: model {}: {}", member.archive->name,
                  refusal.what());
@@ -287,9 +270,8 @@ void PairMLFFStudent::coeff(int narg, char **arg) {
           "mlff_student: model {}, {} parameters, {}, backend {}{}, {} MPI rank(s) with {} "
           "thread(s), cutoff {} angstrom, teacher {}\n",
           member.archive->name, member.archive->parameters, member.archive->dtype,
-          native ? "native on " + instruction_set() : "portable on " + device, reason,
-          comm->nprocs, threads ? threads : comm->nthreads, member.archive->cutoff,
-          member.archive->teacher);
+          native ? "native on " + instruction_set() : "portable on " + device, reason, comm->nprocs,
+          threads ? threads : comm->nthreads, member.archive->cutoff, member.archive->teacher);
 }
 
 // Contents of an archive; the first rank reads for all.
@@ -337,8 +319,7 @@ std::string PairMLFFStudent::choose_backend() {
                "pair_style mlff_student: backend portable{} runs on one MPI rank, found {}; use "
                "backend native, with a float32 archive on device cpu, or start lmp without mpiexec",
                obstacle.empty() ? "" : " (" + obstacle + ")", comm->nprocs);
-  if (native)
-    try {
+  if (native) try {
       for (auto &member : committee)
         member.model = std::make_unique<Model>(member.archive->weights(), member.archive->cutoff);
     } catch (const std::exception &refusal) {
@@ -598,8 +579,7 @@ void PairMLFFStudent::unpack_forward_comm(int n, int first, double *buf) {
     if (node < 0) continue;
     const double *from = buf + k * packed_size(channels);
     std::memcpy(&state.q[node * channels], from, channels * sizeof(float));
-    std::memcpy(&state.mu[3 * node * channels], from + channels / 2,
-                3 * channels * sizeof(float));
+    std::memcpy(&state.mu[3 * node * channels], from + channels / 2, 3 * channels * sizeof(float));
   }
 }
 

@@ -53,8 +53,7 @@ private:
   void map_types(int narg, char **arg);
   void number_nodes();
   void build_edges();
-  void evaluate(const Member &member, std::vector<double> &energies,
-                std::vector<double> &gradient);
+  void evaluate(const Member &member, std::vector<double> &energies, std::vector<double> &gradient);
   void evaluate_native(const Member &member, double *energies, double *gradient);
   void evaluate_portable(const Member &member, double *energies, double *gradient);
   void tally();
@@ -82,15 +81,15 @@ private:
   std::size_t depth = 0;    // of the layer whose rows are exchanged
   std::size_t channels = 0; // of those rows
 
-  std::vector<double> energies; // (inum,) eV
-  std::vector<double> gradient; // (E, 3) eV/angstrom, by the edge vectors
+  std::vector<double> energies;                    // (inum,) eV
+  std::vector<double> gradient;                    // (E, 3) eV/angstrom, by the edge vectors
   std::vector<int64_t> edge_index, atomic_numbers; // what the portable backend takes
 
-  int deviation_flag = 0; // set by fix pair: wanted at this step
+  int deviation_flag = 0;                               // set by fix pair: wanted at this step
   std::vector<double> member_energies, member_gradient; // as those above
   std::vector<double> member_sums;                      // (M,) energy of this rank
   std::vector<double> member_forces;                    // (nodes, M, 3) eV/angstrom
-  std::vector<double> deviation;                        // (nlocal + 1,) of the force, energy unit/angstrom
+  std::vector<double> deviation; // (nlocal + 1,) of the force, energy unit/angstrom
 };
 
 } // namespace LAMMPS_NS

@@ -110,16 +110,16 @@ void Archive::from_edges(const double *edge_vectors, const int64_t *edge_index, 
     return torch::from_blob(const_cast<T *>(data), shape, type).to(script_->device);
   };
   try {
-    const auto result = script_->module
-                            .get_method("from_edges")(
-                                {tensor(edge_vectors, {edges, 3}, torch::kDouble),
-                                 tensor(edge_index, {2, edges}, torch::kLong),
-                                 tensor(atomic_numbers, {atoms}, torch::kLong), atoms})
-                            .toTuple();
+    const auto result =
+        script_->module
+            .get_method("from_edges")({tensor(edge_vectors, {edges, 3}, torch::kDouble),
+                                       tensor(edge_index, {2, edges}, torch::kLong),
+                                       tensor(atomic_numbers, {atoms}, torch::kLong), atoms})
+            .toTuple();
     const auto copy = [&result](size_t k, at::IntArrayRef shape, double *to) {
       const auto values = result->elements().at(k).toTensor().detach();
-      TORCH_CHECK(values.sizes() == shape, "from_edges returned a tensor of shape ",
-                  values.sizes(), ", expected ", shape);
+      TORCH_CHECK(values.sizes() == shape, "from_edges returned a tensor of shape ", values.sizes(),
+                  ", expected ", shape);
       const auto plain = values.to(torch::kCPU, torch::kDouble).contiguous();
       std::copy_n(plain.const_data_ptr<double>(), plain.numel(), to);
     };

@@ -1,5 +1,6 @@
 #include "model.h"
 
+#include <algorithm>
 #include <iterator>
 #include <stdexcept>
 
@@ -61,6 +62,11 @@ void copy(const std::vector<double> &from, Buffer<float> &to) {
 }
 
 } // namespace
+
+int64_t atomic_number(const std::string &symbol) {
+  const auto found = std::find(std::begin(SYMBOLS), std::end(SYMBOLS), symbol);
+  return found == std::end(SYMBOLS) ? 0 : found - std::begin(SYMBOLS) + 1;
+}
 
 Linear::Linear(const Arrays &arrays, const std::string &name, int64_t outputs, int64_t inputs,
                bool has_bias)

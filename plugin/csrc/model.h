@@ -11,6 +11,9 @@
 
 namespace mlff_student {
 
+// 0 if that is no element's symbol.
+int64_t atomic_number(const std::string &symbol);
+
 struct Array {
   std::vector<int64_t> shape;
   std::vector<double> values; // row by row

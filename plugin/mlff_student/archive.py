@@ -294,8 +294,7 @@ def check_reference_numbers(
     force_error = float((forces.cpu() - reference).abs().max())
     scale = max(1.0, float(reference.abs().max()) / LARGEST_ORDINARY_FORCE)
     energy_limit, force_limit = (
-        tolerance * scale
-        for tolerance in (SELF_CHECK_ENERGY_TOLERANCE, SELF_CHECK_FORCE_TOLERANCE)
+        tolerance * scale for tolerance in (SELF_CHECK_ENERGY_TOLERANCE, SELF_CHECK_FORCE_TOLERANCE)
     )
     if not (energy_error < energy_limit and force_error < force_limit):
         raise ArchiveError(
