@@ -94,14 +94,15 @@ def test_mean_and_deviation(
     unit = KCAL_PER_EV if system == "real" else 1.0
     deviations = unit * expected.deviations
     assert deviations.min() > 0.1  # three unlike functions
-    # Float32: sums in another order, and 4e-6 of the portable forces of 5 eV/angstrom.
+    # Float32: sums in another order; the portable backend sums more of them in float32.
+    close = unit * (3e-5 if "portable" in options else 1e-5)
     moving = unit * (expected.forces[0] if first else expected.forces.mean(0))
-    np.testing.assert_allclose(forces, moving, atol=1e-5 * unit, rtol=1e-5)
+    np.testing.assert_allclose(forces, moving, atol=close)
     total = unit * (expected.energies[0] if first else expected.energies.mean())
     assert energy == pytest.approx(total, abs=1e-6 * unit * len(atoms), rel=1e-7)
-    np.testing.assert_allclose(each, deviations, atol=1e-5 * unit, rtol=1e-5)
+    np.testing.assert_allclose(each, deviations, atol=close)
     wanted = [deviations.max(), deviations.mean(), unit * expected.energies.std()]
-    np.testing.assert_allclose(summary, wanted, atol=1e-5 * unit, rtol=1e-5)
+    np.testing.assert_allclose(summary, wanted, atol=close, rtol=1e-6)
 
 
 @pytest.mark.parametrize("ranks", [1, 2])
