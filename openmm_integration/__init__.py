@@ -3,8 +3,21 @@
 from openmm_integration import create_system, student_force
 """
 
-from .force import student_force
-from .system import create_system
-from .topology import load_structure
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from .force import student_force
+    from .system import create_system
+    from .topology import load_structure
 
 __all__ = ["create_system", "load_structure", "student_force"]
+
+_MODULES = {"create_system": "system", "load_structure": "topology", "student_force": "force"}
+
+
+def __getattr__(name: str) -> Any:
+    """Import on first use: openmmml loads `.potential` for every user of any potential."""
+    if name not in _MODULES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f".{_MODULES[name]}", __name__), name)

@@ -1,24 +1,32 @@
-"""A student as an OpenMM TorchForce."""
+"""A student as a force of OpenMM: TorchForce (C++) or PythonForce (any torch)."""
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterable
 from contextlib import suppress
 from functools import cache
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from types import ModuleType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from mlff_student.archive import Archive, load_archive, save_archive
 from mlff_student.checkpoints import archive_of
 from mlff_student.errors import InputError, MissingDependencyError
 from mlff_student.native import with_backend
 from mlff_student.units import KJ_PER_MOL, NM
 
 if TYPE_CHECKING:
-    import openmmtorch
+    import openmm
     from openmm.app import Topology
+
+logger = logging.getLogger(__name__)
+
+INTERFACES = ("auto", "TorchForce", "PythonForce")
 
 
 class TorchForceModule(nn.Module):
@@ -47,32 +55,96 @@ class TorchForceModule(nn.Module):
 
     def forward(self, positions: Tensor, boxvectors: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Positions (N, 3) of all particles, box vectors (3, 3); energy () and forces (N, 3)."""
-        ours = positions[self.atoms] if self.is_subset else positions
+        device = self.atomic_numbers.device
+        ours = positions[self.atoms.to(positions.device)] if self.is_subset else positions
         cell = self.no_cell
         if boxvectors is not None:
-            cell = boxvectors.to(torch.float64) * self.angstrom_per_nm
+            cell = boxvectors.to(device, torch.float64) * self.angstrom_per_nm
         with torch.no_grad():  # TorchForce asks for a graph, whether or not it needs one
             energy, forces, _ = self.archive(
-                ours.to(torch.float64) * self.angstrom_per_nm, self.atomic_numbers, cell, self.pbc
+                ours.to(device, torch.float64) * self.angstrom_per_nm,
+                self.atomic_numbers,
+                cell,
+                self.pbc,
             )
         forces = forces * (self.kj_per_mol_per_ev * self.angstrom_per_nm)
         if self.is_subset:
-            every = torch.zeros_like(positions, dtype=torch.float64)
+            every = torch.zeros(positions.shape, dtype=torch.float64, device=device)
             forces = every.index_copy(0, self.atoms, forces)
-        return energy * self.kj_per_mol_per_ev, forces.to(positions.dtype).contiguous()
+        energy = energy * self.kj_per_mol_per_ev
+        return energy.to(positions.device), forces.to(positions).contiguous()
+
+
+class PythonForceComputation:
+    """What PythonForce calls: a State in; kJ/mol and kJ/mol/nm out, for the student's atoms alone.
+
+    It pickles with its archive inside, so a serialised System needs no other file.
+    """
+
+    def __init__(
+        self,
+        archive: Archive,
+        atomic_numbers: list[int],
+        periodic: bool,
+        backend: str,
+        device: str,
+    ) -> None:
+        self.archive, self.backend, self.device = archive, backend, device
+        self.atomic_numbers, self.periodic = atomic_numbers, periodic
+        self._prepare()
+
+    def _prepare(self) -> None:
+        self._module = with_backend(self.archive, self.backend, self.device).module
+        self._numbers = torch.tensor(self.atomic_numbers, device=self.device)
+        self._pbc = torch.full((3,), self.periodic, device=self.device)
+        self._no_cell = torch.zeros(3, 3, dtype=torch.float64, device=self.device)
+
+    def __call__(self, state: "openmm.State") -> tuple[float, NDArray[np.float64]]:
+        """Energy and forces (N, 3) of the positions of a State."""
+        cell = self._no_cell
+        if self.periodic:
+            cell = self._tensor(state.getPeriodicBoxVectors(asNumpy=True)._value) * NM
+        with torch.no_grad():
+            energy, forces, _ = self._module(
+                self._tensor(state.getPositions(asNumpy=True)._value) * NM,
+                self._numbers,
+                cell,
+                self._pbc,
+            )
+        return float(energy) / KJ_PER_MOL, forces.cpu().numpy() * (NM / KJ_PER_MOL)
+
+    def _tensor(self, values: NDArray[np.float64]) -> Tensor:
+        return torch.tensor(values, dtype=torch.float64, device=self.device)
+
+    def __getstate__(self) -> dict[str, Any]:
+        kept = {name: value for name, value in vars(self).items() if not name.startswith("_")}
+        with TemporaryDirectory() as folder:
+            path = Path(folder) / "archive.pt"
+            save_archive(self.archive, path)
+            return kept | {"archive": path.read_bytes()}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        with TemporaryDirectory() as folder:
+            path = Path(folder) / "archive.pt"
+            path.write_bytes(state["archive"])
+            vars(self).update(state, archive=load_archive(path, state["device"]))
+        self._prepare()
 
 
 def student_force(
     topology: "Topology",
     model: str | Path = "original",
     *,
-    atoms: Sequence[int] | None = None,
+    atoms: Iterable[int] | None = None,
     periodic: bool | None = None,
     dtype: torch.dtype = torch.float32,
     force_group: int = 0,
+    device: str = "cpu",
+    threads: int | None = None,
     backend: str = "auto",
-) -> "openmmtorch.TorchForce":
-    """Energy and forces of a student as a TorchForce, for `System.addForce`.
+    interface: str = "auto",
+) -> "openmm.Force":
+    """Energy and forces of a student as a Force, for `System.addForce`.
 
     Parameters
     ----------
@@ -82,23 +154,32 @@ def student_force(
     periodic : overrides what the topology says.
     dtype : of the network, where a checkpoint is compiled.
     force_group : OpenMM force group.
+    device : torch device of the student. On OpenMM's CUDA platform a TorchForce runs where the
+        platform does, whatever this says.
+    threads : for torch and the native kernels, set for the whole process; None leaves them.
     backend : kernels, "native", "portable" or "auto"; see `mlff_student.native.with_backend`.
+    interface : "TorchForce" (openmmtorch, C++ alone in the step), "PythonForce" (OpenMM 8.5 or
+        later with any torch; a subset of atoms needs 8.6) or "auto": TorchForce where it loads.
 
     Raises
     ------
-    MissingDependencyError : openmmtorch is not installed or does not load; the native kernels
-        cannot be used, and "native" was asked for.
-    InputError : empty topology, element unknown to the student, index out of range.
+    MissingDependencyError : the interface or the native kernels were asked for and cannot be used.
+    InputError : empty topology, element unknown to the student, index out of range, no such
+        interface or backend.
     ArchiveError : unusable model.
     """
-    openmmtorch = _import_openmmtorch()
-    archive = with_backend(archive_of(model, dtype), backend)
+    interface = _choose(interface)
+    if threads is not None:
+        if threads < 1:
+            raise InputError(f"threads must be at least 1, not {threads}")
+        torch.set_num_threads(threads)
     members = list(topology.atoms())
     chosen = list(range(len(members))) if atoms is None else [int(index) for index in atoms]
     if not chosen:
         raise InputError("no atoms for the student: the topology or the subset is empty")
     if min(chosen) < 0 or max(chosen) >= len(members) or len(set(chosen)) != len(chosen):
         raise InputError(f"atoms must be distinct indices from 0 to {len(members) - 1}")
+    archive = archive_of(model, dtype, device)
     known = archive.metadata["elements"]
     for index in chosen:
         element = members[index].element
@@ -110,17 +191,56 @@ def student_force(
             )
     if periodic is None:
         periodic = topology.getPeriodicBoxVectors() is not None
-    module = TorchForceModule(
-        archive.module,
-        torch.tensor([members[index].element.atomic_number for index in chosen]),
-        None if atoms is None else torch.tensor(chosen),
-        periodic,
-    )
-    force = openmmtorch.TorchForce(torch.jit.script(module))
-    force.setOutputsForces(True)
+    numbers = [members[index].element.atomic_number for index in chosen]
+    subset = None if atoms is None else chosen
+    if interface == "TorchForce":
+        module = TorchForceModule(
+            with_backend(archive, backend, device).module,
+            torch.tensor(numbers),
+            None if subset is None else torch.tensor(subset),
+            periodic,
+        )
+        force = _import_openmmtorch().TorchForce(torch.jit.script(module.to(device)))
+        force.setOutputsForces(True)
+    else:
+        computation = PythonForceComputation(archive, numbers, periodic, backend, device)
+        force = _python_force(computation, subset)
     force.setUsesPeriodicBoundaryConditions(periodic)
     force.setForceGroup(force_group)
     force.setName(f"mlff-student {archive.metadata['name']}")
+    return force
+
+
+def _choose(interface: str) -> str:
+    """The interface to take; "auto" says in the log which, and why not the faster one."""
+    if interface not in INTERFACES:
+        raise InputError(f"no interface {interface!r}; there are {', '.join(INTERFACES)}")
+    if interface == "PythonForce":
+        return interface
+    try:
+        _import_openmmtorch()
+    except MissingDependencyError as error:
+        if interface == "TorchForce":
+            raise
+        logger.warning("interface PythonForce: %s", error)
+        return "PythonForce"
+    return "TorchForce"
+
+
+def _python_force(
+    computation: PythonForceComputation, subset: list[int] | None
+) -> "openmm.PythonForce":
+    import openmm
+
+    needed = "setUsesPeriodicBoundaryConditions" if subset is None else "setParticles"
+    if not hasattr(getattr(openmm, "PythonForce", None), needed):
+        raise MissingDependencyError(
+            f"PythonForce needs OpenMM 8.5, on some of the atoms 8.6; this is "
+            f"{openmm.__version__}: pip install 'openmm>=8.6'"
+        )
+    force = openmm.PythonForce(computation)
+    if subset is not None:
+        force.setParticles(subset)
     return force
 
 

@@ -1,5 +1,9 @@
 """The project's exceptions. A message says what was found, what was expected and what to do."""
 
+from collections.abc import Collection, Iterable
+from difflib import get_close_matches
+from typing import Any
+
 
 class StudentError(Exception):
     """Base of all errors this package raises on purpose; the command line prints it and exits."""
@@ -19,3 +23,17 @@ class MissingDependencyError(StudentError, ImportError):
     """An engine, plug-in or library that is not installed or does not load."""
 
     exit_status = 3
+
+
+def check_key(names: Iterable[Any], known: Collection[str], where: str) -> None:
+    """Refuse a name (of a mapping's key, say) that is not known, with the nearest one that is.
+
+    Raises
+    ------
+    InputError : see above.
+    """
+    for key in names:
+        if key not in known:
+            near = get_close_matches(str(key), known, n=1)
+            hint = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(known)}"
+            raise InputError(f"{where}: unknown key {key!r}; {hint}")

@@ -2,14 +2,13 @@
 
 from contextlib import suppress
 from dataclasses import MISSING, dataclass, field, fields, is_dataclass
-from difflib import get_close_matches
 from pathlib import Path
 from types import UnionType
 from typing import Any, get_args, get_origin, get_type_hints
 
 import yaml
 
-from ..errors import InputError
+from ..errors import InputError, check_key
 
 ORGANIC_RECIPE = Path(__file__).with_name("organic.yaml")
 GROUPS = ("molecule", "dimer", "cluster", "liquid", "file", "held_out")
@@ -233,15 +232,6 @@ def read_recipe(path: Path) -> Recipe:
     check_key(recipe.sampling, GROUPS, "sampling")
     check_key([recipe.structures.split_by], ("molecule", "trajectory"), "structures.split_by")
     return recipe
-
-
-def check_key(values: Any, known: Any, where: str) -> None:
-    """Refuse a mapping with a key that is not known, naming the nearest one that is."""
-    for key in values:
-        if key not in known:
-            near = get_close_matches(str(key), known, n=1)
-            hint = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(known)}"
-            raise InputError(f"{where}: unknown key {key!r}; {hint}")
 
 
 def _parse(kind: Any, value: Any, where: str) -> Any:

@@ -1,0 +1,119 @@
+"""Students as potentials of openmm-ml.
+
+`MLPotential("mlff-student-original")`, or `MLPotential("mlff-student", modelPath="my.pt")`. Loaded
+by `import openmmml`, of any user: nothing heavy is imported before a System is made.
+"""
+
+from collections.abc import Iterable
+from inspect import Parameter, signature
+from typing import TYPE_CHECKING, Any
+
+from openmmml.mlpotential import MLPotentialImpl, MLPotentialImplFactory
+
+from mlff_student.errors import InputError, check_key
+
+if TYPE_CHECKING:
+    import openmm
+    from openmm.app import Topology
+
+PREFIX = "mlff-student-"
+PRECISIONS = {None: "float32", "single": "float32", "double": "float64"}
+# createMixedSystem hands all its options to addForces, those of the embedding among them.
+MECHANICAL_EMBEDDING_ARGUMENTS = ("linkAtomDistances",)
+
+
+class StudentPotentialImplFactory(MLPotentialImplFactory):
+    """Makes the potential of a shipped model, or of a file given by modelPath."""
+
+    def createImpl(  # noqa: N802  (openmm-ml's name)
+        self, name: str, modelPath: str | None = None, **args: Any
+    ) -> "StudentPotentialImpl":
+        """Called by `MLPotential(name, modelPath=...)`.
+
+        Raises
+        ------
+        InputError : arguments that are not known, or a model given twice or not at all.
+        """
+        check_key(args, ("modelPath",), f"MLPotential({name!r})")
+        shipped = name.startswith(PREFIX)
+        if shipped == bool(modelPath):
+            raise InputError(
+                f"{name} is a shipped model and takes no modelPath"
+                if shipped
+                else "MLPotential('mlff-student') needs modelPath=, a checkpoint or an archive; "
+                f"shipped models are {PREFIX}original, {PREFIX}tiny and {PREFIX}ultra_tiny"
+            )
+        return StudentPotentialImpl(modelPath or name.removeprefix(PREFIX))
+
+
+class StudentPotentialImpl(MLPotentialImpl):
+    """A student, on all atoms of a System or on the ML region of a mixed one."""
+
+    def __init__(self, model: str) -> None:
+        self.model = model
+
+    def addForces(  # noqa: N802  (openmm-ml's name)
+        self,
+        topology: "Topology",
+        system: "openmm.System",
+        atoms: Iterable[int] | None,
+        forceGroup: int,
+        *,
+        precision: str | None = None,
+        device: str = "cpu",
+        threads: int | None = None,
+        backend: str = "auto",
+        interface: str = "PythonForce",
+        charge: int = 0,
+        multiplicity: int = 1,
+        **args: Any,
+    ) -> None:
+        """Called by `createSystem` and `createMixedSystem`.
+
+        Parameters
+        ----------
+        precision : of the network: "single" (default) or "double"; an exported archive has its own.
+        device, threads, backend : as of `student_force`.
+        interface : as of `student_force`. openmm-ml copies forces through XML when it interpolates,
+            which TorchForce 1.5 does not survive; a PythonForce costs 0.01 ms a step more.
+        charge, multiplicity : must be those of the molecules that the student was trained on.
+
+        Raises
+        ------
+        InputError : arguments that are not known or a state the student does not describe, and
+            those of `student_force`.
+        """
+        own = signature(self.addForces).parameters.values()
+        known = [one.name for one in own if one.kind is Parameter.KEYWORD_ONLY]
+        known += MECHANICAL_EMBEDDING_ARGUMENTS
+        check_key(args, known, "options of the student")
+        if precision not in PRECISIONS:
+            raise InputError(f"precision must be 'single' or 'double', not {precision!r}")
+        if charge != 0 or multiplicity != 1:
+            raise InputError(
+                f"charge {charge}, multiplicity {multiplicity}: the students were trained on "
+                "neutral closed-shell molecules alone (charge 0, multiplicity 1)"
+            )
+        import torch
+
+        from .force import student_force
+
+        system.addForce(
+            student_force(
+                topology,
+                self.model,
+                atoms=atoms,
+                periodic=topology.getPeriodicBoxVectors() is not None
+                or system.usesPeriodicBoundaryConditions(),
+                dtype=getattr(torch, PRECISIONS[precision]),
+                force_group=forceGroup,
+                device=str(device),
+                threads=threads,
+                backend=backend,
+                interface=interface,
+            )
+        )
+
+    def getMLLongRange(self) -> bool:  # noqa: N802  (openmm-ml's name)
+        """A student sees nothing beyond its cutoff."""
+        return False
