@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from .archive import Archive, build_archive, load_archive
-from .errors import ArchiveError
+from .errors import ArchiveError, InputError
 from .student import Student, StudentConfig
 
 # In a source tree the checkpoints lie at the top; an installed package carries them inside.
@@ -80,7 +80,18 @@ def archive_of(
     ----------
     model : "original", "tiny", "ultra_tiny" or a path.
     dtype : of the weights where a checkpoint is compiled; an exported archive has its own.
+
+    Raises
+    ------
+    ArchiveError : missing or unusable file.
+    InputError : no such device here.
     """
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:  # the second where torch has no CUDA
+        raise InputError(
+            f"torch cannot use the device {device!r}: {str(error).splitlines()[0]}"
+        ) from error
     path = Path(model)
     if not path.suffix and str(model) in available_models():
         path = checkpoint_path(str(model))

@@ -1,13 +1,19 @@
 """A student as a force of OpenMM: derivatives, subsets, boxes, refusals, files."""
 
+import copy
+import os
+import shutil
 import subprocess
 import sys
+import tomllib
+import venv
 from pathlib import Path
 
 import mdtraj
 import numpy as np
 import openmm
 import pytest
+import torch
 from ase import Atoms
 from ase.io import write
 from numpy.typing import NDArray
@@ -16,12 +22,16 @@ from openmm.app import Element, PDBxFile, Topology
 from rdkit import Chem
 from rdkit.Chem import AllChem
 
+import openmm_integration.force
 from mlff_student.calculator import StudentForceFieldCalculator
-from mlff_student.errors import ArchiveError, InputError
+from mlff_student.errors import ArchiveError, InputError, MissingDependencyError
 from mlff_student.structure import Structure, make_topology, perceive_bonds, write_topology
 from mlff_student.units import KJ_PER_MOL, NM
 from openmm_integration import create_system, load_structure, student_force
 from openmm_integration.topology import openmm_topology
+
+INTERFACES = ("TorchForce", "PythonForce")
+both_interfaces = pytest.mark.parametrize("interface", INTERFACES)
 
 
 def topology_of(atoms: Atoms) -> Topology:
@@ -62,12 +72,33 @@ def test_native_and_portable_kernels_give_the_same_forces(name, structures):
     assert (found[0] != found[1]).any()  # else the same kernels ran
 
 
+@pytest.mark.parametrize("platform", ["Reference", "CPU"])
+@pytest.mark.parametrize("backend", ["native", "portable"])
+@pytest.mark.parametrize("name", ["ethanol", "water_box", "triclinic"])
+def test_both_interfaces_give_the_same_numbers(name, backend, platform, structures):
+    atoms = structures[name]
+    topology, positions = topology_of(atoms), atoms.positions / NM
+    (energy, forces), (other_energy, other_forces) = (
+        (energy_at(context, positions), forces_at(context, positions))
+        for interface in INTERFACES
+        for context in [
+            context_of(
+                create_system(topology, "tiny", backend=backend, interface=interface), platform
+            )
+        ]
+    )
+    # The CPU platform rounds positions and forces to float32.
+    assert other_energy == pytest.approx(energy, rel=1e-5)
+    np.testing.assert_allclose(other_forces, forces, atol=1e-5 * np.abs(forces).max())
+
+
+@both_interfaces
 @pytest.mark.parametrize("name", ["ethanol", "triclinic"])
-def test_forces_are_the_slope_of_the_energy(name, structures, tiny_archive64):
+def test_forces_are_the_slope_of_the_energy(name, interface, structures, tiny_archive64):
     """Central differences of the energy that OpenMM returns, along random directions."""
     atoms = structures[name]
     positions = atoms.positions / NM
-    context = context_of(create_system(topology_of(atoms), tiny_archive64))
+    context = context_of(create_system(topology_of(atoms), tiny_archive64, interface=interface))
     forces = forces_at(context, positions)
     rng = np.random.default_rng(1)
     step = 1e-5  # nm: truncation falls with its square, rounding of -1e5 kJ/mol grows with 1/step
@@ -81,7 +112,8 @@ def test_forces_are_the_slope_of_the_energy(name, structures, tiny_archive64):
         )
 
 
-def test_subset_of_scattered_atoms(structures, tiny_archive64):
+@both_interfaces
+def test_subset_of_scattered_atoms(interface, structures, tiny_archive64):
     """Two of four particles' worth of water among others: only its atoms feel the student."""
     water, spectators = structures["water"], Atoms("HHHO", positions=np.eye(4, 3) * 1.1 + 0.4)
     atoms = Atoms("O") + spectators[:2] + Atoms("H") + spectators[2:] + Atoms("H")
@@ -90,22 +122,29 @@ def test_subset_of_scattered_atoms(structures, tiny_archive64):
     atoms.positions[chosen] = water.positions
     atoms.positions[[1, 2, 4, 5]] = spectators.positions
     topology = topology_of(atoms)
-    forces = forces_at(
-        context_of(create_system(topology, tiny_archive64, atoms=chosen)), atoms.positions / NM
-    )
-    alone = forces_at(
-        context_of(create_system(topology_of(water), tiny_archive64)), water.positions / NM
+    forces, alone = (
+        forces_at(
+            context_of(create_system(top, tiny_archive64, atoms=some, interface=interface)),
+            positions / NM,
+        )
+        for top, some, positions in (
+            (topology, chosen, atoms.positions),
+            (topology_of(water), None, water.positions),
+        )
     )
     # The same edges in the same order: equal to the last digit but for the conversion of units.
     np.testing.assert_allclose(forces[chosen], alone, rtol=1e-12, atol=1e-9)
     assert not forces[[1, 2, 4, 5]].any()
 
 
-def test_order_of_a_subset(structures, tiny_archive64):
-    """A subset given in another order puts every force on its own atom all the same."""
+@both_interfaces
+def test_order_of_a_subset(interface, structures, tiny_archive64):
+    """A subset given in another order, and by a generator, puts every force on its own atom all the
+    same.
+    """
     ethanol = structures["ethanol"]
-    order = list(np.random.default_rng(3).permutation(len(ethanol)))
-    shuffled = create_system(topology_of(ethanol), tiny_archive64, atoms=order)
+    order = (int(k) for k in np.random.default_rng(3).permutation(len(ethanol)))
+    shuffled = create_system(topology_of(ethanol), tiny_archive64, atoms=order, interface=interface)
     plain = create_system(topology_of(ethanol), tiny_archive64)
     positions = ethanol.positions / NM
     np.testing.assert_allclose(
@@ -116,17 +155,68 @@ def test_order_of_a_subset(structures, tiny_archive64):
     )
 
 
+@both_interfaces
 @pytest.mark.parametrize("name", ["water_box", "triclinic"])
-def test_wrapped_and_unwrapped_positions(name, structures, tiny_archive64):
+def test_wrapped_and_unwrapped_positions(name, interface, structures, tiny_archive64):
     """Moving atoms by lattice vectors changes neither energy nor forces."""
     atoms = structures[name]
-    context = context_of(create_system(topology_of(atoms), tiny_archive64))
+    context = context_of(create_system(topology_of(atoms), tiny_archive64, interface=interface))
     images = np.random.default_rng(2).integers(-2, 3, (len(atoms), 3))
     moved = (atoms.positions + images @ atoms.cell.array) / NM
     home = atoms.positions / NM
     assert energy_at(context, moved) == pytest.approx(energy_at(context, home), rel=1e-11)
     # Rounding of positions a few boxes away, times force constants of some 1e6 kJ/mol/nm2.
     np.testing.assert_allclose(forces_at(context, moved), forces_at(context, home), atol=1e-6)
+
+
+@both_interfaces
+def test_box_that_changes(interface, structures, tiny_archive64):
+    """A Context whose box is set anew has the energy of a System made with that box."""
+    atoms = structures["triclinic"]
+    context = context_of(create_system(topology_of(atoms), tiny_archive64, interface=interface))
+    before = energy_at(context, atoms.positions / NM)
+    atoms.set_cell(atoms.cell.array * [1.02, 1.03, 0.97], scale_atoms=True)
+    context.setPeriodicBoxVectors(*(openmm.Vec3(*row) for row in atoms.cell.array / NM))
+    after = energy_at(context, atoms.positions / NM)
+    afresh = context_of(create_system(topology_of(atoms), tiny_archive64, interface=interface))
+    assert after == pytest.approx(energy_at(afresh, atoms.positions / NM), rel=1e-12)
+    assert abs(after - before) > 1.0
+
+
+@both_interfaces
+def test_periodic_overrides_the_topology(interface, structures, tiny_archive64):
+    atoms = structures["water_box"]
+    system = create_system(topology_of(atoms), tiny_archive64, periodic=False, interface=interface)
+    atoms.pbc = False
+    atoms.calc = StudentForceFieldCalculator(tiny_archive64)
+    energy = energy_at(context_of(system), atoms.positions / NM) * KJ_PER_MOL
+    assert energy == pytest.approx(atoms.get_potential_energy(), rel=1e-12)
+    assert not system.usesPeriodicBoundaryConditions()
+
+
+@both_interfaces
+def test_precision(interface, structures, tiny_checkpoint):
+    """Of the network: float32 rounds, float64 gives the numbers of ASE to 12 digits."""
+    atoms = structures["ethanol"]
+    atoms.calc = StudentForceFieldCalculator(tiny_checkpoint, dtype=torch.float64)
+    expected = atoms.get_potential_energy()
+    error = {}
+    for dtype in (torch.float32, torch.float64):
+        system = create_system(
+            topology_of(atoms), tiny_checkpoint, dtype=dtype, interface=interface
+        )
+        energy = energy_at(context_of(system), atoms.positions / NM) * KJ_PER_MOL
+        error[dtype] = abs(energy / expected - 1.0)
+    assert error[torch.float64] < 1e-12 < error[torch.float32] < 1e-6
+
+
+def test_threads_are_those_of_torch(structures, tiny_archive):
+    before = torch.get_num_threads()
+    try:
+        student_force(topology_of(structures["water"]), tiny_archive, threads=before + 1)
+        assert torch.get_num_threads() == before + 1
+    finally:
+        torch.set_num_threads(before)
 
 
 def test_masses_and_box(structures, tiny_archive):
@@ -145,9 +235,13 @@ def test_masses_and_box(structures, tiny_archive):
     ).usesPeriodicBoundaryConditions()
 
 
-def test_force_group_and_name(structures, tiny_archive):
-    force = student_force(topology_of(structures["water"]), tiny_archive, force_group=3)
+@both_interfaces
+def test_force_group_and_name(interface, structures, tiny_archive):
+    force = student_force(
+        topology_of(structures["water"]), tiny_archive, force_group=3, interface=interface
+    )
     assert (force.getForceGroup(), force.getName()) == (3, "mlff-student random_tiny")
+    assert type(force).__name__ == interface
 
 
 def test_unknown_element_is_refused(tiny_archive):
@@ -178,11 +272,45 @@ def test_missing_model_is_refused(structures):
         student_force(topology_of(structures["water"]), "huge")
 
 
+@pytest.mark.parametrize(
+    ("option", "words"),
+    [
+        ({"interface": "TorchForces"}, "no interface 'TorchForces'; there are auto, TorchForce"),
+        ({"backend": "fast"}, "no backend 'fast'; there are auto, native, portable"),
+        ({"threads": 0}, "threads must be at least 1, not 0"),
+        ({"device": "gpu"}, "cannot use the device 'gpu'"),
+        ({"device": "cuda:99"}, "cannot use the device 'cuda:99'"),
+    ],
+)
+@both_interfaces
+def test_unusable_option_is_refused(option, words, interface, structures, tiny_archive):
+    with pytest.raises(InputError, match=words):
+        student_force(
+            topology_of(structures["water"]), tiny_archive, **{"interface": interface} | option
+        )
+
+
+def test_what_is_not_installed_is_named(monkeypatch, structures, tiny_archive):
+    """TorchForce asked for is an error where the plug-in does not load; "auto" does without."""
+    topology = topology_of(structures["water"])
+    openmm_integration.force._import_openmmtorch.cache_clear()
+    monkeypatch.setitem(sys.modules, "openmmtorch", None)
+    with pytest.raises(MissingDependencyError, match=r"TorchForce does not load.*pip install"):
+        student_force(topology, tiny_archive, interface="TorchForce")
+    assert isinstance(student_force(topology, tiny_archive), openmm.PythonForce)
+    monkeypatch.delattr(openmm, "PythonForce")
+    with pytest.raises(MissingDependencyError, match=r"needs OpenMM 8.5.*pip install"):
+        student_force(topology, tiny_archive)
+
+
+@both_interfaces
 @pytest.mark.parametrize("platform", ["Reference", "CPU"])
-def test_nan_positions_raise(platform, structures, tiny_archive):
+def test_nan_positions_raise(platform, interface, structures, tiny_archive):
     """TorchForce itself passes NaN on in silence."""
     water = structures["water"]
-    context = context_of(create_system(topology_of(water), tiny_archive), platform)
+    context = context_of(
+        create_system(topology_of(water), tiny_archive, interface=interface), platform
+    )
     positions = water.positions / NM
     positions[1, 2] = np.nan
     with pytest.raises(openmm.OpenMMException, match="NaN"):
@@ -211,7 +339,34 @@ print(context.getState(energy=True).getPotentialEnergy())
     assert "kJ/mol" in result.stdout
 
 
-def test_serialised_system(tiny_archive64):
+@pytest.mark.parametrize("atoms", [None, [5, 0, 1, 2, 3, 4, 6, 7, 8]])
+def test_python_force_survives_xml_and_copies(atoms, structures, tiny_archive64, tmp_path):
+    """The archive travels inside: its file may be gone."""
+    ethanol = structures["ethanol"]
+    positions = ethanol.positions / NM
+    archive = shutil.copy(tiny_archive64, tmp_path)
+    system = create_system(topology_of(ethanol), archive, atoms=atoms, interface="PythonForce")
+    Path(archive).unlink()
+    expected = forces_at(context_of(system), positions)
+    xml = openmm.XmlSerializer.serialize(system)
+    for again in (openmm.XmlSerializer.deserialize(xml), copy.deepcopy(system)):
+        np.testing.assert_array_equal(forces_at(context_of(again), positions), expected)
+    # In a process that has imported nothing yet, too.
+    (tmp_path / "system.xml").write_text(xml)
+    np.save(tmp_path / "positions.npy", positions)
+    result = run_python(f"""
+import numpy, openmm
+system = openmm.XmlSerializer.deserialize(open({str(tmp_path / "system.xml")!r}).read())
+platform = openmm.Platform.getPlatformByName("Reference")
+context = openmm.Context(system, openmm.VerletIntegrator(0.001), platform)
+context.setPositions(numpy.load({str(tmp_path / "positions.npy")!r}))
+numpy.save({str(tmp_path / "forces.npy")!r}, context.getState(forces=True).getForces(asNumpy=True))
+""")
+    assert result.returncode == 0, result.stderr
+    np.testing.assert_array_equal(np.load(tmp_path / "forces.npy"), expected)
+
+
+def test_serialised_torch_force(tiny_archive64):
     """A System read back from XML has the same forces, where TorchForce can be read back at all."""
     bare = run_python("""
 import torch, openmm, openmmtorch
@@ -232,11 +387,55 @@ def forces(system):
     context = openmm.Context(system, openmm.VerletIntegrator(0.001), platform)
     context.setPositions(positions)
     return context.getState(forces=True).getForces(asNumpy=True)
-system = create_system(topology, {str(tiny_archive64)!r})
+system = create_system(topology, {str(tiny_archive64)!r}, interface="TorchForce")
 again = openmm.XmlSerializer.deserialize(openmm.XmlSerializer.serialize(system))
 assert (forces(system) == forces(again)).all()
 """)
     assert result.returncode == 0, result.stderr
+
+
+@pytest.mark.slow
+def test_python_force_without_openmmtorch(structures, tiny_archive, tmp_path):
+    """In an environment with the CPU-only torch 2.13, which no openmmtorch is compiled for."""
+    root = Path(__file__).parents[2]
+    venv.create(tmp_path / "venv", with_pip=True)
+    python = tmp_path / "venv" / "bin" / "python"
+    needed = tomllib.loads((root / "pyproject.toml").read_text())["project"]["dependencies"]
+    command = [python, "-m", "pip", "install", "--quiet", "torch==2.13.0+cpu", "openmm>=8.6"]
+    installed = subprocess.run([*command, *needed], capture_output=True, text=True, check=False)
+    if "No matching distribution found for torch" in installed.stderr:
+        pytest.skip("pip finds no CPU-only torch 2.13 here")
+    assert installed.returncode == 0, installed.stderr
+    ethanol = structures["ethanol"]
+    np.save(tmp_path / "positions.npy", ethanol.positions / NM)
+    write_structure("pdb", ethanol, tmp_path)
+    script = f"""
+import importlib.util, numpy, openmm, torch
+from openmm import app
+from openmm_integration import create_system
+assert torch.__version__ == "2.13.0+cpu" and not importlib.util.find_spec("openmmtorch")
+topology = app.PDBFile({str(tmp_path / "ethanol.pdb")!r}).topology
+system = create_system(topology, {str(tiny_archive)!r})
+system = openmm.XmlSerializer.deserialize(openmm.XmlSerializer.serialize(system))
+platform = openmm.Platform.getPlatformByName("CPU")
+context = openmm.Context(system, openmm.VerletIntegrator(0.001), platform)
+context.setPositions(numpy.load({str(tmp_path / "positions.npy")!r}))
+numpy.save({str(tmp_path / "forces.npy")!r}, context.getState(forces=True).getForces(asNumpy=True))
+"""
+    result = subprocess.run(
+        [python, "-c", script],
+        env=os.environ | {"PYTHONPATH": f"{root / 'plugin'}:{root}"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert result.returncode == 0, result.stderr
+    assert "interface PythonForce" in result.stderr
+    here = create_system(topology_of(ethanol), tiny_archive, backend="portable")
+    expected = forces_at(context_of(here, "CPU"), ethanol.positions / NM)
+    np.testing.assert_allclose(
+        np.load(tmp_path / "forces.npy"), expected, atol=1e-5 * np.abs(expected).max()
+    )
 
 
 def write_structure(kind: str, atoms: Atoms, folder: Path) -> str:
