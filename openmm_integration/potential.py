@@ -5,6 +5,7 @@ by `import openmmml`, of any user: nothing heavy is imported before a System is 
 """
 
 from collections.abc import Iterable
+from copy import deepcopy
 from inspect import Parameter, signature
 from typing import TYPE_CHECKING, Any
 
@@ -103,8 +104,6 @@ class StudentPotentialImpl(MLPotentialImpl):
                 topology,
                 self.model,
                 atoms=atoms,
-                periodic=topology.getPeriodicBoxVectors() is not None
-                or system.usesPeriodicBoundaryConditions(),
                 dtype=getattr(torch, PRECISIONS[precision]),
                 force_group=forceGroup,
                 device=str(device),
@@ -114,6 +113,54 @@ class StudentPotentialImpl(MLPotentialImpl):
             )
         )
 
+    def getSupportedEmbeddings(self) -> list[str]:  # noqa: N802  (openmm-ml's name)
+        """Mechanical embedding comes through `createMixedSystem` below."""
+        return ["mechanical"]
+
+    def createMixedSystem(  # noqa: N802  (openmm-ml's name)
+        self,
+        topology: "Topology",
+        system: "openmm.System",
+        atoms: list[int],
+        forceGroup: int,
+        interpolate: bool,
+        embedding: str,
+        returnInfo: bool = False,
+        **args: Any,
+    ) -> "openmm.System | dict[str, Any]":
+        """Mechanical embedding of openmm-ml, with three things added to it.
+
+        openmm-ml 1.8 asks every atom of the topology for its atomic number, and fails on the
+        virtual sites of water models; it takes the student's box from the topology, whatever the
+        MM part does; and it leaves the derivative by `lambda_interpolate` to the user.
+        """
+        from openmm.app.element import hydrogen
+        from openmmml.embeddings.mechanicalembedding import MechanicalEmbedding
+
+        filled = deepcopy(topology)
+        bare = [atom.index for atom in filled.atoms() if atom.element is None]
+        _set_elements(filled, bare, hydrogen)
+        filled.setPeriodicBoxVectors(
+            system.getDefaultPeriodicBoxVectors()
+            if system.usesPeriodicBoundaryConditions()
+            else None
+        )
+        made = MechanicalEmbedding().createMixedSystem(
+            self, filled, system, atoms, forceGroup, interpolate, returnInfo=True, **args
+        )
+        _set_elements(made["topology"], [made["oldToNew"][index] for index in bare], None)
+        made["topology"].setPeriodicBoxVectors(topology.getPeriodicBoxVectors())
+        if interpolate:
+            interpolation = made["system"].getForce(made["system"].getNumForces() - 1)
+            interpolation.addEnergyParameterDerivative("lambda_interpolate")
+        return made if returnInfo else made["system"]
+
     def getMLLongRange(self) -> bool:  # noqa: N802  (openmm-ml's name)
         """A student sees nothing beyond its cutoff."""
         return False
+
+
+def _set_elements(topology: "Topology", atoms: list[int], element: Any) -> None:
+    members = list(topology.atoms())
+    for index in atoms:
+        members[index].element = element
