@@ -98,7 +98,10 @@ class StudentPotentialImpl(MLPotentialImpl):
         import torch
 
         from .force import student_force
+        from .system import bonds_without_strength
 
+        if atoms is None and topology.getPeriodicBoxVectors() is not None:
+            system.addForce(bonds_without_strength(topology))
         system.addForce(
             student_force(
                 topology,
@@ -128,14 +131,17 @@ class StudentPotentialImpl(MLPotentialImpl):
         returnInfo: bool = False,
         **args: Any,
     ) -> "openmm.System | dict[str, Any]":
-        """Mechanical embedding of openmm-ml, with three things added to it.
+        """Mechanical embedding of openmm-ml, with four things added to it.
 
         openmm-ml 1.8 asks every atom of the topology for its atomic number, and fails on the
         virtual sites of water models; it takes the student's box from the topology, whatever the
-        MM part does; and it leaves the derivative by `lambda_interpolate` to the user.
+        MM part does; it removes the bonds by which a barostat knows the molecules of the ML region;
+        and it leaves the derivative by `lambda_interpolate` to the user.
         """
         from openmm.app.element import hydrogen
         from openmmml.embeddings.mechanicalembedding import MechanicalEmbedding
+
+        from .system import bonds_without_strength
 
         filled = deepcopy(topology)
         bare = [atom.index for atom in filled.atoms() if atom.element is None]
@@ -150,10 +156,13 @@ class StudentPotentialImpl(MLPotentialImpl):
         )
         _set_elements(made["topology"], [made["oldToNew"][index] for index in bare], None)
         made["topology"].setPeriodicBoxVectors(topology.getPeriodicBoxVectors())
+        mixed = made["system"]
         if interpolate:
-            interpolation = made["system"].getForce(made["system"].getNumForces() - 1)
+            interpolation = mixed.getForce(mixed.getNumForces() - 1)
             interpolation.addEnergyParameterDerivative("lambda_interpolate")
-        return made if returnInfo else made["system"]
+        if system.usesPeriodicBoundaryConditions():
+            mixed.addForce(bonds_without_strength(topology, set(atoms)))
+        return made if returnInfo else mixed
 
     def getMLLongRange(self) -> bool:  # noqa: N802  (openmm-ml's name)
         """A student sees nothing beyond its cutoff."""

@@ -310,10 +310,49 @@ def test_box_of_the_student_is_that_of_the_mm_part(periodic, interpolate, potent
     if periodic:
         topology.setPeriodicBoxVectors(None)
     mixed = potential.createMixedSystem(topology, mm_system, SOLUTE, interpolate=interpolate)
-    force = mixed.getForce(mixed.getNumForces() - 1)
+    kind = openmm.CustomCVForce if interpolate else openmm.PythonForce
+    (force,) = (one for one in mixed.getForces() if isinstance(one, kind))
     if interpolate:
         force = force.getCollectiveVariable(0)
     assert force.usesPeriodicBoundaryConditions() == periodic
+
+
+@pytest.mark.parametrize("interpolate", [False, True])
+def test_workflow_of_a_solute_in_solvent(interpolate, tmp_path):
+    """Student in rigid water: minimise, heat, constant pressure, a trajectory. The barostat knows
+    the molecules, and water keeps its shape.
+    """
+    box = solution("tip4pew", 0.6)
+    mm_system = box.mm_system(**PME, constraints=app.HBonds, hydrogenMass=1.5)
+    mixed = MLPotential("mlff-student-tiny").createMixedSystem(
+        box.topology, mm_system, SOLUTE, interpolate=interpolate
+    )
+    mixed.addForce(openmm.MonteCarloBarostat(1.0 * unit.bar, 300.0 * unit.kelvin, 5))
+    integrator = openmm.LangevinMiddleIntegrator(300.0, 10.0, 0.0005)
+    integrator.setRandomNumberSeed(4)
+    platform = openmm.Platform.getPlatformByName("CPU")
+    simulation = app.Simulation(box.topology, mixed, integrator, platform)
+    simulation.context.setPositions(box.positions)
+    molecules = sorted(list(molecule) for molecule in simulation.context.getMolecules())
+    sites = [[a.index for a in r.atoms()] for r in box.topology.residues() if r.name == "HOH"]
+    assert molecules == [SOLUTE, *sites]
+    clashing = energy_of(simulation.context)
+    simulation.minimizeEnergy(maxIterations=100)
+    assert energy_of(simulation.context) < clashing
+    simulation.context.setVelocitiesToTemperature(300.0, 1)
+    simulation.reporters.append(app.DCDReporter(str(tmp_path / "run.dcd"), 20))
+    volume = simulation.context.getState().getPeriodicBoxVolume()
+    simulation.step(100)
+    state = simulation.context.getState(positions=True)
+    assert state.getPeriodicBoxVolume() != volume
+    positions = state.getPositions(asNumpy=True)._value
+    for k in range(mixed.getNumConstraints()):
+        first, second, length = mixed.getConstraintParameters(k)
+        distance = np.linalg.norm(positions[first] - positions[second])
+        assert distance == pytest.approx(length._value, rel=1e-4)
+    bonds = [[a.index, b.index] for a, b in box.topology.bonds() if a.index < 22]
+    lengths = np.linalg.norm(np.diff(positions[bonds], axis=1), axis=2)
+    assert 0.08 < lengths.min() and lengths.max() < 0.18  # the student holds the solute together
 
 
 def test_torsion_between_atoms_that_are_not_bonded(potential):
