@@ -8,12 +8,18 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from .force import student_force
+    from .monitor import Monitor
     from .system import create_system
     from .topology import load_structure
 
-__all__ = ["create_system", "load_structure", "student_force"]
+__all__ = ["Monitor", "create_system", "load_structure", "student_force"]
 
-_MODULES = {"create_system": "system", "load_structure": "topology", "student_force": "force"}
+_MODULES = {
+    "Monitor": "monitor",
+    "create_system": "system",
+    "load_structure": "topology",
+    "student_force": "force",
+}
 
 
 def __getattr__(name: str) -> Any:

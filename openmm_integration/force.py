@@ -1,7 +1,7 @@
 """A student as a force of OpenMM: TorchForce (C++) or PythonForce (any torch)."""
 
 import logging
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from contextlib import suppress
 from functools import cache
 from pathlib import Path
@@ -23,6 +23,7 @@ from mlff_student.units import KJ_PER_MOL, NM
 if TYPE_CHECKING:
     import openmm
     from openmm.app import Topology
+    from openmm.app.topology import Atom
 
 logger = logging.getLogger(__name__)
 
@@ -173,26 +174,12 @@ def student_force(
         if threads < 1:
             raise InputError(f"threads must be at least 1, not {threads}")
         torch.set_num_threads(threads)
-    members = list(topology.atoms())
-    chosen = list(range(len(members))) if atoms is None else [int(index) for index in atoms]
-    if not chosen:
-        raise InputError("no atoms for the student: the topology or the subset is empty")
-    if min(chosen) < 0 or max(chosen) >= len(members) or len(set(chosen)) != len(chosen):
-        raise InputError(f"atoms must be distinct indices from 0 to {len(members) - 1}")
     archive = archive_of(model, dtype, device)
-    known = archive.metadata["elements"]
-    for index in chosen:
-        element = members[index].element
-        if element is None or element.symbol not in known:
-            found = "no element" if element is None else element.symbol
-            raise InputError(
-                f"atom {index} ({members[index].name}) is {found}; "
-                f"the student knows {', '.join(known)}"
-            )
+    chosen = student_atoms(topology, atoms, archive.metadata["elements"])
     if periodic is None:
         periodic = topology.getPeriodicBoxVectors() is not None
-    numbers = [members[index].element.atomic_number for index in chosen]
-    subset = None if atoms is None else chosen
+    numbers = [atom.element.atomic_number for atom in chosen]
+    subset = None if atoms is None else [atom.index for atom in chosen]
     if interface == "TorchForce":
         module = TorchForceModule(
             with_backend(archive, backend, device).module,
@@ -209,6 +196,32 @@ def student_force(
     force.setForceGroup(force_group)
     force.setName(f"mlff-student {archive.metadata['name']}")
     return force
+
+
+def student_atoms(
+    topology: "Topology", indices: Iterable[int] | None, known: Collection[str]
+) -> list["Atom"]:
+    """Atoms of the topology that a student acts on, all if no indices are given.
+
+    Raises
+    ------
+    InputError : none, an index out of range or given twice, or an element that is not known.
+    """
+    members = list(topology.atoms())
+    chosen = list(range(len(members))) if indices is None else [int(index) for index in indices]
+    if not chosen:
+        raise InputError("no atoms for the student: the topology or the subset is empty")
+    if min(chosen) < 0 or max(chosen) >= len(members) or len(set(chosen)) != len(chosen):
+        raise InputError(f"atoms must be distinct indices from 0 to {len(members) - 1}")
+    for index in chosen:
+        element = members[index].element
+        if element is None or element.symbol not in known:
+            found = "no element" if element is None else element.symbol
+            raise InputError(
+                f"atom {index} ({members[index].name}) is {found}; "
+                f"the student knows {', '.join(known)}"
+            )
+    return [members[index] for index in chosen]
 
 
 def _choose(interface: str) -> str:

@@ -26,6 +26,7 @@ from mlff_student.md import COLDEST_START, THERMO_COLUMNS, MDSettings, RunFolder
 from mlff_student.structure import Structure
 from mlff_student.units import KB, KJ_PER_MOL
 
+from .monitor import thermo_row
 from .system import create_system
 from .topology import openmm_topology
 
@@ -50,17 +51,8 @@ class ThermoReporter:
 
     def report(self, simulation: Simulation, state) -> None:
         """Write one row."""
-        potential = state.getPotentialEnergy().value_in_unit(unit.kilojoule_per_mole) * KJ_PER_MOL
-        kinetic = state.getKineticEnergy().value_in_unit(unit.kilojoule_per_mole) * KJ_PER_MOL
-        degrees = max(1, 3 * simulation.topology.getNumAtoms() - 3)
-        row = (
-            state.getTime().value_in_unit(unit.picosecond),
-            potential,
-            kinetic,
-            potential + kinetic,
-            2.0 * kinetic / (degrees * KB),
-        )
-        print(",".join(f"{value:.12g}" for value in row), file=self._file, flush=True)
+        row = thermo_row(state, max(1, 3 * simulation.topology.getNumAtoms() - 3))
+        print(",".join(f"{value:.12g}" for value in row.values()), file=self._file, flush=True)
 
 
 def run_openmm(

@@ -46,13 +46,13 @@ def largest_deviation(path: Path, structure: Structure, chunk: int = 100) -> Bon
     pairs = np.array([(a.index, b.index) for a, b in structure.topology.bonds], int).reshape(-1, 2)
     positions = structure.atoms.positions[None]
     cell = structure.atoms.cell.array[None] if structure.atoms.pbc.all() else None
-    reference = _bond_lengths(positions, cell, pairs)[0]  # (B,)
+    reference = bond_lengths(positions, cell, pairs)[0]  # (B,)
     worst = BondDeviation(0.0, "", 0, 0, len(pairs))
     frames = 0
     for part in _read_chunks(path, structure.topology, chunk):
         if len(pairs):
             cells = None if part.unitcell_vectors is None else part.unitcell_vectors * units.nm
-            lengths = _bond_lengths(part.xyz * units.nm, cells, pairs, longest=reference.max())
+            lengths = bond_lengths(part.xyz * units.nm, cells, pairs, longest=reference.max())
             deviation = np.abs(lengths - reference)  # (F, B)
             if frames == 0:
                 _check_order(path, part.xyz[0] * units.nm, positions[0], deviation[0])
@@ -67,10 +67,13 @@ def largest_deviation(path: Path, structure: Structure, chunk: int = 100) -> Bon
     return worst._replace(frames=frames)
 
 
-def _bond_lengths(
+def bond_lengths(
     positions: NDArray[Any], cells: NDArray[Any] | None, pairs: NDArray[Any], longest: float = 0.0
 ) -> NDArray[Any]:
-    """Lengths (F, B) of bonds in positions (F, N, 3) and cells (F, 3, 3), angstrom."""
+    """Lengths (F, B) of bonds, pairs (B, 2), in positions (F, N, 3) and cells (F, 3, 3), angstrom.
+
+    To the nearest image where every cell is thicker than twice the `longest` bond.
+    """
     vectors = positions[:, pairs[:, 1]] - positions[:, pairs[:, 0]]  # (F, B, 3)
     if cells is not None:
         faces = np.cross(np.roll(cells, -1, axis=1), np.roll(cells, -2, axis=1))  # (F, 3, 3)

@@ -8,10 +8,22 @@ import torch
 from ase import Atoms
 from ase.calculators.calculator import Calculator, all_changes
 from ase.stress import full_3x3_to_voigt_6_stress
+from torch import Tensor
 
+from .archive import Archive
 from .checkpoints import archive_of
 from .native import with_backend
 from .structure import check_structure
+
+
+def evaluate(archive: Archive, atoms: Atoms, device: str = "cpu") -> tuple[Tensor, Tensor, Tensor]:
+    """Energy of each atom (N,), forces (N, 3) and virial (3, 3); see `ArchiveModule.evaluate`."""
+    return archive.module.evaluate(
+        torch.tensor(atoms.positions, dtype=torch.float64, device=device),
+        torch.tensor(atoms.numbers, dtype=torch.int64, device=device),
+        torch.tensor(atoms.cell.array, dtype=torch.float64, device=device),
+        torch.tensor(atoms.pbc, device=device),
+    )
 
 
 class StudentForceFieldCalculator(Calculator):
@@ -63,12 +75,7 @@ class StudentForceFieldCalculator(Calculator):
         changed = {"numbers", "cell", "pbc"} & set(system_changes)
         if changed or not np.isfinite(self.atoms.positions).all():
             check_structure(self.atoms, self.archive.metadata["elements"])
-        energies, forces, virial = self.archive.module.evaluate(
-            torch.tensor(self.atoms.positions, dtype=torch.float64, device=self.device),
-            torch.tensor(self.atoms.numbers, dtype=torch.int64, device=self.device),
-            torch.tensor(self.atoms.cell.array, dtype=torch.float64, device=self.device),
-            torch.tensor(self.atoms.pbc, device=self.device),
-        )
+        energies, forces, virial = evaluate(self.archive, self.atoms, self.device)
         energy = float(energies.sum())
         self.results = {
             "energy": energy,

@@ -25,6 +25,12 @@ class MissingDependencyError(StudentError, ImportError):
     exit_status = 3
 
 
+class RunStoppedError(StudentError):
+    """A run that a monitor stopped because a figure left its threshold."""
+
+    exit_status = 1
+
+
 def check_key(names: Iterable[Any], known: Collection[str], where: str) -> None:
     """Refuse a name (of a mapping's key, say) that is not known, with the nearest one that is.
 

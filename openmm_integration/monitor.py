@@ -1,0 +1,354 @@
+"""A reporter that watches a run: energy drift, temperature, bonds, the student's domain."""
+
+import logging
+import math
+from collections import deque
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import openmm
+from ase import Atoms
+from ase.calculators.calculator import Calculator
+from numpy.typing import NDArray
+from openmm import unit
+from openmm.app import Simulation, Topology
+
+from mlff_student.archive import Archive
+from mlff_student.bonds import bond_lengths
+from mlff_student.calculator import evaluate
+from mlff_student.checkpoints import archive_of
+from mlff_student.drift import FEWEST_ROWS, slope_with_error
+from mlff_student.errors import InputError, RunStoppedError
+from mlff_student.files import atomic_write
+from mlff_student.md import THERMO_COLUMNS
+from mlff_student.native import with_backend
+from mlff_student.structure import perceive_bonds
+from mlff_student.teachers import make_teacher
+from mlff_student.units import KB, KJ_PER_MOL
+from mlff_student.verdict import Threshold, load_thresholds, verdict
+
+from .force import student_atoms
+
+logger = logging.getLogger(__name__)
+
+ACTIONS = ("warn", "stop")
+COLUMNS = (
+    "step",
+    *THERMO_COLUMNS,
+    "drift_mev_per_atom_ps",
+    "drift_stderr_mev_per_atom_ps",
+    "temperature_sigma",
+    "bond_deviation_angstrom",
+    "bond_deviation_atoms",
+    "largest_force_ev_per_angstrom",
+    "largest_force_atom",
+    "network_depth_ev",
+    "network_depth_atom",
+    "teacher_force_rmse_ev_per_angstrom",
+    "teacher_force_rmse_ratio",
+    "failed",
+)
+DRIFT_ROWS = 1000  # newest rows that the drift is of
+DRIFT_ERRORS = 3.0  # standard errors that a drift must be above its threshold by
+CHANGE_TEMPERATURE_OR_VOLUME = (
+    openmm.AndersenThermostat,
+    openmm.MonteCarloBarostat,
+    openmm.MonteCarloAnisotropicBarostat,
+    openmm.MonteCarloFlexibleBarostat,
+    openmm.MonteCarloMembraneBarostat,
+)
+
+
+class Monitor:
+    """Reporter for `Simulation.reporters` that holds a run against the project's thresholds.
+
+    Every report costs one evaluation of the student. What is judged, against
+    `mlff_student/thresholds.yaml` and the domain in the archive's metadata:
+
+    - drift of the total energy over the newest 1000 reports, where energy is constant;
+    - temperature, in standard deviations of the canonical ensemble;
+    - bonds among the student's atoms, against their lengths in `positions`;
+    - the student's largest force, against the largest in its training data;
+    - the network's energy of an atom, which in the training data stays above the bound where the
+      student squeezes it: below, the neighbourhood is like nothing the student has seen;
+    - the student's forces against a teacher's, now and then.
+
+    Positions that are NaN or infinite raise an error in the student itself, before any report; the
+    last good state is then the newest one before.
+
+    Parameters
+    ----------
+    topology, positions : of the start, a minimised structure, say.
+    model : of the student that runs; shipped name, or path of a checkpoint or archive.
+    every : steps between reports.
+    atoms : indices that the student acts on (link atoms included); all if None.
+    action : "warn" (in the log, when a figure begins to fail) or "stop" (raise).
+    csv : file that receives a row of `COLUMNS` for each report; `mlff-student analyze` reads it.
+    last_good : file that receives the State of each report in which nothing failed, whole or not
+        at all; `Simulation.loadState` goes on from it.
+    temperature_K : of the thermostat; None: at most the highest temperature of the training data.
+    constant_energy : whether drift is judged; None: with the Verlet integrators of OpenMM where no
+        thermostat and no barostat is among the forces.
+    teacher : name that `make_teacher` takes, or an ASE calculator.
+    teacher_every : reports between comparisons with the teacher.
+    thresholds : table in place of the project's.
+    backend, device : of the student, as in `student_force`.
+
+    Raises
+    ------
+    InputError : options or a structure that cannot be used.
+    ArchiveError, MissingDependencyError : no such model, kernels or teacher.
+    RunStoppedError : from `Simulation.step`, where action is "stop" and a figure fails.
+    """
+
+    def __init__(
+        self,
+        topology: Topology,
+        positions: unit.Quantity,
+        model: str | Path = "original",
+        *,
+        every: int = 1000,
+        atoms: Iterable[int] | None = None,
+        action: str = "warn",
+        csv: str | Path | None = None,
+        last_good: str | Path | None = None,
+        temperature_K: float | None = None,
+        constant_energy: bool | None = None,
+        teacher: str | Calculator | None = None,
+        teacher_every: int = 10,
+        thresholds: dict[str, Threshold] | None = None,
+        backend: str = "auto",
+        device: str = "cpu",
+    ) -> None:
+        if action not in ACTIONS:
+            raise InputError(f"no action {action!r}; there are {', '.join(ACTIONS)}")
+        if every < 1 or teacher_every < 1:
+            raise InputError(
+                f"every and teacher_every must be at least 1, not {every}, {teacher_every}"
+            )
+        archive = archive_of(model, device=device)
+        self._archive = with_backend(archive, backend, device)
+        self._device, self._every, self._action = device, every, action
+        self._constant_energy, self._temperature = constant_energy, temperature_K
+        trained_at = (archive.metadata["domain"] or {}).get("temperatures_K", [])
+        self._hottest = max(trained_at, default=math.inf)
+        self._teacher = make_teacher(teacher) if isinstance(teacher, str) else teacher
+        self._teacher_every = teacher_every
+        members = student_atoms(topology, atoms, archive.metadata["elements"])
+        self._indices = [atom.index for atom in members]
+        self._names = [f"{one.residue.name}{one.residue.id}-{one.name}" for one in members]
+        self._symbols = [atom.element.symbol for atom in members]
+        self._periodic = topology.getPeriodicBoxVectors() is not None
+        start = self._atoms(
+            positions.value_in_unit(unit.angstrom), topology.getPeriodicBoxVectors()
+        )
+        species = archive.module.student.species_of[start.numbers]
+        self._references = archive.module.student.references[species].cpu().numpy()
+        place = {index: k for k, index in enumerate(self._indices)}
+        pairs = [
+            (place[a.index], place[b.index])
+            for a, b in topology.bonds()
+            if a.index in place and b.index in place
+        ]
+        self._pairs = np.array(pairs or perceive_bonds(start), int).reshape(-1, 2)
+        self._lengths = bond_lengths(start.positions[None], _cells(start), self._pairs)[0]
+        self._thresholds = (thresholds or load_thresholds()) | domain_limits(archive)
+        self._energies: deque[tuple[float, float]] = deque(maxlen=DRIFT_ROWS)  # ps, meV/atom
+        self._failing: set[str] = set()
+        self._reports, self._good_step = 0, None
+        self._last_good = Path(last_good) if last_good else None
+        self._csv = open(csv, "w") if csv else None
+        if self._csv:
+            print(",".join(COLUMNS), file=self._csv, flush=True)
+
+    def describeNextReport(self, simulation: Simulation) -> dict[str, Any]:  # noqa: N802
+        """Ask OpenMM for energies and positions after the next `every` steps."""
+        steps = self._every - simulation.currentStep % self._every
+        return {"steps": steps, "periodic": False, "include": ["energy", "positions"]}
+
+    def report(self, simulation: Simulation, state: openmm.State) -> None:
+        """Judge one State; called by OpenMM."""
+        degrees = degrees_of_freedom(simulation.system)
+        record: dict[str, Any] = {"step": simulation.currentStep} | thermo_row(state, degrees)
+        atoms = self._atoms(
+            state.getPositions(asNumpy=True).value_in_unit(unit.angstrom),
+            state.getPeriodicBoxVectors(),
+        )
+        record |= self._drift(simulation, record)
+        record |= self._heat(record["temperature_k"], degrees)
+        record |= self._bonds(atoms)
+        record |= self._domain(atoms)
+        self._reports += 1
+        judged = record | {
+            "nonfinite_rows": sum(not math.isfinite(record[key]) for key in THERMO_COLUMNS)
+        }
+        if "drift_mev_per_atom_ps" in record:
+            sure = DRIFT_ERRORS * record["drift_stderr_mev_per_atom_ps"]
+            judged["drift_mev_per_atom_ps"] = max(abs(record["drift_mev_per_atom_ps"]) - sure, 0.0)
+        checks = verdict(judged, self._thresholds)
+        failed = {check.name for check in checks if not check.passed}
+        if self._csv:
+            row = record | {"failed": " ".join(sorted(failed))}
+            print(",".join(_text(row.get(key, "")) for key in COLUMNS), file=self._csv, flush=True)
+        if not failed and self._last_good:
+            with atomic_write(self._last_good) as temporary:
+                simulation.saveState(str(temporary))
+        if not failed:
+            self._good_step = simulation.currentStep
+        words = "; ".join(
+            f"{check.name} {check.value:.4g} (limit {check.limit:g} {check.unit}"
+            f"{self._where(check.name, record)})"
+            for check in checks
+            if check.name in failed - self._failing
+        )
+        self._failing = failed
+        if failed and self._action == "stop":
+            raise RunStoppedError(
+                f"stopped at step {simulation.currentStep}: {words}. {self._good()}"
+            )
+        if words:
+            logger.warning("step %d: %s", simulation.currentStep, words)
+
+    def _good(self) -> str:
+        if self._good_step is None:
+            return "No report before was good"
+        kept = f", its state is in {self._last_good}" if self._last_good else ""
+        return f"The last good report was at step {self._good_step}{kept}"
+
+    @staticmethod
+    def _where(name: str, record: dict[str, Any]) -> str:
+        places = {
+            "bond_deviation_angstrom": "bond_deviation_atoms",
+            "largest_force_ev_per_angstrom": "largest_force_atom",
+            "network_depth_ev": "network_depth_atom",
+        }
+        return f", {record[places[name]]}" if name in places else ""
+
+    def _atoms(self, positions: Any, box: Any) -> Atoms:
+        """The student's atoms, of all positions (N, 3) in angstrom and the box."""
+        atoms = Atoms(self._symbols, positions=np.asarray(positions)[self._indices])
+        if self._periodic:
+            atoms.set_cell(np.array(box.value_in_unit(unit.angstrom)))
+            atoms.pbc = True
+        return atoms
+
+    def _drift(self, simulation: Simulation, record: dict[str, Any]) -> dict[str, float]:
+        constant = self._constant_energy
+        if constant is None:
+            constant = isinstance(
+                simulation.integrator, openmm.VerletIntegrator | openmm.VariableVerletIntegrator
+            ) and not any(
+                isinstance(force, CHANGE_TEMPERATURE_OR_VOLUME)
+                for force in simulation.system.getForces()
+            )
+        if not constant:
+            return {}
+        per_atom = 1e3 * record["total_ev"] / _moving(simulation.system)
+        self._energies.append((record["time_ps"], per_atom))
+        if len(self._energies) < FEWEST_ROWS:
+            return {}
+        slope, error = slope_with_error(*np.array(self._energies).T)
+        return {"drift_mev_per_atom_ps": slope, "drift_stderr_mev_per_atom_ps": error}
+
+    def _heat(self, kelvin: float, degrees: int) -> dict[str, float]:
+        middle = self._temperature or self._hottest
+        if math.isinf(middle):
+            return {}
+        sigma = (kelvin - middle) / (middle * math.sqrt(2.0 / degrees))
+        return {"temperature_sigma": sigma if self._temperature else max(sigma, 0.0)}
+
+    def _bonds(self, atoms: Atoms) -> dict[str, Any]:
+        if not len(self._pairs):
+            return {}
+        longest = float(self._lengths.max())
+        lengths = bond_lengths(atoms.positions[None], _cells(atoms), self._pairs, longest)[0]
+        deviation = np.abs(lengths - self._lengths)
+        worst = int(deviation.argmax())
+        first, second = self._pairs[worst]
+        return {
+            "bond_deviation_angstrom": float(deviation[worst]),
+            "bond_deviation_atoms": f"{self._names[first]} {self._names[second]}",
+        }
+
+    def _domain(self, atoms: Atoms) -> dict[str, Any]:
+        energies, forces, _ = (
+            one.cpu().numpy() for one in evaluate(self._archive, atoms, self._device)
+        )
+        sizes = np.linalg.norm(forces, axis=1)
+        depths = np.maximum(self._references - energies, 0.0)  # repulsion can only add to energies
+        strongest, deepest = int(sizes.argmax()), int(depths.argmax())
+        record = {
+            "largest_force_ev_per_angstrom": float(sizes[strongest]),
+            "largest_force_atom": self._names[strongest],
+            "network_depth_ev": float(depths[deepest]),
+            "network_depth_atom": self._names[deepest],
+        }
+        if self._teacher and self._reports % self._teacher_every == 0:
+            error = self._error(atoms, forces)
+            record["teacher_force_rmse_ev_per_angstrom"] = error
+            held_out = (self._archive.metadata["accuracy"] or {}).get("held_out_molecules", {})
+            if usual := held_out.get("force_rmse_ev_per_angstrom"):
+                record["teacher_force_rmse_ratio"] = error / usual
+        return record
+
+    def _error(self, atoms: Atoms, forces: NDArray[np.float64]) -> float:
+        """RMSE of the student's forces against the teacher's; NaN where the teacher has none."""
+        try:
+            expected = self._teacher.get_property("forces", atoms)
+        except Exception as error:  # it is anybody's program
+            logger.warning("the teacher failed: %s", error)
+            return math.nan
+        return float(np.sqrt(np.mean((forces - expected) ** 2)))
+
+
+def domain_limits(archive: Archive) -> dict[str, Threshold]:
+    """Thresholds that the archive itself sets: where its training data end."""
+    limits = {
+        "network_depth_ev": Threshold(
+            -archive.metadata["lowest"],
+            "eV",
+            "Network energies that the student squeezes, and that no atom has in training.",
+        )
+    }
+    if largest := (archive.metadata["domain"] or {}).get("largest_force_ev_per_angstrom"):
+        source = "The largest force on an atom in the training data."
+        limits["largest_force_ev_per_angstrom"] = Threshold(largest, "eV/angstrom", source)
+    return limits
+
+
+def thermo_row(state: openmm.State, degrees_of_freedom: int) -> dict[str, float]:
+    """A row of the run's log (`THERMO_COLUMNS`) from a State with energies."""
+    potential = state.getPotentialEnergy().value_in_unit(unit.kilojoule_per_mole) * KJ_PER_MOL
+    kinetic = state.getKineticEnergy().value_in_unit(unit.kilojoule_per_mole) * KJ_PER_MOL
+    row = (
+        state.getTime().value_in_unit(unit.picosecond),
+        potential,
+        kinetic,
+        potential + kinetic,
+        2.0 * kinetic / (degrees_of_freedom * KB),
+    )
+    return dict(zip(THERMO_COLUMNS, row, strict=True))
+
+
+def degrees_of_freedom(system: openmm.System) -> int:
+    """Three a particle that has mass, less constraints, less three where the centre of mass is held
+    at rest.
+    """
+    at_rest = any(isinstance(force, openmm.CMMotionRemover) for force in system.getForces())
+    return max(1, 3 * _moving(system) - system.getNumConstraints() - 3 * at_rest)
+
+
+def _moving(system: openmm.System) -> int:
+    masses = (system.getParticleMass(k) for k in range(system.getNumParticles()))
+    return sum(mass > 0 * unit.dalton for mass in masses)
+
+
+def _cells(atoms: Atoms) -> NDArray[np.float64] | None:
+    """Cell (1, 3, 3) of periodic atoms."""
+    return atoms.cell.array[None] if atoms.pbc.all() else None
+
+
+def _text(value: float | str) -> str:
+    return f"{value:.12g}" if isinstance(value, float) else str(value)

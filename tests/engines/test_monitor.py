@@ -1,0 +1,301 @@
+"""The monitor: quiet on a good run, loud on each way in which a run goes wrong."""
+
+import csv
+import logging
+from pathlib import Path
+
+import numpy as np
+import openmm
+import pytest
+from ase import Atoms
+from openmm import app, unit
+
+from mlff_student.calculator import StudentForceFieldCalculator
+from mlff_student.checkpoints import available_models, read_card
+from mlff_student.drift import read_thermo
+from mlff_student.errors import InputError, RunStoppedError
+from mlff_student.structure import Structure, make_topology, perceive_bonds
+from mlff_student.units import KJ_PER_MOL, NM
+from mlff_student.verdict import load_thresholds
+from openmm_integration import Monitor, create_system, load_structure
+from openmm_integration.topology import openmm_topology
+
+TIMESTEP = 0.0005  # ps
+
+
+@pytest.fixture(scope="module")
+def ethanol() -> tuple[app.Topology, unit.Quantity]:
+    """Topology, and positions at the student's minimum."""
+    topology, positions = load_structure("CCO")
+    simulation = simulation_of(topology, positions, openmm.VerletIntegrator(TIMESTEP))
+    simulation.minimizeEnergy()
+    return topology, simulation.context.getState(positions=True).getPositions(asNumpy=True)
+
+
+def simulation_of(
+    topology: app.Topology,
+    positions: unit.Quantity,
+    integrator: openmm.Integrator,
+    *forces: openmm.Force,
+    temperature_K: float = 300.0,
+) -> app.Simulation:
+    system = create_system(topology, "tiny")
+    for force in forces:
+        system.addForce(force)
+    platform = openmm.Platform.getPlatformByName("Reference")
+    simulation = app.Simulation(topology, system, integrator, platform)
+    simulation.context.setPositions(positions)
+    simulation.context.setVelocitiesToTemperature(temperature_K, 2)
+    return simulation
+
+
+def langevin(temperature_K: float = 300.0) -> openmm.Integrator:
+    integrator = openmm.LangevinMiddleIntegrator(temperature_K, 20.0, TIMESTEP)
+    integrator.setRandomNumberSeed(2)
+    return integrator
+
+
+def rows_of(path: Path) -> list[dict[str, str]]:
+    with path.open() as file:
+        return list(csv.DictReader(file))
+
+
+def test_good_run(ethanol, tmp_path, caplog):
+    """Constant energy: nothing to say, a log that `analyze` reads, the newest state kept."""
+    log, kept = tmp_path / "run.csv", tmp_path / "good.xml"
+    simulation = simulation_of(*ethanol, langevin())
+    simulation.step(2000)
+    state = simulation.context.getState(positions=True, velocities=True)
+    simulation = simulation_of(*ethanol, openmm.VerletIntegrator(TIMESTEP))
+    simulation.context.setState(state)
+    simulation.context.setTime(0.0)
+    monitor = Monitor(*ethanol, "tiny", every=20, action="stop", csv=log, last_good=kept)
+    simulation.reporters.append(monitor)
+    with caplog.at_level(logging.WARNING):
+        simulation.step(1000)
+    assert not caplog.records
+    thermo = read_thermo(log)
+    np.testing.assert_allclose(thermo.time_ps, 0.01 * np.arange(1, 51), rtol=1e-9)
+    assert 100.0 < thermo.temperature_k.mean() < 500.0
+    rows = rows_of(log)
+    assert all(row["failed"] == "" for row in rows)
+    assert rows[8]["drift_mev_per_atom_ps"] == "" != rows[9]["drift_mev_per_atom_ps"]
+    assert 0.0 < float(rows[-1]["bond_deviation_angstrom"]) < 0.3
+    # It is the state of the last report: a run that goes on from it begins there.
+    again = simulation_of(*ethanol, openmm.VerletIntegrator(TIMESTEP))
+    again.loadState(str(kept))
+    newest = simulation.context.getState(positions=True).getPositions(asNumpy=True)
+    found = again.context.getState(positions=True).getPositions(asNumpy=True)
+    np.testing.assert_array_equal(found, newest)
+    assert {path.name for path in tmp_path.iterdir()} == {"run.csv", "good.xml"}
+
+
+def test_broken_bond_stops_the_run(ethanol, tmp_path):
+    """With its name, and the state before the break in the file."""
+    topology, positions = ethanol
+    pull = openmm.CustomBondForce("-8000*r")  # kJ/mol/nm: more than the C-C bond holds
+    pull.addBond(0, 1)
+    simulation = simulation_of(topology, positions, langevin(), pull)
+    kept = tmp_path / "good.xml"
+    simulation.reporters.append(
+        Monitor(topology, positions, "tiny", every=5, action="stop", last_good=kept)
+    )
+    with pytest.raises(RunStoppedError, match="bond_deviation_angstrom") as stopped:
+        simulation.step(2000)
+    assert "MOL1-C1 MOL1-C2" in str(stopped.value)
+    assert f"last good report was at step {simulation.currentStep - 5}" in str(stopped.value)
+    assert stopped.value.exit_status == 1
+    simulation.loadState(str(kept))
+    kept_positions = simulation.context.getState(positions=True).getPositions(asNumpy=True)
+    lengths = [
+        np.linalg.norm((x[0] - x[1]).value_in_unit(unit.angstrom))
+        for x in (kept_positions, positions)
+    ]
+    assert abs(lengths[0] - lengths[1]) < 0.5
+
+
+def test_warnings_are_given_once(ethanol, tmp_path, caplog):
+    """Each time a figure begins to fail; the rows of the log name it as long as it does."""
+    simulation = simulation_of(*ethanol, langevin(3000.0), temperature_K=3000.0)
+    log = tmp_path / "run.csv"
+    # Bonds too go, at that temperature; here only the temperature is to.
+    table = {
+        name: threshold._replace(value=1e9) if name == "bond_deviation_angstrom" else threshold
+        for name, threshold in load_thresholds().items()
+    }
+    simulation.reporters.append(
+        Monitor(*ethanol, "tiny", every=5, csv=log, temperature_K=300.0, thresholds=table)
+    )
+    with caplog.at_level(logging.WARNING):
+        simulation.step(50)
+    rows = rows_of(log)
+    failing = ["temperature_sigma" in row["failed"].split() for row in rows]
+    begins = [now and not before for before, now in zip([False, *failing], failing, strict=False)]
+    assert len(rows) == 10
+    assert 0 < sum(begins) < sum(failing)
+    warned = [record for record in caplog.records if "temperature_sigma" in record.message]
+    assert len(warned) == sum(begins)
+
+
+@pytest.mark.parametrize(("kelvin", "loud"), [(400.0, False), (8000.0, True)])
+def test_hotter_than_any_training_data(kelvin, loud, ethanol, tmp_path):
+    """Without a thermostat's temperature, what counts is the hottest of the training data."""
+    simulation = simulation_of(*ethanol, langevin(kelvin), temperature_K=kelvin)
+    log = tmp_path / "run.csv"
+    simulation.reporters.append(Monitor(*ethanol, "tiny", every=2, csv=log))
+    simulation.step(6)
+    assert any("temperature_sigma" in row["failed"] for row in rows_of(log)) == loud
+
+
+def test_energy_that_drifts(ethanol, tmp_path):
+    """Velocities that grow by 1e-4 a step: some meV/atom/ps."""
+    heating = openmm.CustomIntegrator(TIMESTEP)
+    for line in ("v=v+0.5*dt*f/m", "x=x+dt*v", "v=1.0001*(v+0.5*dt*f/m)"):
+        heating.addComputePerDof(line[0], line[2:])
+    log = tmp_path / "run.csv"
+    simulation = simulation_of(*ethanol, heating)
+    simulation.reporters.append(Monitor(*ethanol, "tiny", every=10, csv=log, constant_energy=True))
+    simulation.step(2000)
+    last = rows_of(log)[-1]
+    assert last["failed"] == "drift_mev_per_atom_ps"
+    drift, error = (float(last[f"drift_{name}mev_per_atom_ps"]) for name in ("", "stderr_"))
+    assert 3.0 < drift < 20.0 and 0.0 < error < 1.0
+
+
+def test_no_drift_is_judged_where_energy_is_not_constant(ethanol, tmp_path):
+    log = tmp_path / "run.csv"
+    simulation = simulation_of(*ethanol, langevin())
+    simulation.reporters.append(Monitor(*ethanol, "tiny", every=2, csv=log))
+    simulation.step(30)
+    assert {row["drift_mev_per_atom_ps"] for row in rows_of(log)} == {""}
+
+
+@pytest.mark.parametrize(
+    ("scale", "figure"),
+    [(0.75, "largest_force_ev_per_angstrom"), (0.7, "network_depth_ev")],
+)
+def test_atoms_outside_the_domain_are_named(scale, figure, ethanol, tmp_path):
+    """A molecule that is pressed together: forces and energies that no training data have."""
+    topology, positions = ethanol
+    simulation = simulation_of(topology, positions * scale, openmm.VerletIntegrator(1e-7))
+    log = tmp_path / "run.csv"
+    simulation.reporters.append(Monitor(topology, positions, "tiny", every=1, csv=log))
+    simulation.step(1)
+    (row,) = rows_of(log)
+    assert figure in row["failed"].split()
+    assert row["network_depth_atom"].startswith("MOL1-")
+    assert row["largest_force_atom"].startswith("MOL1-")
+
+
+def test_nan_stops_before_any_report(ethanol, tmp_path):
+    """The last good state is from before."""
+    topology, positions = ethanol
+    kept = tmp_path / "good.xml"
+    simulation = simulation_of(topology, positions, langevin())
+    simulation.reporters.append(Monitor(topology, positions, "tiny", every=1, last_good=kept))
+    simulation.step(3)
+    before = kept.read_bytes()
+    broken = np.array(positions.value_in_unit(unit.nanometer))
+    broken[4, 1] = np.nan
+    simulation.context.setPositions(broken)
+    with pytest.raises(openmm.OpenMMException, match="NaN"):
+        simulation.step(1)
+    assert kept.read_bytes() == before
+
+
+class Off(StudentForceFieldCalculator):
+    """The student, with forces that are wrong by 1 eV/angstrom in each component."""
+
+    def calculate(self, *args, **kwargs) -> None:
+        super().calculate(*args, **kwargs)
+        self.results["forces"] = self.results["forces"] + 1.0
+
+
+@pytest.mark.parametrize("error", [0.0, 1.0])
+def test_comparison_with_a_teacher(error, ethanol, tmp_path):
+    """At every second report; judged by what the card says of molecules not seen."""
+    teacher = (Off if error else StudentForceFieldCalculator)("tiny")
+    log = tmp_path / "run.csv"
+    simulation = simulation_of(*ethanol, langevin())
+    simulation.reporters.append(
+        Monitor(*ethanol, "tiny", every=2, csv=log, teacher=teacher, teacher_every=2)
+    )
+    simulation.step(12)
+    rows = rows_of(log)
+    assert [row["teacher_force_rmse_ev_per_angstrom"] == "" for row in rows] == [False, True] * 3
+    usual = read_card(available_models()["tiny"] / "model.pt")["accuracy"]["held_out_molecules"]
+    for row in rows[::2]:
+        rmse = float(row["teacher_force_rmse_ev_per_angstrom"])
+        assert rmse == pytest.approx(error, abs=1e-5)  # positions in another unit, and float32
+        assert float(row["teacher_force_rmse_ratio"]) == pytest.approx(
+            rmse / usual["force_rmse_ev_per_angstrom"]
+        )
+        assert ("teacher_force_rmse_ratio" in row["failed"]) == bool(error)
+
+
+def test_teacher_that_fails(ethanol, tmp_path, caplog):
+    """It does not end the run; the figure counts as failed."""
+
+    class Broken(StudentForceFieldCalculator):
+        def calculate(self, *args, **kwargs) -> None:
+            raise RuntimeError("SCF did not converge")
+
+    log = tmp_path / "run.csv"
+    simulation = simulation_of(*ethanol, langevin())
+    simulation.reporters.append(Monitor(*ethanol, "tiny", every=2, csv=log, teacher=Broken("tiny")))
+    simulation.step(2)
+    (row,) = rows_of(log)
+    assert row["failed"] == "teacher_force_rmse_ratio"
+    assert "SCF did not converge" in caplog.text
+
+
+def test_the_real_teacher(ethanol, tmp_path):
+    """GFN2-xTB, by name: near its student on a molecule of the training set."""
+    pytest.importorskip("tblite")
+    log = tmp_path / "run.csv"
+    simulation = simulation_of(*ethanol, langevin())
+    simulation.reporters.append(
+        Monitor(*ethanol, "tiny", every=20, csv=log, teacher="gfn2-xtb", teacher_every=1)
+    )
+    simulation.step(60)
+    errors = [float(row["teacher_force_rmse_ev_per_angstrom"]) for row in rows_of(log)]
+    assert len(errors) == 3 and 0.005 < min(errors) and max(errors) < 0.3
+
+
+def test_part_of_a_periodic_system(structures, tmp_path):
+    """Two of eight waters are the student's; bonds across the border of the box are whole."""
+    box: Atoms = structures["water_box"]
+    box.positions += 3.0
+    box.wrap()
+    topology = openmm_topology(Structure(box, make_topology(box, perceive_bonds(box))))
+    region = [3, 4, 5, 21, 22, 23]
+    system = create_system(topology, "tiny", atoms=region)
+    platform = openmm.Platform.getPlatformByName("Reference")
+    simulation = app.Simulation(topology, system, langevin(), platform)
+    positions = box.positions / NM * unit.nanometer
+    simulation.context.setPositions(positions)
+    log = tmp_path / "run.csv"
+    simulation.reporters.append(
+        Monitor(topology, positions, "tiny", every=5, atoms=region, csv=log)
+    )
+    simulation.step(5)
+    (row,) = rows_of(log)
+    assert float(row["bond_deviation_angstrom"]) < 0.3
+    energy = simulation.context.getState(energy=True).getPotentialEnergy()
+    assert float(row["potential_ev"]) == pytest.approx(
+        energy.value_in_unit(unit.kilojoule_per_mole) * KJ_PER_MOL, rel=1e-7
+    )
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"action": "halt"}, "no action 'halt'; there are warn, stop"),
+        ({"every": 0}, "every and teacher_every must be at least 1, not 0, 10"),
+        ({"atoms": [0, 99]}, "atoms must be distinct indices from 0 to 8"),
+        ({"teacher": "gfn3"}, "unknown teacher 'gfn3'"),
+    ],
+)
+def test_unusable_option_is_refused(options, words, ethanol):
+    with pytest.raises(InputError, match=words):
+        Monitor(*ethanol, "tiny", **options)
