@@ -40,15 +40,21 @@ def create_system(
     InputError : hydrogen_mass without bonds, or one that leaves a heavy atom without mass; and
         those of `student_force`.
     """
+    system = system_without_student(topology)
+    if hydrogen_mass is not None:
+        _repartition(system, topology, hydrogen_mass)
+    system.addForce(student_force(topology, model, **options))
+    return system
+
+
+def system_without_student(topology: "Topology") -> System:
+    """Masses, box and molecules of the topology."""
     system = System()
     for atom in topology.atoms():
         system.addParticle(atom.element.mass if atom.element else 0.0)
-    if hydrogen_mass is not None:
-        _repartition(system, topology, hydrogen_mass)
     if topology.getPeriodicBoxVectors() is not None:
         system.setDefaultPeriodicBoxVectors(*topology.getPeriodicBoxVectors())
         system.addForce(bonds_without_strength(topology))
-    system.addForce(student_force(topology, model, **options))
     return system
 
 

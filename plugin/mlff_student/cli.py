@@ -48,6 +48,12 @@ class EngineName(StrEnum):
     lammps = "lammps"
 
 
+class ExportEngine(StrEnum):
+    """Engines that files can be written for."""
+
+    openmm = "openmm"
+
+
 class Backend(StrEnum):
     """Kernels of the network."""
 
@@ -92,10 +98,22 @@ def export_command(
     verify: Annotated[
         bool, typer.Option(help="Prove the archive against eager evaluation.")
     ] = True,
+    engine: Annotated[
+        ExportEngine | None, typer.Option(help="Files of one engine, to run without this package.")
+    ] = None,
+    topology: Annotated[
+        str, typer.Option(help="Of --engine: PDB, mmCIF, SDF, MOL, XYZ, extxyz or SMILES.")
+    ] = "",
+    backend: Annotated[
+        Backend, typer.Option(help="Of --engine: kernels; native ones need this package.")
+    ] = Backend.portable,
     json: Json = None,
     quiet: Quiet = False,
 ) -> None:
     """Write a model as one TorchScript file for OpenMM, LAMMPS and ASE.
+
+    With --engine openmm, a folder with a module for TorchForce, a System and a script that runs
+    them.
 
     Example: python export.py --model original -o original.pt
     """
@@ -108,6 +126,13 @@ def export_command(
         raise InputError(
             "give either --model original (tiny, ultra_tiny, all) or --checkpoint PATH"
         )
+    if bool(engine) != bool(topology) or (engine and model == "all"):
+        raise InputError("--engine openmm and --topology FILE go together, with one model")
+    if engine:
+        _export_for_openmm(
+            model or str(checkpoint), topology, output, dtype.value, backend.value, json, quiet
+        )
+        return
     if checkpoint:
         jobs = {model_name(checkpoint): checkpoint}
     elif model == "all":
@@ -143,6 +168,38 @@ def export_command(
         )
     if json:
         write_results(json, "export", ",".join(jobs), records)
+
+
+def _export_for_openmm(
+    model: str,
+    topology: str,
+    output: Path | None,
+    dtype: str,
+    backend: str,
+    json: Path | None,
+    quiet: bool,
+) -> None:
+    from .errors import MissingDependencyError
+    from .results import write_results
+
+    try:
+        from openmm_integration.files import write_openmm_files
+    except ImportError as error:
+        raise MissingDependencyError(
+            f"OpenMM does not load ({error}); pip install 'mlff-student[openmm]'"
+        ) from error
+    folder = output or Path(f"{Path(model).stem}-openmm")
+    agreement = write_openmm_files(model, topology, folder, dtype=dtype, backend=backend)
+    if not quiet:
+        console.print(
+            f"wrote {', '.join(sorted(path.name for path in folder.iterdir()))} in {folder}\n"
+            f"difference from the archive: {agreement.energy_ev_per_atom:.1e} eV/atom, "
+            f"{agreement.forces_ev_per_angstrom:.1e} eV/angstrom\n"
+            f"to run it: cd {folder} && python simulate.py",
+            markup=False,
+        )
+    if json:
+        write_results(json, "export", model, [{"folder": str(folder)} | agreement._asdict()])
 
 
 @app.command("md")

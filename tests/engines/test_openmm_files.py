@@ -1,0 +1,108 @@
+"""Files that an OpenMM user runs without this package."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from ase import Atoms
+from ase.io import read, write
+
+from mlff_student.calculator import StudentForceFieldCalculator
+from mlff_student.errors import InputError, MissingDependencyError
+from mlff_student.units import KJ_PER_MOL, NM
+from openmm_integration.files import MODULE, SCRIPT, START, SYSTEM, write_openmm_files
+
+ROOT = Path(__file__).parents[2]
+# The script's own first part, then numbers in place of its run.
+NUMBERS = """
+import runpy, sys
+import torch
+if {blocked}:
+    sys.modules["mlff_student"] = sys.modules["openmm_integration"] = None
+import numpy, openmm
+source = open("simulate.py").read().split("start =")[0]
+exec(source)
+system = globals()["system"]
+platform = openmm.Platform.getPlatformByName("Reference")
+context = openmm.Context(system, openmm.VerletIntegrator(0.001), platform)
+context.setPositions(numpy.load("positions.npy"))
+state = context.getState(energy=True, forces=True)
+numpy.savez("found.npz", energy=state.getPotentialEnergy()._value,
+            forces=state.getForces(asNumpy=True)._value)
+"""
+
+
+def run_in(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, *arguments], cwd=folder, capture_output=True, text=True, check=False
+    )
+
+
+@pytest.mark.parametrize("name", ["ethanol", "triclinic"])
+@pytest.mark.parametrize("backend", ["portable", "native"])
+def test_fresh_process_computes_the_students_numbers(backend, name, structures, tmp_path):
+    """The portable ones in a process that cannot import this package."""
+    atoms: Atoms = structures[name]
+    source = tmp_path / "structure.extxyz"
+    write(source, atoms)
+    folder = tmp_path / "files"
+    write_openmm_files("tiny", str(source), folder, backend=backend)
+    assert {path.name for path in folder.iterdir()} == {MODULE, SYSTEM, START, SCRIPT}
+    atoms = read(source)  # rounded as the file rounds them
+    np.save(folder / "positions.npy", atoms.positions / NM)
+    result = run_in(folder, "-c", NUMBERS.format(blocked=backend == "portable"))
+    assert result.returncode == 0, result.stderr
+    found = np.load(folder / "found.npz")
+    atoms.calc = StudentForceFieldCalculator("tiny", backend=backend)
+    assert float(found["energy"]) * KJ_PER_MOL == pytest.approx(
+        atoms.get_potential_energy(), abs=1e-6 * len(atoms)
+    )
+    np.testing.assert_allclose(found["forces"] * KJ_PER_MOL / NM, atoms.get_forces(), atol=2e-5)
+    script = run_in(folder, SCRIPT)
+    assert script.returncode == 0, script.stderr
+    assert script.stdout.strip().endswith("kJ/mol")
+
+
+def test_export_script(tmp_path):
+    """`python export.py --engine openmm` as users call it."""
+    command = [
+        ROOT / "export.py", "--model", "tiny", "--engine", "openmm",
+        "--topology", ROOT / "examples" / "alanine_dipeptide.pdb", "--json", "export.json",
+    ]  # fmt: skip
+    result = run_in(tmp_path, *map(str, command))
+    assert result.returncode == 0, result.stderr
+    assert "cd tiny-openmm && python simulate.py" in result.stdout
+    (record,) = json.loads((tmp_path / "export.json").read_text())["results"]
+    assert record["folder"] == "tiny-openmm"
+    assert record["forces_ev_per_angstrom"] < 1e-9  # the same kernels, in another unit
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("--model", "tiny", "--engine", "openmm"),
+        ("--model", "tiny", "--topology", "O"),
+        ("--model", "all", "--engine", "openmm", "--topology", "O"),
+    ],
+)
+def test_half_a_command_is_refused(arguments, tmp_path):
+    result = run_in(tmp_path, str(ROOT / "export.py"), *arguments)
+    assert result.returncode == 2
+    assert "--engine openmm and --topology FILE go together" in result.stderr
+    assert os.listdir(tmp_path) == []
+
+
+def test_unusable_input_writes_nothing(tmp_path):
+    folder = tmp_path / "files"
+    with pytest.raises(InputError, match="does not know Si"):
+        write_openmm_files("tiny", "C[SiH3]", folder)
+    with pytest.raises(MissingDependencyError, match="float32"):
+        write_openmm_files("tiny", "O", folder, dtype="float64", backend="native")
+    assert not folder.exists()
+    folder.write_text("a file")
+    with pytest.raises(InputError, match="cannot make the folder"):
+        write_openmm_files("tiny", "O", folder)
