@@ -1,11 +1,13 @@
 """Students as potentials of openmm-ml: mixed systems against their parts, options, imports."""
 
 import copy
+import re
 import subprocess
 import sys
+import textwrap
 from functools import cache
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import openmm
@@ -21,6 +23,7 @@ from mlff_student.structure import read_structure
 from mlff_student.units import KJ_PER_MOL, NM
 from openmm_integration import create_system, load_structure
 
+README = Path(__file__).parents[2] / "README.md"
 DIPEPTIDE = Path(__file__).parents[2] / "examples" / "alanine_dipeptide.pdb"
 # Names that the force fields of OpenMM know, and where in the file the atom is.
 RESIDUES = {
@@ -416,6 +419,25 @@ def test_precision(tiny_checkpoint):
         for precision in ("single", "double")
     )
     assert 1e-12 < abs(single / double - 1.0) < 1e-6
+
+
+def test_readme(tmp_path, monkeypatch):
+    """The Python of README's section on OpenMM runs as it stands."""
+    section = README.read_text().split("## OpenMM\n")[1].split("\n## ")[0]
+    blocks = re.findall(r"(?:^    .*\n|^\n)+", section, re.MULTILINE)
+    code = [textwrap.dedent(block) for block in blocks if "import" in block]
+    assert len(code) == 2
+    box = solution("tip4pew", 1.05)
+    monkeypatch.chdir(tmp_path)
+    Path("examples").symlink_to(DIPEPTIDE.parent)
+    with open("solvated.pdb", "w") as file:
+        app.PDBFile.writeFile(box.topology, box.positions, file)
+    names: dict[str, Any] = {}
+    for block in code:
+        exec(block, names)
+    assert Path("run.csv").read_text().count("\n") == 11
+    assert names["mixed"].getNumParticles() == box.topology.getNumAtoms()
+    assert len(names["solute"]) == 22
 
 
 def test_import_of_openmmml_is_light():
