@@ -259,6 +259,7 @@ def _python_force(
 
 @cache
 def _import_openmmtorch() -> ModuleType:
+    """The plug-in, tried once: built for another torch, it fails on import or in its first step."""
     logging_was = logging.root.manager.disable
     try:
         from openmm import OpenMMException, Platform
@@ -266,18 +267,38 @@ def _import_openmmtorch() -> ModuleType:
         # It warns that it imports openmm by its old name.
         logging.disable(max(logging_was, logging.WARNING))
         import openmmtorch
-    except Exception as error:  # a plug-in built for another torch fails in its own ways
+
+        # Where openmm was imported before torch (MDTraj does so too), the kernels of TorchForce
+        # found no libtorch to link to. It is loaded by now.
+        for failure in Platform.getPluginLoadFailures():
+            library = failure.removeprefix("Error loading library ").split(": ")[0]
+            if "OpenMMTorch" in library:
+                with suppress(OpenMMException):  # the OpenCL one, where there is no OpenCL
+                    Platform.loadPluginLibrary(library)
+        _one_step(openmmtorch.TorchForce(torch.jit.script(_Nothing())))
+    except Exception as error:
         raise MissingDependencyError(
-            f"TorchForce does not load ({str(error).strip().splitlines()[0]}); "
+            f"TorchForce does not work ({str(error).strip().splitlines()[0]}); "
             "pip install 'mlff-student[openmm]', and `mlff-student doctor` tells what is wrong"
         ) from error
     finally:
         logging.disable(logging_was)
-    # Where openmm was imported before torch (MDTraj does so too), the kernels of TorchForce found
-    # no libtorch to link to. It is loaded by now.
-    for failure in Platform.getPluginLoadFailures():
-        library = failure.removeprefix("Error loading library ").split(": ")[0]
-        if "OpenMMTorch" in library:
-            with suppress(OpenMMException):  # the OpenCL one, where there is no OpenCL
-                Platform.loadPluginLibrary(library)
     return openmmtorch
+
+
+class _Nothing(nn.Module):
+    def forward(self, positions: Tensor) -> Tensor:
+        return positions.sum() * 0.0
+
+
+def _one_step(force: "openmm.Force") -> None:
+    import openmm
+
+    system = openmm.System()
+    system.addParticle(1.0)
+    system.addForce(force)
+    context = openmm.Context(
+        system, openmm.VerletIntegrator(0.001), openmm.Platform.getPlatformByName("Reference")
+    )
+    context.setPositions([openmm.Vec3(0, 0, 0)])
+    context.getIntegrator().step(1)

