@@ -26,10 +26,10 @@ from mlff_student.md import THERMO_COLUMNS
 from mlff_student.native import with_backend
 from mlff_student.structure import perceive_bonds
 from mlff_student.teachers import make_teacher
-from mlff_student.units import KB, KJ_PER_MOL
 from mlff_student.verdict import Threshold, load_thresholds, verdict
 
 from .force import student_atoms
+from .thermo import degrees_of_freedom, moving_particles, thermo_row
 
 logger = logging.getLogger(__name__)
 
@@ -86,6 +86,7 @@ class Monitor:
     atoms : indices that the student acts on (link atoms included); all if None.
     action : "warn" (in the log, when a figure begins to fail) or "stop" (raise).
     csv : file that receives a row of `COLUMNS` for each report; `mlff-student analyze` reads it.
+    append : to a csv that is there; else it is written over, as OpenMM's reporters do.
     last_good : file that receives the State of each report in which nothing failed, whole or not
         at all; `Simulation.loadState` goes on from it.
     temperature_K : of the thermostat; None: at most the highest temperature of the training data.
@@ -113,6 +114,7 @@ class Monitor:
         atoms: Iterable[int] | None = None,
         action: str = "warn",
         csv: str | Path | None = None,
+        append: bool = False,
         last_good: str | Path | None = None,
         temperature_K: float | None = None,
         constant_energy: bool | None = None,
@@ -159,8 +161,8 @@ class Monitor:
         self._failing: set[str] = set()
         self._reports, self._good_step = 0, None
         self._last_good = Path(last_good) if last_good else None
-        self._csv = open(csv, "w") if csv else None
-        if self._csv:
+        self._csv = open(csv, "a" if append else "w") if csv else None
+        if self._csv and not self._csv.tell():
             print(",".join(COLUMNS), file=self._csv, flush=True)
 
     def describeNextReport(self, simulation: Simulation) -> dict[str, Any]:  # noqa: N802
@@ -245,7 +247,7 @@ class Monitor:
             )
         if not constant:
             return {}
-        per_atom = 1e3 * record["total_ev"] / _moving(simulation.system)
+        per_atom = 1e3 * record["total_ev"] / moving_particles(simulation.system)
         self._energies.append((record["time_ps"], per_atom))
         if len(self._energies) < FEWEST_ROWS:
             return {}
@@ -316,33 +318,6 @@ def domain_limits(archive: Archive) -> dict[str, Threshold]:
         source = "The largest force on an atom in the training data."
         limits["largest_force_ev_per_angstrom"] = Threshold(largest, "eV/angstrom", source)
     return limits
-
-
-def thermo_row(state: openmm.State, degrees_of_freedom: int) -> dict[str, float]:
-    """A row of the run's log (`THERMO_COLUMNS`) from a State with energies."""
-    potential = state.getPotentialEnergy().value_in_unit(unit.kilojoule_per_mole) * KJ_PER_MOL
-    kinetic = state.getKineticEnergy().value_in_unit(unit.kilojoule_per_mole) * KJ_PER_MOL
-    row = (
-        state.getTime().value_in_unit(unit.picosecond),
-        potential,
-        kinetic,
-        potential + kinetic,
-        2.0 * kinetic / (degrees_of_freedom * KB),
-    )
-    return dict(zip(THERMO_COLUMNS, row, strict=True))
-
-
-def degrees_of_freedom(system: openmm.System) -> int:
-    """Three a particle that has mass, less constraints, less three where the centre of mass is held
-    at rest.
-    """
-    at_rest = any(isinstance(force, openmm.CMMotionRemover) for force in system.getForces())
-    return max(1, 3 * _moving(system) - system.getNumConstraints() - 3 * at_rest)
-
-
-def _moving(system: openmm.System) -> int:
-    masses = (system.getParticleMass(k) for k in range(system.getNumParticles()))
-    return sum(mass > 0 * unit.dalton for mass in masses)
 
 
 def _cells(atoms: Atoms) -> NDArray[np.float64] | None:

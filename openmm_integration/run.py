@@ -26,8 +26,8 @@ from mlff_student.md import COLDEST_START, THERMO_COLUMNS, MDSettings, RunFolder
 from mlff_student.structure import Structure
 from mlff_student.units import KB, KJ_PER_MOL
 
-from .monitor import thermo_row
 from .system import create_system
+from .thermo import thermo_row
 from .topology import openmm_topology
 
 STEPS_BETWEEN_SAMPLES = 10  # of the mean potential energy
