@@ -455,6 +455,83 @@ def benchmark_kernels_command(
         console.print(targets_table(judge(records, load_targets())))
 
 
+@benchmark_app.command("openmm")
+def benchmark_openmm_command(
+    models: Annotated[
+        str, typer.Option(help="Shipped names or paths, with commas; all: every shipped one.")
+    ] = "all",
+    molecule: Annotated[
+        str, typer.Option(help="File or SMILES; alanine dipeptide if not given.")
+    ] = "CC(=O)N[C@@H](C)C(=O)NC",
+    atoms: Annotated[str, typer.Option(help="Sizes of thermal boxes, with commas.")] = "100,1000",
+    interfaces: Annotated[str, typer.Option(help="With commas.")] = "TorchForce,PythonForce",
+    backends: Annotated[str, typer.Option(help="With commas.")] = "native,portable",
+    platforms: Annotated[str, typer.Option(help="Of OpenMM, with commas.")] = "Reference,CPU",
+    threads: Annotated[str, typer.Option(help="Numbers of threads, with commas.")] = "1",
+    also: Annotated[
+        str,
+        typer.Option(
+            help="ASE calculators on the molecule, with commas: gfn2-xtb or any other teacher, "
+            "python:package.module:factory."
+        ),
+    ] = "",
+    timestep_fs: Annotated[
+        float, typer.Option("--timestep-fs", help="That ns/day are counted with.")
+    ] = 0.5,
+    seconds: Annotated[
+        float, typer.Option(help="At least, for each structure and number of threads.")
+    ] = 5.0,
+    json: Json = None,
+    quiet: Quiet = False,
+) -> None:
+    """Time of a step in OpenMM, and what OpenMM adds to the kernels; measure on a quiet machine.
+
+    Example: mlff-student benchmark openmm --models tiny --also gfn2-xtb --json openmm.json
+    """
+    from rich.progress import Progress
+
+    from .benchmark.kernels import models_of
+    from .benchmark.steps import COMMAND, StepSettings, benchmark_steps
+    from .files import require_writable
+    from .results import write_results
+
+    settings = StepSettings(
+        models=models_of(models),
+        molecule=molecule,
+        atoms=whole_numbers("--atoms", atoms) if atoms else (),
+        interfaces=models_of(interfaces),
+        backends=models_of(backends),
+        platforms=models_of(platforms),
+        threads=whole_numbers("--threads", threads),
+        others=models_of(also),
+        timestep_fs=timestep_fs,
+        seconds=seconds,
+    )
+    if json:
+        require_writable(json)
+    with Progress(console=console, disable=quiet) as progress:
+        bar = progress.add_task("openmm")
+        records = benchmark_steps(
+            settings,
+            lambda job, done, jobs: progress.update(
+                bar, description=escape(job), completed=done, total=jobs
+            ),
+        )
+    if not quiet:
+        table = Table("model", "force", "kernels", "platform", "atoms", "threads")
+        for title in ("ms/step", "kernel ms", "overhead ms", "ns/day"):
+            table.add_column(title, justify="right")
+        for one in records:
+            words = ("model", "interface", "backend", "platform", "atoms", "threads")
+            figures = ("ms_per_step", "kernel_ms", "overhead_ms", "ns_per_day")
+            table.add_row(
+                *(escape(str(one[key])) for key in words), *(f"{one[key]:.3g}" for key in figures)
+            )
+        console.print(table)
+    if json:
+        write_results(json, COMMAND, ",".join(settings.models), records)
+
+
 def whole_numbers(option: str, text: str) -> tuple[int, ...]:
     """Numbers of a list with commas."""
     from .errors import InputError

@@ -1,0 +1,77 @@
+"""The benchmark of steps in OpenMM: that it measures what it says, and refuses what it cannot."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from mlff_student.benchmark.steps import StepSettings, benchmark_steps
+from mlff_student.errors import InputError, MissingDependencyError
+from mlff_student.md import ns_per_day
+
+LENNARD_JONES = "python:ase.calculators.lj:LennardJones"
+QUICK = {"models": ("ultra_tiny",), "seconds": 0.1, "platforms": ("CPU",)}
+
+
+def test_every_combination_has_a_record():
+    records = benchmark_steps(
+        StepSettings(**QUICK, molecule="O", atoms=(80,), others=(LENNARD_JONES,), timestep_fs=2.0)
+    )
+    found = [
+        (one["atoms"], one["model"], one["interface"], one["backend"], one["periodic"])
+        for one in records
+    ]
+    students = [
+        ("ultra_tiny", interface, backend)
+        for backend in ("native", "portable")
+        for interface in ("TorchForce", "PythonForce")
+    ]
+    expected = [(3, *one, False) for one in students]
+    expected += [(3, LENNARD_JONES, "PythonForce", "", False)]
+    expected += [(80, *one, True) for one in students]
+    assert found == expected
+    for one in records:
+        assert one["platform"] == "CPU" and one["threads"] == 1
+        assert one["overhead_ms"] == one["ms_per_step"] - one["kernel_ms"]
+        assert one["ns_per_day"] == ns_per_day(2.0, one["ms_per_step"])
+    # Kernels that compute 25 times as many edges an atom, for 27 times as many atoms, take longer.
+    small, large = (
+        next(one for one in records if (one["atoms"], one["backend"]) == (count, "native"))
+        for count in (3, 80)
+    )
+    assert large["kernel_ms"] > 3 * small["kernel_ms"]
+    assert large["ms_per_step"] > 3 * small["kernel_ms"]
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "words"),
+    [
+        ({"threads": (999,)}, InputError, "threads must be 1 to"),
+        ({"atoms": (1,)}, InputError, "atoms must be 2 or more, got 1"),
+        ({"seconds": 0.0}, InputError, "seconds must be positive"),
+        ({"molecule": "", "atoms": ()}, InputError, "no molecule and no atoms"),
+        ({"platforms": ("Quantum",)}, InputError, "no platform 'Quantum'"),
+        ({"interfaces": ("TorchForces",)}, InputError, "no interface 'TorchForces'"),
+        ({"others": ("python:nowhere:f",)}, MissingDependencyError, "cannot import nowhere"),
+    ],
+)
+def test_what_cannot_be_measured_is_refused(options, error, words):
+    with pytest.raises(error, match=words):
+        benchmark_steps(StepSettings(**QUICK | {"molecule": "O", "atoms": ()} | options))
+
+
+def test_command(tmp_path: Path):
+    path = tmp_path / "openmm.json"
+    command = [
+        sys.executable, "-m", "mlff_student", "benchmark", "openmm", "--models", "ultra_tiny",
+        "--molecule", "O", "--atoms", "", "--platforms", "Reference", "--backends", "native",
+        "--interfaces", "PythonForce", "--seconds", "0.1", "--json", str(path),
+    ]  # fmt: skip
+    result = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stderr
+    content = json.loads(path.read_text())
+    (record,) = content["results"]
+    assert content["command"] == "benchmark openmm"
+    assert record["ms_per_step"] > 0.0
