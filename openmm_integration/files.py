@@ -138,4 +138,5 @@ def _compare(
         atoms=len(atoms),
         energy_ev_per_atom=abs(float(energy) * KJ_PER_MOL - float(energies.sum())) / len(atoms),
         forces_ev_per_angstrom=float((forces * (KJ_PER_MOL / NM) - expected).abs().max()),
+        largest_force_ev_per_angstrom=float(expected.abs().max()),
     )
