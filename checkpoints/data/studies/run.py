@@ -71,7 +71,6 @@ def main(folder: Path) -> None:
                 "structures": structures or len(read_frames(DATASET, "train").names),
                 "frames": checkpoint["training"]["history"][-1]["frames"],
                 "hessian_weight": settings.hessian_weight,
-                "training_minutes": round(checkpoint["training"]["seconds"] / 60, 1),
             }
             | {key: errors[key] for key in ("force_rmse_ev_per_angstrom", "force_r2")}
         )
