@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import struct
 import zipfile
 from collections.abc import Callable
 from copy import deepcopy
@@ -311,9 +312,11 @@ def test_damaged_bytes_are_refused_or_harmless(member: str, tiny_archive: Path, 
         entries = [one for one in file.infolist() if one.filename.endswith(f"/{member}")]
     path, refused = tmp_path / "flipped.pt", 0
     for entry in entries:
+        header = content[entry.header_offset : entry.header_offset + 30]
+        start = entry.header_offset + 30 + sum(struct.unpack("<HH", header[26:]))  # name and extra
         for bit in range(10):
             damaged = bytearray(content)
-            damaged[entry.header_offset + 80 + bit * entry.compress_size // 11] ^= 1 << bit % 7
+            damaged[start - 20 + bit * (20 + entry.compress_size) // 10] ^= 1 << bit % 7
             path.write_bytes(damaged)
             try:
                 load_archive(path)

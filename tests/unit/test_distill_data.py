@@ -13,6 +13,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -1318,6 +1319,8 @@ def test_stopped_labelling_goes_on(
         [sys.executable, script, path],
         env=os.environ | {"PYTHONPATH": str(Path(__file__).parent)},
         start_new_session=True,
+        # A job in the background ignores Ctrl-C, and so do its children.
+        preexec_fn=partial(signal.signal, signal.SIGINT, signal.SIG_DFL),
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
         text=True,
