@@ -23,7 +23,7 @@ from mlff_student.plots import single_figure
 
 HERE = Path(__file__).parent
 DATASET = HERE.with_name("organic.h5")
-STEPS = 6000
+SHORT = {"steps": 6000, "displaced_weight": 0.0}
 COPIES = 1  # of each frame, labelled by the original
 
 # study, name, preset, changes of its settings, structures (0: all), with the original's labels
@@ -34,6 +34,7 @@ STUDIES: list[tuple[str, str, str, dict[str, Any], int, bool]] = [
     ("steps", "steps_2000", "ultra_tiny", {"steps": 2000}, 0, False),
     ("steps", "steps_18000", "ultra_tiny", {"steps": 18000}, 0, False),
     ("curvature", "curvature", "ultra_tiny", {"hessian_weight": 0.01}, 0, False),
+    ("curvature", "curvature_lightly", "ultra_tiny", {"hessian_weight": 3e-4}, 0, False),
     ("ladder", "ladder", "ultra_tiny", {}, 0, True),
     ("width", "width_64", "tiny", {}, 0, False),
     ("width", "width_128", "original", {}, 0, False),
@@ -46,7 +47,7 @@ def main(folder: Path) -> None:
     test = read_frames(DATASET, "test")
     rows: list[dict[str, Any]] = []
     for study, name, preset, changes, structures, climbs in STUDIES:
-        settings = replace(recipe.training[preset], **{"steps": STEPS} | changes)
+        settings = replace(recipe.training[preset], **SHORT | changes)
         extra = folder / "relabelled.h5" if climbs else None
         if extra:
             larger = available_models()["original"] / "model.pt"
