@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import re
 import struct
 import zipfile
 from collections.abc import Callable
@@ -309,7 +310,10 @@ def test_damaged_bytes_are_refused_or_harmless(member: str, tiny_archive: Path, 
     """
     content = tiny_archive.read_bytes()
     with zipfile.ZipFile(tiny_archive) as file:
-        entries = [one for one in file.infolist() if one.filename.endswith(f"/{member}")]
+        # A class that was compiled before in this process has a number in its file's name.
+        name, kind = member.split(".")
+        pattern = re.compile(rf"/{name}(/___torch_mangle_\d+)?\.{kind}$")
+        entries = [one for one in file.infolist() if pattern.search(one.filename)]
     path, refused = tmp_path / "flipped.pt", 0
     for entry in entries:
         header = content[entry.header_offset : entry.header_offset + 30]
