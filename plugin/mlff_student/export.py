@@ -146,19 +146,21 @@ def verification_structures(elements: tuple[str, ...]) -> dict[str, Atoms]:
     slab.pbc = (True, True, False)
     water = molecule("H2O", cell=[3.2, 3.4, 3.6])
     water.pbc = True
-    grid = np.stack(np.meshgrid(*[np.arange(3)] * 3, indexing="ij"), -1).reshape(-1, 3)
-    cell = np.array([[6.9, 0.0, 0.0], [1.1, 6.6, 0.0], [0.4, -0.9, 7.2]])
-    crystal = Atoms(
-        [elements[k % len(elements)] for k in range(27)],
-        scaled_positions=grid / 3.0,
-        cell=cell,
-        pbc=True,
-    )
+    bromomethane = molecule("CH3Cl")
+    bromomethane.symbols[bromomethane.symbols == "Cl"] = "Br"
+    bromomethane.set_distance(0, 1, 1.94, fix=0)
+    several = [molecule(name) for name in ("H2O", "HCN", "CF4", "PH3", "CH3SH", "CH3Cl")]
+    crystal = Atoms(cell=[[11.5, 0.0, 0.0], [1.8, 11.0, 0.0], [0.7, -1.5, 12.0]], pbc=True)
+    sites = np.stack(np.meshgrid(*[[0.0, 0.5]] * 3, indexing="ij"), -1).reshape(-1, 3)
+    for one, site in zip([*several, bromomethane], sites, strict=False):
+        if set(one.symbols) <= set(elements):
+            one.positions += site @ crystal.cell.array
+            crystal += one
     structures = {
         "ethanol, open": ethanol,
         "ethanol, periodic in two directions": slab,
         "water, cell below the cutoff": water,
-        "all elements, triclinic": crystal,
+        "molecules, triclinic": crystal,
         "one atom": Atoms("O", positions=[[0.0, 0.0, 0.0]]),
     }
     for atoms in structures.values():

@@ -2,6 +2,7 @@
 
 import csv
 import json
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,6 +16,7 @@ from mlff_student.distill.evaluate import evaluate_frames
 from mlff_student.distill.graphs import build_graphs, make_batch
 from mlff_student.distill.recipe import ORGANIC_RECIPE, read_recipe
 from mlff_student.distill.stability import held_out_molecules
+from mlff_student.export import export
 from mlff_student.structure import read_structure
 from mlff_student.verdict import load_thresholds
 
@@ -77,6 +79,12 @@ def test_card_gives_the_errors_that_are_measured_again(model: str, test_frames: 
         assert found[table].keys() == told[table].keys()
         for name, errors in told[table].items():
             assert found[table][name] == pytest.approx(errors, rel=TOLERANCE), (table, name)
+
+
+@pytest.mark.parametrize("model", CHECKPOINTS)
+def test_every_student_can_be_exported(model: str, tmp_path: Path):
+    agreements = export(CHECKPOINTS[model] / "model.pt", tmp_path / "model.pt")
+    assert len(agreements) >= 10  # verified, in both precisions
 
 
 @pytest.mark.parametrize("model", CHECKPOINTS)
