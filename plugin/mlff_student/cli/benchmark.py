@@ -1,0 +1,157 @@
+"""`mlff-student benchmark`."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.markup import escape
+from rich.table import Table
+
+from .common import Json, Quiet, console, resumable, whole_numbers
+
+benchmark_app = typer.Typer(no_args_is_help=True, help="How fast it runs on this machine.")
+
+
+@benchmark_app.command("kernels")
+def benchmark_kernels_command(
+    models: Annotated[
+        str, typer.Option(help="Shipped names or paths, with commas; all: every shipped one.")
+    ] = "all",
+    atoms: Annotated[str, typer.Option(help="Sizes, with commas.")] = "22,100,1000,10000",
+    threads: Annotated[str, typer.Option(help="Numbers of threads, with commas.")] = "1",
+    seconds: Annotated[
+        float, typer.Option(help="At least, for each model, size and number of threads.")
+    ] = 2.0,
+    openmm: Annotated[
+        bool, typer.Option(help="Measure a step of 22 atoms in OpenMM as well.")
+    ] = True,
+    json: Annotated[
+        Path | None, typer.Option("--json", help="File for the records, as they are made.")
+    ] = None,
+    plot: Annotated[
+        Path | None, typer.Option(help="PNG file of the roofline; beside --json if not given.")
+    ] = None,
+    quiet: Quiet = False,
+) -> None:
+    """Time, arithmetic rate and memory of energy and forces, native kernels and portable.
+
+    Calls are made in turns with a matrix product and, after warming up, medians are taken.
+    Structures are random: up to 76 atoms a molecule of 15 neighbours an atom, then a periodic box
+    of 40. With the same --json a killed run goes on. Beside the targets, missed or met, the exit
+    status is 0.
+
+    Example: mlff-student benchmark kernels --threads 1,2 --json kernels.json
+
+    Example: mlff-student benchmark kernels --atoms 1000,10000,100000 --json scaling.json
+    """
+    from rich.progress import Progress
+
+    from ..benchmark.kernels import BenchmarkSettings, benchmark_kernels, models_of
+    from ..benchmark.tables import records_table, remarks, targets_table
+    from ..benchmark.targets import judge, load_targets
+    from ..files import require_writable
+    from ..plots import plot_roofline
+
+    settings = BenchmarkSettings(
+        models=models_of(models),
+        atoms=whole_numbers("--atoms", atoms),
+        threads=whole_numbers("--threads", threads),
+        seconds=seconds,
+        openmm=openmm,
+    )
+    figure = plot or (json.with_suffix(".png") if json else None)
+    if figure:
+        require_writable(figure)
+    with resumable(), Progress(console=console, disable=quiet) as progress:
+        bar = progress.add_task("kernels")
+        records = benchmark_kernels(
+            settings,
+            json,
+            lambda job, done, jobs: progress.update(
+                bar, description=escape(job), completed=done, total=jobs
+            ),
+        )
+    if figure:
+        plot_roofline(records, figure)
+    if not quiet:
+        console.print(records_table(records))
+        for line in remarks(records):
+            console.print(line, markup=False)
+        console.print(targets_table(judge(records, load_targets())))
+
+
+@benchmark_app.command("openmm")
+def benchmark_openmm_command(
+    models: Annotated[
+        str, typer.Option(help="Shipped names or paths, with commas; all: every shipped one.")
+    ] = "all",
+    molecule: Annotated[
+        str, typer.Option(help="File or SMILES; alanine dipeptide if not given.")
+    ] = "CC(=O)N[C@@H](C)C(=O)NC",
+    atoms: Annotated[str, typer.Option(help="Sizes of thermal boxes, with commas.")] = "100,1000",
+    interfaces: Annotated[str, typer.Option(help="With commas.")] = "TorchForce,PythonForce",
+    backends: Annotated[str, typer.Option(help="With commas.")] = "native,portable",
+    platforms: Annotated[str, typer.Option(help="Of OpenMM, with commas.")] = "Reference,CPU",
+    threads: Annotated[str, typer.Option(help="Numbers of threads, with commas.")] = "1",
+    also: Annotated[
+        str,
+        typer.Option(
+            help="ASE calculators on the molecule, with commas: gfn2-xtb or any other teacher, "
+            "python:package.module:factory."
+        ),
+    ] = "",
+    timestep_fs: Annotated[
+        float, typer.Option("--timestep-fs", help="That ns/day are counted with.")
+    ] = 0.5,
+    seconds: Annotated[
+        float, typer.Option(help="At least, for each structure and number of threads.")
+    ] = 5.0,
+    json: Json = None,
+    quiet: Quiet = False,
+) -> None:
+    """Time of a step in OpenMM, and what OpenMM adds to the kernels; measure on a quiet machine.
+
+    Example: mlff-student benchmark openmm --models tiny --also gfn2-xtb --json openmm.json
+    """
+    from rich.progress import Progress
+
+    from ..benchmark.kernels import models_of
+    from ..benchmark.steps import COMMAND, StepSettings, benchmark_steps
+    from ..files import require_writable
+    from ..results import write_results
+
+    settings = StepSettings(
+        models=models_of(models),
+        molecule=molecule,
+        atoms=whole_numbers("--atoms", atoms) if atoms else (),
+        interfaces=models_of(interfaces),
+        backends=models_of(backends),
+        platforms=models_of(platforms),
+        threads=whole_numbers("--threads", threads),
+        others=models_of(also),
+        timestep_fs=timestep_fs,
+        seconds=seconds,
+    )
+    if json:
+        require_writable(json)
+    with Progress(console=console, disable=quiet) as progress:
+        bar = progress.add_task("openmm")
+        records = benchmark_steps(
+            settings,
+            lambda job, done, jobs: progress.update(
+                bar, description=escape(job), completed=done, total=jobs
+            ),
+        )
+    if not quiet:
+        table = Table("model", "force", "kernels", "platform", "atoms", "threads")
+        for title in ("ms/step", "kernel ms", "overhead ms", "ns/day"):
+            table.add_column(title, justify="right")
+        for one in records:
+            words = ("model", "interface", "backend", "platform", "atoms", "threads")
+            figures = ("ms_per_step", "kernel_ms", "overhead_ms", "ns_per_day")
+            table.add_row(
+                *(escape(str(one[key])) for key in words), *(f"{one[key]:.3g}" for key in figures)
+            )
+        console.print(table)
+    if json:
+        write_results(json, COMMAND, ",".join(settings.models), records)

@@ -1,0 +1,249 @@
+"""`mlff-student distill`."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.markdown import Markdown
+from rich.markup import escape
+from rich.table import Table
+
+from .common import Json, Quiet, console, resumable
+
+distill_app = typer.Typer(no_args_is_help=True, help="From a teacher to a student.")
+
+RecipeFile = Annotated[
+    Path, typer.Argument(help="YAML file; see mlff_student/distill/organic.yaml.")
+]
+DataFolder = Annotated[Path, typer.Option("--data", help="Folder of dataset.h5 and trainings.")]
+Preset = Annotated[str, typer.Option("--model", help="A preset with a section in the recipe.")]
+Workers = Annotated[int, typer.Option(help="Teacher processes on this machine.")]
+Compile = Annotated[
+    bool, typer.Option("--compile/--no-compile", help="Fuse the step with torch.compile.")
+]
+
+
+@distill_app.command("sample")
+def sample_command(
+    recipe: RecipeFile,
+    data: DataFolder,
+    workers: Workers = 2,
+    scheduler: Annotated[
+        str, typer.Option(help="Dask scheduler (tcp://host:port) whose workers label instead.")
+    ] = "",
+) -> None:
+    """Make the recipe's structures, sample them and label every frame by the teacher.
+
+    Goes on where a killed run stopped. Next: distill check, distill train.
+
+    Example: mlff-student distill sample organic.yaml --data runs/organic --workers 2
+    """
+    from ..distill.label import label
+    from ..distill.recipe import read_recipe
+
+    with resumable():
+        label(read_recipe(recipe), data / "dataset.h5", workers, scheduler)
+
+
+@distill_app.command("check")
+def check_command(
+    dataset: Annotated[Path, typer.Argument(help="HDF5 file that `distill sample` wrote.")],
+    output: Annotated[
+        Path | None,
+        typer.Option("-o", "--output", help="Folder of the report; DATASET.check if not given."),
+    ] = None,
+    json: Json = None,
+    quiet: Quiet = False,
+) -> None:
+    """Hold a dataset against the quality gate: GO, or NO-GO and exit status 1.
+
+    The folder receives report.md, report.json and plots. Limits and their reasons are in
+    mlff_student/distill/gate.yaml.
+
+    Example: mlff-student distill check runs/organic/dataset.h5
+    """
+    from ..distill.check import check_dataset
+    from ..distill.check_report import records, write_report
+    from ..results import write_results
+
+    report = check_dataset(dataset, quiet)
+    folder = output or dataset.with_suffix(".check")
+    write_report(report, folder)
+    if json:
+        write_results(json, "distill check", "", records(report))
+    if not quiet:
+        table = Table("check", "found", "limit", "")
+        for check in report.checks:
+            *cells, outcome = check.cells
+            style = {"pass": "green", "FAIL": "bold red"}.get(outcome, "yellow")
+            table.add_row(*cells, f"[{style}]{outcome}[/]")
+        console.print(table)
+        console.print(f"{report.verdict}\nreport: {folder}/report.md", markup=False)
+    if not report.passed:
+        raise typer.Exit(1)
+
+
+@distill_app.command("train")
+def train_command(
+    recipe: RecipeFile,
+    data: DataFolder,
+    model: Preset,
+    extra: Annotated[
+        Path | None, typer.Option(help="Another dataset to train on as well; see distill relabel.")
+    ] = None,
+    initial: Annotated[
+        Path | None, typer.Option(help="Checkpoint (model.pt) of the same preset to start from.")
+    ] = None,
+    structures: Annotated[
+        int, typer.Option(help="Train on so many structures alone, for a learning curve; 0: all.")
+    ] = 0,
+    compiled: Compile = True,
+) -> None:
+    """Train one preset; go on where a killed training stopped.
+
+    On several processes or GPUs: torchrun --nproc-per-node 2 -m mlff_student distill train ...
+
+    Example: mlff-student distill train organic.yaml --data runs/organic --model tiny
+    """
+    from ..distill.recipe import read_recipe
+    from ..distill.train import train
+
+    what, folder = read_recipe(recipe), data / model
+    with resumable():
+        train(
+            what,
+            model,
+            data / "dataset.h5",
+            folder,
+            compiled=compiled,
+            extra=extra,
+            initial=initial,
+            structures=structures,
+        )
+
+
+@distill_app.command("rounds")
+def rounds_command(
+    recipe: RecipeFile, data: DataFolder, workers: Workers = 2, compiled: Compile = True
+) -> None:
+    """Let students run their own MD and the teacher label what a committee of them is unsure of.
+
+    Needs a section `rounds` in the recipe and the dataset of `distill sample`, which grows. Next:
+    distill train, which goes on with the larger dataset.
+
+    Example: mlff-student distill rounds organic.yaml --data runs/organic
+    """
+    from ..distill.recipe import read_recipe
+    from ..distill.rounds import run_rounds
+
+    with resumable():
+        for number, count in enumerate(run_rounds(read_recipe(recipe), data, workers, compiled), 1):
+            console.print(f"round {number}: {count} structures labelled")
+
+
+@distill_app.command("relabel")
+def relabel_command(
+    dataset: Annotated[Path, typer.Argument(help="HDF5 file whose training frames are rattled.")],
+    larger: Annotated[Path, typer.Option("--by", help="Checkpoint of the student that labels.")],
+    output: Annotated[Path, typer.Option("-o", "--output", help="HDF5 file to write.")],
+    copies: Annotated[int, typer.Option(help="Of each frame.")] = 4,
+    largest_force: Annotated[float, typer.Option(help="eV/angstrom; above: left out.")] = 30.0,
+    seed: Annotated[int, typer.Option(help="Of the displacements.")] = 1,
+) -> None:
+    """Label many more frames by a larger student, for `distill train --extra`.
+
+    Example: mlff-student distill relabel data.h5 --by checkpoints/original/model.pt -o more.h5
+    """
+    from ..distill.ladder import relabel
+
+    with resumable():
+        frames = relabel(
+            larger, dataset, output, copies=copies, largest_force=largest_force, seed=seed
+        )
+    console.print(f"{output}: {frames} frames")
+
+
+@distill_app.command("evaluate")
+def evaluate_command(
+    recipe: RecipeFile,
+    data: DataFolder,
+    model: Preset,
+    output: Annotated[Path, typer.Option("-o", "--output", help="Checkpoint folder to write.")],
+) -> None:
+    """Measure a trained student on held-out molecules; write its checkpoint, card and README.
+
+    Example: mlff-student distill evaluate organic.yaml --data runs/organic --model tiny -o my/tiny
+    """
+    from ..distill.evaluate import card_text, write_checkpoint
+    from ..distill.recipe import read_recipe
+
+    trained = data / model / "model.pt"
+    card = write_checkpoint(
+        read_recipe(recipe), recipe, data / "dataset.h5", trained, model, output
+    )
+    console.print(Markdown(card_text(card)))
+
+
+@distill_app.command("stability")
+def stability_command(
+    checkpoint: Annotated[Path, typer.Argument(help="Checkpoint folder with its card.")],
+    runs: Annotated[Path, typer.Option(help="Folder of the runs.")],
+    molecules: Annotated[int, typer.Option(help="Held-out molecules to run.")] = 20,
+    ps: Annotated[float, typer.Option(help="Length of each run, ps.")] = 10.0,
+    workers: Workers = 2,
+    output: Annotated[
+        Path | None, typer.Option("-o", "--output", help="CSV; nve.csv in the folder if not given.")
+    ] = None,
+) -> None:
+    """NVE in OpenMM of molecules the student never saw; exit status 1 when one drifts or breaks.
+
+    Example: mlff-student distill stability checkpoints/tiny --runs runs/nve/tiny
+    """
+    from ..distill.stability import measure_stability
+
+    with resumable():
+        rows = measure_stability(
+            checkpoint / "model.pt",
+            runs,
+            output or checkpoint / "nve.csv",
+            molecules=molecules,
+            ps=ps,
+            workers=workers,
+        )
+    table = Table(
+        "molecule", "atoms", "drift (meV/atom/ps)", "largest bond deviation (angstrom)", ""
+    )
+    for row in rows:
+        table.add_row(
+            row.name,
+            str(row.atoms),
+            f"{row.drift_mev_per_atom_ps:.4f} ± {row.drift_stderr_mev_per_atom_ps:.4f}",
+            f"{row.bond_deviation_angstrom:.2f}",
+            "passed" if row.passed else f"[red]FAILED[/] {escape(row.failure)}",
+        )
+    console.print(table)
+    if not all(row.passed for row in rows):
+        raise typer.Exit(1)
+
+
+@distill_app.command("quick")
+def quick_command(
+    molecule: Annotated[str, typer.Option(help="Structure file or SMILES.")],
+    teacher: Annotated[str, typer.Option(help="Name of the teacher.")] = "gfn2-xtb",
+    preset: Annotated[str, typer.Option(help="original, tiny or ultra_tiny.")] = "tiny",
+    output: Annotated[Path | None, typer.Option("-o", "--output", help="Folder to write.")] = None,
+    workers: Workers = 2,
+    compiled: Compile = True,
+) -> None:
+    """A student specialised on your molecule, with its validation table, within half an hour.
+
+    Example: mlff-student distill quick --teacher gfn2-xtb --molecule aspirin.sdf --preset tiny
+    """
+    from ..distill.evaluate import card_text
+    from ..distill.quick import quick
+
+    folder = output or Path("runs") / f"{Path(molecule).stem}-{preset}"
+    with resumable():
+        card = quick(molecule, preset, teacher, folder, workers, compiled)
+    console.print(Markdown(card_text(card)))
+    console.print(f"next: mlff-student md {molecule} --model {folder}/{preset}.pt", markup=False)

@@ -1,0 +1,139 @@
+"""`mlff-student export`, and `python export.py`."""
+
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.table import Table
+
+from .common import Backend, Json, Quiet, console
+
+
+class Dtype(StrEnum):
+    """Precision of an archive."""
+
+    float32 = "float32"
+    float64 = "float64"
+
+
+class ExportEngine(StrEnum):
+    """Engines that files can be written for."""
+
+    openmm = "openmm"
+
+
+def export_command(
+    model: Annotated[
+        str, typer.Option(help="A shipped model (original, tiny, ultra_tiny) or `all`.")
+    ] = "",
+    checkpoint: Annotated[Path | None, typer.Option(help="Weights of your own instead.")] = None,
+    output: Annotated[
+        Path | None, typer.Option("-o", "--output", help="File, or folder with --model all.")
+    ] = None,
+    dtype: Annotated[Dtype, typer.Option(help="Precision of the network.")] = Dtype.float32,
+    verify: Annotated[
+        bool, typer.Option(help="Prove the archive against eager evaluation.")
+    ] = True,
+    engine: Annotated[
+        ExportEngine | None, typer.Option(help="Files of one engine, to run without this package.")
+    ] = None,
+    topology: Annotated[
+        str, typer.Option(help="Of --engine: PDB, mmCIF, SDF, MOL, XYZ, extxyz or SMILES.")
+    ] = "",
+    backend: Annotated[
+        Backend, typer.Option(help="Of --engine: kernels; native ones need this package.")
+    ] = Backend.portable,
+    json: Json = None,
+    quiet: Quiet = False,
+) -> None:
+    """Write a model as one TorchScript file for OpenMM, LAMMPS and ASE.
+
+    With --engine openmm, a folder with a module for TorchForce, a System and a script that runs
+    them.
+
+    Example: python export.py --model original -o original.pt
+    """
+    from ..checkpoints import available_models, checkpoint_path, model_name
+    from ..errors import InputError
+    from ..export import export
+    from ..results import write_results
+
+    if bool(model) == bool(checkpoint):
+        raise InputError(
+            "give either --model original (tiny, ultra_tiny, all) or --checkpoint PATH"
+        )
+    if bool(engine) != bool(topology) or (engine and model == "all"):
+        raise InputError("--engine openmm and --topology FILE go together, with one model")
+    if engine:
+        _export_for_openmm(
+            model or str(checkpoint), topology, output, dtype.value, backend.value, json, quiet
+        )
+        return
+    if checkpoint:
+        jobs = {model_name(checkpoint): checkpoint}
+    elif model == "all":
+        jobs = {name: folder / "model.pt" for name, folder in available_models().items()}
+    else:
+        jobs = {model: checkpoint_path(model)}
+    table = Table("structure", "atoms", "precision", "energy (eV/atom)", "forces (eV/angstrom)")
+    records = []
+    for name, weights in jobs.items():
+        target = output or Path(f"{name}.pt")
+        if model == "all" and output:
+            output.mkdir(parents=True, exist_ok=True)
+            target = output / f"{name}.pt"
+        agreements = export(weights, target, dtype.value, verify)
+        for one in agreements:
+            table.add_row(
+                f"{name}: {one.structure}",
+                str(one.atoms),
+                one.dtype,
+                f"{one.energy_ev_per_atom:.1e}",
+                f"{one.forces_ev_per_angstrom:.1e}",
+            )
+        records += [{"model": name, "file": str(target)} | one._asdict() for one in agreements]
+        if not quiet:
+            console.print(f"wrote {target} ({target.stat().st_size / 1e6:.2f} MB)")
+    if not quiet and verify:
+        console.print(table)
+        worst_energy = max(one["energy_ev_per_atom"] for one in records)
+        worst_force = max(one["forces_ev_per_angstrom"] for one in records)
+        console.print(
+            f"largest difference from eager evaluation: {worst_energy:.1e} eV/atom, "
+            f"{worst_force:.1e} eV/angstrom"
+        )
+    if json:
+        write_results(json, "export", ",".join(jobs), records)
+
+
+def _export_for_openmm(
+    model: str,
+    topology: str,
+    output: Path | None,
+    dtype: str,
+    backend: str,
+    json: Path | None,
+    quiet: bool,
+) -> None:
+    from ..errors import MissingDependencyError
+    from ..results import write_results
+
+    try:
+        from openmm_integration.files import write_openmm_files
+    except ImportError as error:
+        raise MissingDependencyError(
+            f"OpenMM does not load ({error}); pip install 'mlff-student[openmm]'"
+        ) from error
+    folder = output or Path(f"{Path(model).stem}-openmm")
+    agreement = write_openmm_files(model, topology, folder, dtype=dtype, backend=backend)
+    if not quiet:
+        console.print(
+            f"wrote {', '.join(sorted(path.name for path in folder.iterdir()))} in {folder}\n"
+            f"difference from the archive: {agreement.energy_ev_per_atom:.1e} eV/atom, "
+            f"{agreement.forces_ev_per_angstrom:.1e} eV/angstrom\n"
+            f"to run it: cd {folder} && python simulate.py",
+            markup=False,
+        )
+    if json:
+        write_results(json, "export", model, [{"folder": str(folder)} | agreement._asdict()])

@@ -1,0 +1,105 @@
+"""`mlff-student md`."""
+
+import math
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from .common import INTERRUPTED, Backend, Json, Quiet, console
+
+
+class EngineName(StrEnum):
+    """Engines that run MD."""
+
+    openmm = "openmm"
+    lammps = "lammps"
+
+
+class Ensemble(StrEnum):
+    """Ensembles of production."""
+
+    nve = "nve"
+    nvt = "nvt"
+
+
+def md_command(
+    structure: Annotated[str, typer.Argument(help="PDB, mmCIF, SDF, MOL, XYZ, extxyz or SMILES.")],
+    engine: Annotated[EngineName, typer.Option(help="What integrates.")] = EngineName.openmm,
+    model: Annotated[str, typer.Option(help="Shipped name, checkpoint or archive.")] = "original",
+    ps: Annotated[float, typer.Option(help="Length of production, ps.")] = 10.0,
+    timestep_fs: Annotated[float, typer.Option("--timestep-fs", help="Timestep, fs.")] = 0.5,
+    temperature_k: Annotated[
+        float, typer.Option("--temperature-K", help="Temperature, kelvin.")
+    ] = 300.0,
+    ensemble: Annotated[Ensemble, typer.Option(help="Of production.")] = Ensemble.nve,
+    output: Annotated[
+        Path | None, typer.Option("-o", "--output", help="Folder of the run.")
+    ] = None,
+    every: Annotated[int, typer.Option(help="Steps between frames and log rows.")] = 20,
+    thermalise_ps: Annotated[
+        float, typer.Option("--thermalise-ps", help="Langevin dynamics before production, ps.")
+    ] = 2.0,
+    friction_per_ps: Annotated[
+        float, typer.Option("--friction-per-ps", help="Of Langevin dynamics, 1/ps.")
+    ] = 10.0,
+    seed: Annotated[int, typer.Option(help="Of velocities and thermostat.")] = 1,
+    platform: Annotated[str, typer.Option(help="OpenMM platform; the fastest if empty.")] = "",
+    threads: Annotated[int, typer.Option(help="Of the network; 0: one for small systems.")] = 0,
+    backend: Annotated[Backend, typer.Option(help="Kernels.")] = Backend.auto,
+    json: Json = None,
+    quiet: Quiet = False,
+) -> None:
+    """Minimise, thermalise and run MD; go on where a killed run stopped.
+
+    The folder receives run.dcd, run.pdb, run.csv (time, potential, kinetic, total, temperature)
+    and run.json.
+
+    Example: mlff-student md --engine openmm --model original ethanol.xyz --ps 10 --timestep-fs 0.5
+    """
+    from ..errors import InputError
+    from ..md import MDSettings, run_md
+    from ..results import write_results
+
+    for option, value in (("--timestep-fs", timestep_fs), ("--ps", ps), ("--every", every)):
+        if not 0 < value < math.inf:
+            raise InputError(f"{option} must be positive, got {value}")
+    if not 0 <= thermalise_ps < math.inf:
+        raise InputError(f"--thermalise-ps must not be negative, got {thermalise_ps}")
+    if round(ps * 1000.0 / timestep_fs / every) == 0:
+        raise InputError(
+            f"--ps {ps} is less than the {every} steps of {timestep_fs} fs between two frames"
+        )
+    settings = MDSettings(
+        engine=engine.value,
+        model=model,
+        structure=structure,
+        steps=round(ps * 1000.0 / timestep_fs / every) * every,
+        timestep_fs=timestep_fs,
+        temperature_K=temperature_k,
+        ensemble=ensemble.value,
+        every=every,
+        thermalise_steps=round(thermalise_ps * 1000.0 / timestep_fs),
+        friction_per_ps=friction_per_ps,
+        seed=seed,
+        platform=platform,
+        threads=threads,
+        backend=backend.value,
+    )
+    folder = output or Path("runs") / f"{Path(structure).stem or 'molecule'}-{engine.value}"
+    try:
+        record = run_md(settings, folder, quiet)
+    except KeyboardInterrupt:
+        text = f"\nstopped; the same command goes on from the last checkpoint in {folder}"
+        console.print(text, markup=False)
+        raise typer.Exit(INTERRUPTED) from None
+    if not quiet:
+        console.print(
+            f"{folder}: {record['ms_per_step']:.2f} ms/step, {record['ns_per_day']:.2f} ns/day\n"
+            f"next: mlff-student analyze {folder}/run.dcd --top {folder}/run.pdb "
+            f"--log {folder}/run.csv",
+            markup=False,
+        )
+    if json:
+        write_results(json, "md", model, [record])
