@@ -1,15 +1,18 @@
 """Reading a structure from any file a chemist has, and refusing what no student can answer for."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 import mdtraj
 import numpy as np
 from ase import Atoms
+from ase.data import covalent_radii
 from ase.io import read as ase_read
 from ase.neighborlist import natural_cutoffs, neighbor_list
 from mdtraj.formats.pdbx import load_pdbx
 from numpy.typing import NDArray
+from vesin import NeighborList
 
 from .elements import ELEMENTS
 from .errors import InputError, MissingDependencyError
@@ -17,6 +20,7 @@ from .errors import InputError, MissingDependencyError
 SHORTEST_DISTANCE = 0.3  # angstrom; no two nuclei come closer in any simulation
 BOND_TOLERANCE = 1.2  # bonded when closer than this times the sum of covalent radii
 HOT_BOND_TOLERANCE = 1.3  # as far do C-H bonds stretch at 1000 K
+FARTHEST = 1e5  # angstrom from the origin; vesin divides by zero from 1e6 on
 
 
 class Structure(NamedTuple):
@@ -60,7 +64,7 @@ def read_structure(source: str) -> Structure:
     return Structure(atoms, make_topology(atoms, perceive_bonds(atoms)))
 
 
-def check_structure(atoms: Atoms, elements: list[str] | tuple[str, ...] = tuple(ELEMENTS)) -> None:
+def check_structure(atoms: Atoms, elements: Sequence[str] = tuple(ELEMENTS)) -> None:
     """Refuse a structure that would give a meaningless number.
 
     Parameters
@@ -70,13 +74,15 @@ def check_structure(atoms: Atoms, elements: list[str] | tuple[str, ...] = tuple(
 
     Raises
     ------
-    InputError : no atoms, NaN or infinite positions, unknown elements, a periodic cell of zero
-        volume, atoms closer than 0.3 angstrom, or missing hydrogens.
+    InputError : no atoms, positions that are NaN, infinite or absurdly far from the origin, unknown
+        elements, a periodic cell of zero volume, atoms closer than 0.3 angstrom, or missing
+        hydrogens.
     """
     if len(atoms) == 0:
         raise InputError("the structure has no atoms")
-    if not np.isfinite(atoms.positions).all():
-        index = int(np.argwhere(~np.isfinite(atoms.positions))[0, 0])
+    misplaced = ~(np.abs(atoms.positions) < FARTHEST).all(1)
+    if misplaced.any():
+        index = int(misplaced.argmax())
         raise InputError(
             f"atom {index} ({atoms.symbols[index]}) has the position {atoms.positions[index]}"
         )
@@ -93,49 +99,108 @@ def check_structure(atoms: Atoms, elements: list[str] | tuple[str, ...] = tuple(
         raise InputError(
             f"periodic along {atoms.pbc}, but the cell {atoms.cell.array.tolist()} has no volume"
         )
-    first, second, distance = neighbor_list("ijd", atoms, SHORTEST_DISTANCE)
-    if len(distance):
-        i, j = int(first[0]), int(second[0])
+    reach = 2.0 * HOT_BOND_TOLERANCE * covalent_radii[atoms.numbers].max()
+    index, vectors = edges_of(atoms, max(SHORTEST_DISTANCE, reach))
+    _check_distances(atoms, index, vectors)
+    if len(bare := bare_carbons(atoms.numbers, index, vectors)):
         raise InputError(
-            f"atoms {i} ({atoms.symbols[i]}) and {j} ({atoms.symbols[j]}) are {distance[0]:.3f} "
-            f"angstrom apart; expected at least {SHORTEST_DISTANCE}. Are the positions in angstrom?"
+            f"atom {bare[0]} ({atoms.symbols[bare[0]]}) lacks hydrogens by its geometry; a student "
+            "is trained on complete molecules. Add them, e.g. with RDKit, Open Babel or PDBFixer"
         )
-    if (bare := atom_missing_hydrogen(atoms)) is not None:
+
+
+def check_distances(atoms: Atoms) -> None:
+    """The part of `check_structure` that another set of positions may fail.
+
+    Raises
+    ------
+    InputError : atoms closer than 0.3 angstrom.
+    """
+    _check_distances(atoms, *edges_of(atoms, SHORTEST_DISTANCE))
+
+
+def _check_distances(atoms: Atoms, index: NDArray[np.int64], vectors: NDArray[np.float64]) -> None:
+    distance = np.linalg.norm(vectors, axis=1)
+    if distance.min(initial=np.inf) < SHORTEST_DISTANCE:
+        closest = distance.argmin()
+        i, j = sorted(index[:, closest].tolist())
         raise InputError(
-            f"atom {bare} ({atoms.symbols[bare]}) lacks hydrogens by its geometry; a student is "
-            "trained on complete molecules. Add them, e.g. with RDKit, Open Babel or PDBFixer"
+            f"atoms {i} ({atoms.symbols[i]}) and {j} ({atoms.symbols[j]}) are "
+            f"{distance[closest]:.3f} angstrom apart; expected at least {SHORTEST_DISTANCE}. "
+            "Are the positions in angstrom?"
         )
+
+
+def edges_of(
+    atoms: Atoms, cutoff: float, search: NeighborList | None = None
+) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+    """Directed edges i <- j shorter than the cutoff, by vesin.
+
+    Parameters
+    ----------
+    cutoff : angstrom.
+    search : a list of this cutoff whose memory, and skin, serve again.
+
+    Returns
+    -------
+    index : (2, E) [receiver, sender].
+    vectors : (E, 3) x_j + S.cell - x_i, angstrom.
+    """
+    search = search or NeighborList(cutoff=cutoff, full_list=True, n_threads=1)
+    pairs, vectors = search.compute(
+        points=atoms.positions, box=atoms.cell.array, periodic=atoms.pbc, quantities="PD"
+    )
+    return np.ascontiguousarray(pairs.T.astype(np.int64)), vectors
 
 
 def atom_missing_hydrogen(atoms: Atoms) -> int | None:
-    """First carbon whose neighbours leave room for hydrogens that are not there, or None.
+    """First of the `bare_carbons`, or None."""
+    reach = 2.0 * HOT_BOND_TOLERANCE * covalent_radii[atoms.numbers].max()
+    bare = bare_carbons(atoms.numbers, *edges_of(atoms, reach))
+    return int(bare[0]) if len(bare) else None
+
+
+def bare_carbons(
+    numbers: NDArray[np.int64], index: NDArray[np.int64], vectors: NDArray[np.float64]
+) -> NDArray[np.int64]:
+    """Carbons whose neighbours leave room for hydrogens that are not there, in ascending order.
 
     By geometry, since most files carry no bond orders: a carbon with three neighbours is planar,
     one with two is linear, one with a single neighbour does not occur in stable closed-shell
     molecules but in carbon monoxide and isocyanides. The angles allow for thermal motion at 1000 K.
+
+    Parameters
+    ----------
+    numbers : (N,) atomic numbers.
+    index, vectors : (2, E) and (E, 3), edges as `edges_of` gives, farther than any bond.
     """
-    first, second, vectors = neighbor_list(
-        "ijD", atoms, natural_cutoffs(atoms, mult=HOT_BOND_TOLERANCE)
-    )
-    for carbon in np.flatnonzero(atoms.numbers == 6):
-        bonds = vectors[first == carbon]
-        bonds = bonds / np.linalg.norm(bonds, axis=1, keepdims=True)
-        count = len(bonds)
-        if count == 1:
-            partner = atoms.numbers[second[first == carbon][0]]
-            complete = partner in (7, 8)
-        elif count == 2:
-            complete = np.degrees(np.arccos(np.clip(bonds[0] @ bonds[1], -1, 1))) > 140.0
-        elif count == 3:
-            # Height above the plane of three points one bond direction away each: 0.33 for sp3,
-            # near 0 for sp2, three-membered rings included.
-            normal = np.cross(bonds[1] - bonds[0], bonds[2] - bonds[0])
-            complete = abs(normal @ bonds[0]) < 0.25 * np.linalg.norm(normal)
-        else:
-            complete = count >= 4
-        if not complete:
-            return int(carbon)
-    return None
+    from_carbon = numbers[index[0]] == 6
+    (receiver, sender), vectors = index[:, from_carbon], vectors[from_carbon]
+    distance = np.linalg.norm(vectors, axis=1)
+    radii = covalent_radii[numbers]
+    bonded = distance < HOT_BOND_TOLERANCE * (radii[receiver] + radii[sender])
+    order = np.argsort(receiver[bonded], kind="stable")
+    partner = numbers[sender[bonded][order]]
+    bonds = (vectors[bonded] / distance[bonded, None])[order]  # unit vectors
+    count = np.bincount(receiver[bonded], minlength=len(numbers))
+    begin = count.cumsum() - count
+
+    def bonds_of(carbons: NDArray[np.int64], bond: int) -> NDArray[np.float64]:
+        return bonds[begin[carbons] + bond]
+
+    carbon = numbers == 6
+    bare = carbon & (count == 0)
+    one, two, three = (np.flatnonzero(carbon & (count == k)) for k in (1, 2, 3))
+    bare[one] = ~np.isin(partner[begin[one]], (7, 8))
+    cosine = np.einsum("cx,cx->c", bonds_of(two, 0), bonds_of(two, 1))
+    bare[two] = np.degrees(np.arccos(np.clip(cosine, -1.0, 1.0))) <= 140.0
+    # Height above the plane of three points one bond direction away each: 0.33 for sp3, near 0 for
+    # sp2, three-membered rings included.
+    a, b, c = (bonds_of(three, bond) for bond in range(3))
+    normal = np.cross(b - a, c - a)
+    height = np.abs(np.einsum("cx,cx->c", normal, a))
+    bare[three] = height >= 0.25 * np.linalg.norm(normal, axis=1)
+    return np.flatnonzero(bare)
 
 
 def perceive_bonds(atoms: Atoms) -> list[tuple[int, int]]:
