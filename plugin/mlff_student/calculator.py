@@ -2,7 +2,7 @@
 
 import io
 from array import array
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from functools import lru_cache
 from pathlib import Path
 from time import perf_counter
@@ -259,9 +259,7 @@ class StudentForceFieldCalculator(Calculator):
         elements = self.archive.metadata["elements"]
         _check_batch(structures, elements)
         results: list[dict[str, Any]] = []
-        by_edges = self.backend == "portable"
-        budget = 1e6 * self._batch_memory_mb()
-        for chosen in within_memory(structures, self.archive.metadata, budget, by_edges):
+        for chosen in self.batches(structures):
             some = structures[chosen]
             graph = join(some, self.archive.metadata["cutoff"])
             if (bad := _suspect(graph)) is not None:
@@ -277,12 +275,14 @@ class StudentForceFieldCalculator(Calculator):
                 results.append(self._as_results(atoms, energies[rows], forces[rows], virial))
         return results
 
-    def _batch_memory_mb(self) -> float:
-        if self.batch_memory_mb is not None:
-            return self.batch_memory_mb
-        if torch.device(self.device).type == "cuda":
-            return GPU_BATCH_SHARE * 1e-6 * torch.cuda.mem_get_info(self.device)[0]
-        return CPU_BATCH_MB
+    def batches(self, structures: Sequence[Atoms]) -> list[slice]:
+        """How `calculate_batch` divides structures by the memory they take."""
+        memory_mb = self.batch_memory_mb
+        if memory_mb is None and torch.device(self.device).type == "cuda":
+            memory_mb = GPU_BATCH_SHARE * 1e-6 * torch.cuda.mem_get_info(self.device)[0]
+        budget_bytes = 1e6 * (CPU_BATCH_MB if memory_mb is None else memory_mb)
+        by_edges = self.backend == "portable"
+        return list(within_memory(structures, self.archive.metadata, budget_bytes, by_edges))
 
     def get_timing_stats(self) -> dict[str, float]:
         """Time of the calculations of single structures since the last `reset_timing`.

@@ -1,5 +1,6 @@
 """Writing an archive, and proving that it computes what the student computes."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
@@ -79,15 +80,7 @@ def export(
                 archive = load_archive(temporary)
             if verify:
                 agreements += compare(student, config, archive)
-        if failed := [a for a in agreements if not a.passed]:
-            raise ArchiveError(
-                f"the archive of {name} disagrees with eager evaluation: "
-                + "; ".join(
-                    f"{a.structure} in {a.dtype}: {a.energy_ev_per_atom:.1e} eV/atom, "
-                    f"{a.forces_ev_per_angstrom:.1e} eV/angstrom"
-                    for a in failed
-                )
-            )
+        refuse_disagreement(f"the archive of {name}", agreements)
     return agreements
 
 
@@ -114,27 +107,61 @@ def eager_energy_and_forces(
 
 
 def compare(student: Student, config: StudentConfig, archive: Archive) -> list[Agreement]:
-    """Differences of an archive from eager evaluation on open and periodic structures."""
-    agreements = []
-    for name, atoms in verification_structures(config.elements).items():
-        energy, forces = eager_energy_and_forces(student, config, atoms)
-        found, found_forces, _ = archive.module(
+    """Differences of an archive from eager evaluation."""
+
+    def evaluate(atoms: Atoms) -> tuple[float, np.ndarray]:
+        energy, forces, _ = archive.module(
             torch.tensor(atoms.positions),
             torch.tensor(atoms.numbers),
             torch.tensor(atoms.cell.array),
             torch.tensor(atoms.pbc),
         )
+        return float(energy), forces.numpy()
+
+    return differences(student, config, archive.metadata["dtype"], evaluate)
+
+
+def differences(
+    student: Student,
+    config: StudentConfig,
+    dtype: str,
+    evaluate: Callable[[Atoms], tuple[float, np.ndarray]],
+) -> list[Agreement]:
+    """Differences of an exported file from eager evaluation on open and periodic structures.
+
+    Parameters
+    ----------
+    dtype : of the student.
+    evaluate : energy (eV) and forces (N, 3) by the file.
+    """
+    agreements = []
+    for name, atoms in verification_structures(config.elements).items():
+        energy, forces = eager_energy_and_forces(student, config, atoms)
+        found, found_forces = evaluate(atoms)
         agreements.append(
             Agreement(
                 structure=name,
-                dtype=archive.metadata["dtype"],
+                dtype=dtype,
                 atoms=len(atoms),
-                energy_ev_per_atom=abs(float(found) - energy) / len(atoms),
-                forces_ev_per_angstrom=float(abs(found_forces.numpy() - forces).max()),
+                energy_ev_per_atom=abs(found - energy) / len(atoms),
+                forces_ev_per_angstrom=float(abs(found_forces - forces).max()),
                 largest_force_ev_per_angstrom=float(abs(forces).max()),
             )
         )
     return agreements
+
+
+def refuse_disagreement(what: str, agreements: list[Agreement]) -> None:
+    """Raise an ArchiveError where a difference is beyond its tolerance."""
+    if failed := [a for a in agreements if not a.passed]:
+        raise ArchiveError(
+            f"{what} disagrees with eager evaluation: "
+            + "; ".join(
+                f"{a.structure} in {a.dtype}: {a.energy_ev_per_atom:.1e} eV/atom, "
+                f"{a.forces_ev_per_angstrom:.1e} eV/angstrom"
+                for a in failed
+            )
+        )
 
 
 def verification_structures(elements: tuple[str, ...]) -> dict[str, Atoms]:

@@ -105,6 +105,10 @@ BAD = {
     "export of two": (["export", "--model", "tiny", "--checkpoint", "m.pt"], ["either"]),
     "export of unknown": (["export", "--model", "huge", "-o", "x.pt"], ["no model 'huge'"]),
     "export of garbage": (["export", "--checkpoint", "text.pt", "-o", "x.pt"], ["text.pt"]),
+    "ONNX for OpenMM": (
+        ["export", "--model", "tiny", "--format", "onnx", "--engine", "openmm", "--topology", "CO"],
+        ["leave --format onnx out"],
+    ),
     "export into a file": (["export", "--model", "tiny", "-o", "occupied/x.pt"], ["occupied"]),
     "benchmark of unknown": (["benchmark", "kernels", "--models", "huge"], ["no model 'huge'"]),
     "benchmark of no models": (["benchmark", "kernels", "--models", ","], ["no models"]),
@@ -124,6 +128,15 @@ BAD = {
     "benchmark over a text": (
         ["benchmark", "kernels", "--json", "text.pt"],
         ["text.pt", "no file of benchmark kernels"],
+    ),
+    "batch of no structures": (
+        ["benchmark", "batch", "--structures", "0"],
+        ["structures", "got 0"],
+    ),
+    "batch on no backend": (["benchmark", "batch", "--backends", "fast"], ["no backend 'fast'"]),
+    "batch into /proc": (
+        ["benchmark", "batch", "--json", "/proc/b.json"],
+        ["cannot write /proc"],
     ),
     "analysis of nothing": (
         ["analyze", "no.dcd", "--top", "no.pdb", "--log", "no.csv"],
@@ -218,6 +231,24 @@ def test_models(call, tmp_path):
     records = check_shape(json.loads(path.read_text()), "models")
     assert "tiny" in [record["model"] for record in records]
     assert all(record["model"] in output for record in records)
+
+
+def test_benchmark_batch(call, tmp_path):
+    path = tmp_path / "batch.json"
+    words = ["--models", "ultra_tiny", "--structures", "6", "--seconds", "0.01", "--molecule", "CO"]
+    status, output, _ = call("benchmark", "batch", *words, "--json", str(path))
+    assert status == 0
+    records = check_shape(json.loads(path.read_text()), "benchmark batch")
+    assert [(one["backend"], one["kind"], one["atoms"]) for one in records] == [
+        (backend, *kind)
+        for backend in ("native", "portable")
+        for kind in (("molecules", 9), ("conformers", 9), ("conformers", 6))
+    ]
+    for one in records:
+        assert one["batch_us"] > 0.5 * one["kernel_us"] > 0.0
+        assert one["batch_speedup"] == pytest.approx(one["one_by_one_us"] / one["batch_us"])
+        assert one["batch_s"] == pytest.approx(6e-6 * one["batch_us"])
+    assert "x one by one" in output
 
 
 def test_doctor(tmp_path):

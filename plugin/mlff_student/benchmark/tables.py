@@ -1,4 +1,4 @@
-"""What `benchmark kernels` prints: the records, remarks on them, the targets."""
+"""What `benchmark kernels` and `benchmark batch` print: records, remarks on them, targets."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -35,6 +35,20 @@ def records_table(records: list[dict[str, Any]]) -> Table:
             head = (_name(record), str(record["atoms"]), str(record["threads"]))
             cells = (_text(record[key], form) for key, _, form in FIGURES)
             table.add_row(*head, *cells)
+    return table
+
+
+def batch_table(records: list[dict[str, Any]]) -> Table:
+    """One by one and in batches, one row a model, backend, kind of structures and threads."""
+    table = Table(title="microseconds a structure", box=SIMPLE_HEAD, padding=PADDING)
+    for title in ("model", "backend", "structures"):
+        table.add_column(title, no_wrap=True)
+    figures = ("one_by_one_us", "batch_us", "kernel_us", "batch_speedup", "batch_s")
+    for title in ("atoms", "threads", "one\nby one", "batch", "kernels\nalone", "ratio", "all, s"):
+        table.add_column(title, justify="right", no_wrap=True)
+    for one in records:
+        words = (_name(one), one["backend"], one["kind"], str(one["atoms"]), str(one["threads"]))
+        table.add_row(*words, *(_text(one[key], "{:.3g}") for key in figures))
     return table
 
 

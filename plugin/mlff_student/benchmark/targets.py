@@ -15,6 +15,8 @@ UNITS = {
     "exponent": "time exponent",
     "peak_memory_kb_per_atom": "kB/atom",
     "overhead_ms": "ms in OpenMM",
+    "batch_speedup": "x one by one",
+    "batch_s": "s a batch",
 }
 
 

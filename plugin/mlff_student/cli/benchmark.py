@@ -155,3 +155,66 @@ def benchmark_openmm_command(
         console.print(table)
     if json:
         write_results(json, COMMAND, ",".join(settings.models), records)
+
+
+@benchmark_app.command("batch")
+def benchmark_batch_command(
+    models: Annotated[
+        str, typer.Option(help="Shipped names or paths, with commas; all: every shipped one.")
+    ] = "all",
+    molecule: Annotated[
+        str, typer.Option(help="File or SMILES, for conformers; alanine dipeptide if not given.")
+    ] = "CC(=O)N[C@@H](C)C(=O)NC",
+    structures: Annotated[int, typer.Option(help="How many, of each kind.")] = 1000,
+    backends: Annotated[str, typer.Option(help="With commas.")] = "native,portable",
+    threads: Annotated[str, typer.Option(help="Numbers of threads, with commas.")] = "1",
+    memory_mb: Annotated[
+        float, typer.Option("--memory-mb", help="Of a batch; 0: the calculator's choice.")
+    ] = 0.0,
+    seconds: Annotated[
+        float, typer.Option(help="At least, for each model, backend and kind of structures.")
+    ] = 5.0,
+    json: Json = None,
+    quiet: Quiet = False,
+) -> None:
+    """Structures a second of the ASE calculator, one by one and in batches.
+
+    Different molecules of 9 atoms, conformers of one of them, and conformers of a larger one. The
+    kernels alone, on the same graphs, say what is left to gain. Beside the targets, missed or met,
+    the exit status is 0.
+
+    Example: mlff-student benchmark batch --models tiny --json batch.json
+    """
+    from rich.progress import Progress
+
+    from ..benchmark.batch import COMMAND, BatchSettings, benchmark_batch
+    from ..benchmark.kernels import models_of
+    from ..benchmark.tables import batch_table, targets_table
+    from ..benchmark.targets import judge, load_targets
+    from ..files import require_writable
+    from ..results import write_results
+
+    settings = BatchSettings(
+        models=models_of(models),
+        molecule=molecule,
+        structures=structures,
+        backends=models_of(backends),
+        threads=whole_numbers("--threads", threads),
+        memory_mb=memory_mb,
+        seconds=seconds,
+    )
+    if json:
+        require_writable(json)
+    with Progress(console=console, disable=quiet) as progress:
+        bar = progress.add_task("batch")
+        records = benchmark_batch(
+            settings,
+            lambda job, done, jobs: progress.update(
+                bar, description=escape(job), completed=done, total=jobs
+            ),
+        )
+    if not quiet:
+        console.print(batch_table(records))
+        console.print(targets_table(judge(records, load_targets())))
+    if json:
+        write_results(json, COMMAND, ",".join(settings.models), records)

@@ -17,6 +17,13 @@ class Dtype(StrEnum):
     float64 = "float64"
 
 
+class Format(StrEnum):
+    """Of the file."""
+
+    torchscript = "torchscript"
+    onnx = "onnx"
+
+
 class ExportEngine(StrEnum):
     """Engines that files can be written for."""
 
@@ -31,6 +38,9 @@ def export_command(
     output: Annotated[
         Path | None, typer.Option("-o", "--output", help="File, or folder with --model all.")
     ] = None,
+    file_format: Annotated[
+        Format, typer.Option("--format", help="TorchScript (.pt), or ONNX for other programs.")
+    ] = Format.torchscript,
     dtype: Annotated[Dtype, typer.Option(help="Precision of the network.")] = Dtype.float32,
     verify: Annotated[
         bool, typer.Option(help="Prove the archive against eager evaluation.")
@@ -49,10 +59,16 @@ def export_command(
 ) -> None:
     """Write a model as one TorchScript file for OpenMM, LAMMPS and ASE.
 
+    With --format onnx, as ONNX (opset 18, dynamic atoms and edges): edge_vectors (edges, 3),
+    edge_index (2, edges) and atomic_numbers (atoms) in; energy, energies (atoms), forces
+    (atoms, 3), virial (3, 3) and gradient (edges, 3) out, in eV and angstrom.
+
     With --engine openmm, a folder with a module for TorchForce, a System and a script that runs
     them.
 
     Example: python export.py --model original -o original.pt
+
+    Example: python export.py --model tiny --format onnx
     """
     from ..checkpoints import available_models, checkpoint_path, model_name
     from ..errors import InputError
@@ -65,11 +81,18 @@ def export_command(
         )
     if bool(engine) != bool(topology) or (engine and model == "all"):
         raise InputError("--engine openmm and --topology FILE go together, with one model")
+    if engine and file_format is Format.onnx:
+        raise InputError("--engine openmm writes TorchScript; leave --format onnx out")
     if engine:
         _export_for_openmm(
             model or str(checkpoint), topology, output, dtype.value, backend.value, json, quiet
         )
         return
+    suffix, write = ".pt", export
+    if file_format is Format.onnx:
+        from ..export_onnx import export_onnx
+
+        suffix, write = ".onnx", export_onnx
     if checkpoint:
         jobs = {model_name(checkpoint): checkpoint}
     elif model == "all":
@@ -79,11 +102,11 @@ def export_command(
     table = Table("structure", "atoms", "precision", "energy (eV/atom)", "forces (eV/angstrom)")
     records = []
     for name, weights in jobs.items():
-        target = output or Path(f"{name}.pt")
+        target = output or Path(f"{name}{suffix}")
         if model == "all" and output:
             output.mkdir(parents=True, exist_ok=True)
-            target = output / f"{name}.pt"
-        agreements = export(weights, target, dtype.value, verify)
+            target = output / f"{name}{suffix}"
+        agreements = write(weights, target, dtype.value, verify)
         for one in agreements:
             table.add_row(
                 f"{name}: {one.structure}",

@@ -1,0 +1,178 @@
+"""Writing a student as ONNX, for programs without torch, and proving it with onnxruntime.
+
+Opset 18; atoms and edges are dynamic. The student's gradient is plain arithmetic, derived by hand,
+so that forces are part of the graph. The neighbour search is not: a program brings its own.
+
+| input | shape | |
+|---|---|---|
+| edge_vectors | (edges, 3) float64 | x_j - x_i of every edge i <- j below the cutoff, angstrom |
+| edge_index | (2, edges) int64 | [receiver i, sender j] |
+| atomic_numbers | (atoms,) int64 | |
+
+| output | shape | |
+|---|---|---|
+| energy | () float64 | eV; NaN where an element is unknown |
+| energies | (atoms,) float64 | share of each atom, eV |
+| forces | (atoms, 3) float64 | eV/angstrom |
+| virial | (3, 3) float64 | - sum r_ij (x) dE/dr_ij = - volume * stress, eV |
+| gradient | (edges, 3) float64 | dE/d edge_vectors, eV/angstrom |
+
+The metadata of the model hold the cutoff, elements and all else that an archive's do, as JSON.
+"""
+
+import json
+import logging
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from ase import Atoms
+from torch import Tensor, nn
+
+from .archive import build_archive
+from .checkpoints import load_student, model_name, read_card
+from .errors import MissingDependencyError
+from .export import DTYPES, Agreement, differences, refuse_disagreement
+from .files import atomic_write
+from .graph import join
+from .student import Student, sum_to_atoms
+
+OPSET = 18  # ScatterND that adds, and reductions with axes as inputs
+INPUTS = ("edge_vectors", "edge_index", "atomic_numbers")
+OUTPUTS = ("energy", "energies", "forces", "virial", "gradient")
+METADATA_KEY = "mlff_student"
+
+
+class OnnxModule(nn.Module):
+    """What is traced: a student with its sums over edges."""
+
+    def __init__(self, student: Student) -> None:
+        super().__init__()
+        self.student = student
+
+    def forward(
+        self, edge_vectors: Tensor, edge_index: Tensor, atomic_numbers: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+        """See the tables above."""
+        # An edge as long as the cutoff adds nothing. onnxruntime cannot broadcast no edges at all.
+        ghost = torch.full((1, 3), self.student.cutoff * 3**-0.5, dtype=torch.float64)
+        vectors = torch.cat([edge_vectors, ghost])
+        index = torch.cat([edge_index, torch.zeros((2, 1), dtype=torch.int64)], 1)
+        species = self.student.species_of[atomic_numbers]
+        atoms = atomic_numbers.shape[0]
+        energies, gradient = self.student(vectors, index, species.clamp(min=0), atoms)
+        energies = torch.where(species < 0, torch.nan, energies)
+        forces = sum_to_atoms(gradient, index[0], atoms) - sum_to_atoms(gradient, index[1], atoms)
+        return energies.sum(), energies, forces, -vectors.t() @ gradient, gradient[:-1]
+
+
+def export_onnx(
+    checkpoint: Path, output: Path, dtype: str = "float32", verify: bool = True
+) -> list[Agreement]:
+    """Write the ONNX file of a checkpoint.
+
+    Parameters
+    ----------
+    checkpoint : weights file; its card.json is read from the same folder.
+    output : ONNX file, replaced whole or not at all.
+    dtype : "float32" or "float64", of the network's arithmetic.
+    verify : run it on structures of 1 to 43 atoms in onnxruntime and compare with eager evaluation,
+        before anything is replaced.
+
+    Returns
+    -------
+    Measured differences; empty without verification.
+
+    Raises
+    ------
+    ArchiveError : unreadable checkpoint, or a file that does not agree.
+    InputError : the output cannot be written.
+    MissingDependencyError : onnx, onnxscript or onnxruntime is not installed.
+    """
+    try:
+        import onnx  # noqa: F401
+        import onnxruntime
+        import onnxscript  # noqa: F401
+    except ImportError as error:
+        raise MissingDependencyError(
+            f"ONNX needs {error.name}; pip install 'mlff-student[onnx]'"
+        ) from error
+    student, config = load_student(checkpoint, DTYPES[dtype])
+    name = model_name(checkpoint)
+    with atomic_write(output) as temporary:
+        program = _trace(OnnxModule(student))
+        metadata = build_archive(student, config, name, read_card(checkpoint)).metadata
+        program.model.metadata_props[METADATA_KEY] = json.dumps(metadata)
+        program.model.doc_string = __doc__
+        program.save(str(temporary))
+        if not verify:
+            return []
+        session = onnxruntime.InferenceSession(str(temporary))
+        agreements = differences(
+            student, config, dtype, lambda atoms: _run(session, atoms, config.cutoff)
+        )
+        refuse_disagreement(f"the ONNX file of {name}", agreements)
+    return agreements
+
+
+def _trace(module: OnnxModule) -> torch.onnx.ONNXProgram:
+    """The exporter that follows torch.export; the older one fixes sizes it met while tracing."""
+    edges, atoms = torch.export.Dim("edges", min=1), torch.export.Dim("atoms", min=1)
+    example = (
+        torch.tensor([[1.1, 0.1, 0.2], [-1.1, -0.1, -0.2]], dtype=torch.float64).repeat(4, 1),
+        torch.tensor([[0, 1], [1, 0]]).repeat(1, 4),
+        torch.tensor([6, 8, 1]),
+    )
+    with _silence():
+        return torch.onnx.export(
+            module,
+            example,
+            dynamo=True,
+            dynamic_shapes=({0: edges}, {1: edges}, {0: atoms}),
+            input_names=INPUTS,
+            output_names=OUTPUTS,
+            opset_version=OPSET,
+            custom_translation_table={torch.ops.aten.index_add.default: _index_add},
+            optimize=False,  # it takes the floor of norms, 1e-8, for zero, and drops it
+            verbose=False,
+        )
+
+
+def _index_add(self: Any, dim: int, index: Any, source: Any, alpha: float = 1.0) -> Any:
+    """Sum of rows as ScatterElements. The exporter's own choice, ScatterND, is a race in
+    onnxruntime 1.31: on two threads forces were off by up to 0.2 eV/angstrom, now and then.
+    """
+    from onnxscript import opset18
+
+    later = list(range(1, len(source.shape)))
+    rows = opset18.Unsqueeze(index, opset18.Constant(value_ints=later)) if later else index
+    everywhere = opset18.Expand(rows, opset18.Shape(source))
+    return opset18.ScatterElements(self, everywhere, source, axis=dim, reduction="add")
+
+
+@contextmanager
+def _silence() -> Iterator[None]:
+    """No word of the exporter's on what it does inside."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        logging.disable(logging.WARNING)
+        try:
+            yield
+        finally:
+            logging.disable(logging.NOTSET)
+
+
+def _run(
+    session: "onnxruntime.InferenceSession",  # noqa: F821  (optional)
+    atoms: Atoms,
+    cutoff: float,
+) -> tuple[float, np.ndarray]:
+    """Energy and forces (N, 3) of a structure in onnxruntime."""
+    graph = join([atoms], cutoff)
+    values = (graph.edge_vectors, graph.edge_index, graph.numbers)
+    energy, _, forces, *_ = session.run(list(OUTPUTS), dict(zip(INPUTS, values, strict=True)))
+    return float(energy), forces
