@@ -787,3 +787,6 @@ def quick_command(
         card = quick(molecule, preset, teacher, folder, workers, compiled)
     console.print(Markdown(card_text(card)))
     console.print(f"next: mlff-student md {molecule} --model {folder}/{preset}.pt", markup=False)
+
+
+from . import lammps_cli  # noqa: E402, F401  its commands take what is above from here

@@ -16,17 +16,15 @@ SEED = 1
 
 
 def acetone_box(atoms: int) -> Atoms:
-    """Liquid density, molecules on a lattice and all in one orientation, 2.1 angstrom apart or
-    more: carbon, hydrogen and oxygen, which a student and ReaxFF know.
+    """Liquid density, molecules on a lattice and all in one orientation, about 2 angstrom
+    apart: carbon, hydrogen and oxygen, which a student and ReaxFF know.
 
     Raises
     ------
     InputError : no whole number of molecules.
     """
     if atoms < ACETONE_ATOMS or atoms % ACETONE_ATOMS:
-        raise InputError(
-            f"boxes are of acetone: a multiple of {ACETONE_ATOMS} atoms, got {atoms}"
-        )
+        raise InputError(f"boxes are of acetone: a multiple of {ACETONE_ATOMS} atoms, got {atoms}")
     one = molecule("CH3COCH3")
     count = atoms // ACETONE_ATOMS
     spacing = np.ptp(one.positions, axis=0)

@@ -15,6 +15,8 @@ UNITS = {
     "exponent": "time exponent",
     "peak_memory_kb_per_atom": "kB/atom",
     "overhead_ms": "ms in OpenMM",
+    "communication_share": "of time in communication",
+    "speedup_by_ranks": "x one rank",
 }
 
 
@@ -26,6 +28,7 @@ class Target(NamedTuple):
     atoms: int = 0
     atoms_from: int = 0
     threads: int = 1
+    ranks: int = 1
     at_least: float | None = None
     at_most: float | None = None
 
@@ -43,6 +46,7 @@ class Target(NamedTuple):
             and record.get(self.figure) is not None
             and (self.models == "all" or record["model"] in self.models)
             and record["threads"] == self.threads
+            and record.get("ranks", 1) == self.ranks
             and record["atoms"] == (self.atoms or max(record["atoms"], self.atoms_from))
         )
 
