@@ -49,7 +49,7 @@ def tantalum_box(atoms: int) -> Atoms:
 def _lattice(
     count: int, spacing: NDArray[np.float64]
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Points (count, 3) of a lattice, drawn where it has more, and its edges (3,), nearly a cube."""
+    """Points (count, 3) drawn from a lattice, and its edges (3,), nearly a cube."""
     edge = (count * spacing.prod()) ** (1 / 3)
 
     def defects(shape: tuple[int, ...]) -> float:

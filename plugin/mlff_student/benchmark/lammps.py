@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from functools import cache
 from importlib import metadata, util
+from itertools import pairwise
 from pathlib import Path
 from statistics import median, quantiles
 from string import Template
@@ -359,7 +360,7 @@ def figures_of(log: str, atoms: int) -> Record:
     ]
     blocks = [
         (after[1] - before[1]) / BLOCK
-        for before, after in zip(clock, clock[1:], strict=False)
+        for before, after in pairwise(clock)
         if after[0] - before[0] == BLOCK
     ]
     per_step = median(blocks) if blocks else seconds / steps

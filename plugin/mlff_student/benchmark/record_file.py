@@ -1,4 +1,4 @@
-"""The JSON file of a benchmark, written after every measurement, with which a killed run goes on."""
+"""The JSON file of a benchmark, written after each measurement; a killed run goes on with it."""
 
 import json
 from collections.abc import Iterator
