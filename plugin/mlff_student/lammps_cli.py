@@ -108,7 +108,9 @@ def lammps_input_command(
     topology: Annotated[
         str, typer.Option("--top", help="Atoms of a trajectory (DCD, XTC, ...) that names none.")
     ] = "",
-    frame: Annotated[int, typer.Option(help="Of a trajectory; negative: from its end.")] = 0,
+    frame: Annotated[
+        int | None, typer.Option(help="Of a file that MDTraj reads; negative: from its end.")
+    ] = None,
     output: Annotated[
         Path | None, typer.Option("-o", "--output", help="Folder to write into.")
     ] = None,
@@ -130,8 +132,8 @@ def lammps_input_command(
         if not (name and equals and value):
             raise InputError(f"--set takes NAME=VALUE, got {text!r}")
         chosen[name] = value
-    if topology or frame:
-        atoms = read_frame(structure, topology, frame).atoms
+    if topology or frame is not None:
+        atoms = read_frame(structure, topology, frame or 0).atoms
     else:
         atoms = read_structure(structure).atoms
     folder = output or Path("runs") / f"{Path(structure).stem or 'molecule'}-{ensemble}"
