@@ -56,6 +56,11 @@ extern "C" void lammpsplugin_init(void *lmp, void *handle, void *register_plugin
   const int lammps = lammps_version(lmp);
   if (lammps != MLFF_STUDENT_LAMMPS_VERSION)
     return refuse("LAMMPS", std::to_string(lammps), std::to_string(MLFF_STUDENT_LAMMPS_VERSION));
+  // Of a build with -DLAMMPS_SIZES other than the running one.
+  const int tag = lammps_extract_setting(lmp, "tagint"), big = lammps_extract_setting(lmp, "bigint");
+  if (tag != sizeof(tagint) || big != sizeof(bigint))
+    return refuse("atom IDs and step numbers of", fmt::format("{} and {} bytes", tag, big),
+                  fmt::format("{} and {} bytes", sizeof(tagint), sizeof(bigint)));
   const std::string torch = torch_release();
   if (torch != MLFF_STUDENT_TORCH_RELEASE)
     return refuse("torch", torch, MLFF_STUDENT_TORCH_RELEASE);

@@ -14,6 +14,7 @@
 #include "modify.h"
 #include "neigh_list.h"
 #include "neighbor.h"
+#include "timer.h"
 #include "update.h"
 #include "utils.h"
 
@@ -54,6 +55,16 @@ std::string join(const std::vector<std::string> &words) {
   std::string text;
   for (const auto &word : words) text += text.empty() ? word : " " + word;
   return text;
+}
+
+// Throws if the weights are not those that the archive was written with.
+void check_weights(const Archive &archive) {
+  const auto stored = json::parse(archive.metadata).at("weights_sha256").get<std::string>();
+  const std::string found = archive.weights_hash();
+  if (found != stored)
+    throw std::runtime_error("its weights have the hash " + found.substr(0, 12) +
+                             ", its metadata say " + stored.substr(0, 12) +
+                             "; the file was altered: copy it again, or export it again");
 }
 
 // Throws if an archive's molecule, evaluated as atoms will be, has other energy and forces than the
@@ -241,6 +252,7 @@ void PairMLFFStudent::coeff(int narg, char **arg) {
   cutoff = committee.front().archive->cutoff;
   const std::string reason = choose_backend();
   for (const auto &member : committee) try {
+      check_weights(*member.archive);
       check_reference_numbers(*member.archive, member.model.get(), *work);
     } catch (const json::exception &damage) {
       error->all(FLERR,
@@ -429,6 +441,7 @@ void *PairMLFFStudent::extract_peratom(const char *name, int &ncol) {
 
 void PairMLFFStudent::compute(int eflag, int vflag) {
   ev_init(eflag, vflag);
+  begin(EDGES);
   number_nodes();
   build_edges();
   if (committee.size() == 1 || !(mean || eflag_global || deviation_flag)) {
@@ -440,12 +453,56 @@ void PairMLFFStudent::compute(int eflag, int vflag) {
     member_forces.assign(3 * committee.size() * row_of_node.size(), 0.0);
     for (std::size_t member = 0; member < committee.size(); member++) {
       evaluate(committee[member], member_energies, member_gradient);
+      begin(TALLY);
       add_member(member, mean ? 1.0 / committee.size() : member == 0);
     }
     measure_deviation();
   }
+  begin(TALLY);
   tally();
   if (vflag_fdotr) virial_fdotr_compute();
+  begin(ELSEWHERE);
+  usage.evaluations++;
+  if (update->setupflag) usage = {}; // as LAMMPS's own table, which begins with the first step
+}
+
+// The table of a run, as LAMMPS prints one of its own.
+void PairMLFFStudent::finish() {
+  const Usage mine = usage;
+  usage = {};
+  if (!mine.evaluations || !timer->has_normal()) return;
+  const double *seconds = mine.seconds.data();
+  double least[ELSEWHERE], most[ELSEWHERE], average[ELSEWHERE], sum = 0.0;
+  MPI_Reduce(seconds, least, ELSEWHERE, MPI_DOUBLE, MPI_MIN, 0, world);
+  MPI_Reduce(seconds, most, ELSEWHERE, MPI_DOUBLE, MPI_MAX, 0, world);
+  MPI_Reduce(seconds, average, ELSEWHERE, MPI_DOUBLE, MPI_SUM, 0, world);
+  const double counts[4] = {double(mine.swaps), double(mine.swapped_bytes), double(mine.messages),
+                            double(mine.sent_bytes)};
+  double all[4];
+  MPI_Reduce(counts, all, 4, MPI_DOUBLE, MPI_SUM, 0, world);
+  if (comm->me > 0) return;
+  std::string text = "\nPair style mlff_student time breakdown:\n"
+                     "Section  |  min time  |  avg time  |  max time  |  %pair\n"
+                     "--------------------------------------------------------\n";
+  for (double &value : average) sum += value /= comm->nprocs;
+  const char *names[ELSEWHERE] = {"Edges", "Model", "Exchange", "Tally"};
+  for (int k = 0; k < ELSEWHERE; k++)
+    text += fmt::format("{:<8} | {:<10.5g} | {:<10.5g} | {:<10.5g} | {:6.2f}\n", names[k], least[k],
+                        average[k], most[k], 100.0 * average[k] / sum);
+  const double steps = static_cast<double>(mine.evaluations) * comm->nprocs;
+  text += fmt::format("Exchanged per evaluation and rank: {:.6g} swaps of {:.8g} bytes in all, of "
+                      "these {:.6g} messages of {:.8g} bytes to other ranks\n",
+                      all[0] / steps, all[1] / steps, all[2] / steps, all[3] / steps);
+  utils::logmesg(lmp, text);
+}
+
+double PairMLFFStudent::memory_usage() {
+  const auto held = [](const auto &...vectors) {
+    return (0.0 + ... + static_cast<double>(vectors.capacity() * sizeof(vectors[0])));
+  };
+  return Pair::memory_usage() + static_cast<double>(work->bytes()) +
+         held(node_of_row, row_of_node, owner_of_row, energies, gradient, edge_index,
+              atomic_numbers, member_energies, member_gradient, member_forces, deviation);
 }
 
 void PairMLFFStudent::number_nodes() {
@@ -459,7 +516,41 @@ void PairMLFFStudent::number_nodes() {
   if (native) return;
   owner_of_row = node_of_row;
   exchange = Exchange::OWNERS;
-  comm->forward_comm(this, 1);
+  forward_exchange(1);
+}
+
+// The time from now on belongs to another stage.
+void PairMLFFStudent::begin(Stage next) {
+  const auto now = std::chrono::steady_clock::now();
+  usage.seconds[stage] += std::chrono::duration<double>(now - stage_began).count();
+  stage = next;
+  stage_began = now;
+}
+
+void PairMLFFStudent::forward_exchange(int size) {
+  const Stage before = stage;
+  begin(EXCHANGE);
+  comm->forward_comm(this, size);
+  begin(before);
+}
+
+void PairMLFFStudent::reverse_exchange(int size) {
+  const Stage before = stage;
+  begin(EXCHANGE);
+  comm->reverse_comm(this, size);
+  begin(before);
+}
+
+// Comm hands a rank the buffer that it has packed where that is to itself, and another one where it
+// has been received.
+void PairMLFFStudent::count_swap(const double *buf, std::size_t doubles) {
+  if (doubles == 0) return;
+  const auto bytes = static_cast<int64_t>(doubles * sizeof(double));
+  usage.swaps++;
+  usage.swapped_bytes += bytes;
+  if (buf == packed) return;
+  usage.messages++;
+  usage.sent_bytes += bytes;
 }
 
 void PairMLFFStudent::build_edges() {
@@ -497,6 +588,7 @@ void PairMLFFStudent::evaluate(const Member &member, std::vector<double> &energi
                                std::vector<double> &gradient) {
   energies.resize(list->inum);
   gradient.resize(3 * work->graph.edges);
+  begin(MODEL);
   try {
     if (native)
       evaluate_native(member, energies.data(), gradient.data());
@@ -522,14 +614,14 @@ void PairMLFFStudent::evaluate_native(const Member &member, double *energies, do
   // Before the first layer features follow from the types, ghosts' as well.
   for (depth = 0; depth < layers; depth++) {
     exchange = Exchange::FEATURES;
-    if (depth > 0) comm->forward_comm(this, size);
+    if (depth > 0) forward_exchange(size);
     forward_layer(model, *work, depth);
   }
   readout(model, *work, list->inum);
   for (depth = layers; depth-- > 0;) {
     adjoint_layer(model, *work, depth);
     exchange = Exchange::GRADIENTS;
-    if (depth > 0) comm->reverse_comm(this, size);
+    if (depth > 0) reverse_exchange(size);
   }
   mlff_student::finish(model, *work, list->inum, energies, gradient);
 }
@@ -552,6 +644,7 @@ void PairMLFFStudent::evaluate_portable(const Member &member, double *energies, 
 }
 
 int PairMLFFStudent::pack_forward_comm(int n, int *rows, double *buf, int, int *) {
+  packed = buf;
   if (exchange == Exchange::OWNERS) {
     for (int k = 0; k < n; k++) buf[k] = owner_of_row[rows[k]];
     return n;
@@ -569,6 +662,7 @@ int PairMLFFStudent::pack_forward_comm(int n, int *rows, double *buf, int, int *
 }
 
 void PairMLFFStudent::unpack_forward_comm(int n, int first, double *buf) {
+  count_swap(buf, n * (exchange == Exchange::OWNERS ? 1 : packed_size(channels)));
   if (exchange == Exchange::OWNERS) {
     for (int k = 0; k < n; k++) owner_of_row[first + k] = static_cast<int>(buf[k]);
     return;
@@ -584,6 +678,7 @@ void PairMLFFStudent::unpack_forward_comm(int n, int first, double *buf) {
 }
 
 int PairMLFFStudent::pack_reverse_comm(int n, int first, double *buf) {
+  packed = buf;
   const std::size_t size =
       exchange == Exchange::FORCES ? 3 * committee.size() : packed_size(channels);
   for (int k = 0; k < n; k++) {
@@ -602,6 +697,7 @@ int PairMLFFStudent::pack_reverse_comm(int n, int first, double *buf) {
 void PairMLFFStudent::unpack_reverse_comm(int n, int *rows, double *buf) {
   const std::size_t size =
       exchange == Exchange::FORCES ? 3 * committee.size() : packed_size(channels);
+  count_swap(buf, n * size);
   for (int k = 0; k < n; k++) {
     const int64_t node = node_of_row[rows[k]];
     const double *from = buf + k * size;
@@ -691,7 +787,7 @@ void PairMLFFStudent::add_member(std::size_t member, double weight) {
 void PairMLFFStudent::measure_deviation() {
   const std::size_t members = committee.size();
   exchange = Exchange::FORCES;
-  comm->reverse_comm(this, static_cast<int>(3 * members));
+  reverse_exchange(static_cast<int>(3 * members));
 
   deviation.assign(atom->nlocal + 1, 0.0); // fix pair takes a null pointer for an unknown name
   double largest = 0.0;

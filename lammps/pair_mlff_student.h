@@ -14,6 +14,8 @@ PairStyle(mlff_student,PairMLFFStudent);
 
 #include "pair.h"
 
+#include <array>
+#include <chrono>
 #include <cstdint>
 #include <memory>
 #include <string>
@@ -38,6 +40,8 @@ public:
   void compute(int eflag, int vflag) override;
   void *extract(const char *name, int &dim) override;
   void *extract_peratom(const char *name, int &ncol) override;
+  void finish() override;
+  double memory_usage() override;
 
   int pack_forward_comm(int n, int *list, double *buf, int pbc_flag, int *pbc) override;
   void unpack_forward_comm(int n, int first, double *buf) override;
@@ -47,12 +51,26 @@ public:
 private:
   struct Member; // a model of the committee
   enum class Exchange { OWNERS, FEATURES, GRADIENTS, FORCES };
+  enum Stage { EDGES, MODEL, EXCHANGE, TALLY, ELSEWHERE };
+
+  // What this rank did since the run began. Every exchange is made in swaps; one whose partner is
+  // the rank itself, across a periodic boundary, is a copy, and any other a message.
+  struct Usage {
+    std::array<double, 5> seconds{}; // by stage
+    int64_t evaluations = 0;
+    int64_t swaps = 0, swapped_bytes = 0; // copies and messages
+    int64_t messages = 0, sent_bytes = 0;
+  };
 
   std::string read_file(const char *name);
   std::string choose_backend();
   void map_types(int narg, char **arg);
   void number_nodes();
   void build_edges();
+  void begin(Stage next);
+  void forward_exchange(int size);
+  void reverse_exchange(int size);
+  void count_swap(const double *buf, std::size_t doubles);
   void evaluate(const Member &member, std::vector<double> &energies, std::vector<double> &gradient);
   void evaluate_native(const Member &member, double *energies, double *gradient);
   void evaluate_portable(const Member &member, double *energies, double *gradient);
@@ -80,6 +98,10 @@ private:
   Exchange exchange = Exchange::OWNERS;
   std::size_t depth = 0;    // of the layer whose rows are exchanged
   std::size_t channels = 0; // of those rows
+  const double *packed = nullptr; // buffer that was packed last
+  Usage usage;
+  Stage stage = ELSEWHERE;
+  std::chrono::steady_clock::time_point stage_began;
 
   std::vector<double> energies;                    // (inum,) eV
   std::vector<double> gradient;                    // (E, 3) eV/angstrom, by the edge vectors

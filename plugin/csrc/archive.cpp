@@ -1,10 +1,13 @@
 #include "archive.h"
 
+#include "sha256.h"
+
 #include <torch/cuda.h>
 #include <torch/script.h>
 
 #include <algorithm>
 #include <dlfcn.h>
+#include <map>
 #include <sstream>
 #include <stdexcept>
 #include <string_view>
@@ -98,6 +101,19 @@ Arrays Archive::weights() const {
   for (const auto &item : student.named_parameters()) add(item.name, item.value);
   for (const auto &item : student.named_buffers()) add(item.name, item.value);
   return arrays;
+}
+
+std::string Archive::weights_hash() const {
+  std::map<std::string, torch::Tensor> sorted;
+  for (const auto &item : script_->module.named_parameters()) sorted[item.name] = item.value;
+  for (const auto &item : script_->module.named_buffers()) sorted[item.name] = item.value;
+  Sha256 hash;
+  for (const auto &[key, tensor] : sorted) {
+    const auto values = tensor.detach().to(torch::kCPU).contiguous();
+    hash.update(key.data(), key.size());
+    hash.update(values.const_data_ptr(), values.nbytes());
+  }
+  return hash.digest();
 }
 
 // No inference or no-grad guard around the call: an archive may use autograd inside, and

@@ -21,6 +21,9 @@ public:
   // For Model.
   Arrays weights() const;
 
+  // SHA-256 over all weights and buffers, as `weights_sha256` of the metadata says it.
+  std::string weights_hash() const;
+
   // The archive's method from_edges: energies (atoms,) in eV and their gradient (edges, 3) in
   // eV/angstrom, from edge vectors (edges, 3) and edge index (2, edges), [receivers, senders].
   void from_edges(const double *edge_vectors, const int64_t *edge_index, int64_t edges,

@@ -23,6 +23,7 @@ public:
     }
     return memory_.get();
   }
+  std::size_t bytes() const { return capacity_ * sizeof(T); }
   T *data() { return memory_.get(); }
   const T *data() const { return memory_.get(); }
   T &operator[](std::size_t index) { return memory_.get()[index]; }

@@ -74,6 +74,22 @@ void Graph::resize(int64_t nodes_wanted, int64_t receivers_wanted, int64_t edges
   vectors.reserve(3 * edges);
 }
 
+std::size_t Graph::bytes() const {
+  return first.bytes() + sender.bytes() + vectors.bytes() + geometry.bytes() +
+         sender_first.bytes() + receiver_of.bytes() + edge_of.bytes() + place_of.bytes() +
+         geometry_by_sender.bytes();
+}
+
+std::size_t Workspace::bytes() const {
+  std::size_t sum = graph.bytes() + species.bytes() + readout_z.bytes() + eps.bytes() +
+                    g_q.bytes() + g_mu.bytes() + g_q_next.bytes() + g_mu_next.bytes() +
+                    g_edge.bytes();
+  for (const LayerState &state : layers)
+    sum += state.q.bytes() + state.mu.bytes() + state.phi.bytes() + state.v.bytes() +
+           state.norm.bytes() + state.z.bytes() + state.a_v.bytes();
+  return sum;
+}
+
 void Graph::complete(const Model &model) {
   // Counting sort by sender; within one, edges keep their order.
   sender_first.reserve(nodes + 1);

@@ -15,6 +15,7 @@ struct Graph {
   void resize(int64_t nodes, int64_t receivers, int64_t edges);
   // The rest from that; throws if a vector is not finite.
   void complete(const Model &model);
+  std::size_t bytes() const; // held
 
   int64_t nodes = 0, receivers = 0, edges = 0;
   Buffer<int64_t> first;    // (receivers + 1,) edges of receiver i: first[i] to first[i + 1]
@@ -44,6 +45,8 @@ struct LayerState {
 // their owners' values before `forward_layer(l)`, l > 0; after `adjoint_layer(l)`, l > 0, those of
 // `g_q`, `g_mu` hold what is to be added to the owners'.
 struct Workspace {
+  std::size_t bytes() const; // held
+
   Graph graph;
   Buffer<int32_t> species;        // (N,)
   std::vector<LayerState> layers; // one more than the model has: the last holds its result

@@ -9,7 +9,8 @@ add_library(mlff_student_core STATIC
   "${CSRC}/layers.cpp"
   "${CSRC}/model.cpp"
   "${CSRC}/radial_table.cpp"
-  "${CSRC}/repulsion.cpp")
+  "${CSRC}/repulsion.cpp"
+  "${CSRC}/sha256.cpp")
 
 # The hot loops once for each instruction set; dispatch.cpp picks one when the library runs.
 function(add_kernels isa)

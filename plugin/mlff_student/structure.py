@@ -64,6 +64,30 @@ def read_structure(source: str) -> Structure:
     return Structure(atoms, make_topology(atoms, perceive_bonds(atoms)))
 
 
+def read_frame(trajectory: str, topology: str = "", frame: int = 0) -> Structure:
+    """One frame of any file that MDTraj reads.
+
+    Parameters
+    ----------
+    topology : file with the atoms, for a trajectory that names none.
+    frame : counted from 0; from the end if negative.
+
+    Raises
+    ------
+    InputError : a file that cannot be read, or has no such frame.
+    """
+    options = {"top": topology} if topology else {}
+    try:
+        if frame < 0:
+            frame += sum(len(chunk) for chunk in mdtraj.iterload(trajectory, **options))
+        return _from_mdtraj(mdtraj.load_frame(trajectory, frame, **options))
+    except InputError:
+        raise
+    except Exception as error:  # the readers raise whatever their parsers run into
+        detail = str(error).strip().splitlines() or [type(error).__name__]
+        raise InputError(f"cannot read frame {frame} of {trajectory}: {detail[0]}") from error
+
+
 def check_structure(atoms: Atoms, elements: Sequence[str] = tuple(ELEMENTS)) -> None:
     """Refuse a structure that would give a meaningless number.
 

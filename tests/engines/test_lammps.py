@@ -204,6 +204,7 @@ REFUSALS = {
         ["newer.pt' has archive format", "the version that wrote it"],
     ),
     "other numbers": ("MODEL", "altered.pt", ["self-check fails: energy off by", "doctor"]),
+    "other weights": ("MODEL", "exchanged.pt", ["its weights have the hash", "say 000000000000"]),
     "no metadata": ("MODEL", "bare.pt", ["metadata of model random_tiny are damaged", "export"]),
     "member with another cutoff": (
         "MODEL C H O",
@@ -244,6 +245,9 @@ def bad_files(tiny_archive, tiny_archive64, tmp_path_factory) -> Path:
     save_archive(newer, folder / "newer.pt")
     archive.metadata["self_check"]["energy"] += 0.01
     save_archive(archive, folder / "altered.pt")
+    archive.metadata["self_check"]["energy"] -= 0.01
+    archive.metadata["weights_sha256"] = "0" * 64
+    save_archive(archive, folder / "exchanged.pt")
     (folder / "truncated.pt").write_bytes(content[: len(content) // 2])
     torch.jit.save(torch.jit.script(torch.nn.Linear(2, 2)), str(folder / "foreign.pt"))
     return folder
@@ -329,16 +333,37 @@ def test_plugin_is_found_by_a_bare_lmp(structures, tiny_archive, tmp_path):
     assert "mlff_student: model random_tiny, 76097 parameters, float32" in result.stdout
 
 
-def test_example_script(structures, tiny_archive, tmp_path):
-    """lammps/in.example with another file, model and elements, as its first lines say."""
-    write_data(structures["ethanol"], tmp_path / "molecule.data")
-    example = (Path(__file__).parents[2] / "lammps" / "in.example").read_text()
-    variables = f"variable model index {tiny_archive}\nvariable steps index 200\n"
-    log = run_lmp(variables + example, tmp_path, "example")
-    energies = re.findall(r"^ +\d+ +\S+ +\S+ +\S+ +\S+ +(\S+) *$", log, re.MULTILINE)
-    assert len(energies) == 3
-    assert np.ptp(np.array(energies, float)) < 1.0  # eV, of a student with random weights
-    assert (tmp_path / "trajectory.xyz").read_text().count("Atoms. Timestep") == 3
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_table_of_a_run(ranks, structures, tiny_archive, tmp_path):
+    """The stages add up to the pair time; a ghost costs 32 F (L - 1) bytes, wherever it is from."""
+    write_data(structures["triclinic"], tmp_path / "point.data")
+    script = SCRIPT.format(archive=tiny_archive, elements="C H O")
+    script += "fix motion all nve\ntimestep 0.0001\nneigh_modify exclude none\nrun 20\n"
+    log = run_lmp(script, tmp_path, "table", ranks=ranks)
+    average = {
+        name: float(value)
+        for name, value in re.findall(r"^(\w+) +\|[^|\n]*\| *([\d.e+-]+) *\|", log, re.MULTILINE)
+    }
+    stages = sum(average[name] for name in ("Edges", "Model", "Exchange", "Tally"))
+    # LAMMPS's clock covers the call of the pair style and the clearing of forces before it.
+    assert 0.8 * average["Pair"] < stages < 1.01 * average["Pair"]
+    swaps, swapped, messages, sent = map(
+        float,
+        re.search(
+            r"(\S+) swaps of (\S+) bytes in all, of these (\S+) messages of (\S+) bytes", log
+        ).groups(),
+    )
+    ghosts = float(re.search(r"^Nghost: +(\S+) ave", log, re.MULTILINE).group(1))
+    channels, layers = 64, 2  # of tiny
+    assert swapped == pytest.approx(32 * channels * (layers - 1) * ghosts, rel=1e-3)
+    if ranks == 1:
+        assert messages == sent == 0.0
+    else:
+        # One direction of three is shared, and its ghosts include none of the others'.
+        assert 0.0 < sent < swapped and 0.0 < messages < swaps
+    held = float(re.search(r"^Per MPI rank memory .* = .* \| (\S+) Mbytes", log, re.M).group(1))
+    # Of every node the features of three depths and their gradients: 5 x 4 F float32 at least.
+    assert 1e6 * held > 5 * 4 * channels * 4 * ghosts
 
 
 def test_beside_the_python_kernels(structures, tiny_archive, tmp_path):

@@ -9,6 +9,7 @@ from ase import Atoms
 from ase.calculators.lammps import convert
 from ase.io import read
 
+from mlff_student.benchmark.lammps import potential_file
 from mlff_student.calculator import StudentForceFieldCalculator
 from mlff_student.checkpoints import checkpoint_path
 from mlff_student.export import export
@@ -312,7 +313,9 @@ rerun frames.dump dump x y z
 
 
 def test_another_styles_script_with_two_lines_changed(shipped_archive, tmp_path):
-    """A run of methane as people have it for AIREBO: pair_style and pair_coeff are the changes."""
+    """A run of methane for AIREBO, which LAMMPS takes; then pair_style and pair_coeff are changed,
+    and nothing else.
+    """
     script = """\
 # methane at 300 K
 units           metal
@@ -347,10 +350,14 @@ run             20
         "# methane\n\n5 atoms\n\nCoords\n\n1 0 0 0\n2 0.63 0.63 0.63\n3 -0.63 -0.63 0.63\n"
         "4 -0.63 0.63 -0.63\n5 0.63 -0.63 -0.63\n\nTypes\n\n1 1\n2 2\n3 2\n4 2\n5 2\n"
     )
-    pair = f"pair_style      mlff_student\npair_coeff      * * {shipped_archive} C H"
-    log = run_lmp(script.replace("PAIR", pair), tmp_path, "methane", ranks=2)
-    last = re.findall(r"^ +20 +(\S+) ", log, re.MULTILINE)[-1]
-    assert 100.0 < float(last) < 500.0
+    pairs = {
+        "airebo": f"airebo 3.0 1 1\npair_coeff * * {potential_file('CH.airebo')} C H",
+        "student": f"mlff_student\npair_coeff * * {shipped_archive} C H",
+    }
+    for name, pair in pairs.items():
+        log = run_lmp(script.replace("PAIR", f"pair_style {pair}"), tmp_path, name, ranks=2)
+        last = re.findall(r"^ +20 +(\S+) ", log, re.MULTILINE)[-1]
+        assert 100.0 < float(last) < 500.0
 
 
 @pytest.mark.slow

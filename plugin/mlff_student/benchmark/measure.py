@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from functools import cache
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from ase import Atoms
@@ -13,6 +13,7 @@ from ..errors import StudentError
 from ..native import with_backend
 from .arithmetic import work
 from .memory import available_memory, peak_memory
+from .record_file import Record
 from .thermal import archive_arguments, edge_lengths, thermal_structure
 from .timing import in_turns
 
@@ -40,7 +41,6 @@ FIGURES = (
     "peak_memory_mb",
     "peak_memory_kb_per_atom",
 )
-Record = dict[str, Any]
 
 
 class Job(NamedTuple):
@@ -80,7 +80,7 @@ def _kernels(job: Job, archive: Archive, seconds: float, records: list[Record]) 
     native = with_backend(archive, "native").module
     native.evaluate(*arguments)  # searches neighbours, gets its memory
     calls = _roofs() | {"native": lambda: native.evaluate(*arguments)}
-    note = _too_large(job, edges)
+    note = too_large_for_portable(job.model, job.atoms, edges)
     if not note:
         small = archive_arguments(_structure(MOLECULE, archive)[0])
         for _ in range(3):  # TorchScript compiles on the second
@@ -178,12 +178,12 @@ def _roofs() -> dict[str, Callable[[], object]]:
     return {"copy": lambda: target.copy_(source), "sgemm": lambda: torch.mm(a, b, out=product)}
 
 
-def _too_large(job: Job, edges: int) -> str:
+def too_large_for_portable(model: str, atoms: int, edges: int) -> str:
     """Why the portable backend is not measured; empty where it is."""
-    if job.atoms <= PROBE:
+    if atoms <= PROBE:
         return ""
     try:
-        needed = _portable_bytes_per_edge(job.model) * edges
+        needed = _portable_bytes_per_edge(model) * edges
         available = available_memory()
     except (OSError, StudentError) as error:
         return f"not measured: its memory cannot be foretold ({error})"

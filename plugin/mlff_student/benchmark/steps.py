@@ -22,7 +22,8 @@ from ..results import machine_facts
 from ..structure import Structure, make_topology, read_structure
 from ..teachers import make_teacher
 from ..units import KJ_PER_MOL, NM
-from .measure import STEPS, STILL_PS, Record
+from .measure import STEPS, STILL_PS
+from .record_file import Record
 from .thermal import thermal_structure
 from .timing import in_turns
 

@@ -17,6 +17,8 @@ UNITS = {
     "overhead_ms": "ms in OpenMM",
     "batch_speedup": "x one by one",
     "batch_s": "s a batch",
+    "communication_share": "of time in communication",
+    "speedup_by_ranks": "x one rank",
 }
 
 
@@ -28,6 +30,7 @@ class Target(NamedTuple):
     atoms: int = 0
     atoms_from: int = 0
     threads: int = 1
+    ranks: int = 1
     at_least: float | None = None
     at_most: float | None = None
 
@@ -45,6 +48,7 @@ class Target(NamedTuple):
             and record.get(self.figure) is not None
             and (self.models == "all" or record["model"] in self.models)
             and record["threads"] == self.threads
+            and record.get("ranks", 1) == self.ranks
             and record["atoms"] == (self.atoms or max(record["atoms"], self.atoms_from))
         )
 

@@ -8,6 +8,7 @@ from .common import console, run
 from .distill import distill_app
 from .export import export_command
 from .installation import doctor_command, lammps_env_command, models_command
+from .lammps import lammps_input_command
 from .md import md_command
 
 __all__ = ["app", "console", "export_command", "main", "run"]
@@ -24,6 +25,7 @@ app.command("md")(md_command)
 app.command("analyze")(analyze_command)
 app.add_typer(benchmark_app, name="benchmark")
 app.command("lammps-env")(lammps_env_command)
+app.command("lammps-input")(lammps_input_command)
 app.command("doctor")(doctor_command)
 app.command("models")(models_command)
 

