@@ -29,7 +29,7 @@ from ..lammps_plugin import plugin_path
 from ..lammps_run import element_order, lammps_executable, mpi_executable, run_lmp, write_data
 from ..md import ns_per_day
 from ..results import machine_facts
-from .boxes import acetone_box, tantalum_box
+from .boxes import acetone_box, tantalum_box, whole_molecules
 from .measure import too_large_for_portable
 from .record_file import Record, RecordFile
 from .thermal import edge_lengths
@@ -152,7 +152,7 @@ class LammpsSettings:
             unique = dict.fromkeys(values) if name == "models" else sorted(set(values))
             object.__setattr__(self, name, tuple(unique))
         for count in self.atoms:
-            acetone_box(count)  # refuses what is no multiple
+            whole_molecules(count)
         cores = machine_facts()["cores"]
         for name in ("ranks", "threads"):
             if bad := [count for count in getattr(self, name) if not 1 <= count <= cores]:
@@ -214,7 +214,8 @@ def benchmark_lammps(
     MissingDependencyError : no LAMMPS, MPI, plugin or potential.
     """
     archives = {model: archive_of(model) for model in settings.models}
-    lammps_executable(), mpi_executable(), plugin_path()
+    for needed in (lammps_executable, mpi_executable, plugin_path):
+        needed()
     for name in settings.others:
         for file in RIVALS[name].files if name in RIVALS else ():
             potential_file(file)
