@@ -57,7 +57,8 @@ extern "C" void lammpsplugin_init(void *lmp, void *handle, void *register_plugin
   if (lammps != MLFF_STUDENT_LAMMPS_VERSION)
     return refuse("LAMMPS", std::to_string(lammps), std::to_string(MLFF_STUDENT_LAMMPS_VERSION));
   // Of a build with -DLAMMPS_SIZES other than the running one.
-  const int tag = lammps_extract_setting(lmp, "tagint"), big = lammps_extract_setting(lmp, "bigint");
+  const int tag = lammps_extract_setting(lmp, "tagint"),
+            big = lammps_extract_setting(lmp, "bigint");
   if (tag != sizeof(tagint) || big != sizeof(bigint))
     return refuse("atom IDs and step numbers of", fmt::format("{} and {} bytes", tag, big),
                   fmt::format("{} and {} bytes", sizeof(tagint), sizeof(bigint)));

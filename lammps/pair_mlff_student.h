@@ -96,8 +96,8 @@ private:
   std::unique_ptr<mlff_student::Workspace> work; // has the edges; receivers are local nodes
 
   Exchange exchange = Exchange::OWNERS;
-  std::size_t depth = 0;    // of the layer whose rows are exchanged
-  std::size_t channels = 0; // of those rows
+  std::size_t depth = 0;          // of the layer whose rows are exchanged
+  std::size_t channels = 0;       // of those rows
   const double *packed = nullptr; // buffer that was packed last
   Usage usage;
   Stage stage = ELSEWHERE;

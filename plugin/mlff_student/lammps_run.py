@@ -32,6 +32,7 @@ from .structure import Structure
 
 UNITS = ("metal", "real")
 VACUUM = 10.0  # angstrom around an open system in its data file
+MASS_TOLERANCE = 5e-3  # tables of elements differ by less, isotopes by more
 POLL_S = 0.2
 # Runs its arguments, and kills them when the pipe on standard input breaks: a killed run must not
 # leave an lmp behind that writes to the folder while the next start resumes there.
@@ -172,7 +173,8 @@ def check_data(atoms: Atoms, units: str) -> None:
     if units not in UNITS:
         raise InputError(f"unknown units {units!r}; known: {', '.join(UNITS)}")
     standard = atomic_masses[atoms.numbers]
-    if (other := np.flatnonzero(abs(atoms.get_masses() - standard) > 1e-6)).size:
+    different = abs(atoms.get_masses() / standard - 1.0) > MASS_TOLERANCE
+    if (other := np.flatnonzero(different)).size:
         index = other[0]
         raise InputError(
             f"atom {index} ({atoms.symbols[index]}) has the mass {atoms.get_masses()[index]:g}, "

@@ -15,6 +15,18 @@ TANTALUM_A = 3.316  # angstrom, bcc lattice constant of Ta06A.snap
 SEED = 1
 
 
+def whole_molecules(atoms: int) -> int:
+    """Molecules of acetone that so many atoms are.
+
+    Raises
+    ------
+    InputError : no whole number of them.
+    """
+    if atoms < ACETONE_ATOMS or atoms % ACETONE_ATOMS:
+        raise InputError(f"boxes are of acetone: a multiple of {ACETONE_ATOMS} atoms, got {atoms}")
+    return atoms // ACETONE_ATOMS
+
+
 def acetone_box(atoms: int) -> Atoms:
     """Liquid density, molecules on a lattice and all in one orientation, about 2 angstrom
     apart: carbon, hydrogen and oxygen, which a student and ReaxFF know.
@@ -23,11 +35,10 @@ def acetone_box(atoms: int) -> Atoms:
     ------
     InputError : no whole number of molecules.
     """
-    if atoms < ACETONE_ATOMS or atoms % ACETONE_ATOMS:
-        raise InputError(f"boxes are of acetone: a multiple of {ACETONE_ATOMS} atoms, got {atoms}")
+    count = whole_molecules(atoms)
     one = molecule("CH3COCH3")
-    count = atoms // ACETONE_ATOMS
     spacing = np.ptp(one.positions, axis=0)
+    # The one distance between boxes around molecules that gives the density.
     gap = np.roots([1.0, spacing.sum(), spacing @ np.roll(spacing, 1), spacing.prod() - ACETONE_A3])
     spacing = spacing + gap.real[abs(gap.imag) < 1e-9].max()
     places, cell = _lattice(count, spacing)

@@ -29,7 +29,7 @@ from ..lammps_plugin import plugin_path
 from ..lammps_run import element_order, lammps_executable, mpi_executable, run_lmp, write_data
 from ..md import ns_per_day
 from ..results import machine_facts
-from .boxes import acetone_box, tantalum_box
+from .boxes import acetone_box, tantalum_box, whole_molecules
 from .measure import too_large_for_portable
 from .record_file import Record, RecordFile
 from .thermal import edge_lengths
@@ -152,7 +152,7 @@ class LammpsSettings:
             unique = dict.fromkeys(values) if name == "models" else sorted(set(values))
             object.__setattr__(self, name, tuple(unique))
         for count in self.atoms:
-            acetone_box(count)  # refuses what is no multiple
+            whole_molecules(count)
         cores = machine_facts()["cores"]
         for name in ("ranks", "threads"):
             if bad := [count for count in getattr(self, name) if not 1 <= count <= cores]:
@@ -214,7 +214,8 @@ def benchmark_lammps(
     MissingDependencyError : no LAMMPS, MPI, plugin or potential.
     """
     archives = {model: archive_of(model) for model in settings.models}
-    lammps_executable(), mpi_executable(), plugin_path()
+    for needed in (lammps_executable, mpi_executable, plugin_path):
+        needed()
     for name in settings.others:
         for file in RIVALS[name].files if name in RIVALS else ():
             potential_file(file)
@@ -271,7 +272,7 @@ def _head(settings: LammpsSettings) -> dict[str, Any]:
         "model": ",".join(settings.models),
         "machine": machine_facts()
         | {
-            "lammps": metadata.version("lammps"),
+            "lammps": _lammps_version(),
             "torch": torch.__version__,
             "plugin_sha256": hashlib.sha256(plugin_path().read_bytes()).hexdigest(),
         },
@@ -280,6 +281,13 @@ def _head(settings: LammpsSettings) -> dict[str, Any]:
             for name, value in asdict(settings).items()
         },
     }
+
+
+def _lammps_version() -> str:
+    try:
+        return metadata.version("lammps")
+    except metadata.PackageNotFoundError:  # built by hand
+        return "of no package"
 
 
 @cache
@@ -319,7 +327,8 @@ def _measure(job: Job, archive: Archive | None, seconds: float, records: list[Re
         try:
             log = run_lmp(script, folder, "steps", threads=job.threads, ranks=job.ranks)
         except StudentError as error:
-            return record | {"note": f"not measured: {error}"}
+            reason, *_ = str(error).partition(" (log:")  # which is gone with the folder
+            return record | {"note": f"not measured: {reason}"}
     record |= figures_of(log, job.atoms)
     record["ns_per_day"] = ns_per_day(potential.timestep_fs, record["ms_per_step"])
     for key, other in (

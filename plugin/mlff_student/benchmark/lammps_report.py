@@ -13,7 +13,7 @@ from .lammps import RIVALS, STUDENT
 from .record_file import Record
 from .tables import LEAST_CORES
 from .targets import UNITS, judge, load_targets
-from .weak_scaling import Network, predict
+from .weak_scaling import RANKS, Network, predict
 
 BEGIN, END = "<!-- benchmark lammps: begin -->", "<!-- benchmark lammps: end -->"
 # Heading, key, form.
@@ -200,8 +200,10 @@ def _scaling(records: Sequence[Record], network: Network) -> Iterator[str]:
     rows = []
     for one in (one for one in _exchanging(records) if one["ranks"] == 1):
         exchanges = 2 * (archive_of(one["model"]).metadata["layers"] - 1)
-        predictions = list(predict(one, exchanges, network))
-        cells = (f"{each.ms_per_step:.3g} ms, {each.efficiency:.0%}" for each in predictions)
+        cells = (
+            f"{each.ms_per_step:.3g} ms, {each.efficiency:.0%}"
+            for each in predict(one, exchanges, network)
+        )
         rows.append((_name(one), f"{one['atoms']:,}", *cells))
     if rows:
         yield (
@@ -214,5 +216,5 @@ def _scaling(records: Sequence[Record], network: Network) -> Iterator[str]:
             f"{network.bandwidth_gb_per_s:g} GB/s for each rank while all send; messages one after "
             "another and hidden behind nothing, as Comm sends them; equal work on all ranks."
         )
-        titles = (f"{each.ranks:,} ranks" if each.ranks > 1 else "1 rank" for each in predictions)
+        titles = (f"{ranks:,} ranks" if ranks > 1 else "1 rank" for ranks in RANKS)
         yield _table(("model", "atoms/rank", *titles), rows)
