@@ -18,7 +18,7 @@ from mlff_student.units import KJ_PER_MOL
 
 parser = argparse.ArgumentParser(description=__doc__)
 parser.add_argument("--output", type=Path, default=Path("runs/examples/amber"))
-parser.add_argument("--short", action="store_true", help="1 ps instead of 20")
+parser.add_argument("--short", action="store_true", help="5 ps instead of 20")
 options = parser.parse_args()
 options.output.mkdir(parents=True, exist_ok=True)
 topology, trajectory, log = (options.output / name for name in ("run.pdb", "run.dcd", "run.csv"))
@@ -36,7 +36,7 @@ simulation.reporters.append(DCDReporter(str(trajectory), 20))
 facts = {"time": True, "potentialEnergy": True, "kineticEnergy": True, "temperature": True}
 raw = str(options.output / "openmm.csv")
 simulation.reporters.append(StateDataReporter(raw, 20, totalEnergy=True, **facts))
-simulation.step(2000 if options.short else 40_000)
+simulation.step(10_000 if options.short else 40_000)
 minimised = warm.context.getState(positions=True).getPositions()
 with topology.open("w") as file:
     PDBFile.writeFile(pdb.topology, minimised, file)
