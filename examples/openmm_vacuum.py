@@ -4,6 +4,7 @@ python examples/openmm_vacuum.py
 """
 
 import argparse
+import csv
 from pathlib import Path
 
 from openmm import LangevinMiddleIntegrator, unit
@@ -33,4 +34,10 @@ guard = Monitor(topology, positions, options.model, every=steps // 5, csv=str(lo
 simulation.reporters.append(guard)
 simulation.reporters.append(DCDReporter(str(options.output / "openmm_vacuum.dcd"), steps // 20))
 simulation.step(steps)
-print(log.read_text())
+print("time (ps)   total energy (eV)   temperature (K)   largest change of a bond (angstrom)")
+with log.open(newline="") as file:
+    for row in csv.DictReader(file):
+        print(
+            f"{float(row['time_ps']):9.2f} {float(row['total_ev']):19.4f} "
+            f"{float(row['temperature_k']):17.0f} {float(row['bond_deviation_angstrom']):37.3f}"
+        )
