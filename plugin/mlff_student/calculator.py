@@ -35,6 +35,7 @@ from .structure import (
     FARTHEST,
     SHORTEST_DISTANCE,
     bare_carbons,
+    check_cell,
     check_distances,
     check_structure,
     edges_of,
@@ -60,7 +61,7 @@ class StudentForceFieldCalculator(Calculator):
     """Energy, forces, stress, and the share of each atom in energy and stress, of a student.
 
     Native kernels search neighbours themselves, and so does the archive on a GPU; for the portable
-    backend on the CPU vesin does, which is 1.2 to 1.7 times as fast. All but the GPU's keep a list
+    backend on the CPU vesin does, which is 1.1 to 1.7 times as fast. All but the GPU's keep a list
     with a skin, so that few steps of MD search at all.
 
     A calculator can be pickled and sent to other processes: its weights go along.
@@ -185,17 +186,20 @@ class StudentForceFieldCalculator(Calculator):
             self._seconds.append(perf_counter() - start)
 
     def _check(self, given: Atoms | None, system_changes: list[str]) -> None:
-        """All of a structure that is new; of one known, only what positions alone can break.
+        """All of a structure that is new; of one known, only what cannot be evaluated.
 
-        Atoms of the same object may come closer than any real ones, as they do when a minimiser
-        tries a step, and the repulsion sends them back.
+        In the course of a run atoms may come closer, and bonds stretch more, than in any structure
+        that one starts with: a minimiser tries such steps, and the repulsion sends it back.
         """
         assert self.atoms is not None
         known = self._seen is not None and given is self._seen()
         self._seen = None if given is None else ref(given)
-        changed = {"numbers", "cell", "pbc"} & set(system_changes)
-        if changed or not np.abs(self.atoms.positions).max() < FARTHEST:
+        changed = set(system_changes)
+        sound = np.abs(self.atoms.positions).max(initial=0.0) < FARTHEST  # NaN is not
+        if not sound or changed & {"numbers", "pbc"} or ("cell" in changed and not known):
             check_structure(self.atoms, self.archive.metadata["elements"])
+        elif "cell" in changed:
+            check_cell(self.atoms)
         elif not known:
             check_distances(self.atoms)
 
@@ -216,7 +220,10 @@ class StudentForceFieldCalculator(Calculator):
             try:
                 energies, forces, virial = evaluate(self.archive, atoms, self.device)
             except (RuntimeError, ValueError) as error:
-                raise InputError(str(error).strip().splitlines()[-1]) from error
+                _, refused, reason = str(error).rpartition("mlff_student: ")
+                if not refused:
+                    raise
+                raise InputError(reason.strip()) from error
         results = self._as_results(
             atoms, energies.cpu().numpy(), forces.cpu().numpy(), virial.cpu().numpy()
         )

@@ -111,7 +111,9 @@ def export_onnx(
         program.save(str(temporary))
         if not verify:
             return []
-        session = onnxruntime.InferenceSession(str(temporary))
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = 1  # others spin while they wait
+        session = onnxruntime.InferenceSession(str(temporary), options)
         agreements = differences(
             student, config, dtype, lambda atoms: _run(session, atoms, config.cutoff)
         )

@@ -115,14 +115,7 @@ def check_structure(atoms: Atoms, elements: Sequence[str] = tuple(ELEMENTS)) -> 
         raise InputError(
             f"the student does not know {', '.join(unknown)}; it knows {', '.join(elements)}"
         )
-    cell = atoms.cell.complete() if atoms.pbc.any() else None
-    if not np.isfinite(atoms.cell.array).all() or (
-        cell is not None
-        and (not atoms.cell.array[atoms.pbc].any(1).all() or abs(cell.volume) < 1e-3)
-    ):
-        raise InputError(
-            f"periodic along {atoms.pbc}, but the cell {atoms.cell.array.tolist()} has no volume"
-        )
+    check_cell(atoms)
     reach = 2.0 * HOT_BOND_TOLERANCE * covalent_radii[atoms.numbers].max()
     index, vectors = edges_of(atoms, max(SHORTEST_DISTANCE, reach))
     _check_distances(atoms, index, vectors)
@@ -130,6 +123,23 @@ def check_structure(atoms: Atoms, elements: Sequence[str] = tuple(ELEMENTS)) -> 
         raise InputError(
             f"atom {bare[0]} ({atoms.symbols[bare[0]]}) lacks hydrogens by its geometry; a student "
             "is trained on complete molecules. Add them, e.g. with RDKit, Open Babel or PDBFixer"
+        )
+
+
+def check_cell(atoms: Atoms) -> None:
+    """The part of `check_structure` that another cell may fail.
+
+    Raises
+    ------
+    InputError : NaN or infinite lattice vectors, or a periodic cell of zero volume.
+    """
+    cell = atoms.cell.complete() if atoms.pbc.any() else None
+    if not np.isfinite(atoms.cell.array).all() or (
+        cell is not None
+        and (not atoms.cell.array[atoms.pbc].any(1).all() or abs(cell.volume) < 1e-3)
+    ):
+        raise InputError(
+            f"periodic along {atoms.pbc}, but the cell {atoms.cell.array.tolist()} has no volume"
         )
 
 

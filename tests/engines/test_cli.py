@@ -1,6 +1,7 @@
 """The command line: bad input ends in one sentence and a status, good input in files and JSON."""
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -212,6 +213,39 @@ def test_help_shows_an_example(words, call):
     example = output.partition("Example:")[2]
     # The line is wrapped and framed; `export` is called as export.py, its other front door.
     assert words[-1] in example
+
+
+@pytest.mark.parametrize("words", commands(typer.main.get_command(app)), ids=" ".join)
+def test_every_command_serves_scripts(words):
+    command: Any = typer.main.get_command(app)
+    for word in words:
+        command = command.commands[word]
+    options = {name for option in command.params for name in option.opts}
+    assert {"--json", "--quiet"} <= options
+
+
+def test_quiet(call, tmp_path):
+    """Nothing but the file."""
+    for words in (["models"], ["lammps-env"]):
+        path = tmp_path / "result.json"
+        status, output, errors = call(*words, "--quiet", "--json", str(path))
+        assert (status, output, errors) == (0, "", "")
+        check_shape(json.loads(path.read_text()), words[0])
+        assert call(*words)[1]  # the next call is as loud as ever
+
+
+def test_shell_completion():
+    """What a shell asks when the user presses the tab key."""
+    environment = os.environ | {"_MLFF_STUDENT_COMPLETE": "complete_bash", "COMP_CWORD": "1"}
+    result = subprocess.run(
+        [COMMAND],
+        env=environment | {"COMP_WORDS": "mlff-student d"},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert sorted(result.stdout.split()) == ["distill", "doctor"]
 
 
 def check_shape(content: dict, command: str) -> list[dict]:

@@ -233,6 +233,25 @@ def test_positions_that_go_bad_during_a_run(calculator):
             atoms.get_forces()
 
 
+def test_what_a_run_may_do(calculator, structures):
+    """A bond stretched until a carbon looks bare is refused at the start, and not on the way."""
+    atoms = molecule("CH3OH", cell=[8.0, 8.0, 8.0], pbc=True)
+    atoms.calc = calculator
+    atoms.get_forces()
+    atoms.positions[2] += [0.0, 1.2, 0.0]
+    with pytest.raises(InputError, match="lacks hydrogens"):
+        calculator.get_property("forces", atoms.copy() + Atoms("N", [[4.0, 4.0, 4.0]]))
+    atoms.calc.get_property("energy", structures["water"])
+    atoms.positions[2] -= [0.0, 1.2, 0.0]
+    atoms.get_forces()
+    atoms.positions[2] += [0.0, 1.2, 0.0]
+    atoms.set_cell([8.1, 8.0, 8.0])
+    assert np.isfinite(atoms.get_stress()).all()
+    atoms.set_cell([8.1, 8.0, 0.0])
+    with pytest.raises(InputError, match="no volume"):
+        atoms.get_forces()
+
+
 # Derivatives, periodic boundaries, stress
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from rich import get_console
 from rich.console import Console
 from rich.markup import escape
 
@@ -38,6 +39,12 @@ def run(program: Callable[[], Any]) -> None:
             f"[bold red]error:[/] {escape(str(error))}", highlight=False, soft_wrap=True
         )
         sys.exit(error.exit_status)
+
+
+def quieten(quiet: bool) -> None:
+    """Print nothing but errors, and no progress bar; what `--quiet` means to a command."""
+    for one in (console, get_console()):  # the second is that of progress bars
+        one.quiet = quiet
 
 
 @contextmanager

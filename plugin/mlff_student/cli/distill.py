@@ -1,14 +1,16 @@
 """`mlff-student distill`."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from rich.markdown import Markdown
 from rich.markup import escape
 from rich.table import Table
 
-from .common import Json, Quiet, console, resumable
+from .common import Json, Quiet, console, quieten, resumable
 
 distill_app = typer.Typer(no_args_is_help=True, help="From a teacher to a student.")
 
@@ -23,6 +25,31 @@ Compile = Annotated[
 ]
 
 
+Records = list[dict[str, Any]]
+
+
+@contextmanager
+def reported(command: str, model: str, json: Path | None, quiet: bool) -> Iterator[Records]:
+    """A long command that prints nothing if `quiet`, and whose records go to `json` at its end."""
+    from ..files import require_writable
+    from ..results import write_results
+
+    if json:
+        require_writable(json)
+    quieten(quiet)
+    records: Records = []
+    with resumable():
+        yield records
+    if json:
+        write_results(json, f"distill {command}", model, records)
+
+
+def held_out_record(card: dict[str, Any]) -> dict[str, Any]:
+    """The figures of a card over all held-out frames."""
+    errors = card["accuracy"]["held_out_molecules"]
+    return {key: value for key, value in errors.items() if not isinstance(value, dict)}
+
+
 @distill_app.command("sample")
 def sample_command(
     recipe: RecipeFile,
@@ -31,6 +58,8 @@ def sample_command(
     scheduler: Annotated[
         str, typer.Option(help="Dask scheduler (tcp://host:port) whose workers label instead.")
     ] = "",
+    json: Json = None,
+    quiet: Quiet = False,
 ) -> None:
     """Make the recipe's structures, sample them and label every frame by the teacher.
 
@@ -38,11 +67,22 @@ def sample_command(
 
     Example: mlff-student distill sample organic.yaml --data runs/organic --workers 2
     """
+    from ..distill.dataset import read_summary
     from ..distill.label import label
     from ..distill.recipe import read_recipe
 
-    with resumable():
-        label(read_recipe(recipe), data / "dataset.h5", workers, scheduler)
+    dataset = data / "dataset.h5"
+    with reported("sample", "", json, quiet) as records:
+        label(read_recipe(recipe), dataset, workers, scheduler)
+        summary = read_summary(dataset)
+        records.append(
+            {
+                "dataset": str(dataset),
+                "structures": len(summary.names),
+                "frames_attempted": int(summary.attempted.sum()),
+                "frames_labelled": int(summary.labelled.sum()),
+            }
+        )
 
 
 @distill_app.command("check")
@@ -98,6 +138,8 @@ def train_command(
         int, typer.Option(help="Train on so many structures alone, for a learning curve; 0: all.")
     ] = 0,
     compiled: Compile = True,
+    json: Json = None,
+    quiet: Quiet = False,
 ) -> None:
     """Train one preset; go on where a killed training stopped.
 
@@ -109,8 +151,8 @@ def train_command(
     from ..distill.train import train
 
     what, folder = read_recipe(recipe), data / model
-    with resumable():
-        train(
+    with reported("train", model, json, quiet) as records:
+        checkpoint = train(
             what,
             model,
             data / "dataset.h5",
@@ -119,12 +161,26 @@ def train_command(
             extra=extra,
             initial=initial,
             structures=structures,
+            quiet=quiet,
+        )
+        training = checkpoint["training"]
+        records.append(
+            {
+                "checkpoint": str(folder / "model.pt"),
+                "steps": training["steps"],
+                "seconds": training["seconds"],
+            }
         )
 
 
 @distill_app.command("rounds")
 def rounds_command(
-    recipe: RecipeFile, data: DataFolder, workers: Workers = 2, compiled: Compile = True
+    recipe: RecipeFile,
+    data: DataFolder,
+    workers: Workers = 2,
+    compiled: Compile = True,
+    json: Json = None,
+    quiet: Quiet = False,
 ) -> None:
     """Let students run their own MD and the teacher label what a committee of them is unsure of.
 
@@ -136,9 +192,10 @@ def rounds_command(
     from ..distill.recipe import read_recipe
     from ..distill.rounds import run_rounds
 
-    with resumable():
+    with reported("rounds", "", json, quiet) as records:
         for number, count in enumerate(run_rounds(read_recipe(recipe), data, workers, compiled), 1):
             console.print(f"round {number}: {count} structures labelled")
+            records.append({"round": number, "structures": count})
 
 
 @distill_app.command("relabel")
@@ -149,6 +206,8 @@ def relabel_command(
     copies: Annotated[int, typer.Option(help="Of each frame.")] = 4,
     largest_force: Annotated[float, typer.Option(help="eV/angstrom; above: left out.")] = 30.0,
     seed: Annotated[int, typer.Option(help="Of the displacements.")] = 1,
+    json: Json = None,
+    quiet: Quiet = False,
 ) -> None:
     """Label many more frames by a larger student, for `distill train --extra`.
 
@@ -156,10 +215,11 @@ def relabel_command(
     """
     from ..distill.ladder import relabel
 
-    with resumable():
+    with reported("relabel", str(larger), json, quiet) as records:
         frames = relabel(
             larger, dataset, output, copies=copies, largest_force=largest_force, seed=seed
         )
+        records.append({"dataset": str(output), "frames": frames})
     console.print(f"{output}: {frames} frames")
 
 
@@ -169,6 +229,8 @@ def evaluate_command(
     data: DataFolder,
     model: Preset,
     output: Annotated[Path, typer.Option("-o", "--output", help="Checkpoint folder to write.")],
+    json: Json = None,
+    quiet: Quiet = False,
 ) -> None:
     """Measure a trained student on held-out molecules; write its checkpoint, card and README.
 
@@ -178,9 +240,11 @@ def evaluate_command(
     from ..distill.recipe import read_recipe
 
     trained = data / model / "model.pt"
-    card = write_checkpoint(
-        read_recipe(recipe), recipe, data / "dataset.h5", trained, model, output
-    )
+    with reported("evaluate", model, json, quiet) as records:
+        card = write_checkpoint(
+            read_recipe(recipe), recipe, data / "dataset.h5", trained, model, output
+        )
+        records.append(held_out_record(card))
     console.print(Markdown(card_text(card)))
 
 
@@ -194,6 +258,8 @@ def stability_command(
     output: Annotated[
         Path | None, typer.Option("-o", "--output", help="CSV; nve.csv in the folder if not given.")
     ] = None,
+    json: Json = None,
+    quiet: Quiet = False,
 ) -> None:
     """NVE in OpenMM of molecules the student never saw; exit status 1 when one drifts or breaks.
 
@@ -201,7 +267,7 @@ def stability_command(
     """
     from ..distill.stability import measure_stability
 
-    with resumable():
+    with reported("stability", checkpoint.name, json, quiet) as records:
         rows = measure_stability(
             checkpoint / "model.pt",
             runs,
@@ -210,6 +276,7 @@ def stability_command(
             ps=ps,
             workers=workers,
         )
+        records += [row._asdict() for row in rows]
     table = Table(
         "molecule", "atoms", "drift (meV/atom/ps)", "largest bond deviation (angstrom)", ""
     )
@@ -234,6 +301,11 @@ def quick_command(
     output: Annotated[Path | None, typer.Option("-o", "--output", help="Folder to write.")] = None,
     workers: Workers = 2,
     compiled: Compile = True,
+    recipe: Annotated[
+        Path | None, typer.Option(help="YAML file; mlff_student/distill/quick.yaml if not given.")
+    ] = None,
+    json: Json = None,
+    quiet: Quiet = False,
 ) -> None:
     """A student specialised on your molecule, with its validation table, within half an hour.
 
@@ -243,7 +315,8 @@ def quick_command(
     from ..distill.quick import quick
 
     folder = output or Path("runs") / f"{Path(molecule).stem}-{preset}"
-    with resumable():
-        card = quick(molecule, preset, teacher, folder, workers, compiled)
+    with reported("quick", preset, json, quiet) as records:
+        card = quick(molecule, preset, teacher, folder, workers, compiled, recipe)
+        records.append(held_out_record(card))
     console.print(Markdown(card_text(card)))
     console.print(f"next: mlff-student md {molecule} --model {folder}/{preset}.pt", markup=False)

@@ -4,10 +4,10 @@ import typer
 from rich.markup import escape
 from rich.table import Table
 
-from .common import Json, console
+from .common import Json, Quiet, console, quieten
 
 
-def models_command(json: Json = None) -> None:
+def models_command(json: Json = None, quiet: Quiet = False) -> None:
     """The shipped models and what was measured of them.
 
     Example: mlff-student models
@@ -15,6 +15,7 @@ def models_command(json: Json = None) -> None:
     from ..checkpoints import available_models, read_card
     from ..results import write_results
 
+    quieten(quiet)
     table = Table("model", "parameters", "teacher", "force RMSE (eV/angstrom)", "R²", "elements")
     records = []
     for name, folder in available_models().items():
@@ -37,17 +38,22 @@ def models_command(json: Json = None) -> None:
         write_results(json, "models", "", records)
 
 
-def lammps_env_command() -> None:
+def lammps_env_command(json: Json = None, quiet: Quiet = False) -> None:
     """Print the shell line that lets any `lmp` of this environment find the pair style.
 
     Example: eval $(mlff-student lammps-env)
     """
     from ..lammps_run import lammps_environment
+    from ..results import write_results
 
-    typer.echo(f"export LAMMPS_PLUGIN_PATH={lammps_environment()['LAMMPS_PLUGIN_PATH']}")
+    path = lammps_environment()["LAMMPS_PLUGIN_PATH"]
+    if not quiet:
+        typer.echo(f"export LAMMPS_PLUGIN_PATH={path}")
+    if json:
+        write_results(json, "lammps-env", "", [{"lammps_plugin_path": path}])
 
 
-def doctor_command(json: Json = None) -> None:
+def doctor_command(json: Json = None, quiet: Quiet = False) -> None:
     """What is installed, what works, and the one command that mends what does not.
 
     Example: mlff-student doctor
@@ -55,6 +61,7 @@ def doctor_command(json: Json = None) -> None:
     from ..doctor import examine
     from ..results import write_results
 
+    quieten(quiet)
     with console.status("trying the engines"):
         findings = examine()
     table = Table("", "works", "found", "to mend it")

@@ -20,7 +20,13 @@ TRAJECTORIES = {"train": 12, "validation": 2, "test": 4}
 
 
 def quick(
-    molecule: str, preset: str, teacher: str, output: Path, workers: int, compiled: bool = True
+    molecule: str,
+    preset: str,
+    teacher: str,
+    output: Path,
+    workers: int,
+    compiled: bool = True,
+    recipe: Path | None = None,
 ) -> dict[str, Any]:
     """Distil a student that knows one molecule.
 
@@ -32,6 +38,7 @@ def quick(
     molecule : structure file or SMILES.
     output : folder; receives dataset.h5, <preset>.pt (archive for the engines) and the checkpoint
         with its card. The same call goes on where a killed one stopped.
+    recipe : YAML file in place of quick.yaml.
 
     Returns
     -------
@@ -41,10 +48,11 @@ def quick(
     ------
     InputError : a structure that no student can answer for, or an unknown preset or teacher.
     """
-    recipe = read_recipe(QUICK_RECIPE)
-    if preset not in recipe.training:
-        raise InputError(f"no preset {preset!r}; there are {', '.join(recipe.training)}")
-    recipe = replace(recipe, teacher=teacher)
+    file = recipe or QUICK_RECIPE
+    chosen = read_recipe(file)
+    if preset not in chosen.training:
+        raise InputError(f"no preset {preset!r}; there are {', '.join(chosen.training)}")
+    chosen = replace(chosen, teacher=teacher)
     atoms = read_structure(molecule).atoms
     check_structure(atoms)
     make_teacher(teacher)  # the workers make their own; this one says now what is wrong with it
@@ -61,10 +69,10 @@ def quick(
         for index in range(count)
     ]
     dataset, folder = output / "dataset.h5", output / "training"
-    label_sources(sources, recipe, dataset, workers, split_by="trajectory")
+    label_sources(sources, chosen, dataset, workers, split_by="trajectory")
     shipped = available_models().get(preset)
     train(
-        recipe,
+        chosen,
         preset,
         dataset,
         folder,
@@ -72,7 +80,7 @@ def quick(
         initial=shipped and shipped / "model.pt",
     )
     card = write_checkpoint(
-        recipe, QUICK_RECIPE, dataset, folder / "model.pt", output.resolve().name, output
+        chosen, file, dataset, folder / "model.pt", output.resolve().name, output
     )
     export(output / "model.pt", output / f"{preset}.pt", "float32", verify=True)
     return card

@@ -1,0 +1,52 @@
+"""A thousand conformers of a molecule: made by RDKit, ranked by the student in one call.
+
+python examples/screen_conformers.py
+"""
+
+import argparse
+import time
+from pathlib import Path
+
+import numpy as np
+from ase import Atoms, units
+from ase.io import write
+from rdkit import Chem
+from rdkit.Chem import AllChem
+
+from mlff_student import StudentForceFieldCalculator
+from mlff_student.plots import single_figure
+
+parser = argparse.ArgumentParser(description=__doc__)
+parser.add_argument("--smiles", default="CC(=O)N[C@@H](C)C(=O)NC")
+parser.add_argument("--model", default="tiny")
+parser.add_argument("--output", type=Path, default=Path("runs/examples"))
+parser.add_argument("--short", action="store_true", help="50 conformers instead of 1000")
+options = parser.parse_args()
+options.output.mkdir(parents=True, exist_ok=True)
+
+molecule = Chem.AddHs(Chem.MolFromSmiles(options.smiles))
+count = 50 if options.short else 1000
+AllChem.EmbedMultipleConfs(molecule, numConfs=count, randomSeed=1)
+AllChem.MMFFOptimizeMoleculeConfs(molecule, maxIters=200)
+symbols = [atom.GetSymbol() for atom in molecule.GetAtoms()]
+conformers = [Atoms(symbols, one.GetPositions()) for one in molecule.GetConformers()]
+
+calculator = StudentForceFieldCalculator(options.model)
+start = time.perf_counter()
+results = calculator.calculate_batch(conformers)
+seconds = time.perf_counter() - start
+print(
+    f"{len(conformers)} conformers of {len(symbols)} atoms in {seconds:.2f} s, "
+    f"{1e3 * seconds / len(conformers):.2f} ms each"
+)
+
+energies = np.array([result["energy"] for result in results])
+relative = (energies - energies.min()) / (units.kcal / units.mol)
+best = np.argsort(relative)[:10]
+write(options.output / "best.xyz", [conformers[k] for k in best])
+print(f"within 1, 3 and 5 kcal/mol: {', '.join(str((relative < e).sum()) for e in (1, 3, 5))}")
+figure = options.output / "screen_conformers.png"
+x, y = "energy above the best (kcal/mol)", "conformers"
+with single_figure(figure, x, y) as axes:
+    axes.hist(relative, bins=40)
+print(f"wrote {figure} and best.xyz")
