@@ -471,8 +471,9 @@ def benchmark_openmm_command(
     also: Annotated[
         str,
         typer.Option(
-            help="ASE calculators on the molecule, with commas: gfn2-xtb or any other teacher, "
-            "python:package.module:factory."
+            help="What else to run on the molecule, with commas: gfn2-xtb or any other teacher, "
+            "python:package.module:factory; networks of a model's size with random weights: "
+            "tensornet, mace, ani."
         ),
     ] = "",
     timestep_fs: Annotated[
@@ -481,19 +482,28 @@ def benchmark_openmm_command(
     seconds: Annotated[
         float, typer.Option(help="At least, for each structure and number of threads.")
     ] = 5.0,
-    json: Json = None,
+    json: Annotated[
+        Path | None,
+        typer.Option(
+            "--json", help="File for the records, as they are made; .png and .md go beside it."
+        ),
+    ] = None,
     quiet: Quiet = False,
 ) -> None:
     """Time of a step in OpenMM, and what OpenMM adds to the kernels; measure on a quiet machine.
 
+    With --json, a figure of ns/day against atoms and a table in Markdown are written too, and a
+    killed run goes on with the same command. TensorNet compiles for a minute before its first step.
+
     Example: mlff-student benchmark openmm --models tiny --also gfn2-xtb --json openmm.json
+
+    Example: mlff-student benchmark openmm --also gfn2-xtb,tensornet,mace,ani --json rivals.json
     """
     from rich.progress import Progress
 
     from .benchmark.kernels import models_of
-    from .benchmark.steps import COMMAND, StepSettings, benchmark_steps
-    from .files import require_writable
-    from .results import write_results
+    from .benchmark.steps import StepSettings, benchmark_steps, write_report
+    from .benchmark.tables import steps_table
 
     settings = StepSettings(
         models=models_of(models),
@@ -507,29 +517,19 @@ def benchmark_openmm_command(
         timestep_fs=timestep_fs,
         seconds=seconds,
     )
-    if json:
-        require_writable(json)
-    with Progress(console=console, disable=quiet) as progress:
+    with resumable(), Progress(console=console, disable=quiet) as progress:
         bar = progress.add_task("openmm")
         records = benchmark_steps(
             settings,
+            json,
             lambda job, done, jobs: progress.update(
                 bar, description=escape(job), completed=done, total=jobs
             ),
         )
-    if not quiet:
-        table = Table("model", "force", "kernels", "platform", "atoms", "threads")
-        for title in ("ms/step", "kernel ms", "overhead ms", "ns/day"):
-            table.add_column(title, justify="right")
-        for one in records:
-            words = ("model", "interface", "backend", "platform", "atoms", "threads")
-            figures = ("ms_per_step", "kernel_ms", "overhead_ms", "ns_per_day")
-            table.add_row(
-                *(escape(str(one[key])) for key in words), *(f"{one[key]:.3g}" for key in figures)
-            )
-        console.print(table)
     if json:
-        write_results(json, COMMAND, ",".join(settings.models), records)
+        write_report(records, json)
+    if not quiet:
+        console.print(steps_table(records))
 
 
 def whole_numbers(option: str, text: str) -> tuple[int, ...]:

@@ -13,13 +13,10 @@ import numpy as np
 import openmm
 import pytest
 from ase import Atoms
-from ase.md.verlet import VelocityVerlet
-from ase.units import fs
 from numpy.typing import NDArray
 from openmm import app, unit
 from scipy.spatial.distance import pdist
 
-from mlff_student.calculator import StudentForceFieldCalculator
 from mlff_student.errors import InputError
 from mlff_student.structure import Structure, make_topology, perceive_bonds
 from mlff_student.units import KB, KJ_PER_MOL, NM
@@ -333,25 +330,6 @@ def test_reporters(kind, structures, tmp_path):
     np.testing.assert_allclose(read.unitcell_lengths, [lengths] * 3, atol=1e-4)
     bonds = [(a.index, b.index) for a, b in topology.bonds()]
     assert mdtraj.compute_distances(read, bonds, periodic=False).max() < 0.2
-
-
-def test_trajectory_is_that_of_ase(structures, tiny_archive64):
-    """Velocity Verlet here and there, 100 steps in float64."""
-    atoms = structures["ethanol"]
-    start = atoms.positions.copy()
-    system = create_system(topology_of(atoms), tiny_archive64)
-    atoms.set_masses([system.getParticleMass(k)._value for k in range(len(atoms))])
-    verlet = openmm.CustomIntegrator(TIMESTEP)
-    for line in ("v=v+0.5*dt*f/m", "x=x+dt*v", "v=v+0.5*dt*f/m"):
-        verlet.addComputePerDof(line[0], line[2:])
-    simulation = simulation_at_rest(system, atoms.positions / NM, verlet)
-    simulation.step(100)
-    atoms.calc = StudentForceFieldCalculator(tiny_archive64)
-    VelocityVerlet(atoms, TIMESTEP * 1e3 * fs).run(100)
-    moved = values_of(simulation.context)[2] * NM
-    assert np.abs(atoms.positions - start).max() > 0.05
-    # CODATA 2014 in ASE and 2018 in OpenMM differ by 1e-8.
-    np.testing.assert_allclose(moved, atoms.positions, atol=1e-5)
 
 
 def resident_bytes() -> int:

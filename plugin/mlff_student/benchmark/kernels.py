@@ -3,21 +3,19 @@ goes on with.
 """
 
 import hashlib
-import json
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 
-from .. import __version__
 from ..checkpoints import archive_of, available_models
 from ..errors import InputError
 from ..files import require_writable
 from ..native import library_path, with_backend
-from ..results import machine_facts, write_json
-from .measure import MOLECULE, Job, Record, measure
+from ..results import machine_facts
+from .measure import MOLECULE, Job, measure
+from .records import Record, RecordFile
 
 COMMAND = "benchmark kernels"
 
@@ -89,7 +87,12 @@ def benchmark_kernels(
         require_writable(output)
     for archive in archives.values():
         with_backend(archive, "native")  # raises here where it cannot be had
-    file = _File(output, settings)
+    machine = {
+        "instruction_set": torch.ops.mlff_student.instruction_set(),
+        "torch": torch.__version__,
+        "library_sha256": hashlib.sha256(library_path().read_bytes()).hexdigest(),
+    }
+    file = RecordFile(output, COMMAND, settings, machine)
     jobs = list(_jobs(settings))
     threads_before = torch.get_num_threads()
     try:
@@ -118,57 +121,3 @@ def _jobs(settings: BenchmarkSettings) -> Iterator[Job]:
                 yield Job("kernels", model, atoms, threads)
         if settings.openmm:
             yield Job("openmm_step", model, MOLECULE, 1)
-
-
-class _File:
-    """The JSON file and the records in it; records alone where there is no file."""
-
-    def __init__(self, path: Path | None, settings: BenchmarkSettings) -> None:
-        self.path = path
-        self.records: list[Record] = []
-        self.head = {
-            "command": COMMAND,
-            "version": __version__,
-            "model": ",".join(settings.models),
-            "machine": machine_facts()
-            | {
-                "instruction_set": torch.ops.mlff_student.instruction_set(),
-                "torch": torch.__version__,
-                "library_sha256": hashlib.sha256(library_path().read_bytes()).hexdigest(),
-            },
-            "settings": {
-                name: list(value) if isinstance(value, tuple) else value
-                for name, value in asdict(settings).items()
-            },
-        }
-        if path and path.exists():
-            self.records = self._read(path)
-
-    def _read(self, path: Path) -> list[Record]:
-        try:
-            content = json.loads(path.read_text())
-            found = {name: content.get(name) for name in self.head}
-            records = content["results"]
-        except (OSError, ValueError, AttributeError, KeyError) as error:
-            raise InputError(
-                f"{path} exists and is no file of {COMMAND}; choose another --json"
-            ) from error
-        if changed := list(_differences(found, self.head)):
-            raise InputError(
-                f"{path} holds another benchmark ({', '.join(changed)} differ); choose another "
-                "--json or remove that file"
-            )
-        return records
-
-    def add(self, records: list[Record]) -> None:
-        self.records += records
-        if self.path:
-            write_json(self.path, self.head | {"results": self.records})
-
-
-def _differences(found: dict[str, Any], wanted: dict[str, Any]) -> Iterator[str]:
-    for name, value in wanted.items():
-        if isinstance(value, dict) and isinstance(found.get(name), dict):
-            yield from _differences(found[name], value)
-        elif found.get(name) != value:
-            yield name

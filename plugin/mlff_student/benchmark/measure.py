@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from functools import cache
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from ase import Atoms
@@ -13,6 +13,7 @@ from ..errors import StudentError
 from ..native import with_backend
 from .arithmetic import work
 from .memory import available_memory, peak_memory
+from .records import Record
 from .thermal import archive_arguments, edge_lengths, thermal_structure
 from .timing import in_turns
 
@@ -40,7 +41,6 @@ FIGURES = (
     "peak_memory_mb",
     "peak_memory_kb_per_atom",
 )
-Record = dict[str, Any]
 
 
 class Job(NamedTuple):
