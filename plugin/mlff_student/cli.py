@@ -485,7 +485,7 @@ def benchmark_openmm_command(
     json: Annotated[
         Path | None,
         typer.Option(
-            "--json", help="File for the records, as they are made; .png and .md go beside it."
+            "--json", help="File for the records, as they are made; .md and .png go beside it."
         ),
     ] = None,
     quiet: Quiet = False,
@@ -502,8 +502,9 @@ def benchmark_openmm_command(
     from rich.progress import Progress
 
     from .benchmark.kernels import models_of
-    from .benchmark.steps import StepSettings, benchmark_steps, write_report
-    from .benchmark.tables import steps_table
+    from .benchmark.step_report import step_table, write_step_report
+    from .benchmark.steps import StepSettings, benchmark_steps, versions
+    from .results import machine_facts
 
     settings = StepSettings(
         models=models_of(models),
@@ -526,10 +527,11 @@ def benchmark_openmm_command(
                 bar, description=escape(job), completed=done, total=jobs
             ),
         )
-    if json:
-        write_report(records, json)
+    files = write_step_report(records, machine_facts() | versions(), json) if json else []
     if not quiet:
-        console.print(steps_table(records))
+        console.print(step_table(records))
+        for path in files:
+            console.print(f"written: {path}", markup=False, soft_wrap=True)
 
 
 def whole_numbers(option: str, text: str) -> tuple[int, ...]:

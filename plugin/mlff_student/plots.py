@@ -31,10 +31,10 @@ def single_figure(path: Path, x: str, y: str, *, yscale: str = "linear") -> Iter
     figure = Figure(figsize=(6.0, 4.2), layout="constrained")
     axes = figure.subplots()
     axes.set_prop_cycle(color=COLOURS)
+    axes.set_yscale(yscale)  # before anybody sets ticks
     yield axes
     axes.set_xlabel(x, fontsize=FONT_SIZE)
     axes.set_ylabel(y, fontsize=FONT_SIZE)
-    axes.set_yscale(yscale)
     axes.tick_params(labelsize=FONT_SIZE)
     axes.spines[["top", "right"]].set_visible(False)
     if axes.get_legend_handles_labels()[1]:

@@ -22,10 +22,9 @@ from ..archive import Archive
 from ..calculator import evaluate
 from ..checkpoints import archive_of
 from ..errors import InputError, MissingDependencyError
-from ..files import atomic_write, require_writable
+from ..files import require_writable
 from ..md import ns_per_day
 from ..native import library_path, with_backend
-from ..plots import plot_steps
 from ..results import machine_facts
 from ..structure import Structure, make_topology, read_structure
 from ..teachers import make_teacher
@@ -33,7 +32,6 @@ from ..units import KJ_PER_MOL, NM
 from .architectures import ARCHITECTURES, check_elements, make_rival
 from .measure import STEPS, STILL_PS
 from .records import Record, RecordFile
-from .tables import steps_markdown
 from .thermal import thermal_structure
 from .timing import in_turns
 
@@ -125,7 +123,7 @@ def benchmark_steps(
     structures = list(_structures(settings))
     if output:
         require_writable(output)
-    file = RecordFile(output, COMMAND, settings, _versions())
+    file = RecordFile(output, COMMAND, settings, versions())
     jobs = [
         (label, atoms, threads)
         for (label, atoms), threads in product(structures, settings.threads)
@@ -151,19 +149,13 @@ def benchmark_steps(
     return file.records
 
 
-def write_report(records: list[Record], path: Path) -> None:
-    """Write the figure and the table of records beside their file, as .png and .md.
+def versions() -> dict[str, str]:
+    """What a step's time depends on, beside the machine.
 
     Raises
     ------
-    InputError : they cannot be written.
+    MissingDependencyError : OpenMM does not load.
     """
-    plot_steps(records, path.with_suffix(".png"))
-    with atomic_write(path.with_suffix(".md")) as temporary:
-        temporary.write_text(steps_markdown(records, machine_facts() | _versions()))
-
-
-def _versions() -> dict[str, str]:
     try:
         from openmm import Platform
     except ImportError as error:
