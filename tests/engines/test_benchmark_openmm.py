@@ -81,6 +81,7 @@ def test_missing_package_is_named(name, monkeypatch):
         benchmark_steps(StepSettings(**QUICK, molecule="O", atoms=(), others=(name,)))
 
 
+@pytest.mark.slow  # they compile for minutes
 @pytest.mark.parametrize("name", ARCHITECTURES)
 @pytest.mark.parametrize("parameters", [429_185, 21_345])
 def test_networks_of_other_packages(parameters, name):
