@@ -216,6 +216,30 @@ def test_other_forces_on_top(interface, structures, tiny_archive64):
         assert values_of(context)[0] == pytest.approx(expected + k * image @ image, rel=1e-12)
 
 
+@pytest.mark.parametrize("interface", INTERFACES)
+def test_multiple_timesteps(interface, structures):
+    """A stiff restraint four times within each step of the student, by force groups: reversible
+    RESPA. Energies of the groups add up, and the total is conserved as with one short step.
+    """
+    atoms = structures["ethanol"]
+    system = create_system(topology_of(atoms), "tiny", force_group=1, interface=interface)
+    stiff = openmm.HarmonicBondForce()
+    stiff.addBond(0, 2, 0.24, 5e5)  # kJ/mol/nm^2: a period of 20 fs
+    system.addForce(stiff)
+    simulation = simulation_of(atoms, system, openmm.MTSIntegrator(TIMESTEP, [(1, 1), (0, 4)]))
+    context = simulation.context
+    parts = [context.getState(energy=True, groups={k}).getPotentialEnergy()._value for k in (0, 1)]
+    assert parts[0] > 0.0
+    assert sum(parts) == pytest.approx(values_of(context)[0], rel=1e-12)
+    total, kinetic = [], []
+    for _ in range(40):
+        simulation.step(10)
+        energy, moving, _ = values_of(context)
+        total.append(energy + moving)
+        kinetic.append(moving)
+    assert np.std(total) < 0.03 * np.std(kinetic)
+
+
 def test_metadynamics(structures, tmp_path):
     """Hills on a torsion of ethanol, by the class that comes with OpenMM."""
     atoms = structures["ethanol"]
@@ -348,37 +372,3 @@ def test_memory_is_flat(interface, structures):
     before = resident_bytes()
     simulation.step(10_000)
     assert resident_bytes() - before < 200_000
-
-
-@pytest.mark.slow
-def test_density_of_a_small_box_of_water():
-    """50 ps at 300 K and 1 bar, 60 molecules: the experiment's density, 0.997 g/cm3, within 10 %.
-
-    The mean over the last 40 ps has a standard error of 1 %; GFN2-xTB, the student's teacher, and
-    so small a box are good for some more.
-    """
-    modeller = app.Modeller(app.Topology(), [] * unit.nanometer)
-    force_field = app.ForceField("amber14/tip3p.xml")  # for the arrangement alone
-    modeller.addSolvent(force_field, boxSize=openmm.Vec3(1.25, 1.25, 1.25) * unit.nanometer)
-    topology = modeller.topology
-    system = create_system(topology, "tiny", hydrogen_mass=3.0)
-    system.addForce(openmm.MonteCarloBarostat(1.0 * unit.bar, 300.0 * unit.kelvin, 20))
-    integrator = openmm.LangevinMiddleIntegrator(300.0, 5.0, 0.001)
-    platform = openmm.Platform.getPlatformByName("CPU")
-    simulation = app.Simulation(topology, system, integrator, platform)
-    simulation.context.setPositions(modeller.positions)
-    simulation.minimizeEnergy(maxIterations=100)
-    simulation.context.setVelocitiesToTemperature(300.0)
-    grams = 60 * 18.015 / 6.02214e23
-    assert topology.getNumResidues() == 60
-    densities = []
-    bonds = np.array([(a.index, b.index) for a, b in topology.bonds()])
-    for _ in range(50):
-        simulation.step(1000)
-        state = simulation.context.getState(positions=True)
-        densities.append(grams / (state.getPeriodicBoxVolume()._value * 1e-21))
-        positions = state.getPositions(asNumpy=True)._value
-        lengths = np.linalg.norm(positions[bonds[:, 0]] - positions[bonds[:, 1]], axis=1)
-        assert 0.08 < lengths.min() and lengths.max() < 0.13  # nm
-    assert np.mean(densities[10:]) == pytest.approx(0.997, rel=0.1)
-    assert 0.005 < np.std(densities[10:]) < 0.1  # the box breathes: 3 % by the compressibility
