@@ -159,28 +159,35 @@ def test_mixed_system_is_the_sum_of_its_parts(water, potential, tiny_archive64):
 
 
 @pytest.mark.parametrize(
-    ("water", "options", "tolerance"),
+    ("water", "options", "platform", "tolerance"),
     [
         # openmm-ml writes Coulomb's constant to nine digits.
-        ("tip3p", {}, 1e-4),
+        ("tip3p", {}, "Reference", 1e-4),
         # It counts pairs of the ML region that are beyond the cutoff, which MM does not.
-        ("tip3p", PME, 2e-2),
-        ("tip4pew", PME, 2e-2),
+        ("tip3p", PME, "Reference", 2e-2),
+        ("tip4pew", PME, "Reference", 2e-2),
+        # Forces and grid in float32: 1e-7 of energies of 1e5 kJ/mol, for each of some terms.
+        ("tip3p", PME, "CPU", 0.3),
+        ("tip4pew", PME, "CPU", 0.3),
     ],
 )
-def test_interpolation(water, options, tolerance, potential):
+def test_interpolation(water, options, platform, tolerance, potential):
     """Lambda 0 is the MM system, 1 the mixed one; linear between, and the derivative says so."""
     box = solution(water, 0.6)
     mm_system = box.mm_system(**options)
     expected = {
-        0.0: energy_of(context_of(mm_system, box.positions)),
+        0.0: energy_of(context_of(mm_system, box.positions, platform)),
         1.0: energy_of(
-            context_of(potential.createMixedSystem(box.topology, mm_system, SOLUTE), box.positions)
+            context_of(
+                potential.createMixedSystem(box.topology, mm_system, SOLUTE),
+                box.positions,
+                platform,
+            )
         ),
     }
     expected[0.3] = 0.7 * expected[0.0] + 0.3 * expected[1.0]
     system = potential.createMixedSystem(box.topology, mm_system, SOLUTE, interpolate=True)
-    context = context_of(system, box.positions)
+    context = context_of(system, box.positions, platform)
     slope = expected[1.0] - expected[0.0]
     for value, energy in expected.items():
         context.setParameter("lambda_interpolate", value)
