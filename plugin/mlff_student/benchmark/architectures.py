@@ -7,6 +7,7 @@ for ASE.
 """
 
 from collections.abc import Callable
+from contextlib import suppress
 from importlib import import_module
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -106,6 +107,9 @@ def make_rival(name: str, parameters: int) -> Rival:
     if name not in ARCHITECTURES:
         raise InputError(f"no architecture {name!r}; there are {', '.join(ARCHITECTURES)}")
     one = ARCHITECTURES[name]
+    if name == "tensornet":
+        with suppress(ImportError):
+            import_module("warp").config.quiet = True  # else it prints the name of each kernel
     try:
         import_module(one.module)
     except ImportError as error:
