@@ -22,6 +22,7 @@ from mlff_student.distill.structures import LIQUID_PACKING, liquid_box, molecula
 from mlff_student.drift import slope_with_error
 from mlff_student.errors import InputError
 from mlff_student.files import atomic_write
+from mlff_student.md import ATOMS_FOR_THREADS
 from mlff_student.plots import single_figure
 from mlff_student.results import write_json
 from mlff_student.structure import Structure, check_structure, make_topology
@@ -224,20 +225,21 @@ def read_rows(path: Path) -> list[Row]:
 def _claim(folder: Path, settings: LiquidSettings) -> None:
     """Make the folder, or find that it holds this run."""
     path = folder / "settings.json"
+    archive = archive_of(settings.model)
+    wanted = asdict(settings) | {"weights_sha256": archive.metadata["weights_sha256"]}
     if path.exists():
-        found, wanted = json.loads(path.read_text()), asdict(settings)
+        found = json.loads(path.read_text())
         if changed := [key for key in wanted | found if found.get(key) != wanted.get(key)]:
             raise InputError(
                 f"{folder} holds another run ({', '.join(changed)} differ); "
                 "choose another folder or remove that one"
             )
         return
-    archive = archive_of(settings.model)
     find_platform(settings.platform)
     check_structure(embed(_smiles(settings), settings.seed)[0], archive.metadata["elements"])
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        write_json(path, asdict(settings))
+        write_json(path, wanted)
     except OSError as error:
         raise InputError(f"cannot write to {folder}: {error.strerror or error}") from error
 
@@ -260,7 +262,13 @@ def _pack(settings: LiquidSettings) -> Box:
 def _simulation(box: Box, settings: LiquidSettings) -> Simulation:
     pairs = [tuple(map(int, pair)) for pair in box.pairs]
     topology = openmm_topology(Structure(box.atoms, make_topology(box.atoms, pairs)))
-    system = create_system(topology, settings.model, hydrogen_mass=settings.hydrogen_mass)
+    # Threads that wait for each other cost a small box more than they give.
+    system = create_system(
+        topology,
+        settings.model,
+        hydrogen_mass=settings.hydrogen_mass,
+        threads=1 if len(box.atoms) < ATOMS_FOR_THREADS else None,
+    )
     temperature = settings.temperature_K * unit.kelvin
     barostat = MonteCarloBarostat(settings.pressure_bar * unit.bar, temperature, BAROSTAT_STEPS)
     barostat.setRandomNumberSeed(settings.seed)

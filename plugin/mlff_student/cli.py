@@ -415,12 +415,14 @@ def liquid_command(
     """Density of a liquid by a student at constant pressure, beside the experiment's.
 
     OpenMM, Monte Carlo barostat, hydrogens of 3 amu, 1 fs. The folder receives density.csv,
-    density.png, end.pdb and liquid.json. A killed run goes on with the same command.
+    density.png, end.pdb and liquid.json. A killed run goes on with the same command. The exit
+    status is 1 where the density or a bond fails its threshold.
 
     Example: mlff-student liquid water --model tiny --ps 50 -o runs/water-tiny
     """
     from rich.progress import Progress
 
+    from .files import require_writable
     from .results import write_results
     from .verdict import load_thresholds, verdict
 
@@ -440,6 +442,8 @@ def liquid_command(
         pressure_bar=pressure_bar,
         seed=seed,
     )
+    if json:
+        require_writable(json)
     with resumable(), Progress(console=console, disable=quiet) as progress:
         bar = progress.add_task(f"{liquid}, {model}")
         record = run_liquid(
@@ -567,8 +571,8 @@ def benchmark_openmm_command(
 ) -> None:
     """Time of a step in OpenMM, and what OpenMM adds to the kernels; measure on a quiet machine.
 
-    With --json, a figure of ns/day against atoms and a table in Markdown are written too, and a
-    killed run goes on with the same command. TensorNet compiles for a minute before its first step.
+    With --json, figures and tables in Markdown are written beside it, and a killed run goes on with
+    the same command. TensorNet compiles for a minute before its first step.
 
     Example: mlff-student benchmark openmm --models tiny --also gfn2-xtb --json openmm.json
 
