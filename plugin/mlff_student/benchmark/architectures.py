@@ -7,7 +7,6 @@ for ASE.
 """
 
 from collections.abc import Callable
-from contextlib import suppress
 from importlib import import_module
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -107,9 +106,6 @@ def make_rival(name: str, parameters: int) -> Rival:
     if name not in ARCHITECTURES:
         raise InputError(f"no architecture {name!r}; there are {', '.join(ARCHITECTURES)}")
     one = ARCHITECTURES[name]
-    if name == "tensornet":
-        with suppress(ImportError):
-            import_module("warp").config.quiet = True  # else it prints the name of each kernel
     try:
         import_module(one.module)
     except ImportError as error:
@@ -147,8 +143,10 @@ def _count(network: nn.Module) -> int:
 
 
 def _tensornet(width: int) -> nn.Module:
+    import warp
     from torchmdnet.models.model import create_model
 
+    warp.config.log_level = warp.LOG_WARNING  # else it prints the name of each kernel
     return create_model(TENSORNET | {"embedding_dimension": width})
 
 
