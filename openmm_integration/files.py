@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from ase import Atoms
-from openmm import XmlSerializer, unit
+from openmm import Context, Platform, State, System, VerletIntegrator, XmlSerializer, unit
 from openmm.app import PDBFile, Topology
 
 from mlff_student.archive import Archive, save_archive
@@ -21,10 +21,11 @@ from .force import TorchForceModule, student_atoms
 from .system import system_without_student
 from .topology import load_structure
 
-MODULE, SYSTEM, START, SCRIPT = "student.pt", "system.xml", "start.pdb", "simulate.py"
+MODULE, SYSTEM, SCRIPT, PROGRAM = "student.pt", "system.xml", "simulate.py", "simulate.cpp"
+START, STATE = "start.pdb", "start.xml"  # for Python, with the topology; for C++
 NATIVE = """from mlff_student.native import load_library
 
-load_library()  # the kernels that student.pt was written for; in C++: dlopen libmlff_student.so
+load_library()  # the kernels that student.pt was written for
 """
 # Not in system.xml, since openmmtorch 1.5 dies of a segmentation fault when it reads a TorchForce
 # from XML, with a student in it or without.
@@ -61,7 +62,8 @@ def write_openmm_files(
     dtype: str = "float32",
     backend: str = "portable",
 ) -> Agreement:
-    """Write student.pt, system.xml, start.pdb and simulate.py, which puts the three together.
+    """Write student.pt, system.xml and start.pdb with simulate.py, which puts the three together,
+    and start.xml with simulate.cpp, which does so in C++.
 
     Parameters
     ----------
@@ -99,8 +101,14 @@ def write_openmm_files(
         agreement = _compare(archive, temporary, topology, positions)
         if not agreement.passed:
             raise ArchiveError(f"the written module disagrees with its archive: {agreement}")
+    system = system_without_student(topology)
     with atomic_write(folder / SYSTEM) as temporary:
-        temporary.write_text(XmlSerializer.serialize(system_without_student(topology)))
+        temporary.write_text(XmlSerializer.serialize(system))
+    with atomic_write(folder / STATE) as temporary:
+        temporary.write_text(XmlSerializer.serialize(_state(system, positions)))
+    with atomic_write(folder / PROGRAM) as temporary:
+        source = Path(__file__).with_name(PROGRAM).read_text()
+        temporary.write_text(source.replace("PERIODIC", str(periodic).lower()))
     with atomic_write(folder / START) as temporary, temporary.open("w") as file:
         PDBFile.writeFile(topology, positions, file)
     with atomic_write(folder / SCRIPT) as temporary:
@@ -114,6 +122,14 @@ def write_openmm_files(
             )
         )
     return agreement
+
+
+def _state(system: System, positions: unit.Quantity) -> State:
+    """Positions and box, at rest."""
+    reference = Platform.getPlatformByName("Reference")
+    context = Context(system, VerletIntegrator(0.001), reference)
+    context.setPositions(positions)
+    return context.getState(positions=True)
 
 
 def _compare(

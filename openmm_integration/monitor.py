@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import openmm
+import torch
 from ase import Atoms
 from ase.calculators.calculator import Calculator
 from numpy.typing import NDArray
@@ -24,6 +25,8 @@ from mlff_student.errors import InputError, RunStoppedError
 from mlff_student.files import atomic_write
 from mlff_student.md import THERMO_COLUMNS
 from mlff_student.native import with_backend
+from mlff_student.neighbourhoods import REACH, neighbour_counts, neighbourhood_excess
+from mlff_student.neighbours import neighbour_edges
 from mlff_student.structure import perceive_bonds
 from mlff_student.teachers import make_teacher
 from mlff_student.verdict import Threshold, load_thresholds, verdict
@@ -46,6 +49,8 @@ COLUMNS = (
     "largest_force_atom",
     "network_depth_ev",
     "network_depth_atom",
+    "neighbourhood_excess",
+    "neighbourhood_excess_atom",
     "teacher_force_rmse_ev_per_angstrom",
     "teacher_force_rmse_ratio",
     "failed",
@@ -73,6 +78,8 @@ class Monitor:
     - the student's largest force, against the largest in its training data;
     - the network's energy of an atom, which in the training data stays above the bound where the
       student squeezes it: below, the neighbourhood is like nothing the student has seen;
+    - the neighbours of each atom, by element and distance, against those of atoms in the training
+      data (`mlff_student.neighbourhoods`);
     - the student's forces against a teacher's, now and then.
 
     Positions that are NaN or infinite raise an error in the student itself, before any report; the
@@ -225,6 +232,7 @@ class Monitor:
             "bond_deviation_angstrom": "bond_deviation_atoms",
             "largest_force_ev_per_angstrom": "largest_force_atom",
             "network_depth_ev": "network_depth_atom",
+            "neighbourhood_excess": "neighbourhood_excess_atom",
         }
         return f", {record[places[name]]}" if name in places else ""
 
@@ -286,7 +294,7 @@ class Monitor:
             "largest_force_atom": self._names[strongest],
             "network_depth_ev": float(depths[deepest]),
             "network_depth_atom": self._names[deepest],
-        }
+        } | self._neighbourhoods(atoms)
         if self._teacher and self._reports % self._teacher_every == 0:
             error = self._error(atoms, forces)
             record["teacher_force_rmse_ev_per_angstrom"] = error
@@ -294,6 +302,27 @@ class Monitor:
             if usual := held_out.get("force_rmse_ev_per_angstrom"):
                 record["teacher_force_rmse_ratio"] = error / usual
         return record
+
+    def _neighbourhoods(self, atoms: Atoms) -> dict[str, Any]:
+        """The atom whose neighbours are the least like any in training."""
+        limits = (self._archive.metadata["domain"] or {}).get("neighbours")
+        if not limits:
+            return {}
+        vectors, edges = neighbour_edges(
+            torch.tensor(atoms.positions),
+            torch.tensor(atoms.cell.array),
+            torch.tensor(atoms.pbc),
+            REACH,
+        )
+        elements = self._archive.metadata["elements"]
+        species = torch.tensor([elements.index(symbol) for symbol in atoms.symbols])
+        counts = neighbour_counts(vectors.norm(dim=1), edges, species, len(elements))
+        excess = neighbourhood_excess(counts, species, elements, limits)
+        strangest = int(excess.argmax())
+        return {
+            "neighbourhood_excess": float(excess[strangest]),
+            "neighbourhood_excess_atom": self._names[strangest],
+        }
 
     def _error(self, atoms: Atoms, forces: NDArray[np.float64]) -> float:
         """RMSE of the student's forces against the teacher's; NaN where the teacher has none."""

@@ -190,9 +190,28 @@ def test_atoms_outside_the_domain_are_named(ethanol, tmp_path):
     simulation.reporters.append(Monitor(topology, positions, "tiny", every=1, csv=log))
     simulation.step(1)
     (row,) = rows_of(log)
-    for figure in ("largest_force", "network_depth"):
+    for figure in ("largest_force", "network_depth", "neighbourhood_excess"):
         assert any(name.startswith(figure) for name in row["failed"].split())
         assert row[f"{figure}_atom"].startswith("MOL1-")
+
+
+def test_neighbourhoods_unknown_to_the_student(ethanol, tmp_path):
+    """A hydrogen that has gone far off: no force is large, and no atom of the training data is so
+    alone.
+    """
+    topology, positions = ethanol
+    far = np.array(positions.value_in_unit(unit.nanometer))
+    far[8] += 5.0
+    log = tmp_path / "run.csv"
+    simulation = simulation_of(topology, far, openmm.VerletIntegrator(1e-7))
+    simulation.reporters.append(Monitor(topology, positions, "tiny", every=1, csv=log))
+    simulation.step(1)
+    (row,) = rows_of(log)
+    assert "neighbourhood_excess" in row["failed"].split()
+    assert row["neighbourhood_excess_atom"] == "MOL1-H6"
+    # It misses the one neighbour within 2 angstrom, and more beyond.
+    assert 0.9 < float(row["neighbourhood_excess"]) <= 2.0
+    assert "largest_force_ev_per_angstrom" not in row["failed"]
 
 
 def test_nan_stops_before_any_report(ethanol, tmp_path):

@@ -2,19 +2,31 @@
 
 import json
 import os
+import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from ase import Atoms
 from ase.io import read, write
 
 from mlff_student.calculator import StudentForceFieldCalculator
 from mlff_student.errors import InputError, MissingDependencyError
+from mlff_student.native import library_path
 from mlff_student.units import KJ_PER_MOL, NM
-from openmm_integration.files import MODULE, SCRIPT, START, SYSTEM, write_openmm_files
+from openmm_integration.files import (
+    MODULE,
+    PROGRAM,
+    SCRIPT,
+    START,
+    STATE,
+    SYSTEM,
+    write_openmm_files,
+)
 
 ROOT = Path(__file__).parents[2]
 # The script's own first part, then numbers in place of its run.
@@ -51,7 +63,9 @@ def test_fresh_process_computes_the_students_numbers(backend, name, structures, 
     write(source, atoms)
     folder = tmp_path / "files"
     write_openmm_files("tiny", str(source), folder, backend=backend)
-    assert {path.name for path in folder.iterdir()} == {MODULE, SYSTEM, START, SCRIPT}
+    assert {path.name for path in folder.iterdir()} == {
+        MODULE, SYSTEM, START, STATE, SCRIPT, PROGRAM,
+    }  # fmt: skip
     atoms = read(source)  # rounded as the file rounds them
     np.save(folder / "positions.npy", atoms.positions / NM)
     result = run_in(folder, "-c", NUMBERS.format(blocked=backend == "portable"))
@@ -65,6 +79,51 @@ def test_fresh_process_computes_the_students_numbers(backend, name, structures, 
     script = run_in(folder, SCRIPT)
     assert script.returncode == 0, script.stderr
     assert script.stdout.strip().endswith("kJ/mol")
+
+
+@pytest.fixture(scope="module")
+def wheels() -> dict[str, str]:
+    """Where OpenMM, torch and CUDA's compiler, which TorchForce links to, lie."""
+    site = Path(torch.__file__).parents[1]
+    openmm = site / "OpenMM.libs"
+    if not shutil.which("g++") or not (openmm / "include" / "OpenMM.h").is_file():
+        pytest.skip("no C++ compiler, or an OpenMM without its headers")
+    folders = (openmm / "lib", site / "torch" / "lib", site / "nvidia" / "cuda_nvrtc" / "lib")
+    return {
+        "OPENMM": str(openmm),
+        "OPENMM_PLUGIN_DIR": str(openmm / "lib" / "plugins"),
+        "LD_LIBRARY_PATH": ":".join(map(str, folders)),
+    }
+
+
+@pytest.mark.parametrize(
+    ("name", "backend"), [("ethanol", "portable"), ("triclinic", "portable"), ("ethanol", "native")]
+)
+def test_compiled_program(name, backend, structures, wheels, tmp_path):
+    """The C++ beside the files, compiled by the command in its first lines, has the student's
+    numbers: no Python runs, and no file of this package but the native kernels where asked for.
+    """
+    source = tmp_path / "structure.extxyz"
+    write(source, structures[name])
+    folder = tmp_path / "files"
+    write_openmm_files("tiny", str(source), folder, backend=backend)
+    comment = (folder / PROGRAM).read_text().replace("//", "").split("\n\n")[1]
+    command = comment.split("export")[0].replace("\\\n", "")
+    environment = os.environ | wheels
+    if backend == "native":
+        environment["MLFF_STUDENT_NATIVE"] = str(library_path())
+    for line in (command, "./simulate 20"):
+        result = subprocess.run(
+            line, shell=True, cwd=folder, env=environment, capture_output=True, text=True
+        )
+        assert result.returncode == 0, result.stderr
+    energy, force = (float(word) for word in re.findall(r"(-?[\d.]+) kJ", result.stdout)[:2])
+    atoms = read(source)
+    atoms.calc = StudentForceFieldCalculator("tiny", backend=backend)
+    assert energy * KJ_PER_MOL == pytest.approx(atoms.get_potential_energy(), abs=1e-6 * len(atoms))
+    largest = np.linalg.norm(atoms.get_forces(), axis=1).max()
+    assert force * KJ_PER_MOL / NM == pytest.approx(largest, abs=2e-5)
+    assert "after 20 steps" in result.stdout
 
 
 def test_export_script(tmp_path):

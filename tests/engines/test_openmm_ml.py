@@ -6,6 +6,7 @@ import subprocess
 import sys
 import textwrap
 from functools import cache
+from itertools import combinations
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -69,6 +70,7 @@ def solution(water: str, padding_nm: float = 0.0) -> Solution:
     return Solution(modeller.topology, modeller.positions, force_field)
 
 
+COULOMB = 138.935456  # kJ nm/mol/e^2, as openmm-ml has it
 PME = {"nonbondedMethod": app.PME, "nonbondedCutoff": 0.7 * unit.nanometer}
 
 
@@ -157,28 +159,35 @@ def test_mixed_system_is_the_sum_of_its_parts(water, potential, tiny_archive64):
 
 
 @pytest.mark.parametrize(
-    ("water", "options", "tolerance"),
+    ("water", "options", "platform", "tolerance"),
     [
         # openmm-ml writes Coulomb's constant to nine digits.
-        ("tip3p", {}, 1e-4),
+        ("tip3p", {}, "Reference", 1e-4),
         # It counts pairs of the ML region that are beyond the cutoff, which MM does not.
-        ("tip3p", PME, 2e-2),
-        ("tip4pew", PME, 2e-2),
+        ("tip3p", PME, "Reference", 2e-2),
+        ("tip4pew", PME, "Reference", 2e-2),
+        # Forces and grid in float32: 1e-7 of energies of 1e5 kJ/mol, for each of some terms.
+        ("tip3p", PME, "CPU", 0.3),
+        ("tip4pew", PME, "CPU", 0.3),
     ],
 )
-def test_interpolation(water, options, tolerance, potential):
+def test_interpolation(water, options, platform, tolerance, potential):
     """Lambda 0 is the MM system, 1 the mixed one; linear between, and the derivative says so."""
     box = solution(water, 0.6)
     mm_system = box.mm_system(**options)
     expected = {
-        0.0: energy_of(context_of(mm_system, box.positions)),
+        0.0: energy_of(context_of(mm_system, box.positions, platform)),
         1.0: energy_of(
-            context_of(potential.createMixedSystem(box.topology, mm_system, SOLUTE), box.positions)
+            context_of(
+                potential.createMixedSystem(box.topology, mm_system, SOLUTE),
+                box.positions,
+                platform,
+            )
         ),
     }
     expected[0.3] = 0.7 * expected[0.0] + 0.3 * expected[1.0]
     system = potential.createMixedSystem(box.topology, mm_system, SOLUTE, interpolate=True)
-    context = context_of(system, box.positions)
+    context = context_of(system, box.positions, platform)
     slope = expected[1.0] - expected[0.0]
     for value, energy in expected.items():
         context.setParameter("lambda_interpolate", value)
@@ -186,6 +195,45 @@ def test_interpolation(water, options, tolerance, potential):
         state = context.getState(parameterDerivatives=True)
         derivative = state.getEnergyParameterDerivatives()["lambda_interpolate"]
         assert derivative == pytest.approx(slope, abs=tolerance)
+
+
+def test_interpolation_with_a_cutoff_and_reaction_field(potential):
+    """Of openmm-ml 1.8, with any potential: at lambda 0 a system with CutoffPeriodic is not the MM
+    system. Its setupNonbonded (embeddings/utilities.py) gives the ML region's pairs back as bonds
+    with the Coulomb energy of vacuum, to any distance, where MM has a reaction field and a cutoff.
+    """
+    box = solution("tip3p", 0.6)
+    cutoff, dielectric = 0.7, 78.3  # nm; OpenMM's default for the reaction field
+    mm_system = box.mm_system(
+        nonbondedMethod=app.CutoffPeriodic, nonbondedCutoff=cutoff * unit.nanometer
+    )
+    (nonbonded,) = (one for one in mm_system.getForces() if isinstance(one, openmm.NonbondedForce))
+    nonbonded.setUseDispersionCorrection(False)
+    nonbonded.setReactionFieldDielectric(dielectric)
+    exceptions = (nonbonded.getExceptionParameters(k) for k in range(nonbonded.getNumExceptions()))
+    excepted = {frozenset(one[:2]) for one in exceptions}
+    edges = np.diag(box.topology.getPeriodicBoxVectors().value_in_unit(unit.nanometer))
+    krf = (dielectric - 1.0) / (2.0 * dielectric + 1.0) / cutoff**3
+    crf = 3.0 * dielectric / (2.0 * dielectric + 1.0) / cutoff
+    expected = 0.0
+    for first, second in combinations(SOLUTE, 2):
+        if frozenset((first, second)) in excepted:
+            continue
+        (q1, sigma1, epsilon1), (q2, sigma2, epsilon2) = (
+            [one._value for one in nonbonded.getParticleParameters(k)] for k in (first, second)
+        )
+        vector = (box.positions[first] - box.positions[second])._value
+        r = np.linalg.norm(vector - edges * np.round(np.array(vector) / edges))
+        power = (0.5 * (sigma1 + sigma2) / r) ** 6
+        given = COULOMB * q1 * q2 / r + 4 * np.sqrt(epsilon1 * epsilon2) * (power**2 - power)
+        field = COULOMB * q1 * q2 * (krf * r * r - crf)
+        expected += -field if r < cutoff else given
+    system = potential.createMixedSystem(box.topology, mm_system, SOLUTE, interpolate=True)
+    context = context_of(system, box.positions)
+    context.setParameter("lambda_interpolate", 0.0)
+    deviation = energy_of(context) - energy_of(context_of(mm_system, box.positions))
+    assert abs(expected) > 10.0
+    assert deviation == pytest.approx(expected, abs=1e-2)
 
 
 def test_forces_while_interpolating(potential):

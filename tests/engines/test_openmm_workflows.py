@@ -13,13 +13,10 @@ import numpy as np
 import openmm
 import pytest
 from ase import Atoms
-from ase.md.verlet import VelocityVerlet
-from ase.units import fs
 from numpy.typing import NDArray
 from openmm import app, unit
 from scipy.spatial.distance import pdist
 
-from mlff_student.calculator import StudentForceFieldCalculator
 from mlff_student.errors import InputError
 from mlff_student.structure import Structure, make_topology, perceive_bonds
 from mlff_student.units import KB, KJ_PER_MOL, NM
@@ -219,6 +216,30 @@ def test_other_forces_on_top(interface, structures, tiny_archive64):
         assert values_of(context)[0] == pytest.approx(expected + k * image @ image, rel=1e-12)
 
 
+@pytest.mark.parametrize("interface", INTERFACES)
+def test_multiple_timesteps(interface, structures):
+    """A stiff restraint four times within each step of the student, by force groups: reversible
+    RESPA. Energies of the groups add up, and the total is conserved as with one short step.
+    """
+    atoms = structures["ethanol"]
+    system = create_system(topology_of(atoms), "tiny", force_group=1, interface=interface)
+    stiff = openmm.HarmonicBondForce()
+    stiff.addBond(0, 2, 0.24, 5e5)  # kJ/mol/nm^2: a period of 20 fs
+    system.addForce(stiff)
+    simulation = simulation_of(atoms, system, openmm.MTSIntegrator(TIMESTEP, [(1, 1), (0, 4)]))
+    context = simulation.context
+    parts = [context.getState(energy=True, groups={k}).getPotentialEnergy()._value for k in (0, 1)]
+    assert parts[0] > 0.0
+    assert sum(parts) == pytest.approx(values_of(context)[0], rel=1e-12)
+    total, kinetic = [], []
+    for _ in range(40):
+        simulation.step(10)
+        energy, moving, _ = values_of(context)
+        total.append(energy + moving)
+        kinetic.append(moving)
+    assert np.std(total) < 0.03 * np.std(kinetic)
+
+
 def test_metadynamics(structures, tmp_path):
     """Hills on a torsion of ethanol, by the class that comes with OpenMM."""
     atoms = structures["ethanol"]
@@ -335,25 +356,6 @@ def test_reporters(kind, structures, tmp_path):
     assert mdtraj.compute_distances(read, bonds, periodic=False).max() < 0.2
 
 
-def test_trajectory_is_that_of_ase(structures, tiny_archive64):
-    """Velocity Verlet here and there, 100 steps in float64."""
-    atoms = structures["ethanol"]
-    start = atoms.positions.copy()
-    system = create_system(topology_of(atoms), tiny_archive64)
-    atoms.set_masses([system.getParticleMass(k)._value for k in range(len(atoms))])
-    verlet = openmm.CustomIntegrator(TIMESTEP)
-    for line in ("v=v+0.5*dt*f/m", "x=x+dt*v", "v=v+0.5*dt*f/m"):
-        verlet.addComputePerDof(line[0], line[2:])
-    simulation = simulation_at_rest(system, atoms.positions / NM, verlet)
-    simulation.step(100)
-    atoms.calc = StudentForceFieldCalculator(tiny_archive64)
-    VelocityVerlet(atoms, TIMESTEP * 1e3 * fs).run(100)
-    moved = values_of(simulation.context)[2] * NM
-    assert np.abs(atoms.positions - start).max() > 0.05
-    # CODATA 2014 in ASE and 2018 in OpenMM differ by 1e-8.
-    np.testing.assert_allclose(moved, atoms.positions, atol=1e-5)
-
-
 def resident_bytes() -> int:
     """Memory of this process that is in use."""
     pages = int(Path("/proc/self/statm").read_text().split()[1])
@@ -370,37 +372,3 @@ def test_memory_is_flat(interface, structures):
     before = resident_bytes()
     simulation.step(10_000)
     assert resident_bytes() - before < 200_000
-
-
-@pytest.mark.slow
-def test_density_of_a_small_box_of_water():
-    """50 ps at 300 K and 1 bar, 60 molecules: the experiment's density, 0.997 g/cm3, within 10 %.
-
-    The mean over the last 40 ps has a standard error of 1 %; GFN2-xTB, the student's teacher, and
-    so small a box are good for some more.
-    """
-    modeller = app.Modeller(app.Topology(), [] * unit.nanometer)
-    force_field = app.ForceField("amber14/tip3p.xml")  # for the arrangement alone
-    modeller.addSolvent(force_field, boxSize=openmm.Vec3(1.25, 1.25, 1.25) * unit.nanometer)
-    topology = modeller.topology
-    system = create_system(topology, "tiny", hydrogen_mass=3.0)
-    system.addForce(openmm.MonteCarloBarostat(1.0 * unit.bar, 300.0 * unit.kelvin, 20))
-    integrator = openmm.LangevinMiddleIntegrator(300.0, 5.0, 0.001)
-    platform = openmm.Platform.getPlatformByName("CPU")
-    simulation = app.Simulation(topology, system, integrator, platform)
-    simulation.context.setPositions(modeller.positions)
-    simulation.minimizeEnergy(maxIterations=100)
-    simulation.context.setVelocitiesToTemperature(300.0)
-    grams = 60 * 18.015 / 6.02214e23
-    assert topology.getNumResidues() == 60
-    densities = []
-    bonds = np.array([(a.index, b.index) for a, b in topology.bonds()])
-    for _ in range(50):
-        simulation.step(1000)
-        state = simulation.context.getState(positions=True)
-        densities.append(grams / (state.getPeriodicBoxVolume()._value * 1e-21))
-        positions = state.getPositions(asNumpy=True)._value
-        lengths = np.linalg.norm(positions[bonds[:, 0]] - positions[bonds[:, 1]], axis=1)
-        assert 0.08 < lengths.min() and lengths.max() < 0.13  # nm
-    assert np.mean(densities[10:]) == pytest.approx(0.997, rel=0.1)
-    assert 0.005 < np.std(densities[10:]) < 0.1  # the box breathes: 3 % by the compressibility

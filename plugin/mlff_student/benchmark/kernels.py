@@ -4,20 +4,18 @@ goes on with.
 
 import hashlib
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 
-from .. import __version__
 from ..checkpoints import archive_of, available_models
 from ..errors import InputError
 from ..files import require_writable
 from ..native import library_path, with_backend
 from ..results import machine_facts
 from .measure import MOLECULE, Job, measure
-from .record_file import Record, RecordFile
+from .records import Record, RecordFile
 
 COMMAND = "benchmark kernels"
 
@@ -89,7 +87,12 @@ def benchmark_kernels(
         require_writable(output)
     for archive in archives.values():
         with_backend(archive, "native")  # raises here where it cannot be had
-    file = RecordFile(output, _head(settings))
+    machine = {
+        "instruction_set": torch.ops.mlff_student.instruction_set(),
+        "torch": torch.__version__,
+        "library_sha256": hashlib.sha256(library_path().read_bytes()).hexdigest(),
+    }
+    file = RecordFile(output, COMMAND, settings, machine)
     jobs = list(_jobs(settings))
     threads_before = torch.get_num_threads()
     try:
@@ -118,22 +121,3 @@ def _jobs(settings: BenchmarkSettings) -> Iterator[Job]:
                 yield Job("kernels", model, atoms, threads)
         if settings.openmm:
             yield Job("openmm_step", model, MOLECULE, 1)
-
-
-def _head(settings: BenchmarkSettings) -> dict[str, Any]:
-    """What the JSON file says beside the records."""
-    return {
-        "command": COMMAND,
-        "version": __version__,
-        "model": ",".join(settings.models),
-        "machine": machine_facts()
-        | {
-            "instruction_set": torch.ops.mlff_student.instruction_set(),
-            "torch": torch.__version__,
-            "library_sha256": hashlib.sha256(library_path().read_bytes()).hexdigest(),
-        },
-        "settings": {
-            name: list(value) if isinstance(value, tuple) else value
-            for name, value in asdict(settings).items()
-        },
-    }

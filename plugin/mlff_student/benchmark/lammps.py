@@ -7,7 +7,7 @@ import math
 import re
 import shutil
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import cache
 from importlib import metadata, util
 from itertools import pairwise
@@ -15,12 +15,11 @@ from pathlib import Path
 from statistics import median, quantiles
 from string import Template
 from tempfile import TemporaryDirectory
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from ase import Atoms
 
-from .. import __version__
 from ..archive import Archive, save_archive
 from ..checkpoints import archive_of
 from ..errors import InputError, MissingDependencyError, StudentError
@@ -31,7 +30,7 @@ from ..md import ns_per_day
 from ..results import machine_facts
 from .boxes import acetone_box, tantalum_box, whole_molecules
 from .measure import too_large_for_portable
-from .record_file import Record, RecordFile
+from .records import Record, RecordFile
 from .thermal import edge_lengths
 
 COMMAND = "benchmark lammps"
@@ -221,7 +220,12 @@ def benchmark_lammps(
             potential_file(file)
     if output:
         require_writable(output)
-    file = RecordFile(output, _head(settings))
+    machine = {
+        "lammps": _lammps_version(),
+        "torch": torch.__version__,
+        "plugin_sha256": hashlib.sha256(plugin_path().read_bytes()).hexdigest(),
+    }
+    file = RecordFile(output, COMMAND, settings, machine)
     jobs = list(_jobs(settings))
     for number, job in enumerate(jobs):
         progress(str(job), number, len(jobs))
@@ -262,25 +266,6 @@ def _jobs(settings: LammpsSettings) -> Iterator[Job]:
             if style in settings.others:
                 for ranks in settings.ranks:
                     yield Job(style, "", "", atoms, ranks, 1)
-
-
-def _head(settings: LammpsSettings) -> dict[str, Any]:
-    """What the JSON file says beside the records."""
-    return {
-        "command": COMMAND,
-        "version": __version__,
-        "model": ",".join(settings.models),
-        "machine": machine_facts()
-        | {
-            "lammps": _lammps_version(),
-            "torch": torch.__version__,
-            "plugin_sha256": hashlib.sha256(plugin_path().read_bytes()).hexdigest(),
-        },
-        "settings": {
-            name: list(value) if isinstance(value, tuple) else value
-            for name, value in asdict(settings).items()
-        },
-    }
 
 
 def _lammps_version() -> str:

@@ -10,7 +10,7 @@ from ..files import atomic_write
 from ..plots import COLOURS, FONT_SIZE, single_figure
 from ..results import machine_facts
 from .lammps import RIVALS, STUDENT
-from .record_file import Record
+from .records import Record
 from .tables import LEAST_CORES
 from .targets import UNITS, judge, load_targets
 from .weak_scaling import RANKS, Network, predict

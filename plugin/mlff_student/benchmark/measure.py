@@ -13,7 +13,7 @@ from ..errors import StudentError
 from ..native import with_backend
 from .arithmetic import work
 from .memory import available_memory, peak_memory
-from .record_file import Record
+from .records import Record
 from .thermal import archive_arguments, edge_lengths, thermal_structure
 from .timing import in_turns
 

@@ -1,29 +1,36 @@
 """How long a step takes in OpenMM: by size, interface, kernels, platform and number of threads, and
-with any ASE calculator in the student's place.
+with what else a user could run in the student's place.
 """
 
+import hashlib
+import logging
+import warnings
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import product
-from typing import Any
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from ase import Atoms
-from ase.calculators.calculator import Calculator
+from ase.calculators.calculator import Calculator, all_changes
 
 from ..archive import Archive
 from ..calculator import evaluate
 from ..checkpoints import archive_of
 from ..errors import InputError, MissingDependencyError
+from ..files import require_writable
 from ..md import ns_per_day
-from ..native import with_backend
+from ..native import library_path, with_backend
 from ..results import machine_facts
 from ..structure import Structure, make_topology, read_structure
 from ..teachers import make_teacher
 from ..units import KJ_PER_MOL, NM
+from .architectures import ARCHITECTURES, check_elements, make_rival
 from .measure import STEPS, STILL_PS
-from .record_file import Record
+from .records import Record, RecordFile
 from .thermal import thermal_structure
 from .timing import in_turns
 
@@ -42,7 +49,9 @@ class StepSettings:
     interfaces, backends : of `openmm_integration.student_force`.
     platforms : of OpenMM.
     threads : numbers of threads, of the kernels and of OpenMM's CPU platform.
-    others : names that `mlff_student.teachers.make_teacher` takes, run through a PythonForce.
+    others : run through a PythonForce on the molecule: names that
+        `mlff_student.teachers.make_teacher` takes, and "tensornet", "mace" or "ani": networks of
+        that architecture with random weights, one about as large as each model.
     timestep_fs : that ns/day are counted with.
     seconds : spent on a structure and number of threads, beyond three rounds.
     """
@@ -66,44 +75,131 @@ class StepSettings:
             raise InputError(f"atoms must be 2 or more, got {bad[0]}")
         if not self.molecule and not self.atoms:
             raise InputError("no molecule and no atoms to measure")
+        if self.others and not self.molecule:
+            raise InputError(f"no molecule to measure {', '.join(self.others)} on")
         for name in ("timestep_fs", "seconds"):
             if not 0.0 < getattr(self, name) < float("inf"):
                 raise InputError(f"{name} must be positive, got {getattr(self, name)}")
 
 
+class Other(NamedTuple):
+    """What is measured in a student's place."""
+
+    name: str
+    parameters: int | None
+    calculator: Calculator | None
+    create_system: Callable[[Any, Atoms], Any]  # of an OpenMM topology
+
+
 def benchmark_steps(
     settings: StepSettings,
+    output: Path | None = None,
     progress: Callable[[str, int, int], None] = lambda job, done, jobs: None,
 ) -> list[Record]:
-    """Measure steps so short that the structure stays, all of a structure's in turns.
+    """Measure steps so short that the structure stays, all of a structure's in turns. Random
+    weights, too, can be measured so, with which no dynamics is possible.
+
+    Parameters
+    ----------
+    output : JSON file, written after every structure and number of threads. One that is there
+        already and was begun on this machine with the same settings and libraries is gone on with.
+    progress : called with the job's name, how many are done and how many there are.
 
     Returns
     -------
-    Flat records. `kernel_ms` is energy and forces outside OpenMM, `overhead_ms` what a step takes
-    beyond.
+    Flat records. `kernel_ms` is energy and forces outside OpenMM, where they can be had there, and
+    `overhead_ms` what a step takes beyond.
 
     Raises
     ------
-    InputError : settings that cannot be measured.
+    InputError : settings that cannot be measured; an output that cannot be written or is of another
+        benchmark.
     ArchiveError : no such model.
-    MissingDependencyError : OpenMM, an interface, kernels or another calculator cannot be used.
+    MissingDependencyError : OpenMM, an interface, kernels, a calculator or another network's
+        package cannot be used.
     """
     archives = {model: archive_of(model) for model in settings.models}
-    others = {name: make_teacher(name) for name in settings.others}
-    jobs = list(product(_structures(settings), settings.threads))
-    records: list[Record] = []
+    structures = list(_structures(settings))
+    if output:
+        require_writable(output)
+    file = RecordFile(output, COMMAND, settings, versions())
+    jobs = [
+        (label, atoms, threads)
+        for (label, atoms), threads in product(structures, settings.threads)
+        if not any(
+            (one["structure"], one["atoms"], one["threads"]) == (label, len(atoms), threads)
+            for one in file.records
+        )
+    ]
+    made = len(structures) * len(settings.threads) - len(jobs)
+    progress("packages", made, made + len(jobs))
+    with _quietly():
+        others = list(_others(settings, archives, structures)) if jobs else []
     threads_before = torch.get_num_threads()
     try:
-        for done, ((label, atoms), threads) in enumerate(jobs):
-            progress(f"{label}, threads: {threads}", done, len(jobs))
+        for done, (label, atoms, threads) in enumerate(jobs, made):
+            progress(f"{label}, {len(atoms)} atoms, threads: {threads}", done, made + len(jobs))
             torch.set_num_threads(threads)
-            records += _measure(
-                settings, atoms, label, threads, archives, others if label == "molecule" else {}
-            )
-        progress("done", len(jobs), len(jobs))
+            beside = others if label == "molecule" else []
+            file.add(_measure(settings, atoms, label, threads, archives, beside))
+        progress("done", made + len(jobs), made + len(jobs))
     finally:
         torch.set_num_threads(threads_before)
-    return records
+    return file.records
+
+
+def versions() -> dict[str, str]:
+    """What a step's time depends on, beside the machine.
+
+    Raises
+    ------
+    MissingDependencyError : OpenMM does not load.
+    """
+    try:
+        from openmm import Platform
+    except ImportError as error:
+        raise MissingDependencyError(
+            f"OpenMM does not load ({error}); pip install 'mlff-student[openmm]'"
+        ) from error
+    library = library_path()
+    found = library.read_bytes() if library.is_file() else b""
+    return {
+        "openmm": Platform.getOpenMMVersion(),
+        "torch": torch.__version__,
+        "library_sha256": hashlib.sha256(found).hexdigest(),
+    }
+
+
+def _others(
+    settings: StepSettings, archives: dict[str, Archive], structures: list[tuple[str, Atoms]]
+) -> Iterator[Other]:
+    molecules = [atoms for label, atoms in structures if label == "molecule"]
+    sizes = {archive.metadata["parameters"] for archive in archives.values()}
+    for name in settings.others:
+        if name not in ARCHITECTURES:
+            yield _from_calculator(name, None, make_teacher(name))
+            continue
+        for atoms in molecules:
+            check_elements(name, atoms)
+        for parameters in sorted(sizes, reverse=True):
+            rival = make_rival(name, parameters)
+            if calculator := rival.calculator():
+                yield _from_calculator(name, rival.parameters, calculator)
+            else:
+                yield Other(name, rival.parameters, None, rival.create_system)
+
+
+@contextmanager
+def _quietly() -> Iterator[None]:
+    """Without what other packages say while they compile."""
+    disabled = logging.root.manager.disable
+    logging.disable(max(disabled, logging.WARNING))
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(disabled)
 
 
 def _structures(settings: StepSettings) -> Iterator[tuple[str, Atoms]]:
@@ -121,17 +217,13 @@ def _measure(
     label: str,
     threads: int,
     archives: dict[str, Archive],
-    others: dict[str, Calculator],
+    others: list[Other],
 ) -> list[Record]:
     """All records of one structure and number of threads."""
-    try:
-        from openmm_integration import create_system
-        from openmm_integration.run import find_platform
-        from openmm_integration.topology import openmm_topology
-    except ImportError as error:
-        raise MissingDependencyError(
-            f"OpenMM does not load ({error}); pip install 'mlff-student[openmm]'"
-        ) from error
+    from openmm_integration import create_system
+    from openmm_integration.run import find_platform
+    from openmm_integration.topology import openmm_topology
+
     topology = openmm_topology(Structure(atoms, make_topology(atoms, [])))
     calls: dict[str, Callable[[], object]] = {}
     heads: list[tuple[str, str, Record]] = []  # of the step, of the kernel alone
@@ -147,21 +239,27 @@ def _measure(
         chosen = with_backend(archive, backend)
         kernel = f"{model} {backend}"
         calls[kernel] = _repeated(evaluate, chosen, atoms)
+        head = {"model": model, "parameters": archive.metadata["parameters"], "backend": backend}
         for interface in settings.interfaces:
             system = create_system(topology, model, interface=interface, backend=backend)
-            add(kernel, system, {"model": model, "interface": interface, "backend": backend})
-    for name, calculator in others.items():
-        calls[name] = _repeated(_forces, calculator, atoms)
-        system = _system_of(calculator, atoms, topology)
-        add(name, system, {"model": name, "interface": "PythonForce", "backend": ""})
-    for call in calls.values():
-        for _ in range(2):  # TorchScript compiles
-            call()
+            add(kernel, system, head | {"interface": interface})
+    with _quietly():
+        for other in others:
+            name, parameters, calculator, _ = other
+            kernel = f"{name} {parameters}"
+            if calculator:
+                calls[kernel] = _repeated(_calculated, calculator, atoms)
+            head = {"model": name, "parameters": parameters, "backend": ""}
+            add(kernel, other.create_system(topology, atoms), head | {"interface": "PythonForce"})
+        for call in calls.values():
+            for _ in range(2):  # TorchScript compiles
+                call()
     times = in_turns(calls, settings.seconds)
     common = {"structure": label, "atoms": len(atoms), "periodic": bool(atoms.pbc.all())}
     made = []
     for key, kernel, head in heads:
-        step, alone = times[key].ms / STEPS, times[kernel].ms / STEPS
+        step = times[key].ms / STEPS
+        alone = times[kernel].ms / STEPS if kernel in times else None
         made.append(
             head
             | common
@@ -170,7 +268,7 @@ def _measure(
                 "ms_per_step": step,
                 "ms_per_step_iqr": times[key].ms_iqr / STEPS,
                 "kernel_ms": alone,
-                "overhead_ms": step - alone,
+                "overhead_ms": None if alone is None else step - alone,
                 "timestep_fs": settings.timestep_fs,
                 "ns_per_day": ns_per_day(settings.timestep_fs, step),
             }
@@ -182,27 +280,32 @@ def _repeated(function: Callable[..., object], *arguments: object) -> Callable[[
     return lambda: [function(*arguments) for _ in range(STEPS)]
 
 
-def _forces(calculator: Calculator, atoms: Atoms) -> np.ndarray:
-    calculator.reset()  # else it remembers the structure
-    return calculator.get_property("forces", atoms)
+def _calculated(calculator: Calculator, atoms: Atoms) -> dict[str, Any]:
+    """Energy and forces, of a structure that the calculator remembers too."""
+    calculator.calculate(atoms, ["energy", "forces"], all_changes)
+    return calculator.results
 
 
-def _system_of(calculator: Calculator, atoms: Atoms, topology: Any) -> Any:
-    """System whose only force is an ASE calculator, through a PythonForce."""
-    import openmm
+def _from_calculator(name: str, parameters: int | None, calculator: Calculator) -> Other:
+    """An ASE calculator as a PythonForce, the only force of a System."""
 
-    from openmm_integration.system import system_without_student
+    def create_system(topology: Any, atoms: Atoms) -> Any:
+        import openmm
 
-    moving = atoms.copy()
+        from openmm_integration.system import system_without_student
 
-    def compute(state: openmm.State) -> tuple[float, np.ndarray]:
-        moving.positions = state.getPositions(asNumpy=True)._value * NM
-        forces = _forces(calculator, moving)
-        return calculator.results["energy"] / KJ_PER_MOL, forces * (NM / KJ_PER_MOL)
+        moving = atoms.copy()
 
-    system = system_without_student(topology)
-    system.addForce(openmm.PythonForce(compute))
-    return system
+        def compute(state: openmm.State) -> tuple[float, np.ndarray]:
+            moving.positions = state.getPositions(asNumpy=True)._value * NM
+            found = _calculated(calculator, moving)
+            return found["energy"] / KJ_PER_MOL, found["forces"] * (NM / KJ_PER_MOL)
+
+        system = system_without_student(topology)
+        system.addForce(openmm.PythonForce(compute))
+        return system
+
+    return Other(name, parameters, calculator, create_system)
 
 
 def _stepping(system: Any, atoms: Atoms, platform: Any, threads: int) -> Callable[[], object]:

@@ -9,6 +9,7 @@ from .distill import distill_app
 from .export import export_command
 from .installation import doctor_command, lammps_env_command, models_command
 from .lammps import lammps_input_command
+from .liquid import liquid_command
 from .md import md_command
 
 __all__ = ["app", "console", "export_command", "main", "run"]
@@ -26,6 +27,7 @@ app.command("analyze")(analyze_command)
 app.add_typer(benchmark_app, name="benchmark")
 app.command("lammps-env")(lammps_env_command)
 app.command("lammps-input")(lammps_input_command)
+app.command("liquid")(liquid_command)
 app.command("doctor")(doctor_command)
 app.command("models")(models_command)
 

@@ -5,7 +5,6 @@ from typing import Annotated
 
 import typer
 from rich.markup import escape
-from rich.table import Table
 
 from .common import Json, Quiet, console, resumable, whole_numbers
 
@@ -96,8 +95,9 @@ def benchmark_openmm_command(
     also: Annotated[
         str,
         typer.Option(
-            help="ASE calculators on the molecule, with commas: gfn2-xtb or any other teacher, "
-            "python:package.module:factory."
+            help="What else to run on the molecule, with commas: gfn2-xtb or any other teacher, "
+            "python:package.module:factory; networks of a model's size with random weights: "
+            "tensornet, mace, ani."
         ),
     ] = "",
     timestep_fs: Annotated[
@@ -106,19 +106,29 @@ def benchmark_openmm_command(
     seconds: Annotated[
         float, typer.Option(help="At least, for each structure and number of threads.")
     ] = 5.0,
-    json: Json = None,
+    json: Annotated[
+        Path | None,
+        typer.Option(
+            "--json", help="File for the records, as they are made; .md and .png go beside it."
+        ),
+    ] = None,
     quiet: Quiet = False,
 ) -> None:
     """Time of a step in OpenMM, and what OpenMM adds to the kernels; measure on a quiet machine.
 
+    With --json, figures and tables in Markdown are written beside it, and a killed run goes on with
+    the same command. TensorNet compiles for a minute before its first step.
+
     Example: mlff-student benchmark openmm --models tiny --also gfn2-xtb --json openmm.json
+
+    Example: mlff-student benchmark openmm --also gfn2-xtb,tensornet,mace,ani --json rivals.json
     """
     from rich.progress import Progress
 
     from ..benchmark.kernels import models_of
-    from ..benchmark.steps import COMMAND, StepSettings, benchmark_steps
-    from ..files import require_writable
-    from ..results import write_results
+    from ..benchmark.step_report import step_table, write_step_report
+    from ..benchmark.steps import StepSettings, benchmark_steps, versions
+    from ..results import machine_facts
 
     settings = StepSettings(
         models=models_of(models),
@@ -132,29 +142,20 @@ def benchmark_openmm_command(
         timestep_fs=timestep_fs,
         seconds=seconds,
     )
-    if json:
-        require_writable(json)
-    with Progress(console=console, disable=quiet) as progress:
+    with resumable(), Progress(console=console, disable=quiet) as progress:
         bar = progress.add_task("openmm")
         records = benchmark_steps(
             settings,
+            json,
             lambda job, done, jobs: progress.update(
                 bar, description=escape(job), completed=done, total=jobs
             ),
         )
+    files = write_step_report(records, machine_facts() | versions(), json) if json else []
     if not quiet:
-        table = Table("model", "force", "kernels", "platform", "atoms", "threads")
-        for title in ("ms/step", "kernel ms", "overhead ms", "ns/day"):
-            table.add_column(title, justify="right")
-        for one in records:
-            words = ("model", "interface", "backend", "platform", "atoms", "threads")
-            figures = ("ms_per_step", "kernel_ms", "overhead_ms", "ns_per_day")
-            table.add_row(
-                *(escape(str(one[key])) for key in words), *(f"{one[key]:.3g}" for key in figures)
-            )
-        console.print(table)
-    if json:
-        write_results(json, COMMAND, ",".join(settings.models), records)
+        console.print(step_table(records))
+        for path in files:
+            console.print(f"written: {path}", markup=False, soft_wrap=True)
 
 
 @benchmark_app.command("batch")

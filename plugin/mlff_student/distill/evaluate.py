@@ -1,7 +1,7 @@
 """Errors of a student on held-out molecules, and the card that tells a user of them."""
 
 import csv
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -13,10 +13,11 @@ from ..checkpoints import load_student
 from ..elements import ELEMENTS
 from ..errors import InputError
 from ..files import atomic_write
+from ..neighbourhoods import REACH, Limits, neighbour_counts, neighbourhood_limits
 from ..results import write_json
 from ..student import Student, parameter_count
 from .dataset import Frames, read_frames, read_summary, sha256
-from .graphs import build_graphs, forces_from_gradient, make_batch
+from .graphs import build_graphs, forces_from_gradient, frame_edges, make_batch
 from .recipe import Recipe
 
 COMPLEXES = ("dimer", "cluster", "liquid", "crystal")  # kinds of more than one molecule
@@ -181,6 +182,7 @@ def write_checkpoint(
             "largest_molecule_atoms": largest,
             "largest_force_ev_per_angstrom": round(float(train_frames.forces.norm(dim=1).max()), 2),
             "systems": systems,
+            "neighbours": known_neighbourhoods(train_frames),
         },
         "held_out": {"test": test_frames.names},
     }
@@ -193,6 +195,28 @@ def write_checkpoint(
         temporary.write_text(card_text(card))
     plot_curve(output / "metrics.csv", output / "curve.png")
     return card
+
+
+def known_neighbourhoods(frames: Frames) -> Limits:
+    """What neighbours the atoms of frames have; see `mlff_student.neighbourhoods`."""
+    numbers = torch.tensor([number for number, _ in ELEMENTS.values()])
+    species = torch.full((int(numbers.max()) + 1,), -1)
+    species[numbers] = torch.arange(len(numbers))
+    kinds = species[frames.atomic_numbers]
+
+    def counts() -> Iterator[tuple[Tensor, Tensor]]:
+        for frame, edge_index, vectors in frame_edges(frames, REACH):
+            some = frame.unique()
+            if not len(some):  # a frame whose atoms are all alone teaches nothing of neighbours
+                continue
+            rows = torch.cat([torch.arange(*frames.start[k : k + 2]) for k in some.tolist()])
+            place = torch.zeros(len(kinds), dtype=torch.int64)
+            place[rows] = torch.arange(len(rows))
+            edges = place[edge_index + frames.start[frame]]
+            mine = kinds[rows]
+            yield neighbour_counts(vectors.norm(dim=1), edges, mine, len(numbers)), mine
+
+    return neighbourhood_limits(counts(), list(ELEMENTS))
 
 
 def plot_curve(metrics: Path, output: Path) -> None:

@@ -95,7 +95,7 @@ def build_graphs(frames: Frames, student: Student) -> Graphs:
         raise InputError(f"the dataset holds atomic number {number}, unknown to the student")
     none = torch.zeros((2, 0), dtype=torch.int64)
     parts = [(none[0], none, torch.zeros(0, 3).double())]
-    parts += [*_open_edges(frames, student.cutoff), *_periodic_edges(frames, student.cutoff)]
+    parts += frame_edges(frames, student.cutoff)
     frame = torch.cat([part[0] for part in parts])
     order = torch.argsort(frame, stable=True)
     frame = frame[order]
@@ -140,6 +140,14 @@ def _repulsive_product(
         gradient = (0.5 * slope / distances)[:, None] * shifted
         sides.append(forces_from_gradient(gradient, atoms, len(species)))
     return (sides[1] - sides[0]) / (2.0 * PROBE_STEP)
+
+
+def frame_edges(frames: Frames, cutoff: float) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+    """Edges of all frames, some frames at a time: frame (E,), edge_index (2, E), vectors (E, 3),
+    atoms counted from their frame's first.
+    """
+    yield from _open_edges(frames, cutoff)
+    yield from _periodic_edges(frames, cutoff)
 
 
 def _open_edges(frames: Frames, cutoff: float) -> Iterator[tuple[Tensor, Tensor, Tensor]]:

@@ -1,34 +1,50 @@
-"""The JSON file of a benchmark, written after each measurement; a killed run goes on with it."""
+"""The file of a benchmark, which a killed run goes on with."""
 
 import json
 from collections.abc import Iterator
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from .. import __version__
 from ..errors import InputError
-from ..results import write_json
+from ..results import machine_facts, write_json
 
 Record = dict[str, Any]
 
 
 class RecordFile:
-    """Flat records of one benchmark; in memory alone where there is no file.
+    """The JSON file and the records in it; records alone where there is no file.
 
     Parameters
     ----------
-    path : JSON file; one that is there is read, and gone on with.
-    head : all else of the file's object, by which its benchmark is known: the command, what the
-        machine is, the settings.
+    path : a file that is there already must be of the same command, machine and settings.
+    command : that makes the records.
+    settings : dataclass with a field `models`, what is measured.
+    machine : facts beyond `machine_facts` that the figures depend on.
 
     Raises
     ------
-    InputError : the file is of another benchmark, or of none.
+    InputError : the file cannot be gone on with.
     """
 
-    def __init__(self, path: Path | None, head: dict[str, Any]) -> None:
+    def __init__(
+        self, path: Path | None, command: str, settings: Any, machine: dict[str, str]
+    ) -> None:
         self.path = path
-        self.head = head
-        self.records: list[Record] = self._read(path) if path and path.exists() else []
+        self.records: list[Record] = []
+        self.head = {
+            "command": command,
+            "version": __version__,
+            "model": ",".join(settings.models),
+            "machine": machine_facts() | machine,
+            "settings": {
+                name: list(value) if isinstance(value, tuple) else value
+                for name, value in asdict(settings).items()
+            },
+        }
+        if path and path.exists():
+            self.records = self._read(path)
 
     def _read(self, path: Path) -> list[Record]:
         try:
@@ -47,7 +63,7 @@ class RecordFile:
         return records
 
     def add(self, records: list[Record]) -> None:
-        """Keep records; the file is replaced whole."""
+        """Keep records, in the file too."""
         self.records += records
         if self.path:
             write_json(self.path, self.head | {"results": self.records})

@@ -1,0 +1,56 @@
+"""Neighbours of atoms, counted, and held against those of other atoms."""
+
+import pytest
+import torch
+from ase import Atoms
+from ase.build import molecule
+
+from mlff_student.neighbourhoods import (
+    RADII,
+    REACH,
+    neighbour_counts,
+    neighbourhood_excess,
+    neighbourhood_limits,
+)
+from mlff_student.neighbours import neighbour_edges
+
+ELEMENTS = ["H", "C", "O", "S"]
+
+
+def counted(atoms: Atoms) -> tuple[torch.Tensor, torch.Tensor]:
+    """Counts (N, 4, 4) and species (N,)."""
+    vectors, edges = neighbour_edges(
+        torch.tensor(atoms.positions), torch.zeros(3, 3).double(), torch.zeros(3).bool(), REACH
+    )
+    species = torch.tensor([ELEMENTS.index(symbol) for symbol in atoms.symbols])
+    return neighbour_counts(vectors.norm(dim=1), edges, species, len(ELEMENTS)), species
+
+
+def test_counts_are_bonds():
+    """Each carbon of ethanol: its hydrogens within 1.3 angstrom; all others within 4.5."""
+    atoms = molecule("CH3CH2OH")
+    counts, species = counted(atoms)
+    carbons = counts[species == ELEMENTS.index("C")]
+    hydrogens = carbons[:, ELEMENTS.index("H"), RADII.index(1.3)]
+    # A C-H bond of 1.09 angstrom counts as 0.96 within 1.3: the edge is soft.
+    assert sorted(hydrogens.tolist()) == pytest.approx([2.0, 3.0], abs=0.15)
+    assert carbons.sum(1)[:, RADII.index(4.5)].tolist() == pytest.approx([8.0] * 2, abs=0.01)
+
+
+def test_within_and_beyond_the_limits():
+    """What the limits are made of is within them; each way to leave them is seen."""
+    known = [counted(molecule(name)) for name in ("CH3OH", "H2O", "CH4")]
+    limits = neighbourhood_limits(known, ELEMENTS)
+    assert set(limits["fewest"]) == {"H", "C", "O"}  # no sulphur was there
+    for counts, species in known:
+        # Limits are kept to hundredths.
+        assert neighbourhood_excess(counts, species, ELEMENTS, limits).max() < 0.01
+
+    def excess(atoms: Atoms) -> torch.Tensor:
+        return neighbourhood_excess(*counted(atoms), ELEMENTS, limits)
+
+    crowded = molecule("CH4") + Atoms("H", positions=[[0.0, 0.0, 1.15]])
+    assert excess(crowded)[0] == pytest.approx(1.0, abs=0.1)  # a fifth hydrogen on carbon
+    assert excess(Atoms("H"))[0] == pytest.approx(2.0, abs=0.1)  # in water it has two others
+    unknown = excess(molecule("CH3SH"))
+    assert unknown[list(molecule("CH3SH").symbols).index("S")] > 0.9
