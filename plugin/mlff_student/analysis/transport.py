@@ -15,7 +15,7 @@ from .drift import slope_with_error
 from .frames import Frames, make_whole
 
 NUMBERS_KEPT = 6_000_000  # coordinates of molecules: 48 MB
-LAGS = np.linspace(0.1, 0.5, 20)  # of the run: where the mean square displacement is fitted
+LAGS = np.linspace(0.05, 0.25, 20)  # of the run: where the mean square displacement is fitted
 FEWEST_FRAMES = 50
 YEH_HUMMER = 2.837297  # of a cubic box; Yeh and Hummer 2004, doi:10.1021/jp0477147, eq. 7
 G_PER_CM3 = 1e24 / units.mol  # of 1 amu/angstrom^3
@@ -43,7 +43,7 @@ class Diffusion:
     Attributes
     ----------
     diffusion_cm2_per_s, diffusion_stderr_cm2_per_s : slope of the mean square displacement / 6,
-        between a tenth and half of the run; standard error from the scatter over molecules. Of this
+        between 1/20 and 1/4 of the run; standard error from the scatter over molecules. Of this
         box: in a larger one it is greater (`infinite_box`).
     msd_exponent : slope of log(displacement) against log(time) there: 1 where molecules diffuse, 2
         where they fly, less than 1 where they are caged; far from 1 the coefficient means nothing.
