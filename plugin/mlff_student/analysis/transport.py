@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass, field
 import numpy as np
 from ase import units
 from numpy.typing import NDArray
+from scipy.sparse import csr_array
 
 from ..errors import InputError
 from ..structure import Structure, connected_fragments
@@ -91,17 +92,16 @@ def measure_diffusion(
     bonds = bond_pairs(structure.topology)
     masses = structure.atoms.get_masses()
     fragment = connected_fragments(len(masses), bonds.tolist())
-    shares = np.zeros((fragment.max() + 1, len(masses)))
-    shares[fragment, np.arange(len(masses))] = masses
-    of_molecules = shares.sum(axis=1)
-    shares /= of_molecules[:, None]
+    of_molecules = np.bincount(fragment, weights=masses)
+    shares = csr_array((masses / of_molecules[fragment], (fragment, np.arange(len(masses)))))
     path: list[NDArray[np.float64]] = []  # unwrapped centres (M, 3), every `stride`-th frame
     stride, count = 1, 0
     wrapped = unwrapped = None
     for part in frames:
         if not np.isfinite(part.positions).all():
             raise InputError("positions that are not finite do not diffuse")
-        for index, centres in enumerate(shares @ make_whole(part.positions, part.cells, bonds)):
+        for index, positions in enumerate(make_whole(part.positions, part.cells, bonds)):
+            centres = shares @ positions
             step = 0.0 if wrapped is None else centres - wrapped
             if part.cells is not None:
                 cell = part.cells[index]
