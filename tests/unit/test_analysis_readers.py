@@ -358,14 +358,14 @@ def run_ase(folder: Path, seed: int = 1, friction: float = 0.0) -> Path:
         if friction
         else VelocityVerlet(atoms, step)
     )
-    dynamics.run(100)
+    dynamics.run(50)
     dynamics.nsteps = 0
     frames: list = []
     trajectory = Trajectory(folder / "run.traj", "w", atoms)
     dynamics.attach(trajectory.write)
     dynamics.attach(lambda: frames.append(atoms.copy()))
     dynamics.attach(MDLogger(dynamics, atoms, str(folder / "run.log"), stress=False))
-    dynamics.run(400)
+    dynamics.run(200)
     trajectory.close()
     write(folder / "run.extxyz", frames)
     return folder
