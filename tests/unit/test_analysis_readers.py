@@ -354,7 +354,7 @@ def run_ase(folder: Path, seed: int = 1, friction: float = 0.0) -> Path:
     atoms.set_velocities(velocities - velocities.mean(0))
     step = 4.0 * units.fs
     dynamics = (
-        Langevin(atoms, step, temperature_K=200, friction=friction / units.fs, rng=rng)
+        Langevin(atoms, step, temperature_K=200, friction=friction / units.fs, rng=rng, fixcm=False)
         if friction
         else VelocityVerlet(atoms, step)
     )

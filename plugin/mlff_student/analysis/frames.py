@@ -81,6 +81,11 @@ def stream_frames(
     if not path.is_file():
         raise InputError(f"no trajectory file {path}")
     atoms = len(structure.atoms)
+    if structure.atoms.pbc.any() and not structure.atoms.get_volume() > 0.0:
+        raise InputError(
+            f"the topology is periodic along {structure.atoms.pbc.tolist()}, but its cell has no "
+            "volume; give each direction a length, vacuum included"
+        )
     chunk = chunk or max(1, ATOMS_AT_ONCE // atoms)
     found = 0
     try:
