@@ -268,6 +268,14 @@ def test_hydrogen_lost_is_counted_and_ends_the_stable_time() -> None:
     assert kept.hydrogen_distance_angstrom == pytest.approx(np.linalg.norm(away) + 2.0)
 
 
+def test_atom_without_bonds_that_is_lost_ends_the_stable_time() -> None:
+    argon = Atoms("Ar2", positions=[[0, 0, 0], [4, 0, 0]])
+    frames = np.tile(argon.positions, (10, 1, 1))
+    frames[6:, 1] = np.nan
+    kept = measure_stability([Frames(frames, None)], structure_of(argon), Path("run"))
+    assert (kept.stable_frames, kept.frames, kept.bonds) == (6, 10, 0)
+
+
 def test_rmsd_sees_deformation_and_no_rotation() -> None:
     ethanol = structure_of(molecule("CH3CH2OH"))
     start = ethanol.atoms.positions
