@@ -1,0 +1,19 @@
+"""What a finished run says: energy, ensemble, forces, structure, transport, spectrum.
+
+Each module measures one thing by pure functions that return frozen dataclasses; `as_record` of each
+is a flat dictionary with units in its keys.
+"""
+
+from .frames import Frames, stream_frames
+from .run import Analysis, Reference, analyze
+from .thermo import Thermo, read_thermo
+
+__all__ = [
+    "Analysis",
+    "Frames",
+    "Reference",
+    "Thermo",
+    "analyze",
+    "read_thermo",
+    "stream_frames",
+]

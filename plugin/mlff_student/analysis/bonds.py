@@ -1,0 +1,81 @@
+"""Lengths of bonds in frames, and whether a trajectory has its topology's atoms in their order."""
+
+from pathlib import Path
+from typing import Any
+
+import mdtraj
+import numpy as np
+from numpy.typing import NDArray
+
+from ..errors import InputError
+from ..structure import Structure
+from .frames import Frames
+
+COLLAPSE = 0.5  # angstrom off its length: the bond is gone. The verdict's is in the table
+NEVER_BY_HEAT = 0.4  # angstrom: neither bonds stretch nor angles close by so much
+
+
+def bond_pairs(topology: mdtraj.Topology) -> NDArray[np.int_]:
+    """Indices (B, 2) of bonded atoms."""
+    return np.array([(a.index, b.index) for a, b in topology.bonds], int).reshape(-1, 2)
+
+
+def bond_lengths(
+    positions: NDArray[Any], cells: NDArray[Any] | None, pairs: NDArray[Any], longest: float = 0.0
+) -> NDArray[Any]:
+    """Lengths (F, B) of bonds, pairs (B, 2), in positions (F, N, 3) and cells (F, 3, 3), angstrom.
+
+    To the nearest image where every cell is thicker than twice the `longest` bond.
+    """
+    vectors = positions[:, pairs[:, 1]] - positions[:, pairs[:, 0]]  # (F, B, 3)
+    if cells is not None:
+        faces = np.cross(np.roll(cells, -1, axis=1), np.roll(cells, -2, axis=1))  # (F, 3, 3)
+        with np.errstate(all="ignore"):
+            heights = np.abs(np.linalg.det(cells))[:, None] / np.linalg.norm(faces, axis=2)
+        if (heights > 2.0 * longest).all():
+            vectors -= np.round(vectors @ np.linalg.inv(cells)) @ cells
+    return np.linalg.norm(vectors, axis=2)
+
+
+def reference_lengths(structure: Structure, pairs: NDArray[np.int_]) -> NDArray[np.float64]:
+    """Lengths (B,) of pairs of atoms in the reference structure, angstrom."""
+    cell = structure.atoms.cell.array[None] if structure.atoms.pbc.all() else None
+    return bond_lengths(structure.atoms.positions[None], cell, pairs)[0]
+
+
+def check_order(path: Path, structure: Structure, frames: Frames) -> None:
+    """Refuse a trajectory whose first frame is the reference with its atoms in another order.
+
+    Some bonds are then far off, atoms stand at bonding distance that are not bonded and were far
+    apart, and yet there are about as many contacts as before, none of them squeezed. A molecule
+    that fell apart has no new contacts, one that collapsed has many.
+
+    Raises
+    ------
+    InputError : see above.
+    """
+    from vesin import NeighborList
+
+    pairs = bond_pairs(structure.topology)
+    first = frames.positions[0]
+    if len(pairs) == 0 or not np.isfinite(first).all():
+        return
+    cell = None if frames.cells is None else frames.cells[:1]
+    reference = reference_lengths(structure, pairs)
+    length = bond_lengths(first[None], cell, pairs, longest=reference.max())[0]
+    broken = np.abs(length - reference) > NEVER_BY_HEAT
+    contact = reference.max() + 0.1  # angstrom, a thermal amplitude
+    box = np.zeros((3, 3)) if cell is None else cell[0]
+    i, j, distance = NeighborList(cutoff=contact, full_list=False).compute(
+        first, box, cell is not None, "ijd"
+    )
+    near = np.stack([i, j], axis=1).astype(int)
+    before = reference_lengths(structure, near)
+    new = before - distance > NEVER_BY_HEAT
+    as_many = 0.8 * len(pairs) < len(near) < 1.5 * len(pairs)
+    if broken.any() and new.any() and as_many and distance.min() > 0.75 * reference.min():
+        raise InputError(
+            f"{path} has the topology's atoms in another order, or other bonds: {broken.sum()} of "
+            f"{len(pairs)} bonds are broken in its first frame, where {new.sum()} pairs of atoms "
+            "that are not bonded are as close as bonds"
+        )
