@@ -12,6 +12,7 @@ from openmm import (
     Integrator,
     LangevinMiddleIntegrator,
     LocalEnergyMinimizer,
+    MonteCarloBarostat,
     OpenMMException,
     Platform,
     System,
@@ -65,8 +66,14 @@ def run_openmm(
     torch.set_num_threads(settings.threads_for(len(structure.atoms)))
     topology = openmm_topology(structure)
     system = create_system(topology, folder.archive, backend=settings.backend)
-    if settings.ensemble == "nvt":
+    if settings.ensemble != "nve":
         system.addForce(CMMotionRemover())
+    if settings.ensemble == "npt":
+        barostat = MonteCarloBarostat(
+            settings.pressure_bar * unit.bar, settings.temperature_K * unit.kelvin
+        )
+        barostat.setRandomNumberSeed(settings.seed)
+        system.addForce(barostat)
     checkpoint = folder.path / "checkpoint.bin"
 
     def simulation(integrator: Integrator) -> Simulation:
@@ -85,7 +92,7 @@ def run_openmm(
         if checkpoint.exists():
             production.loadCheckpoint(str(checkpoint))
         else:
-            start = production if settings.ensemble == "nvt" else simulation(langevin)
+            start = simulation(langevin) if settings.ensemble == "nve" else production
             start.context.setPositions(structure.atoms.positions * unit.angstrom)
             LocalEnergyMinimizer.minimize(start.context, MINIMISE_TOLERANCE)
             start.context.setVelocitiesToTemperature(temperature, settings.seed)

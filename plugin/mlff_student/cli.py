@@ -46,6 +46,7 @@ class EngineName(StrEnum):
 
     openmm = "openmm"
     lammps = "lammps"
+    ase = "ase"
 
 
 class ExportEngine(StrEnum):
@@ -67,6 +68,7 @@ class Ensemble(StrEnum):
 
     nve = "nve"
     nvt = "nvt"
+    npt = "npt"
 
 
 def run(program: Callable[[], Any]) -> None:
@@ -213,6 +215,9 @@ def md_command(
         float, typer.Option("--temperature-K", help="Temperature, kelvin.")
     ] = 300.0,
     ensemble: Annotated[Ensemble, typer.Option(help="Of production.")] = Ensemble.nve,
+    pressure_bar: Annotated[
+        float, typer.Option("--pressure-bar", help="Pressure of npt, bar.")
+    ] = 1.01325,
     output: Annotated[
         Path | None, typer.Option("-o", "--output", help="Folder of the run.")
     ] = None,
@@ -265,6 +270,7 @@ def md_command(
         platform=platform,
         threads=threads,
         backend=backend.value,
+        pressure_bar=pressure_bar,
     )
     folder = output or Path("runs") / f"{Path(structure).stem or 'molecule'}-{engine.value}"
     try:

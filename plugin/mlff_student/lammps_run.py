@@ -97,7 +97,7 @@ write_restart   restart.a
 PRODUCTION = Template("""\
 timestep        $timestep
 thermo          $checkpoint_every
-fix             motion all nve
+fix             motion all $motion
 $bath
 dump            trajectory all dcd $every $trajectory
 dump_modify     trajectory unwrap yes delay $after
@@ -108,6 +108,9 @@ restart         $checkpoint_every restart.a restart.b
 run             $steps upto
 write_restart   restart.a
 """)
+
+# Martyna, Tobias and Klein's barostat; the thermostat is Langevin's.
+BAROSTAT = Template("nph iso $pressure $pressure 1.0")  # bar, ps
 
 ROW = (
     '"$(step*dt:%.12g),$(pe:%.12g),$(ke:%.12g),$(etotal:%.12g),$(temp:%.12g)"'  # each when printed
@@ -375,6 +378,11 @@ def run_lammps(
     production = PRODUCTION.substitute(
         values,
         checkpoint_every=settings.checkpoint_every,
+        motion=(
+            BAROSTAT.substitute(pressure=settings.pressure_bar)
+            if settings.ensemble == "npt"
+            else "nve"
+        ),
         bath="" if settings.ensemble == "nve" else BATH.substitute(values),
         every=settings.every,
         after=first + 1,
