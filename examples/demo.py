@@ -15,10 +15,10 @@ import typer
 from openmm import unit
 
 from mlff_student.analysis import analyze
+from mlff_student.analysis.drift import read_thermo
 from mlff_student.calculator import StudentForceFieldCalculator
 from mlff_student.checkpoints import checkpoint_path
 from mlff_student.cli import console, run
-from mlff_student.drift import read_thermo
 from mlff_student.export import export
 from mlff_student.lammps_run import single_point
 from mlff_student.md import ENGINES, MDSettings, RunFolder, run_md

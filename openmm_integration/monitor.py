@@ -15,11 +15,11 @@ from numpy.typing import NDArray
 from openmm import unit
 from openmm.app import Simulation, Topology
 
+from mlff_student.analysis.bonds import bond_lengths
+from mlff_student.analysis.drift import FEWEST_ROWS, slope_with_error
 from mlff_student.archive import Archive
-from mlff_student.bonds import bond_lengths
 from mlff_student.calculator import evaluate
 from mlff_student.checkpoints import archive_of
-from mlff_student.drift import FEWEST_ROWS, slope_with_error
 from mlff_student.errors import InputError, RunStoppedError
 from mlff_student.files import atomic_write
 from mlff_student.md import THERMO_COLUMNS

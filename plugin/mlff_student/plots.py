@@ -11,7 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from .analysis import Analysis
-from .drift import Thermo
+from .analysis.drift import Thermo
 from .files import atomic_write
 from .verdict import with_error
 

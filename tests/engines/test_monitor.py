@@ -10,9 +10,9 @@ import pytest
 from ase import Atoms
 from openmm import app, unit
 
+from mlff_student.analysis.drift import read_thermo
 from mlff_student.calculator import StudentForceFieldCalculator
 from mlff_student.checkpoints import available_models, read_card
-from mlff_student.drift import read_thermo
 from mlff_student.errors import InputError, RunStoppedError
 from mlff_student.structure import Structure, make_topology, perceive_bonds
 from mlff_student.units import KJ_PER_MOL, NM

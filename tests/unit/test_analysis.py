@@ -16,8 +16,8 @@ from rich.console import Console
 from scipy.signal import lfilter
 
 from mlff_student.analysis import analyze
-from mlff_student.bonds import bond_deviation
-from mlff_student.drift import Thermo, fit_drift, read_thermo, slope_with_error
+from mlff_student.analysis.bonds import bond_deviation
+from mlff_student.analysis.drift import Thermo, fit_drift, read_thermo, slope_with_error
 from mlff_student.errors import InputError
 from mlff_student.plots import plot_drift
 from mlff_student.verdict import drift_table, load_thresholds, verdict

@@ -17,7 +17,7 @@ from ase.md.langevin import Langevin
 from ase.md.velocitydistribution import thermalize_momenta
 from rich.progress import track
 
-from ..bonds import COLLAPSE
+from ..analysis.bonds import COLLAPSE
 from ..calculator import StudentForceFieldCalculator
 from ..errors import InputError
 from ..files import atomic_write

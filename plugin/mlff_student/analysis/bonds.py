@@ -9,9 +9,9 @@ import numpy as np
 from ase import units
 from numpy.typing import NDArray
 
-from .errors import InputError
-from .structure import Structure, read_structure
-from .trajectory import iterate_frames
+from ..errors import InputError
+from ..structure import Structure, read_structure
+from ..trajectory import iterate_frames
 
 COLLAPSE = 0.5  # angstrom; used to recognise a permuted trajectory, the verdict's is in the table
 

@@ -6,9 +6,9 @@ from pathlib import Path
 import numpy as np
 from ase import units
 
+from ..errors import InputError
 from .bonds import largest_deviation, read_topology
 from .drift import Drift, Thermo, fit_drift, read_thermo
-from .errors import InputError
 
 
 @dataclass(frozen=True)

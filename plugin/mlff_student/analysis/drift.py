@@ -9,7 +9,7 @@ import numpy as np
 from ase import units
 from numpy.typing import NDArray
 
-from .errors import InputError
+from ..errors import InputError
 
 FEWEST_ROWS = 10  # of a log
 FEWEST_BLOCKS = 8  # below, a standard error says nothing about itself
