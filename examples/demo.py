@@ -15,7 +15,7 @@ import typer
 from openmm import unit
 
 from mlff_student.analysis import analyze
-from mlff_student.analysis.drift import read_thermo
+from mlff_student.analysis.thermo import read_thermo
 from mlff_student.calculator import StudentForceFieldCalculator
 from mlff_student.checkpoints import checkpoint_path
 from mlff_student.cli import console, run

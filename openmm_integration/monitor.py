@@ -16,7 +16,8 @@ from openmm import unit
 from openmm.app import Simulation, Topology
 
 from mlff_student.analysis.bonds import bond_lengths
-from mlff_student.analysis.drift import FEWEST_ROWS, slope_with_error
+from mlff_student.analysis.drift import slope_with_error
+from mlff_student.analysis.thermo import FEWEST_ROWS
 from mlff_student.archive import Archive
 from mlff_student.calculator import evaluate
 from mlff_student.checkpoints import archive_of

@@ -308,7 +308,7 @@ def analyze_command(
     Example: mlff-student analyze run.dcd --top run.pdb --log run.csv
     """
     from .analysis import analyze
-    from .analysis.drift import read_thermo
+    from .analysis.thermo import read_thermo
     from .plots import plot_drift
     from .results import write_results
     from .verdict import drift_table, load_thresholds, verdict

@@ -11,7 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from .analysis import Analysis
-from .analysis.drift import Thermo
+from .analysis.thermo import Thermo
 from .files import atomic_write
 from .verdict import with_error
 
@@ -60,8 +60,8 @@ def plot_drift(thermos: Mapping[str, Thermo], analyses: Mapping[str, Analysis], 
         finite = np.isfinite(energy)
         start = energy[finite][0] if finite.any() else 0.0
         noisy = {"color": colour, "linewidth": 0.6, "alpha": 0.4}
-        drift = with_error(run.drift_mev_per_atom_ps, run.drift_stderr_mev_per_atom_ps)
-        fit = energy.mean() - start + run.drift_mev_per_atom_ps * (time - time.mean())
+        drift = with_error(run.drift.drift_mev_per_atom_ps, run.drift.drift_stderr_mev_per_atom_ps)
+        fit = energy.mean() - start + run.drift.drift_mev_per_atom_ps * (time - time.mean())
         above.plot(time, energy - start, **noisy)
         above.plot(
             time,
@@ -69,10 +69,10 @@ def plot_drift(thermos: Mapping[str, Thermo], analyses: Mapping[str, Analysis], 
             color=colour,
             linewidth=2.0,
             label=f"{label}: {drift} meV/atom/ps, "
-            f"{run.temperature_k:.0f} ± {run.temperature_std_k:.0f} K",
+            f"{run.drift.temperature_k:.0f} ± {run.drift.temperature_std_k:.0f} K",
         )
         below.plot(time, thermo.temperature_k, **noisy)
-        below.axhline(run.temperature_k, color=colour, linewidth=2.0)
+        below.axhline(run.drift.temperature_k, color=colour, linewidth=2.0)
     above.set_ylabel("total energy - start (meV/atom)", fontsize=FONT_SIZE)
     below.set_ylabel("temperature (K)", fontsize=FONT_SIZE)
     below.set_xlabel("time (ps)", fontsize=FONT_SIZE)

@@ -17,7 +17,7 @@ from ase.cell import Cell
 from ase.io import write
 from numpy.typing import NDArray
 
-from mlff_student.analysis.drift import Thermo, read_thermo
+from mlff_student.analysis.thermo import Thermo, read_thermo
 from mlff_student.calculator import StudentForceFieldCalculator
 from mlff_student.errors import InputError
 from mlff_student.md import MDSettings, RunFolder, run_md

@@ -10,7 +10,7 @@ import pytest
 from ase import Atoms
 from openmm import app, unit
 
-from mlff_student.analysis.drift import read_thermo
+from mlff_student.analysis.thermo import read_thermo
 from mlff_student.calculator import StudentForceFieldCalculator
 from mlff_student.checkpoints import available_models, read_card
 from mlff_student.errors import InputError, RunStoppedError

@@ -1,70 +1,22 @@
-"""Bonds that left their length in the course of a trajectory."""
+"""Lengths of bonds in frames, and whether a trajectory has its topology's atoms in their order."""
 
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import mdtraj
 import numpy as np
-from ase import units
 from numpy.typing import NDArray
 
 from ..errors import InputError
-from ..structure import Structure, read_structure
-from ..trajectory import iterate_frames
+from ..structure import Structure
+from .frames import Frames
 
 COLLAPSE = 0.5  # angstrom; used to recognise a permuted trajectory, the verdict's is in the table
 
 
-class BondDeviation(NamedTuple):
-    """The bond that went farthest from its reference length."""
-
-    angstrom: float  # absolute deviation; NaN where a position is
-    atoms: str  # the bond's two atoms, empty without bonds
-    frame: int  # counted from 0
-    frames: int  # read
-    bonds: int  # watched
-
-
-def bond_deviation(trajectory: Path, topology: Path, *, chunk: int = 100) -> BondDeviation:
-    """Largest deviation of a bond from its length in the topology file, read in chunks of frames.
-
-    Bonds are the topology file's, or perceived from its coordinates where it lists none. Distances
-    are to the nearest image where the cell is thicker than two bonds (what is thinner is taken for
-    the bounding box that LAMMPS writes for an open system).
-
-    Raises
-    ------
-    InputError : a missing, unreadable or empty file, another number of atoms, or another order.
-    """
-    return largest_deviation(Path(trajectory), read_topology(topology), chunk)
-
-
-def largest_deviation(path: Path, structure: Structure, chunk: int = 100) -> BondDeviation:
-    """As `bond_deviation`, with the reference structure read already."""
-    members = list(structure.topology.atoms)
-    pairs = np.array([(a.index, b.index) for a, b in structure.topology.bonds], int).reshape(-1, 2)
-    positions = structure.atoms.positions[None]
-    cell = structure.atoms.cell.array[None] if structure.atoms.pbc.all() else None
-    reference = bond_lengths(positions, cell, pairs)[0]  # (B,)
-    worst = BondDeviation(0.0, "", 0, 0, len(pairs))
-    frames = 0
-    for part in _read_chunks(path, structure.topology, chunk):
-        if len(pairs):
-            cells = None if part.unitcell_vectors is None else part.unitcell_vectors * units.nm
-            lengths = bond_lengths(part.xyz * units.nm, cells, pairs, longest=reference.max())
-            deviation = np.abs(lengths - reference)  # (F, B)
-            if frames == 0:
-                _check_order(path, part.xyz[0] * units.nm, positions[0], deviation[0])
-            frame, bond = divmod(int(deviation.argmax()), len(pairs))  # a NaN counts as largest
-            value = float(deviation[frame, bond])
-            if not np.isnan(worst.angstrom) and not value <= worst.angstrom:
-                names = f"{members[pairs[bond, 0]]} {members[pairs[bond, 1]]}"
-                worst = BondDeviation(value, names, frames + frame, 0, len(pairs))
-        frames += len(part)
-    if frames == 0:
-        raise InputError(f"{path} has no frames")
-    return worst._replace(frames=frames)
+def bond_pairs(topology: mdtraj.Topology) -> NDArray[np.int_]:
+    """Indices (B, 2) of bonded atoms."""
+    return np.array([(a.index, b.index) for a, b in topology.bonds], int).reshape(-1, 2)
 
 
 def bond_lengths(
@@ -84,61 +36,45 @@ def bond_lengths(
     return np.linalg.norm(vectors, axis=2)
 
 
-def read_topology(path: Path) -> Structure:
-    """Reference structure of a trajectory."""
-    if not Path(path).is_file():
-        raise InputError(f"no topology file {path}")
-    return read_structure(str(path))
+def reference_lengths(structure: Structure, pairs: NDArray[np.int_]) -> NDArray[np.float64]:
+    """Lengths (B,) of pairs of atoms in the reference structure, angstrom."""
+    cell = structure.atoms.cell.array[None] if structure.atoms.pbc.all() else None
+    return bond_lengths(structure.atoms.positions[None], cell, pairs)[0]
 
 
-def _read_chunks(path: Path, topology: mdtraj.Topology, chunk: int) -> Iterator[mdtraj.Trajectory]:
-    """Pieces of a trajectory, each with the topology's number of atoms."""
-    if not path.is_file():
-        raise InputError(f"no trajectory file {path}")
-    try:
-        for part in iterate_frames(path, topology, chunk):
-            if part.n_atoms != topology.n_atoms:
-                raise InputError(_other_atoms(path, part.n_atoms, topology.n_atoms))
-            yield part
-    except InputError:
-        raise
-    except Exception as error:  # MDTraj's readers raise whatever they run into
-        found = _count_atoms(path)
-        if found not in (None, topology.n_atoms):
-            raise InputError(_other_atoms(path, found, topology.n_atoms)) from error
-        raise InputError(f"cannot read the trajectory {path}: {error}") from error
+def check_order(path: Path, structure: Structure, frames: Frames) -> None:
+    """Refuse a trajectory whose first frame is the reference with its atoms in another order.
 
+    Some bonds are then far off, atoms stand at bonding distance that are not bonded and were far
+    apart, and yet there are about as many contacts as before, none of them squeezed. A molecule
+    that fell apart has no new contacts, one that collapsed has many.
 
-def _count_atoms(path: Path) -> int | None:
-    try:
-        with mdtraj.open(str(path)) as file:
-            data = file.read(n_frames=1)
-        return int((data[0] if isinstance(data, tuple) else data).shape[-2])
-    except Exception:
-        return None
-
-
-def _other_atoms(path: Path, found: int, expected: int) -> str:
-    return (
-        f"{path} has {found} atoms, the topology has {expected}. Give the topology that the run "
-        "started from"
-    )
-
-
-def _check_order(
-    path: Path, first: NDArray[Any], reference: NDArray[Any], deviation: NDArray[Any]
-) -> None:
-    """Refuse a first frame that is the reference with its atoms in another order.
-
-    Most bonds are then far off, yet the distances from each atom to its nearest are the
-    reference's; those of a molecule that fell apart are not.
+    Raises
+    ------
+    InputError : see above.
     """
-    from scipy.spatial import cKDTree
+    from vesin import NeighborList
 
-    if np.isfinite(first).all() and np.mean(deviation > COLLAPSE) > 0.5:
-        nearest = [np.sort(cKDTree(x).query(x, k=2)[0][:, 1]) for x in (first, reference)]
-        if np.abs(nearest[0] - nearest[1]).max() < 0.3:  # angstrom, three thermal amplitudes
-            raise InputError(
-                f"{path} has the topology's atoms in another order: {np.sum(deviation > COLLAPSE)} "
-                f"of {len(deviation)} bonds are broken in its first frame, though no atom is alone"
-            )
+    pairs = bond_pairs(structure.topology)
+    first = frames.positions[0]
+    if len(pairs) == 0 or not np.isfinite(first).all():
+        return
+    cell = None if frames.cells is None else frames.cells[:1]
+    reference = reference_lengths(structure, pairs)
+    length = bond_lengths(first[None], cell, pairs, longest=reference.max())[0]
+    broken = np.abs(length - reference) > COLLAPSE
+    contact = reference.max() + 0.1  # angstrom, a thermal amplitude
+    box = np.zeros((3, 3)) if cell is None else cell[0]
+    i, j, distance = NeighborList(cutoff=contact, full_list=False).compute(
+        first, box, cell is not None, "ijd"
+    )
+    near = np.stack([i, j], axis=1).astype(int)
+    before = reference_lengths(structure, near)
+    new = distance < 0.75 * before  # no angle between bonds closes so far
+    as_many = 0.8 * len(pairs) < len(near) < 1.5 * len(pairs)
+    if broken.any() and new.any() and as_many and distance.min() > 0.75 * reference.min():
+        raise InputError(
+            f"{path} has the topology's atoms in another order, or other bonds: {broken.sum()} of "
+            f"{len(pairs)} bonds are broken in its first frame, where {new.sum()} pairs of atoms "
+            "that are not bonded are as close as bonds"
+        )

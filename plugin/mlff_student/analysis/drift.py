@@ -1,28 +1,15 @@
 """How well a run kept its energy, from its log."""
 
-import csv
-from dataclasses import dataclass
-from pathlib import Path
-from typing import NamedTuple
+from dataclasses import asdict, dataclass
 
 import numpy as np
 from ase import units
 from numpy.typing import NDArray
 
 from ..errors import InputError
+from .thermo import Thermo
 
-FEWEST_ROWS = 10  # of a log
 FEWEST_BLOCKS = 8  # below, a standard error says nothing about itself
-
-
-class Thermo(NamedTuple):
-    """Log of a run, each (rows,) float64. Time is finite and increases; energies may be NaN."""
-
-    time_ps: NDArray[np.float64]
-    potential_ev: NDArray[np.float64]
-    kinetic_ev: NDArray[np.float64]
-    total_ev: NDArray[np.float64]
-    temperature_k: NDArray[np.float64]
 
 
 @dataclass(frozen=True)
@@ -38,6 +25,9 @@ class Drift:
     drift_percent : 100 (E_last - E_first) / |E_first|.
     max_drift_percent : 100 max |E - E_first| / |E_first|.
     conservation_ratio : standard deviation of the total energy over that of the kinetic energy.
+    exchange_ratio : the same about linear trends. Energy that only passes between kinetic and
+        potential leaves it at the integrator's error; a thermostat makes it about one (harmonic
+        canonical ensemble: sqrt(2)), and infinite where it holds the kinetic energy.
     energy_fluctuation_mev_per_atom : root mean square of E/N about its linear trend.
     temperature_k, temperature_std_k : mean and standard deviation.
     nonfinite_rows : rows with a NaN or infinite energy or temperature.
@@ -50,56 +40,15 @@ class Drift:
     drift_percent: float
     max_drift_percent: float
     conservation_ratio: float
+    exchange_ratio: float
     energy_fluctuation_mev_per_atom: float
     temperature_k: float
     temperature_std_k: float
     nonfinite_rows: int
 
-
-def read_thermo(path: Path) -> Thermo:
-    """Log of a run: CSV with the columns of `Thermo` by name, in any order, others ignored.
-
-    Raises
-    ------
-    InputError : no such file, missing columns, a field that is not a number, fewer than 10 rows, or
-        time that does not increase. NaN and infinite energies are results, not errors.
-    """
-    path = Path(path)
-    if not path.is_file():
-        raise InputError(f"no log file {path}")
-    rows: list[list[float]] = []
-    with path.open(newline="", encoding="utf-8-sig", errors="replace") as file:
-        reader = csv.reader(file)
-        try:
-            header = [name.strip() for name in next(reader, [])]
-            if missing := [name for name in Thermo._fields if name not in header]:
-                raise InputError(
-                    f"{path} lacks the column(s) {', '.join(missing)}; its first line is "
-                    f"{','.join(header)[:120]!r}, expected {','.join(Thermo._fields)}"
-                )
-            columns = [header.index(name) for name in Thermo._fields]
-            for fields in filter(None, reader):
-                if len(fields) != len(header):
-                    raise InputError(
-                        f"{path}, line {reader.line_num}: {len(fields)} fields, expected "
-                        f"{len(header)}. Was the log cut off? Delete the line"
-                    )
-                rows.append([float(fields[column]) for column in columns])
-        except (ValueError, csv.Error) as error:
-            if isinstance(error, InputError):
-                raise
-            raise InputError(f"{path}, line {reader.line_num}: {error}") from error
-    if len(rows) < FEWEST_ROWS:
-        raise InputError(f"{path} has {len(rows)} rows; a drift needs at least {FEWEST_ROWS}")
-    thermo = Thermo(*np.array(rows).T)
-    increasing = np.isfinite(thermo.time_ps[1:]) & (np.diff(thermo.time_ps) > 0)
-    if not increasing.all():
-        row = int(increasing.argmin())
-        raise InputError(
-            f"{path}: time_ps goes from {thermo.time_ps[row]} to {thermo.time_ps[row + 1]} in row "
-            f"{row + 2}; it must increase. Are these two runs in one file?"
-        )
-    return thermo
+    def as_record(self) -> dict[str, float | int]:
+        """Flat dictionary, units in the keys."""
+        return asdict(self)
 
 
 def fit_drift(thermo: Thermo, atoms: int, *, degrees_of_freedom: int | None = None) -> Drift:
@@ -116,7 +65,7 @@ def fit_drift(thermo: Thermo, atoms: int, *, degrees_of_freedom: int | None = No
     with np.errstate(all="ignore"):  # NaN and infinities are figures here; the verdict fails them
         per_atom = 1e3 * energy / atoms  # meV
         slope, error = slope_with_error(time, per_atom)
-        residual = per_atom - per_atom.mean() - slope * (time - time.mean())
+        fluctuation = _fluctuation(time, per_atom)
         temperature = thermo.temperature_k.mean()
         kt_per_dof = atoms / dof / (units.kB * temperature)  # of meV/atom/ps, which is eV/atom/ns
         excursion = 100.0 * (energy - energy[0]) / abs(energy[0])
@@ -128,11 +77,12 @@ def fit_drift(thermo: Thermo, atoms: int, *, degrees_of_freedom: int | None = No
             excursion[-1],
             np.abs(excursion).max(),
             energy.std() / kinetic.std(),
-            np.sqrt(np.mean(residual**2)),
+            fluctuation / _fluctuation(time, 1e3 * kinetic / atoms),
+            fluctuation,
             temperature,
             thermo.temperature_k.std(),
         )
-    nonfinite = int((~np.isfinite(np.stack(thermo))).any(0).sum())
+    nonfinite = int((~np.isfinite(np.stack(thermo[:5]))).any(0).sum())
     return Drift(*map(float, figures), nonfinite_rows=nonfinite)
 
 
@@ -160,6 +110,13 @@ def slope_with_error(time: NDArray[np.float64], value: NDArray[np.float64]) -> t
             return slope_of_rows, error
         size *= 2
     return slope_of_rows, max(errors)
+
+
+def _fluctuation(time: NDArray[np.float64], value: NDArray[np.float64]) -> float:
+    """Root mean square of a series about its linear trend."""
+    slope, _ = _line(time, value)
+    residual = value - value.mean() - slope * (time - time.mean())
+    return float(np.sqrt(np.mean(residual**2)))
 
 
 def _line(t: NDArray[np.float64], v: NDArray[np.float64]) -> tuple[float, float]:

@@ -1,25 +1,24 @@
-"""Figures of a finished run: energy drift, temperature, collapsed bonds."""
+"""All figures of a finished run, from its trajectory, topology and log."""
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from ase import units
 
 from ..errors import InputError
-from .bonds import largest_deviation, read_topology
-from .drift import Drift, Thermo, fit_drift, read_thermo
+from .drift import Drift, fit_drift
+from .frames import read_topology, stream_frames
+from .stability import Stability, measure_stability
+from .thermo import Thermo, read_thermo
 
 
 @dataclass(frozen=True)
-class Analysis(Drift):
+class Analysis:
     """All figures of one run; `as_record` is what --json writes."""
 
-    bond_deviation_angstrom: float
-    bond_deviation_atoms: str
-    bond_deviation_frame: int
-    bonds: int
-    frames: int
+    drift: Drift
+    stability: Stability
     rows: int
     atoms: int
     degrees_of_freedom: int
@@ -27,7 +26,14 @@ class Analysis(Drift):
 
     def as_record(self) -> dict[str, float | int | str]:
         """Flat dictionary, units in the keys."""
-        return asdict(self)
+        return {
+            **self.drift.as_record(),
+            **self.stability.as_record(),
+            "rows": self.rows,
+            "atoms": self.atoms,
+            "degrees_of_freedom": self.degrees_of_freedom,
+            "duration_ps": self.duration_ps,
+        }
 
 
 def analyze(
@@ -37,31 +43,27 @@ def analyze(
 
     Parameters
     ----------
-    trajectory : any format that MDTraj streams (DCD, XTC, NetCDF, ...).
+    trajectory : any format that `stream_frames` reads.
     topology : structure file with the trajectory's atoms in its order; its coordinates are the
         reference for bonds.
-    log : CSV of `read_thermo`.
+    log : any that `read_thermo` reads.
     degrees_of_freedom : 3N - 3 unless given.
 
     Raises
     ------
     InputError : a file that cannot be used, or files of different runs.
     """
-    thermo = read_thermo(log)
     structure = read_topology(topology)
     atoms = len(structure.atoms)
     if degrees_of_freedom is None:
         degrees_of_freedom = 3 * atoms - 3
+    thermo = read_thermo(log, degrees_of_freedom=degrees_of_freedom)
     drift = fit_drift(thermo, atoms, degrees_of_freedom=degrees_of_freedom)
-    bond = largest_deviation(Path(trajectory), structure)
-    _check_same_run(thermo, log, atoms, trajectory, bond.frames)
+    stability = measure_stability(stream_frames(trajectory, structure), structure, Path(trajectory))
+    _check_same_run(thermo, log, atoms, trajectory, stability.frames)
     return Analysis(
-        **asdict(drift),
-        bond_deviation_angstrom=bond.angstrom,
-        bond_deviation_atoms=bond.atoms,
-        bond_deviation_frame=bond.frame,
-        bonds=bond.bonds,
-        frames=bond.frames,
+        drift=drift,
+        stability=stability,
         rows=len(thermo.time_ps),
         atoms=atoms,
         degrees_of_freedom=degrees_of_freedom,

@@ -1,0 +1,236 @@
+"""Frames of a trajectory of any program, in pieces that fit into memory."""
+
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, replace
+from itertools import islice
+from pathlib import Path
+
+import h5py
+import mdtraj
+import numpy as np
+from ase import Atoms, units
+from ase.geometry.cell import cellpar_to_cell
+from ase.io import iread
+from ase.io.lammpsrun import iread_lammps_dump_text
+from ase.io.trajectory import Trajectory
+from numpy.typing import NDArray
+
+from ..errors import InputError
+from ..structure import Structure, connected_fragments, read_structure
+from ..trajectory import iterate_frames
+from .thermo import LAMMPS_UNITS
+
+ATOMS_AT_ONCE = 300_000  # of all frames of a piece: 7 MB for each array of its positions
+PS = 1e3 * units.fs  # ASE's unit of time
+KEEPS_TIME = (".xtc", ".trr", ".nc", ".ncdf", ".netcdf")  # those MDTraj reads
+
+
+@dataclass(frozen=True)
+class Frames:
+    """Consecutive frames: F of N atoms, float64. None is what the file does not have."""
+
+    positions: NDArray[np.float64]  # (F, N, 3), angstrom
+    cells: NDArray[np.float64] | None  # (F, 3, 3), angstrom; None: not periodic
+    velocities: NDArray[np.float64] | None = None  # (F, N, 3), angstrom/ps
+    forces: NDArray[np.float64] | None = None  # (F, N, 3), eV/angstrom
+    time_ps: NDArray[np.float64] | None = None  # (F,)
+
+    def __len__(self) -> int:
+        return len(self.positions)
+
+
+def read_topology(path: Path) -> Structure:
+    """Reference structure of a trajectory.
+
+    Raises
+    ------
+    InputError : no such file, or one that cannot be read.
+    """
+    if not Path(path).is_file():
+        raise InputError(f"no topology file {path}")
+    return read_structure(str(path))
+
+
+def stream_frames(
+    trajectory: Path,
+    topology: Structure | Path,
+    *,
+    chunk: int | None = None,
+    lammps_units: str = "metal",
+) -> Iterator[Frames]:
+    """Frames in their order, `chunk` at a time and fewer at the end.
+
+    LAMMPS text dumps (sorted by id), ASE trajectories and (extended) XYZ are read by ASE, and DCD,
+    XTC, TRR, NetCDF and what else it knows by MDTraj. The topology decides what is periodic: where
+    it has no cell, boxes in the trajectory are the bounds that LAMMPS draws around open systems,
+    and are left out; where it has one and the trajectory has none, the cell does not change.
+
+    Parameters
+    ----------
+    topology : structure with the trajectory's atoms in its order, or the file of one.
+    chunk : frames at a time; by default as many as have 300,000 atoms together.
+    lammps_units : "metal" or "real", of the velocities and forces in a LAMMPS dump without a line
+        ITEM: UNITS.
+
+    Raises
+    ------
+    InputError : a missing, unreadable or empty file, another number of atoms, or other elements.
+    """
+    path = Path(trajectory)
+    structure = topology if isinstance(topology, Structure) else read_topology(topology)
+    if not path.is_file():
+        raise InputError(f"no trajectory file {path}")
+    atoms = len(structure.atoms)
+    chunk = chunk or max(1, ATOMS_AT_ONCE // atoms)
+    found = 0
+    try:
+        for part in _reader(path, lammps_units)(path, structure, chunk):
+            if part.positions.shape[1] != atoms:
+                raise InputError(_other_atoms(path, part.positions.shape[1], atoms))
+            found += len(part)
+            yield replace(part, cells=_cells(part, structure.atoms))
+    except InputError:
+        raise
+    except Exception as error:  # the readers raise whatever they run into
+        count = _count_atoms(path)
+        if count not in (None, atoms):
+            raise InputError(_other_atoms(path, count, atoms)) from error
+        raise InputError(f"cannot read the trajectory {path}: {error}") from error
+    if not found:
+        raise InputError(f"{path} has no frames")
+
+
+def make_whole(
+    positions: NDArray[np.float64], cells: NDArray[np.float64] | None, bonds: NDArray[np.int_]
+) -> NDArray[np.float64]:
+    """Positions (F, N, 3) with the atoms of each molecule beside each other, not across the cell.
+
+    Each atom is put at the image nearest to one it is bonded to, from the molecule's first atom
+    outwards: bonds (B, 2) must be shorter than half the cell.
+    """
+    if cells is None or len(bonds) == 0:
+        return positions
+    positions = positions.copy()
+    inverse = np.linalg.inv(cells)
+    both = np.concatenate([bonds, bonds[:, ::-1]])
+    fragments = connected_fragments(positions.shape[1], bonds.tolist())
+    placed = np.zeros(positions.shape[1], bool)
+    placed[np.unique(fragments, return_index=True)[1]] = True
+    while len(reach := both[placed[both[:, 0]] & ~placed[both[:, 1]]]):
+        children, first = np.unique(reach[:, 1], return_index=True)
+        vectors = positions[:, children] - positions[:, reach[first, 0]]
+        positions[:, children] -= np.round(vectors @ inverse) @ cells
+        placed[children] = True
+    return positions
+
+
+def _reader(path: Path, lammps_units: str) -> Callable[[Path, Structure, int], Iterator[Frames]]:
+    """Reader of a file, by its name, and by its first line where that says LAMMPS dump."""
+    suffix = path.suffix.lower()
+    with path.open("rb") as file:
+        first = file.read(20)
+    if first.startswith(b"ITEM:"):
+        return lambda *given: _from_ase(_read_dump(path, lammps_units), *given)
+    if suffix in (".traj", ".xyz", ".extxyz"):
+        images = Trajectory(path) if suffix == ".traj" else iread(path, ":")
+        return lambda *given: _from_ase(images, *given)
+    return _from_hdf5 if suffix in (".h5", ".hdf5") else _from_mdtraj
+
+
+def _from_mdtraj(path: Path, structure: Structure, chunk: int) -> Iterator[Frames]:
+    for part in iterate_frames(path, structure.topology, chunk):
+        cells = part.unitcell_vectors
+        yield Frames(
+            part.xyz.astype(float) * units.nm,
+            None if cells is None else cells.astype(float) * units.nm,
+            time_ps=part.time.astype(float) if path.suffix.lower() in KEEPS_TIME else None,
+        )
+
+
+def _from_hdf5(path: Path, structure: Structure, chunk: int) -> Iterator[Frames]:
+    """MDTraj's HDF5 convention 1.1 (nm, ps, degrees), with the velocities that its reader drops."""
+    with h5py.File(path) as file:
+        for first in range(0, len(file["coordinates"]), chunk):
+            part = {
+                key: file[key][first : first + chunk].astype(float)
+                for key in ("coordinates", "velocities", "cell_lengths", "cell_angles", "time")
+                if key in file
+            }
+            cells = None
+            if "cell_lengths" in part:
+                sides = np.hstack([part["cell_lengths"] * units.nm, part["cell_angles"]])
+                cells = np.array([cellpar_to_cell(row) for row in sides])
+            velocities = part.get("velocities")
+            yield Frames(
+                part["coordinates"] * units.nm,
+                cells,
+                None if velocities is None else velocities * units.nm,
+                time_ps=part.get("time"),
+            )
+
+
+def _read_dump(path: Path, lammps_units: str) -> Iterator[Atoms]:
+    """Frames of a LAMMPS text dump; without elements they are of the unknown element X."""
+    with path.open() as file:
+        head = list(islice(file, 12))
+    if head[0].startswith("ITEM: UNITS"):
+        lammps_units = head[1].strip()
+    if lammps_units not in LAMMPS_UNITS:
+        raise InputError(f"{path}: units {lammps_units}; expected {' or '.join(LAMMPS_UNITS)}")
+    columns = next((line.split()[2:] for line in head if line.startswith("ITEM: ATOMS")), [])
+    with path.open() as file:
+        for atoms in iread_lammps_dump_text(file, units=lammps_units):
+            if "element" not in columns:
+                atoms.numbers[:] = 0
+            yield atoms
+
+
+def _from_ase(
+    images: Iterable[Atoms], path: Path, structure: Structure, chunk: int
+) -> Iterator[Frames]:
+    images = iter(images)
+    while part := list(islice(images, chunk)):
+        if {len(atoms) for atoms in part} != {len(structure.atoms)}:
+            raise InputError(_other_atoms(path, len(part[0]), len(structure.atoms)))
+        numbers = part[0].numbers
+        if (wrong := np.flatnonzero((numbers != structure.atoms.numbers) & (numbers > 0))).size:
+            one = int(wrong[0])
+            raise InputError(
+                f"{path} has other elements than the topology, or another order: atom {one} is "
+                f"{part[0].symbols[one]}, the topology says {structure.atoms.symbols[one]}"
+            )
+        results = [atoms.calc.results if atoms.calc else {} for atoms in part]
+        yield Frames(
+            np.array([atoms.positions for atoms in part]),
+            np.array([atoms.cell.array for atoms in part]) if part[0].pbc.any() else None,
+            np.array([atoms.get_velocities() for atoms in part]) * PS
+            if all(atoms.has("momenta") for atoms in part)
+            else None,
+            np.array([one["forces"] for one in results])
+            if all("forces" in one for one in results)
+            else None,
+        )
+
+
+def _cells(part: Frames, reference: Atoms) -> NDArray[np.float64] | None:
+    if not reference.pbc.any():
+        return None
+    if part.cells is None:
+        return np.tile(reference.cell.array, (len(part), 1, 1))
+    return part.cells
+
+
+def _count_atoms(path: Path) -> int | None:
+    try:
+        with mdtraj.open(str(path)) as file:
+            data = file.read(n_frames=1)
+        return int((data[0] if isinstance(data, tuple) else data).shape[-2])
+    except Exception:
+        return None
+
+
+def _other_atoms(path: Path, found: int, expected: int) -> str:
+    return (
+        f"{path} has {found} atoms, the topology has {expected}. Give the topology that the run "
+        "started from"
+    )
