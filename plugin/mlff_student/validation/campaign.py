@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
@@ -117,13 +117,12 @@ class Campaign:
         return {name: result for name, result in found.items() if result is not None}
 
     def _identity(self) -> dict[str, Any]:
-        identity = {
-            "protocol": asdict(self.protocol),
+        return {
+            "protocol": repr(self.protocol),
             "teacher": self.subject.teacher,
-            "engines": self.subject.engines,
+            "engines": list(self.subject.engines),
             "models": {model: _digest(model) for model in self.subject.models},
         }
-        return json.loads(json.dumps(identity))
 
     def _check_identity(self) -> bool:
         """Whether the folder holds this campaign begun; InputError if it holds another."""
@@ -202,8 +201,10 @@ def perform(task: Task, output: Path) -> None:
     head["judged"] = task.judged
     try:
         if isinstance(task, RunTask):
-            run_md(task.settings, folder.run(task.name).path, quiet=True)
-            record, series = measure_run(task, folder.run(task.name))
+            run = folder.run(task.name)
+            made = run_md(task.settings, run.path, quiet=True)
+            record, series = measure_run(task, run)
+            record |= {key: made[key] for key in ("ms_per_step", "ns_per_day")}
         else:
             record, series = measure_comparison(
                 task,

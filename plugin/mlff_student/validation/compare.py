@@ -2,6 +2,7 @@
 
 import json
 from collections import defaultdict
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -89,7 +90,7 @@ def compare(
                     found.append(Worse(name, case, a, b, "no longer measured"))
                 continue
             changes[name].append((a, b))
-            error = np.hypot(_error(before, name), _error(after, name))
+            error = np.hypot(stderr_of(before, name), stderr_of(after, name))
             if b - a > max(SIGMAS * error, RELEVANT * limit) and np.isfinite(error):
                 found.append(Worse(name, case, a, b, f"grew by {(b - a) / error:.1f} standard errors"))
     for name, pairs in changes.items():
@@ -108,10 +109,9 @@ def _size(record: dict[str, Any], name: str) -> float:
     return np.nan if value is None else abs(float(value))
 
 
-def _error(record: dict[str, Any], name: str) -> float:
-    """Standard error of a figure: `NAME_stderr_UNIT` as the analysis names it; NaN if there is none."""
-    quantity, _, unit = name.partition("_")
-    for key in (f"{quantity}_stderr_{unit}", f"{name}_stderr"):
-        if record.get(key) is not None:
-            return float(record[key])
+def stderr_of(record: Mapping[str, Any], name: str) -> float:
+    """Standard error of a figure, whose name is the figure's with `_stderr` in it; NaN if none."""
+    for key, value in record.items():
+        if "_stderr" in key and key.replace("_stderr", "") == name and value is not None:
+            return float(value)
     return np.nan

@@ -13,7 +13,7 @@ Record = Mapping[str, Any]
 # Figures that a full validation has, and what is needed to measure them.
 EXPECTED = {
     "drift_mev_per_atom_ps": "runs at constant energy",
-    "conservation_ratio": "runs at constant energy",
+    "exchange_ratio": "runs at constant energy",
     "bond_deviation_angstrom": "any run",
     "force_rmse_ev_per_angstrom": "a teacher (--teacher)",
     "timestep_convergence": "a ladder of timesteps",
