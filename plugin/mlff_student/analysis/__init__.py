@@ -4,6 +4,16 @@ Each module measures one thing by pure functions that return frozen dataclasses;
 is a flat dictionary with units in its keys.
 """
 
-from .run import Analysis, analyze
+from .frames import Frames, stream_frames
+from .run import Analysis, Reference, analyze
+from .thermo import Thermo, read_thermo
 
-__all__ = ["Analysis", "analyze"]
+__all__ = [
+    "Analysis",
+    "Frames",
+    "Reference",
+    "Thermo",
+    "analyze",
+    "read_thermo",
+    "stream_frames",
+]

@@ -100,6 +100,17 @@ def stream_frames(
         raise InputError(f"{path} has no frames")
 
 
+def every_nth(frames: Iterable[Frames], n: int) -> Iterator[Frames]:
+    """Every n-th frame, the first one included."""
+    count = 0
+    for part in frames:
+        kept = slice(-count % n, None, n)
+        count += len(part)
+        thinned = {key: None if value is None else value[kept] for key, value in vars(part).items()}
+        if len(thinned["positions"]):
+            yield Frames(**thinned)
+
+
 def make_whole(
     positions: NDArray[np.float64], cells: NDArray[np.float64] | None, bonds: NDArray[np.int_]
 ) -> NDArray[np.float64]:

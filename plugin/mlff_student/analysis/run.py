@@ -1,43 +1,118 @@
 """All figures of a finished run, from its trajectory, topology and log."""
 
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
-from ase import units
+from ase.calculators.calculator import Calculator
 
 from ..errors import InputError
+from ..structure import Structure
+from .blocks import mean_of_blocks
 from .drift import Drift, fit_drift
-from .frames import read_topology, stream_frames
+from .ensemble import Equipartition, KineticEnergies, equipartition, kinetic_energies
+from .forces import ForceErrors, evaluate_frames, force_errors
+from .frames import Frames, every_nth, read_topology, stream_frames
+from .rdf import Rdf, RdfError, compare_rdf, measure_rdf
+from .same_run import FrameSeries, check_energies, check_same_run
+from .spectrum import Spectrum, SpectrumError, compare_spectra, measure_spectrum
 from .stability import Stability, measure_stability
 from .thermo import Thermo, read_thermo
+from .transport import Density, Diffusion, measure_density, measure_diffusion
+
+ENSEMBLES = ("nve", "nvt", "npt")
+FRAMES_FOR_RDF = 2000  # of a longer run, as many evenly spaced ones
+OF_NVE = ("drift", "conservation", "exchange", "max_drift", "energy_fluctuation")  # keys begin so
+
+
+@dataclass(frozen=True)
+class Reference:
+    """A run of the teacher of the same atoms, that a student's run is held against.
+
+    Attributes
+    ----------
+    trajectory : in the same order of atoms.
+    frame_ps : between its frames; None: the student's.
+    """
+
+    trajectory: Path
+    frame_ps: float | None = None
 
 
 @dataclass(frozen=True)
 class Analysis:
-    """All figures of one run; `as_record` is what --json writes."""
+    """All figures of one run; `as_record` is what --json writes. None is what was not measured:
+    `notes` says why, where the files would let one expect it.
+    """
 
+    thermo: Thermo
+    ensemble: str
     drift: Drift
     stability: Stability
+    temperature_stderr_k: float
     rows: int
     atoms: int
     degrees_of_freedom: int
     duration_ps: float
+    stable_ps: float
+    kinetic: KineticEnergies | None = None
+    equipartition: Equipartition | None = None
+    density: Density | None = None
+    forces: ForceErrors | None = None
+    rdf: Rdf | None = None
+    teacher_rdf: Rdf | None = None
+    rdf_error: RdfError | None = None
+    diffusion: Diffusion | None = None
+    spectrum: Spectrum | None = None
+    teacher_spectrum: Spectrum | None = None
+    spectrum_error: SpectrumError | None = None
+    notes: tuple[str, ...] = ()
 
     def as_record(self) -> dict[str, float | int | str]:
-        """Flat dictionary, units in the keys."""
-        return {
-            **self.drift.as_record(),
-            **self.stability.as_record(),
+        """Flat dictionary, units in the keys. Drift only of runs at constant energy: what else it
+        is of a run with a thermostat is heat, not error.
+        """
+        record = self.drift.as_record()
+        if self.ensemble != "nve":
+            record = {key: value for key, value in record.items() if not key.startswith(OF_NVE)}
+        record["temperature_stderr_k"] = self.temperature_stderr_k
+        sections = (
+            self.stability,
+            self.kinetic,
+            self.equipartition,
+            self.density,
+            self.forces,
+            self.rdf_error,
+            self.diffusion,
+            self.spectrum_error,
+        )
+        for section in sections:
+            record |= section.as_record() if section else {}
+        return record | {
+            "ensemble": self.ensemble,
             "rows": self.rows,
             "atoms": self.atoms,
             "degrees_of_freedom": self.degrees_of_freedom,
             "duration_ps": self.duration_ps,
+            "stable_ps": self.stable_ps,
         }
 
 
 def analyze(
-    trajectory: Path, topology: Path, log: Path, *, degrees_of_freedom: int | None = None
+    trajectory: Path,
+    topology: Path,
+    log: Path,
+    *,
+    degrees_of_freedom: int | None = None,
+    ensemble: str = "nve",
+    temperature_K: float | None = None,
+    lammps_units: str | None = None,
+    timestep_fs: float | None = None,
+    teacher: Calculator | None = None,
+    calculator: Calculator | None = None,
+    teacher_frames: int = 50,
+    reference: Reference | None = None,
 ) -> Analysis:
     """Figures of the run that wrote these three files.
 
@@ -45,46 +120,173 @@ def analyze(
     ----------
     trajectory : any format that `stream_frames` reads.
     topology : structure file with the trajectory's atoms in its order; its coordinates are the
-        reference for bonds.
+        reference for bonds, its cell says whether the run is periodic.
     log : any that `read_thermo` reads.
     degrees_of_freedom : 3N - 3 unless given.
+    ensemble : "nve" (drift is judged), "nvt" or "npt".
+    temperature_K : of the thermostat, for the test of kinetic energies.
+    lammps_units, timestep_fs : what a LAMMPS log or dump does not say.
+    teacher : whose forces the run's are compared with, on `teacher_frames` evenly spaced frames.
+    calculator : the run's own, where the trajectory has no forces. Its energies must be the log's.
+    reference : run of the teacher, for radial distribution functions and the spectrum.
 
     Raises
     ------
     InputError : a file that cannot be used, or files of different runs.
     """
+    if ensemble not in ENSEMBLES:
+        raise InputError(f"unknown ensemble {ensemble!r}; known: {', '.join(ENSEMBLES)}")
     structure = read_topology(topology)
     atoms = len(structure.atoms)
-    if degrees_of_freedom is None:
-        degrees_of_freedom = 3 * atoms - 3
-    thermo = read_thermo(log, degrees_of_freedom=degrees_of_freedom)
-    drift = fit_drift(thermo, atoms, degrees_of_freedom=degrees_of_freedom)
-    stability = measure_stability(stream_frames(trajectory, structure), structure, Path(trajectory))
-    _check_same_run(thermo, log, atoms, trajectory, stability.frames)
-    return Analysis(
+    dof = 3 * atoms - 3 if degrees_of_freedom is None else degrees_of_freedom
+    thermo = read_thermo(
+        log, degrees_of_freedom=dof, lammps_units=lammps_units, timestep_fs=timestep_fs
+    )
+    run = _Run(Path(trajectory), Path(log), structure, thermo, lammps_units or "metal")
+    drift = fit_drift(thermo, atoms, degrees_of_freedom=dof)
+    series = run.series
+    stability = measure_stability(series.follow(run.frames(), structure), structure, run.trajectory)
+    check_same_run(thermo, run.log, series, run.trajectory, atoms=atoms)
+    analysis = Analysis(
+        thermo=thermo,
+        ensemble=ensemble,
         drift=drift,
         stability=stability,
+        temperature_stderr_k=mean_of_blocks(thermo.temperature_k).stderr,
         rows=len(thermo.time_ps),
         atoms=atoms,
-        degrees_of_freedom=degrees_of_freedom,
+        degrees_of_freedom=dof,
         duration_ps=float(thermo.time_ps[-1] - thermo.time_ps[0]),
+        stable_ps=stability.stable_frames * run.frame_ps,
     )
+    if stability.stable_frames < stability.frames:
+        return _noted(analysis, "nothing but drift and stability of a run that came apart")
+    analysis = _with_ensemble(analysis, run, temperature_K)
+    if teacher is not None:
+        forces = _compare_forces(run, teacher, calculator, teacher_frames)
+        analysis = replace(analysis, forces=forces)
+    if reference is not None:
+        analysis = _with_reference(analysis, run, reference)
+    return analysis
 
 
-def _check_same_run(thermo: Thermo, log: Path, atoms: int, trajectory: Path, frames: int) -> None:
-    """Refuse a log whose rows or kinetic energy cannot be this trajectory's."""
-    rows = len(thermo.time_ps)
-    few, many = sorted((rows, frames))
-    ratio = round(many / few)
-    if abs(many - ratio * few) > ratio:  # one row or frame more or less: the start, or a kill
-        raise InputError(
-            f"{log} has {rows} rows and {trajectory} has {frames} frames, neither a multiple of "
-            "the other: they are of different runs"
+@dataclass(frozen=True)
+class _Run:
+    """Files of a run, and what was read of them."""
+
+    trajectory: Path
+    log: Path
+    structure: Structure
+    thermo: Thermo
+    lammps_units: str
+    series: FrameSeries = field(default_factory=FrameSeries)
+
+    def frames(self, path: Path | None = None, every: int = 1) -> Iterator[Frames]:
+        """Of the run, or of another with the same atoms."""
+        parts = stream_frames(
+            path or self.trajectory, self.structure, lammps_units=self.lammps_units
         )
-    with np.errstate(all="ignore"):
-        dof = np.median(2.0 * thermo.kinetic_ev / (units.kB * thermo.temperature_k))
-    if dof > 1.02 * 3 * atoms:  # 2 % for rounding in the log
-        raise InputError(
-            f"{log} belongs to a larger system, or its energies are not in eV: kinetic energy and "
-            f"temperature imply {dof:.0f} degrees of freedom, {atoms} atoms have {3 * atoms}"
+        return every_nth(parts, every) if every > 1 else parts
+
+    @property
+    def frame_ps(self) -> float:
+        """Time between frames."""
+        row_ps = float(np.diff(self.thermo.time_ps).mean())
+        rows, frames = len(self.thermo.time_ps), self.series.frames
+        return row_ps * round(rows / frames) if rows >= frames else row_ps / round(frames / rows)
+
+
+def _noted(analysis: Analysis, note: str) -> Analysis:
+    return replace(analysis, notes=(*analysis.notes, note))
+
+
+def _with_ensemble(analysis: Analysis, run: _Run, temperature_K: float | None) -> Analysis:
+    """Kinetic energies, equipartition, density and diffusion, as far as the run has them."""
+    thermo, structure = run.thermo, run.structure
+    if analysis.ensemble != "nve" and temperature_K is None:
+        analysis = _noted(analysis, "the test of kinetic energies needs the bath's temperature")
+    elif analysis.ensemble != "nve":
+        kinetic = kinetic_energies(
+            thermo.kinetic_ev,
+            degrees_of_freedom=analysis.degrees_of_freedom,
+            temperature_K=temperature_K,
         )
+        analysis = replace(analysis, kinetic=kinetic)
+    if run.series.kinetic_ev:
+        analysis = replace(analysis, equipartition=equipartition(run.frames(), structure))
+    if analysis.ensemble == "npt":
+        time, volume = thermo.time_ps, thermo.volume_angstrom3
+        if volume is None:  # the frames have it
+            volume = np.array(run.series.volume_angstrom3)
+            time = run.frame_ps * np.arange(len(volume))
+        if len(volume) == 0:
+            raise InputError(f"{run.log} has no volume, and {run.trajectory} no cells: is it NPT?")
+        mass = float(structure.atoms.get_masses().sum())
+        analysis = replace(analysis, density=measure_density(time, volume, mass))
+    if structure.atoms.pbc.all():
+        try:
+            diffusion = measure_diffusion(run.frames(), structure, frame_ps=run.frame_ps)
+            analysis = replace(analysis, diffusion=diffusion)
+        except InputError as error:  # too few frames
+            analysis = _noted(analysis, f"no diffusion: {error}")
+    return analysis
+
+
+def _compare_forces(
+    run: _Run, teacher: Calculator, calculator: Calculator | None, teacher_frames: int
+) -> ForceErrors:
+    """Errors of the run's forces on some of its frames."""
+    every = max(1, run.series.frames // teacher_frames)
+    energies, forces, of_teacher = [], [], []
+    for part in run.frames(every=every):
+        of_teacher.append(evaluate_frames(part, run.structure, teacher)[1])
+        if calculator is not None:
+            energy, force = evaluate_frames(part, run.structure, calculator)
+            energies.append(energy)
+            forces.append(force)
+        elif part.forces is None:
+            raise InputError(
+                f"{run.trajectory} has no forces; give the model that made it to compute them"
+            )
+        else:
+            forces.append(part.forces)
+    if energies:
+        chosen = every * np.arange(sum(map(len, energies)))
+        check_energies(
+            run.thermo.potential_ev,
+            run.series.frames,
+            chosen,
+            np.concatenate(energies),
+            "potential energy",
+            run.log,
+            run.trajectory,
+        )
+    numbers = run.structure.atoms.numbers
+    return force_errors(np.concatenate(forces), np.concatenate(of_teacher), numbers)
+
+
+def _with_reference(analysis: Analysis, run: _Run, reference: Reference) -> Analysis:
+    """Radial distribution functions and spectrum against the teacher's run."""
+    structure = run.structure
+    every = max(1, run.series.frames // FRAMES_FOR_RDF)
+    rdfs = [
+        measure_rdf(frames, structure)
+        for frames in (run.frames(every=every), run.frames(reference.trajectory))
+    ]
+    analysis = replace(analysis, rdf=rdfs[0], teacher_rdf=rdfs[1], rdf_error=compare_rdf(*rdfs))
+    try:
+        spectra = [
+            measure_spectrum(run.frames(path), structure, frame_ps=frame_ps)
+            for path, frame_ps in (
+                (run.trajectory, run.frame_ps),
+                (reference.trajectory, reference.frame_ps or run.frame_ps),
+            )
+        ]
+        return replace(
+            analysis,
+            spectrum=spectra[0],
+            teacher_spectrum=spectra[1],
+            spectrum_error=compare_spectra(*spectra),
+        )
+    except InputError as error:  # frames too far apart, or too few
+        return _noted(analysis, f"no spectrum: {error}")

@@ -1,0 +1,293 @@
+"""Whether a run samples what it should: kinetic energies, equipartition, the integrator's order.
+
+The tests are those of physical_validation (Merz and Shirts 2018, doi:10.1371/journal.pone.0202764).
+"""
+
+import logging
+import warnings
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager, redirect_stdout
+from dataclasses import asdict, dataclass
+from io import StringIO
+from typing import Any
+
+import numpy as np
+from ase.data import chemical_symbols
+from numpy.typing import NDArray
+
+from ..errors import InputError, MissingDependencyError
+from ..structure import Structure, connected_fragments
+from ..units import KB, KJ_PER_MOL
+from .blocks import mean_of_blocks
+from .bonds import bond_pairs
+from .frames import Frames
+
+VELOCITIES_KEPT = 3_000_000  # numbers
+AMU_ANGSTROM2_PER_PS2 = 1e-2 * KJ_PER_MOL  # eV
+
+
+@dataclass(frozen=True)
+class KineticEnergies:
+    """Kinetic energies of a run with a thermostat against the canonical distribution.
+
+    Attributes
+    ----------
+    kinetic_mean_sigma, kinetic_width_sigma : how far mean and standard deviation are from those at
+        the thermostat's temperature, in their standard errors.
+    kinetic_ks_p_value : Kolmogorov-Smirnov probability that a right run is as far off.
+    temperature_from_width_k : that at which the canonical width is the one found.
+    """
+
+    kinetic_mean_sigma: float
+    kinetic_width_sigma: float
+    kinetic_ks_p_value: float
+    temperature_from_width_k: float
+
+    def as_record(self) -> dict[str, float]:
+        """Flat dictionary, units in the keys."""
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class Equipartition:
+    """How the kinetic energy is shared out.
+
+    Attributes
+    ----------
+    temperatures_k, temperature_stderrs_k : of each element's atoms.
+    equipartition_deviation_percent : of the element farthest from the mean temperature.
+    equipartition_sigma : largest deviation that physical_validation finds between the temperatures
+        of translation, rotation and internal motion of molecules and their mean, in standard
+        errors.
+    """
+
+    temperatures_k: dict[str, float]
+    temperature_stderrs_k: dict[str, float]
+    equipartition_deviation_percent: float
+    equipartition_sigma: float
+
+    def as_record(self) -> dict[str, float]:
+        """Flat dictionary, units in the keys."""
+        return {
+            "equipartition_deviation_percent": self.equipartition_deviation_percent,
+            "equipartition_sigma": self.equipartition_sigma,
+            **{f"temperature_{name}_k": t for name, t in self.temperatures_k.items()},
+            **{f"temperature_{name}_stderr_k": t for name, t in self.temperature_stderrs_k.items()},
+        }
+
+
+@dataclass(frozen=True)
+class Convergence:
+    """Fluctuation of the total energy by timestep.
+
+    Attributes
+    ----------
+    timesteps_fs, fluctuations_mev_per_atom : of each run, about its linear trend.
+    convergence_deviation : largest deviation of a ratio of fluctuations from that of dt^2, minus
+        one (`physical_validation.integrator.convergence`).
+    """
+
+    timesteps_fs: tuple[float, ...]
+    fluctuations_mev_per_atom: tuple[float, ...]
+    convergence_deviation: float
+
+    def as_record(self) -> dict[str, float]:
+        """Flat dictionary, units in the keys."""
+        runs = zip(self.timesteps_fs, self.fluctuations_mev_per_atom, strict=True)
+        return {"convergence_deviation": self.convergence_deviation} | {
+            f"energy_fluctuation_{dt:g}_fs_mev_per_atom": value for dt, value in runs
+        }
+
+
+def kinetic_energies(
+    kinetic_ev: NDArray[np.float64], *, degrees_of_freedom: int, temperature_K: float
+) -> KineticEnergies:
+    """Test the kinetic energies (rows,) of a run that a thermostat held at a temperature.
+
+    At constant energy the distribution is a narrower one: the test does not apply.
+    """
+    validation = _library()
+    data = _simulation(
+        validation,
+        temperature_K,
+        observables={"kinetic_energy": kinetic_ev / KJ_PER_MOL},
+        system={
+            "natoms": (degrees_of_freedom + 3) // 3,
+            "nconstraints": 3 * ((degrees_of_freedom + 3) // 3) - 3 - degrees_of_freedom,
+            "ndof_reduction_tra": 3,
+            "ndof_reduction_rot": 0,
+        },
+    )
+    test = validation.kinetic_energy.distribution
+    with _quiet():
+        mean, width = test(data, strict=False, verbosity=0, bootstrap_seed=1)
+        p_value = test(data, strict=True, verbosity=0)
+    return KineticEnergies(
+        kinetic_mean_sigma=float(mean),
+        kinetic_width_sigma=float(width),
+        kinetic_ks_p_value=float(p_value),
+        temperature_from_width_k=float(np.sqrt(2.0 / degrees_of_freedom) * kinetic_ev.std() / KB),
+    )
+
+
+def equipartition(frames: Iterable[Frames], structure: Structure) -> Equipartition:
+    """Temperatures of the elements, and of translation, rotation and vibration, from velocities.
+
+    The centre of mass of all atoms is at rest: an atom of mass m then has 3 (1 - m / M) degrees of
+    freedom. Of long runs, every k-th frame is taken.
+
+    Raises
+    ------
+    InputError : frames without velocities.
+    """
+    masses = structure.atoms.get_masses()
+    positions, velocities = _sample(frames)
+    kinetic = 0.5 * AMU_ANGSTROM2_PER_PS2 * masses * (velocities**2).sum(axis=2)  # (F, N)
+    freedom = 3.0 * (1.0 - masses / masses.sum())
+    temperature = kinetic.sum(axis=1).mean() / (0.5 * KB * freedom.sum())
+    numbers = structure.atoms.numbers
+    estimates = {
+        chemical_symbols[z]: mean_of_blocks(
+            kinetic[:, numbers == z].sum(axis=1) / (0.5 * KB * freedom[numbers == z].sum())
+        )
+        for z in np.unique(numbers)
+    }
+    fragment = connected_fragments(len(masses), bond_pairs(structure.topology).tolist())
+    contiguous = bool((np.diff(fragment) >= 0).all())
+    starts = np.unique(fragment, return_index=True)[1] if contiguous else np.array([0])
+    validation = _library()
+    data = _simulation(
+        validation,
+        temperature,
+        system={
+            "natoms": len(masses),
+            "nconstraints": 0,
+            "ndof_reduction_tra": 3,
+            "ndof_reduction_rot": 0,
+            "mass": masses,
+            "molecule_idx": starts,
+            "nconstraints_per_molecule": np.zeros(len(starts)),
+        },
+        trajectory={"position": 0.1 * positions, "velocity": 0.1 * velocities},
+    )
+    with _quiet():
+        found = validation.kinetic_energy.equipartition(data, verbosity=0, bootstrap_seed=1)
+    return Equipartition(
+        temperatures_k={name: one.value for name, one in estimates.items()},
+        temperature_stderrs_k={name: one.stderr for name, one in estimates.items()},
+        equipartition_deviation_percent=float(
+            100.0 * max(abs(one.value / temperature - 1.0) for one in estimates.values())
+        ),
+        equipartition_sigma=float(np.nanmax(np.abs([mean for mean, _ in found]))),
+    )
+
+
+def convergence(
+    runs: Mapping[float, tuple[NDArray[np.float64], NDArray[np.float64]]], *, atoms: int
+) -> Convergence:
+    """Whether the total energy fluctuates by dt^2, as that of a symplectic integrator of a smooth
+    potential does.
+
+    Parameters
+    ----------
+    runs : time in ps and total energy in eV of the same run by its timestep in fs, two or more.
+
+    Raises
+    ------
+    InputError : fewer than two timesteps.
+    """
+    if len(runs) < 2:
+        raise InputError(f"{len(runs)} timestep; convergence needs two or more")
+    validation = _library()
+    detrended = {}
+    for timestep_fs, (time, total) in sorted(runs.items()):
+        slope = np.polyfit(time, total, 1)[0]
+        detrended[timestep_fs] = total - slope * (time - time.mean())
+    simulations = [
+        _simulation(
+            validation,
+            None,
+            observables={"constant_of_motion": total / KJ_PER_MOL},
+            dt=1e-3 * timestep_fs,
+        )
+        for timestep_fs, total in detrended.items()
+    ]
+    with _quiet():
+        deviation = validation.integrator.convergence(simulations)
+    return Convergence(
+        timesteps_fs=tuple(detrended),
+        fluctuations_mev_per_atom=tuple(float(1e3 * e.std() / atoms) for e in detrended.values()),
+        convergence_deviation=float(deviation),
+    )
+
+
+def _sample(frames: Iterable[Frames]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Positions and velocities (F, N, 3) of as many evenly spaced frames as are kept."""
+    kept: list[tuple[NDArray[np.float64], NDArray[np.float64]]] = []
+    stride, count = 1, 0
+    for part in frames:
+        if part.velocities is None:
+            raise InputError("the trajectory has no velocities; equipartition needs them")
+        for frame in zip(part.positions, part.velocities, strict=True):
+            if count % stride == 0:
+                kept.append(frame)
+                if len(kept) * frame[0].size > VELOCITIES_KEPT:
+                    kept, stride = kept[::2], 2 * stride
+            count += 1
+    positions, velocities = zip(*kept, strict=True)
+    return np.array(positions), np.array(velocities)
+
+
+def _library() -> Any:
+    logging.getLogger("pymbar").setLevel(logging.ERROR)  # it advertises another package
+    try:
+        import physical_validation
+    except ImportError as error:
+        raise MissingDependencyError(
+            f"tests of the ensemble need: pip install 'mlff-student[validation]' ({error})"
+        ) from error
+    return physical_validation
+
+
+def _simulation(
+    validation: Any,
+    temperature_K: float | None,
+    *,
+    system: dict[str, Any] | None = None,
+    observables: dict[str, Any] | None = None,
+    trajectory: dict[str, Any] | None = None,
+    dt: float | None = None,
+) -> Any:
+    """A simulation as physical_validation takes it: nm, ps, amu, kJ/mol."""
+    data = validation.data
+    atoms = (system or {}).get("natoms", 1)
+    ensemble = (
+        {"ensemble": "NVE"}
+        if temperature_K is None
+        else {"ensemble": "NVT", "temperature": temperature_K}
+    )
+    units = data.UnitData(
+        kb=KB / KJ_PER_MOL,
+        energy_conversion=1.0,
+        length_conversion=1.0,
+        volume_conversion=1.0,
+        temperature_conversion=1.0,
+        pressure_conversion=1.0,
+        time_conversion=1.0,
+    )
+    return data.SimulationData(
+        units=units,
+        dt=dt,
+        ensemble=data.EnsembleData(natoms=atoms, volume=1.0, energy=0.0, **ensemble),
+        system=data.SystemData(**system) if system else None,
+        observables=data.ObservableData(**observables) if observables else None,
+        trajectory=data.TrajectoryData(**trajectory) if trajectory else None,
+    )
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without the warnings and prints of the tests, whose results are returned."""
+    with warnings.catch_warnings(), redirect_stdout(StringIO()):
+        warnings.simplefilter("ignore")
+        yield

@@ -1,0 +1,123 @@
+"""Forces along a trajectory's own frames against a teacher's."""
+
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from ase import Atoms
+from ase.calculators.calculator import Calculator
+from ase.data import chemical_symbols
+from numpy.typing import NDArray
+
+from ..distill.evaluate import force_errors as errors_of
+from ..errors import InputError
+from ..structure import Structure
+from .blocks import mean_of_blocks
+from .frames import Frames
+
+COMPONENTS = "xyz"
+PERIODS = 4  # of the trajectory, whose errors are given apart
+
+
+@dataclass(frozen=True)
+class ForceErrors:
+    """Errors of forces along a trajectory.
+
+    Attributes
+    ----------
+    force_rmse_ev_per_angstrom, force_rmse_stderr_ev_per_angstrom, force_mae_ev_per_angstrom,
+    force_max_error_ev_per_angstrom, force_r2 : of components; the standard error by blocks of
+        frames, the largest error of the length of an atom's error vector.
+    force_angle_deg : mean between the forces, of teacher forces above 0.1 eV/angstrom.
+    frames : compared.
+    rmse_by : the same RMSE by component ("x"), element ("H") and quarter of the trajectory ("q1").
+    rmse_of_frames : (frames,) each frame's RMSE, eV/angstrom.
+    """
+
+    force_rmse_ev_per_angstrom: float
+    force_rmse_stderr_ev_per_angstrom: float
+    force_mae_ev_per_angstrom: float
+    force_max_error_ev_per_angstrom: float
+    force_r2: float
+    force_angle_deg: float
+    force_frames: int
+    rmse_by: dict[str, float]
+    rmse_of_frames: NDArray[np.float64] = field(repr=False)
+
+    def as_record(self) -> dict[str, float | int]:
+        """Flat dictionary, units in the keys."""
+        record = asdict(self)
+        del record["rmse_of_frames"]
+        parts = record.pop("rmse_by")
+        return record | {f"force_rmse_{name}_ev_per_angstrom": rmse for name, rmse in parts.items()}
+
+
+def force_errors(
+    found: NDArray[np.float64], teacher: NDArray[np.float64], numbers: NDArray[np.int_]
+) -> ForceErrors:
+    """Errors of forces (F, N, 3) against the teacher's, in eV/angstrom, of atoms with
+    atomic numbers (N,).
+
+    Raises
+    ------
+    InputError : shapes that differ, or no frames.
+    """
+    if found.shape != teacher.shape or found.shape[1:] != (len(numbers), 3) or not len(found):
+        raise InputError(
+            f"forces {found.shape} and the teacher's {teacher.shape} of {len(numbers)} atoms "
+            "cannot be compared; expected two of the same shape, (frames, atoms, 3)"
+        )
+    square = (found - teacher) ** 2
+    total = errors_of(*(torch.from_numpy(f.reshape(-1, 3)).double() for f in (found, teacher)))
+    of_frames = square.mean(axis=(1, 2))
+    mean = mean_of_blocks(of_frames)
+    by = {name: square[..., k] for k, name in enumerate(COMPONENTS)}
+    by |= {chemical_symbols[z]: square[:, numbers == z] for z in np.unique(numbers)}
+    by |= {f"q{k + 1}": part for k, part in enumerate(np.array_split(square, PERIODS)) if len(part)}
+    return ForceErrors(
+        force_rmse_ev_per_angstrom=total.force_rmse_ev_per_angstrom,
+        force_rmse_stderr_ev_per_angstrom=float(mean.stderr / (2.0 * np.sqrt(mean.value))),
+        force_mae_ev_per_angstrom=total.force_mae_ev_per_angstrom,
+        force_max_error_ev_per_angstrom=float(np.sqrt(square.sum(axis=2).max())),
+        force_r2=total.force_r2,
+        force_angle_deg=total.force_angle_deg,
+        force_frames=len(found),
+        rmse_by={name: float(np.sqrt(part.mean())) for name, part in by.items()},
+        rmse_of_frames=np.sqrt(of_frames),
+    )
+
+
+def frames_as_atoms(frames: Frames, structure: Structure) -> Iterator[Atoms]:
+    """ASE structures of the frames, with the reference's elements and periodicity."""
+    for index, positions in enumerate(frames.positions):
+        atoms = Atoms(structure.atoms.numbers, positions, pbc=structure.atoms.pbc)
+        if frames.cells is not None:
+            atoms.cell = frames.cells[index]
+        yield atoms
+
+
+def evaluate_frames(
+    frames: Frames, structure: Structure, calculator: Calculator
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Energies (F,) in eV and forces (F, N, 3) in eV/angstrom of a calculator on each frame.
+
+    Raises
+    ------
+    InputError : a frame that the calculator cannot do.
+    """
+    energies: list[float] = []
+    forces: list[Any] = []
+    for index, atoms in enumerate(frames_as_atoms(frames, structure)):
+        atoms.calc = calculator
+        try:
+            forces.append(atoms.get_forces())
+            energies.append(atoms.get_potential_energy())
+        except InputError:
+            raise
+        except Exception as error:  # calculators raise whatever their programs report
+            raise InputError(
+                f"{type(calculator).__name__} fails on frame {index} of those compared: {error}"
+            ) from error
+    return np.array(energies), np.array(forces)

@@ -1,0 +1,142 @@
+"""Whether a log and a trajectory are of the same run."""
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..errors import InputError
+from ..structure import Structure
+from ..units import KB
+from .ensemble import AMU_ANGSTROM2_PER_PS2
+from .frames import Frames
+from .thermo import Thermo
+
+# Of the fluctuation of an energy: between independent runs it is sqrt(2), of the same run zero, but
+# for velocities that a leap-frog integrator wrote half a step away.
+SAME_ENERGY = 0.5
+
+
+@dataclass
+class FrameSeries:
+    """One number for each frame of a trajectory, as far as the file has them."""
+
+    frames: int = 0
+    time_ps: list[float] = field(default_factory=list)
+    volume_angstrom3: list[float] = field(default_factory=list)
+    kinetic_ev: list[float] = field(default_factory=list)
+
+    def follow(self, frames: Iterable[Frames], structure: Structure) -> Iterator[Frames]:
+        """Pass the frames on, and fill the series on the way."""
+        masses = structure.atoms.get_masses()
+        for part in frames:
+            self.frames += len(part)
+            if part.time_ps is not None:
+                self.time_ps += part.time_ps.tolist()
+            if part.cells is not None:
+                self.volume_angstrom3 += np.abs(np.linalg.det(part.cells)).tolist()
+            if part.velocities is not None:
+                kinetic = 0.5 * AMU_ANGSTROM2_PER_PS2 * (part.velocities**2).sum(axis=2) @ masses
+                self.kinetic_ev += kinetic.tolist()
+            yield part
+
+
+def check_same_run(
+    thermo: Thermo, log: Path, series: FrameSeries, trajectory: Path, *, atoms: int
+) -> None:
+    """Refuse a log whose rows, time, energies or volumes cannot be this trajectory's.
+
+    Raises
+    ------
+    InputError : they are of different runs, with the two numbers that say so.
+    """
+    rows, frames = len(thermo.time_ps), series.frames
+    few, many = sorted((rows, frames))
+    ratio = round(many / few)
+    if abs(many - ratio * few) > ratio:  # one row or frame more or less: the start, or a kill
+        raise InputError(
+            f"{log} has {rows} rows and {trajectory} has {frames} frames, neither a multiple of "
+            "the other: they are of different runs"
+        )
+    with np.errstate(all="ignore"):
+        dof = np.median(2.0 * thermo.kinetic_ev / (KB * thermo.temperature_k))
+    if dof > 1.02 * 3 * atoms or dof < 0.3 * 3 * atoms:  # 2 % for rounding; rigid water has 0.67
+        other = "larger" if dof > 3 * atoms else "smaller"
+        raise InputError(
+            f"{log} belongs to a {other} system, or its energies are not in eV: kinetic energy and "
+            f"temperature imply {dof:.0f} degrees of freedom, {atoms} atoms have {3 * atoms}"
+        )
+    if len(series.time_ps) == frames > 1:
+        per_frame = (series.time_ps[-1] - series.time_ps[0]) / (frames - 1)
+        per_row = (thermo.time_ps[-1] - thermo.time_ps[0]) / (rows - 1)
+        expected = per_row * ratio if rows >= frames else per_row / ratio
+        if per_frame > 0 and abs(per_frame / expected - 1.0) > 0.02:
+            raise InputError(
+                f"{trajectory} has a frame every {per_frame:.4g} ps, and {log} a row every "
+                f"{per_row:.4g} ps: they are of different runs, or the timestep is wrong"
+            )
+    every = np.arange(frames)
+    if thermo.volume_angstrom3 is not None and len(series.volume_angstrom3) == frames:
+        volumes = np.array(series.volume_angstrom3)
+        off = smallest_difference(thermo.volume_angstrom3, frames, every, volumes)
+        if off > max(SAME_ENERGY * thermo.volume_angstrom3.std(), 1e-3 * volumes.mean()):
+            raise InputError(
+                f"the cells of {trajectory} have {volumes.mean():.5g} angstrom^3 on average, those "
+                f"in {log} {thermo.volume_angstrom3.mean():.5g}: they are of different runs"
+            )
+    if len(series.kinetic_ev) == frames:
+        kinetic = np.array(series.kinetic_ev)
+        check_energies(thermo.kinetic_ev, frames, every, kinetic, "kinetic energy", log, trajectory)
+
+
+def check_energies(
+    of_log: NDArray[np.float64],
+    frames: int,
+    chosen: NDArray[np.int_],
+    of_chosen: NDArray[np.float64],
+    name: str,
+    log: Path,
+    trajectory: Path,
+) -> None:
+    """Refuse a log whose energy does not follow that of the chosen frames.
+
+    Parameters
+    ----------
+    of_log : (rows,).
+    frames : in the trajectory.
+    chosen, of_chosen : indices of frames (C,) and their energies (C,).
+
+    Raises
+    ------
+    InputError : see above.
+    """
+    spread = float(of_log.std())
+    off = smallest_difference(of_log, frames, chosen, of_chosen)
+    if off > SAME_ENERGY * spread:
+        raise InputError(
+            f"the {name} of the frames of {trajectory} is {off:.3g} eV off that in {log}, which "
+            f"fluctuates by {spread:.3g} eV: they are of different runs, or of another model"
+        )
+
+
+def smallest_difference(
+    of_log: NDArray[np.float64],
+    frames: int,
+    chosen: NDArray[np.int_],
+    of_chosen: NDArray[np.float64],
+) -> float:
+    """Root mean square difference between rows and chosen frames, over the best way to match them:
+    the log, the trajectory or both may have the start, and either may have lost its end.
+    """
+    few, many = sorted((len(of_log), frames))
+    ratio = round(many / few)
+    best = np.nan  # none can be matched
+    for first in range(-1, 2 * ratio):  # of the longer series, at the first of the shorter one
+        rows = first + ratio * chosen if len(of_log) >= frames else (chosen - first) / ratio
+        inside = (rows >= 0) & (rows < len(of_log)) & (rows == np.floor(rows))
+        if inside.sum() >= max(1, len(chosen) // (2 if len(of_log) >= frames else 2 * ratio)):
+            off = of_log[rows[inside].astype(int)] - of_chosen[inside]
+            best = float(np.fmin(best, np.sqrt(np.mean(off**2))))
+    return best

@@ -1,0 +1,158 @@
+"""Vibrational spectrum: the power of the atoms' velocities by frequency."""
+
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict, dataclass
+
+import numpy as np
+from ase import units
+from numpy.typing import NDArray
+from scipy.signal import get_window
+from scipy.stats import wasserstein_distance
+
+from ..errors import InputError
+from ..structure import Structure
+from .blocks import Stretches
+from .frames import Frames
+
+PER_CM = 1e10 / units._c  # ps: a period of 1/cm
+HIGHEST = 4000.0  # 1/cm, above the O-H stretch: what the frames must resolve
+NUMBERS_AT_ONCE = 12_000_000  # velocities in a window: 96 MB
+
+
+@dataclass(frozen=True)
+class Spectrum:
+    """Mass-weighted power of velocities, of integral one: the density of vibrational states."""
+
+    frequency_per_cm: NDArray[np.float64]  # (W,)
+    blocks: NDArray[np.float64]  # (blocks, W), of consecutive stretches of the run
+    weights: NDArray[np.float64]  # (blocks,), share of each stretch; sum 1
+
+    @property
+    def power(self) -> NDArray[np.float64]:
+        """Of the whole run, (W,), integral over 1/cm is one."""
+        return _normalised(self.weights @ self.blocks, self.frequency_per_cm)
+
+
+@dataclass(frozen=True)
+class SpectrumError:
+    """How far a run's spectrum is from the teacher's.
+
+    Attributes
+    ----------
+    spectrum_overlap_percent : 100 int min(s, t) of the two, each of integral one.
+    spectrum_overlap_noise_percent : the same between the halves of the teacher's own run: what
+        sampling alone leaves.
+    spectrum_shift_per_cm : how far intensity must be moved on average to turn one into the other
+        (first Wasserstein distance).
+    """
+
+    spectrum_overlap_percent: float
+    spectrum_overlap_noise_percent: float
+    spectrum_shift_per_cm: float
+
+    def as_record(self) -> dict[str, float]:
+        """Flat dictionary, units in the keys."""
+        return asdict(self)
+
+
+def measure_spectrum(
+    frames: Iterable[Frames],
+    structure: Structure,
+    *,
+    frame_ps: float,
+    resolution_per_cm: float = 10.0,
+) -> Spectrum:
+    """Spectrum by Welch's method: windows (Hann) of as many frames as the resolution needs, half
+    overlapping. By the Wiener-Khinchin theorem it is the Fourier transform of the velocities'
+    autocorrelation.
+
+    Without velocities in the file, they are differences of positions (to the nearest image), whose
+    known damping (sin(x) / x)^2, x = pi nu dt, is taken out. Of more atoms than 12 million numbers
+    in a window hold, every k-th of each element is taken.
+
+    Parameters
+    ----------
+    frame_ps : time between frames.
+
+    Raises
+    ------
+    InputError : frames too far apart to resolve 4000 1/cm (a faster vibration would appear as a
+        slower one), a run of less than a window, or positions that are not finite.
+    """
+    if 0.5 * PER_CM / frame_ps < HIGHEST:
+        raise InputError(
+            f"frames every {1e3 * frame_ps:.3g} fs resolve {0.5 * PER_CM / frame_ps:.0f} 1/cm; a "
+            f"spectrum needs {HIGHEST:.0f}: write one every {500 * PER_CM / HIGHEST:.0f} fs or less"
+        )
+    window = max(8, round(PER_CM / resolution_per_cm / frame_ps))
+    numbers, masses = structure.atoms.numbers, structure.atoms.get_masses()
+    skip = max(1, int(np.ceil(3 * window * len(numbers) / NUMBERS_AT_ONCE)))
+    chosen = np.argsort(numbers, kind="stable")[::skip]
+    hann = get_window("hann", window)[:, None, None]
+    frequency = np.fft.rfftfreq(window, frame_ps) * PER_CM
+    damping = np.sinc(frequency / PER_CM * frame_ps) ** 2
+    stretches = Stretches(4)
+    waiting = np.empty((0, len(chosen), 3))
+    for velocities, differences in _velocities(frames, chosen, frame_ps):
+        waiting = np.concatenate([waiting, velocities])
+        while len(waiting) >= window:
+            power = np.zeros(len(frequency))
+            for atom, mass in enumerate(masses[chosen]):
+                spectrum = np.fft.rfft(hann[:, 0] * waiting[:window, atom], axis=0)
+                power += mass * (np.abs(spectrum) ** 2).sum(axis=1)
+            stretches.add(power / damping if differences else power)
+            waiting = waiting[window // 2 :]
+    blocks, weights = stretches.means()
+    if len(blocks) == 0:
+        raise InputError(
+            f"the run is shorter than the {window} frames that {resolution_per_cm:g} 1/cm need"
+        )
+    return Spectrum(frequency, blocks, weights)
+
+
+def compare_spectra(student: Spectrum, teacher: Spectrum) -> SpectrumError:
+    """Overlap of two spectra, and the distance between them.
+
+    Raises
+    ------
+    InputError : a teacher's run of one window, which tells no noise.
+    """
+    if len(teacher.blocks) < 2:
+        raise InputError("the teacher's run is too short for a spectrum with its noise")
+    nu = teacher.frequency_per_cm
+    powers = [np.interp(nu, one.frequency_per_cm, one.power) for one in (student, teacher)]
+    half = len(teacher.blocks) // 2
+    halves = [teacher.blocks[:half].mean(axis=0), teacher.blocks[half:].mean(axis=0)]
+    return SpectrumError(
+        spectrum_overlap_percent=_overlap(*powers, nu),
+        spectrum_overlap_noise_percent=_overlap(*halves, nu),
+        spectrum_shift_per_cm=float(wasserstein_distance(nu, nu, *powers)),
+    )
+
+
+def _velocities(
+    frames: Iterable[Frames], chosen: NDArray[np.int_], frame_ps: float
+) -> Iterator[tuple[NDArray[np.float64], bool]]:
+    """Velocities (F, A, 3) of the chosen atoms, and whether they are differences of positions."""
+    last = None
+    for part in frames:
+        if not np.isfinite(part.positions).all():
+            raise InputError("positions that are not finite have no spectrum")
+        if part.velocities is not None:
+            yield part.velocities[:, chosen], False
+            continue
+        positions = part.positions[:, chosen]
+        steps = np.diff(positions, axis=0, prepend=positions[:1] if last is None else last)
+        if part.cells is not None:
+            steps -= np.round(steps @ np.linalg.inv(part.cells)) @ part.cells
+        yield (steps[1:] if last is None else steps) / frame_ps, True
+        last = positions[-1:]
+
+
+def _normalised(power: NDArray[np.float64], nu: NDArray[np.float64]) -> NDArray[np.float64]:
+    return power / (power.sum() * (nu[1] - nu[0]))
+
+
+def _overlap(s: NDArray[np.float64], t: NDArray[np.float64], nu: NDArray[np.float64]) -> float:
+    both = np.minimum(_normalised(s, nu), _normalised(t, nu))
+    return float(100.0 * both.sum() * (nu[1] - nu[0]))
