@@ -117,15 +117,19 @@ def nve(
             raise
         except StudentError as error:
             return NVEResult({}, [], str(error))
-        return judge_nve(RunFolder(folder / "run"))
+        return judge_nve(RunFolder(folder / "run"), calculator)
 
 
-def judge_nve(run: RunFolder) -> NVEResult:
+def judge_nve(run: RunFolder, calculator: Calculator | None = None) -> NVEResult:
     """Figures of a finished run that claims constant energy, held against the thresholds.
+
+    Parameters
+    ----------
+    calculator : what its forces came from: its energies must be the log's.
 
     Raises
     ------
     InputError : files that cannot be one run's: a log of another, atoms in another order.
     """
-    record, _ = measure_nve(run)
+    record = measure_nve(run, calculator)
     return NVEResult(record, verdict(record, load_thresholds()))

@@ -45,7 +45,7 @@ COLUMNS = (
     ("density_g_per_cm3", "density", "g/cm³"),
     ("rdf_error_percent", "g(r) error", "%"),
     ("rdf_noise_percent", "its noise", "%"),
-    ("timestep_convergence", "dt² convergence", ""),
+    ("convergence_deviation", "off dt²", ""),
     ("ms_per_step", "ms/step", ""),
 )
 

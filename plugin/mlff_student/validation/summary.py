@@ -16,7 +16,7 @@ EXPECTED = {
     "exchange_ratio": "runs at constant energy",
     "bond_deviation_angstrom": "any run",
     "force_rmse_ev_per_angstrom": "a teacher (--teacher)",
-    "timestep_convergence": "a ladder of timesteps",
+    "convergence_deviation": "a ladder of timesteps",
     "rdf_error_percent": "a liquid box and a teacher's run of it",
 }
 

@@ -52,6 +52,7 @@ class CompareTask:
     needs : names of the runs.
     references : names of the teacher's runs.
     window_ps : of each run that counts.
+    timesteps_fs : of each run.
     """
 
     name: str
@@ -61,6 +62,7 @@ class CompareTask:
     needs: tuple[str, ...]
     references: tuple[str, ...] = ()
     window_ps: float = float("inf")
+    timesteps_fs: tuple[float, ...] = ()
     judged: bool = True
 
 
@@ -182,12 +184,14 @@ def _runs(
         atoms = len(read_structure(sources[structure]).atoms)
         for ps in step.ps:
             for temperature in step.temperatures_K:
-                names = []
+                names: dict[float, str] = {}
                 for timestep in step.timesteps_fs:
                     every = max(1, round(1000.0 * ps / timestep / step.frames))
-                    names.append(f"{head}/{label}-{ps:g}ps-{temperature:g}K-{timestep:g}fs")
+                    name = f"{head}/{label}-{ps:g}ps-{temperature:g}K-{timestep:g}fs"
+                    if timestep <= step.judged_to_fs:
+                        names[timestep] = name
                     yield RunTask(
-                        name=names[-1],
+                        name=name,
                         step=step.step,
                         structure=label,
                         settings=_settings(
@@ -206,7 +210,8 @@ def _runs(
                         step=step.step,
                         structure=label,
                         kind="convergence",
-                        needs=tuple(names),
+                        needs=tuple(names.values()),
+                        timesteps_fs=tuple(names),
                     )
 
 
