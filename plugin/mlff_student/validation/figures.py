@@ -10,6 +10,7 @@ import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
 from ..plots import COLOURS, FONT_SIZE
 from ..verdict import Threshold
@@ -182,8 +183,9 @@ def _ladder(
                 **palette.style(records[0]),
             )
         _limit(axes, thresholds, name, vertical=False)
-        axes.set_xscale(scale)
-        axes.set_yscale("log")
+        if scale == "log":
+            _logarithmic(axes, "x")
+        _logarithmic(axes, "y")
     return Plot(f"{title} along the ladder", "Dashed: the threshold.", sink[0])
 
 
@@ -206,8 +208,8 @@ def _convergence(results: list[Result]) -> Plot | None:
                 steps, values, marker=MARKERS[records[0]["engine"]], **palette.style(records[0])
             )
             axes.plot(steps, values[0] * (steps / steps[0]) ** 2, color="0.6", linestyle=":")
-        axes.set_xscale("log")
-        axes.set_yscale("log")
+        _logarithmic(axes, "x")
+        _logarithmic(axes, "y")
     caption = "Dotted: proportional to the square of the timestep, from the shortest one."
     return Plot("Energy fluctuation against timestep", caption, sink[0])
 
@@ -283,6 +285,15 @@ def _rdf(results: list[Result]) -> list[Plot]:
         )
         plots.append(Plot(f"Radial distribution of {pair}", f"Error: {text}.", sink[0]))
     return plots
+
+
+def _logarithmic(axes: Axes, name: str) -> None:
+    """An axis with plain numbers at 1, 2 and 5: the range is often less than a decade."""
+    axes.set(**{f"{name}scale": "log"})
+    axis = getattr(axes, f"{name}axis")
+    axis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axis.set_minor_formatter(NullFormatter())
 
 
 def _limit(axes: Axes, thresholds: Mapping[str, Threshold], name: str, *, vertical: bool) -> None:

@@ -33,12 +33,10 @@ COLUMNS = (
     ("duration_ps", "length", "ps"),
     ("atoms", "atoms", ""),
     ("drift_mev_per_atom_ps", "energy drift", "meV/atom/ps"),
-    ("drift_kt_per_ns_per_dof", "energy drift", "kT/ns/dof"),
     ("drift_percent", "last − first", "%"),
     ("exchange_ratio", "std total / kinetic", ""),
     ("temperature_k", "temperature", "K"),
     ("bond_deviation_angstrom", "bond deviation", "Å"),
-    ("hydrogens_lost", "hydrogens lost", ""),
     ("force_rmse_ev_per_angstrom", "force RMSE", "eV/Å"),
     ("force_r2", "force R²", ""),
     ("force_angle_deg", "force angle", "deg"),
@@ -48,6 +46,14 @@ COLUMNS = (
     ("convergence_deviation", "off dt²", ""),
     ("ms_per_step", "ms/step", ""),
 )
+# Of steps as all protocols call them.
+TITLES = {
+    "nve": "Molecules at constant energy",
+    "temperature_ladder": "Ladder of temperatures",
+    "timestep_ladder": "Ladder of timesteps",
+    "size_ladder": "Ladder of sizes",
+    "liquid": "Liquid box",
+}
 
 
 class Row(NamedTuple):
@@ -253,7 +259,7 @@ def _section(report: Report, step: str) -> Section:
             word += " (not judged)"
         rows.append(
             Row(
-                case=case.replace(f"/{step}/", ": "),
+                case=_label(record),
                 cells=[_cell(record, key) for key, _, _ in columns],
                 verdict=word,
                 failed=[checks.get((case, key)) is False for key, _, _ in columns],
@@ -263,7 +269,15 @@ def _section(report: Report, step: str) -> Section:
             )
         )
     headings = [(heading, unit) for _, heading, unit in columns]
-    return Section(step.replace("_", " "), headings, rows, plots_of(step, results, report.thresholds))
+    title = TITLES.get(step, step.replace("_", " ").capitalize())
+    return Section(title, headings, rows, plots_of(step, results, report.thresholds))
+
+
+def _label(record: Mapping[str, Any]) -> str:
+    """What a case is called where columns say temperature, timestep and length."""
+    last = record["case"].split("/")[-1]
+    name = record["structure"] if record.get("ensemble") == "nve" else last
+    return f"{record['model']}, {record['engine']}: {name}"
 
 
 def _cell(record: Mapping[str, Any], key: str) -> str:
