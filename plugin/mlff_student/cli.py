@@ -15,7 +15,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from .errors import StudentError
-from .validation.command import validate_app
+from .validation.command import benchmark_report_command, validate_app
 
 console = Console()
 app = typer.Typer(
@@ -28,6 +28,7 @@ distill_app = typer.Typer(no_args_is_help=True, help="From a teacher to a studen
 app.add_typer(distill_app, name="distill")
 benchmark_app = typer.Typer(no_args_is_help=True, help="How fast it runs on this machine.")
 app.add_typer(benchmark_app, name="benchmark")
+benchmark_app.command("report")(benchmark_report_command)
 app.add_typer(validate_app, name="validate")
 
 INTERRUPTED = 130  # exit status of a program ended by Ctrl-C

@@ -20,7 +20,10 @@ from mlff_student.validation.harness import judge_nve
 ETHANOL = molecule("CH3CH2OH")
 DEPTH, WIDTH = 4.5, 2.0  # eV and 1/angstrom, of a Morse bond; C-H vibrates at 3000 cm^-1
 ANGLE = 10.0  # eV/angstrom^2 between atoms two bonds apart
-CUTOFF, WELL = 2.75, 0.05  # angstrom and eV: ethanol's atoms three bonds apart cross it all the time
+CUTOFF, WELL = (
+    2.75,
+    0.05,
+)  # angstrom and eV: ethanol's atoms three bonds apart cross it all the time
 
 
 class Springs(Calculator):
@@ -39,13 +42,19 @@ class Springs(Calculator):
         super().__init__()
         self.jump, self.curl, self.pull = jump, curl, pull
         bonds = perceive_bonds(reference)
-        near = [{j for pair in bonds if i in pair for j in pair} - {i} for i in range(len(reference))]
+        near = [
+            {j for pair in bonds if i in pair for j in pair} - {i} for i in range(len(reference))
+        ]
         angles = {(i, k) for one in near for i in one for k in one if i < k}
         everyone = {(i, k) for i in range(len(reference)) for k in range(i)}
         far = {(k, i) for i, k in everyone} - angles - set(bonds)
         self.bonds, self.angles, self.far = (np.array(sorted(x)) for x in (bonds, angles, far))
-        self.lengths = [self._distances(reference.positions, x)[0] for x in (self.bonds, self.angles)]
-        self.hydroxyl = next(k for k, (i, j) in enumerate(bonds) if set(reference.numbers[[i, j]]) == {1, 8})
+        self.lengths = [
+            self._distances(reference.positions, x)[0] for x in (self.bonds, self.angles)
+        ]
+        self.hydroxyl = next(
+            k for k, (i, j) in enumerate(bonds) if set(reference.numbers[[i, j]]) == {1, 8}
+        )
 
     @staticmethod
     def _distances(positions, pairs):

@@ -1,9 +1,9 @@
 """Carry out a protocol's tasks, several at once, into a folder that a killed campaign resumes from.
 
-    campaign.json     what is tested by what: another start must be the same
-    structures/       boxes that were made
-    runs/NAME/        trajectories, logs and checkpoints; not to be committed
-    results/NAME.json record and series of a task, written whole
+campaign.json     what is tested by what: another start must be the same
+structures/       boxes that were made
+runs/NAME/        trajectories, logs and checkpoints; not to be committed
+results/NAME.json record and series of a task, written whole
 """
 
 import json
@@ -20,8 +20,8 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
-from ..distill.dataset import sha256
 from ..checkpoints import available_models, checkpoint_path
+from ..distill.dataset import sha256
 from ..errors import InputError, MissingDependencyError, StudentError
 from ..md import RunFolder, engine_of, run_md
 from ..results import write_json
@@ -95,7 +95,9 @@ class Campaign:
         except OSError as error:
             raise InputError(f"cannot write to {output}: {error.strerror}") from error
         begun = self._check_identity()
-        self.tasks = tasks_of(protocol, subject, prepare_structures(protocol, output / "structures"))
+        self.tasks = tasks_of(
+            protocol, subject, prepare_structures(protocol, output / "structures")
+        )
         for engine in dict.fromkeys(task.settings.engine for task in self.runs()):
             engine_of(next(t.settings for t in self.runs() if t.settings.engine == engine))
         if not begun:

@@ -1,4 +1,4 @@
-"""`mlff-student validate`: run a protocol, compare two reports."""
+"""`mlff-student validate`: run a protocol, compare two reports; and `benchmark report`."""
 
 from pathlib import Path
 from typing import Annotated, Any
@@ -48,7 +48,8 @@ def run_command(
         str, typer.Option(help="quick, standard, full, campaign, or a YAML file.")
     ] = "quick",
     output: Annotated[
-        Path | None, typer.Option("-o", "--output", help="Folder; validation/PROTOCOL if not given.")
+        Path | None,
+        typer.Option("-o", "--output", help="Folder; validation/PROTOCOL if not given."),
     ] = None,
     teacher: Annotated[
         str, typer.Option(help="Whose forces and liquid are compared, such as gfn2-xtb.")
@@ -142,3 +143,72 @@ def compare_command(
         write_results(json, "validate compare", str(new), [one._asdict() for one in worse])
     if worse:
         raise typer.Exit(1)
+
+
+def benchmark_report_command(
+    models: Annotated[
+        str, typer.Option(help="Shipped names or paths, with commas; all: every shipped one.")
+    ] = "all",
+    teacher: Annotated[
+        str, typer.Option(help="Measured beside them; empty for none.")
+    ] = "gfn2-xtb",
+    molecule: Annotated[
+        str, typer.Option(help="File or SMILES; alanine dipeptide if not given.")
+    ] = "CC(=O)N[C@@H](C)C(=O)NC",
+    atoms: Annotated[
+        str, typer.Option(help="Sizes for the scaling, with commas.")
+    ] = "22,100,300,1000,3000",
+    batches: Annotated[str, typer.Option(help="Sizes of batches, with commas.")] = "1,8,64",
+    engines: Annotated[str, typer.Option(help="Of MD, with commas.")] = "openmm,lammps",
+    steps: Annotated[int, typer.Option(help="Of MD that are timed.")] = 2000,
+    seconds: Annotated[float, typer.Option(help="For each structure's latencies.")] = 5.0,
+    output: Annotated[Path, typer.Option("-o", "--output", help="Folder.")] = Path("benchmark"),
+    json: Json = None,
+    quiet: Quiet = False,
+) -> None:
+    """All students beside their teacher: speed, accuracy, memory and where the time goes.
+
+    Writes benchmark.html and benchmark.json; goes on where a killed one stopped. Measure on a quiet
+    machine.
+
+    Example: mlff-student benchmark report --models tiny,ultra_tiny -o benchmark
+    """
+    from rich.progress import Progress
+
+    from ..benchmark.kernels import models_of
+    from ..benchmark.report import COMMAND, ReportSettings, benchmark_report
+    from ..errors import InputError
+    from ..files import require_writable
+    from ..results import write_results
+
+    try:
+        sizes = [tuple(int(one) for one in text.split(",") if one) for text in (atoms, batches)]
+    except ValueError:
+        raise InputError(
+            f"--atoms and --batches take whole numbers, got {atoms!r}, {batches!r}"
+        ) from None
+    settings = ReportSettings(
+        models=models_of(models),
+        teacher=teacher,
+        molecule=molecule,
+        atoms=sizes[0],
+        batches=sizes[1],
+        engines=models_of(engines),
+        steps=steps,
+        seconds=seconds,
+    )
+    if json:
+        require_writable(json)
+    with Progress(console=Console(stderr=True), disable=quiet) as progress:
+        bar = progress.add_task("benchmark")
+        records = benchmark_report(
+            settings,
+            output,
+            lambda job, done, jobs: progress.update(
+                bar, description=job, completed=done, total=jobs
+            ),
+        )
+    if not quiet:
+        console.print(f"report: {output}/benchmark.html", markup=False, highlight=False)
+    if json:
+        write_results(json, COMMAND, ",".join(settings.models), records)

@@ -39,9 +39,7 @@ def read_report(path: Path) -> dict[str, dict[str, Any]]:
             raise ValueError(f"it is of {content['command']!r}")
         records = content["results"]
         models = {one["model"] for one in records if one["judged"]}
-        found = {
-            one["case"].split("/", 1)[1]: one for one in records if one["model"] in models
-        }
+        found = {one["case"].split("/", 1)[1]: one for one in records if one["model"] in models}
     except OSError as error:
         raise InputError(f"cannot read {path}: {error.strerror}") from error
     except (ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
@@ -92,7 +90,9 @@ def compare(
             changes[name].append((a, b))
             error = np.hypot(stderr_of(before, name), stderr_of(after, name))
             if b - a > max(SIGMAS * error, RELEVANT * limit) and np.isfinite(error):
-                found.append(Worse(name, case, a, b, f"grew by {(b - a) / error:.1f} standard errors"))
+                found.append(
+                    Worse(name, case, a, b, f"grew by {(b - a) / error:.1f} standard errors")
+                )
     for name, pairs in changes.items():
         growth = np.array([b - a for a, b in pairs])
         if len(growth) >= FEWEST_CASES:

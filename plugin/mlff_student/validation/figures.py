@@ -1,59 +1,17 @@
 """The report's plots: one message each, as SVG in a data URI. They are made of results alone."""
 
-import base64
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
-from io import BytesIO
-from typing import Any, NamedTuple
+from collections.abc import Mapping
+from typing import Any
 
-import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
-from ..plots import COLOURS, FONT_SIZE
+from ..plots import COLOURS, Plot, logarithmic, svg_figure
 from ..verdict import Threshold
 from .compare import stderr_of
 
 MARKERS = {"openmm": "o", "lammps": "s", "ase": "D"}
-LEGEND_LONGEST = 12  # entries
 Result = Mapping[str, Any]  # record and series
-
-
-class Plot(NamedTuple):
-    """An image, and its title and explanation for the page."""
-
-    title: str
-    caption: str
-    uri: str
-
-
-@contextmanager
-def _svg(x: str, y: str, sink: list[str], width: float = 6.4) -> Iterator[Axes]:
-    figure = Figure(figsize=(width, 3.6), layout="constrained")
-    axes = figure.subplots()
-    axes.set_prop_cycle(color=COLOURS)
-    yield axes
-    axes.set_xlabel(x, fontsize=FONT_SIZE)
-    axes.set_ylabel(y, fontsize=FONT_SIZE)
-    axes.tick_params(labelsize=FONT_SIZE)
-    axes.spines[["top", "right"]].set_visible(False)
-    handles, labels = axes.get_legend_handles_labels()
-    once = dict(zip(labels, handles, strict=True))
-    if 0 < len(once) <= LEGEND_LONGEST:
-        figure.legend(
-            once.values(),
-            once.keys(),
-            fontsize=FONT_SIZE - 1,
-            loc="outside upper left",
-            ncols=3,
-            frameon=False,
-        )
-    stream = BytesIO()
-    with matplotlib.rc_context({"svg.fonttype": "path", "svg.hashsalt": "mlff-student"}):
-        figure.savefig(stream, format="svg", metadata={"Date": None})
-    sink.append("data:image/svg+xml;base64," + base64.b64encode(stream.getvalue()).decode())
 
 
 class Palette:
@@ -119,10 +77,12 @@ def _energy(results: list[Result]) -> Plot | None:
     if not with_series:
         return None
     palette, sink = Palette(with_series), []
-    with _svg("time (ps)", "total energy − start (meV/atom)", sink) as axes:
+    with svg_figure("time (ps)", "total energy - start (meV/atom)", sink) as axes:
         for one in with_series:
             time, energy = one["series"]["time_ps"], one["series"]["energy_mev_per_atom"]
-            axes.plot(time, _floats(energy), linewidth=0.7, alpha=0.7, **palette.style(one["record"]))
+            axes.plot(
+                time, _floats(energy), linewidth=0.7, alpha=0.7, **palette.style(one["record"])
+            )
     return Plot("Total energy", "Each line is a run at constant energy.", sink[0])
 
 
@@ -133,7 +93,7 @@ def _dots(results: list[Result], thresholds: Mapping[str, Threshold], name: str)
     palette, sink = Palette([one for one in results if one["record"] in records]), []
     cases = list(dict.fromkeys(_case(one) for one in records))
     title, unit = TITLES[name]
-    with _svg(unit, "", sink) as axes:
+    with svg_figure(unit, "", sink) as axes:
         for one in records:
             style = palette.style(one)
             error = _stderr(one, name)
@@ -166,7 +126,7 @@ def _ladder(
         return None
     palette, sink = Palette(kept), []
     title, unit = TITLES[name]
-    with _svg(label, unit, sink) as axes:
+    with svg_figure(label, unit, sink) as axes:
         lines: dict[tuple[str, ...], list[Mapping[str, Any]]] = {}
         for one in kept:
             record = one["record"]
@@ -184,8 +144,8 @@ def _ladder(
             )
         _limit(axes, thresholds, name, vertical=False)
         if scale == "log":
-            _logarithmic(axes, "x")
-        _logarithmic(axes, "y")
+            logarithmic(axes, "x")
+        logarithmic(axes, "y")
     return Plot(f"{title} along the ladder", "Dashed: the threshold.", sink[0])
 
 
@@ -195,11 +155,13 @@ def _convergence(results: list[Result]) -> Plot | None:
     if not kept:
         return None
     palette, sink = Palette(kept), []
-    with _svg("timestep (fs)", "energy fluctuation (meV/atom)", sink) as axes:
+    with svg_figure("timestep (fs)", "energy fluctuation (meV/atom)", sink) as axes:
         lines: dict[tuple[str, ...], list[Mapping[str, Any]]] = {}
         for one in kept:
             record = one["record"]
-            lines.setdefault((record["model"], record["engine"], record["structure"]), []).append(record)
+            lines.setdefault((record["model"], record["engine"], record["structure"]), []).append(
+                record
+            )
         for records in lines.values():
             records = sorted(records, key=lambda one: one[key])
             steps = np.array([one[key] for one in records])
@@ -208,8 +170,8 @@ def _convergence(results: list[Result]) -> Plot | None:
                 steps, values, marker=MARKERS[records[0]["engine"]], **palette.style(records[0])
             )
             axes.plot(steps, values[0] * (steps / steps[0]) ** 2, color="0.6", linestyle=":")
-        _logarithmic(axes, "x")
-        _logarithmic(axes, "y")
+        logarithmic(axes, "x")
+        logarithmic(axes, "y")
     caption = "Dotted: proportional to the square of the timestep, from the shortest one."
     return Plot("Energy fluctuation against timestep", caption, sink[0])
 
@@ -219,7 +181,7 @@ def _force_time(results: list[Result]) -> Plot | None:
     if not kept:
         return None
     palette, sink = Palette(kept), []
-    with _svg("time (ps)", "force RMSE of a frame (eV/Å)", sink) as axes:
+    with svg_figure("time (ps)", "force RMSE of a frame (eV/Å)", sink) as axes:
         for one in kept:
             series = one["series"]
             axes.plot(
@@ -239,7 +201,7 @@ def _density(results: list[Result]) -> Plot | None:
     if not kept:
         return None
     palette, sink = Palette(kept), []
-    with _svg("time (ps)", "density (g/cm³)", sink) as axes:
+    with svg_figure("time (ps)", "density (g/cm³)", sink) as axes:
         for one in kept:
             series = one["series"]
             time = np.linspace(
@@ -262,7 +224,7 @@ def _rdf(results: list[Result]) -> list[Plot]:
     plots = []
     for pair in pairs:
         sink: list[str] = []
-        with _svg("r (Å)", f"g(r) of {pair}", sink) as axes:
+        with svg_figure("r (Å)", f"g(r) of {pair}", sink) as axes:
             first = kept[0]["series"]
             axes.fill_between(
                 first["r_angstrom"], first[f"g_teacher_{pair}"], color="0.8", label="teacher"
@@ -285,15 +247,6 @@ def _rdf(results: list[Result]) -> list[Plot]:
         )
         plots.append(Plot(f"Radial distribution of {pair}", f"Error: {text}.", sink[0]))
     return plots
-
-
-def _logarithmic(axes: Axes, name: str) -> None:
-    """An axis with plain numbers at 1, 2 and 5: the range is often less than a decade."""
-    axes.set(**{f"{name}scale": "log"})
-    axis = getattr(axes, f"{name}axis")
-    axis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
-    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-    axis.set_minor_formatter(NullFormatter())
 
 
 def _limit(axes: Axes, thresholds: Mapping[str, Threshold], name: str, *, vertical: bool) -> None:

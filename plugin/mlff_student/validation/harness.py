@@ -1,9 +1,9 @@
 """Is energy conserved? In three lines of Python, for any ASE calculator.
 
-    from mlff_student.validation import nve
+from mlff_student.validation import nve
 
-    result = nve(atoms, calculator, ps=1)
-    assert result.passed, result
+result = nve(atoms, calculator, ps=1)
+assert result.passed, result
 """
 
 import tempfile

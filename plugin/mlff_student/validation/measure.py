@@ -84,7 +84,9 @@ def check_log(run: RunFolder, analysis: Analysis, calculator: Calculator) -> Non
     every = max(1, frames // CHECKED_FRAMES)
     chosen = every * np.arange(min(CHECKED_FRAMES, frames // every))
     parts = every_nth(stream_frames(run.trajectory, structure), every)
-    energies = [evaluate_frames(part, structure, calculator)[0] for part in _first(parts, len(chosen))]
+    energies = [
+        evaluate_frames(part, structure, calculator)[0] for part in _first(parts, len(chosen))
+    ]
     if energies:
         check_energies(
             analysis.thermo.potential_ev,

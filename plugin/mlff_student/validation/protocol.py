@@ -140,7 +140,9 @@ def load_protocol(source: str) -> Protocol:
         name: _read(Box, box, f"{path}, box {name}")
         for name, box in (content.get("boxes") or {}).items()
     }
-    steps = tuple(_read_step(step, f"{path}, step {k + 1}") for k, step in enumerate(content["steps"]))
+    steps = tuple(
+        _read_step(step, f"{path}, step {k + 1}") for k, step in enumerate(content["steps"])
+    )
     names = [step.step for step in steps]
     if twice := {name for name in names if names.count(name) > 1}:
         raise InputError(f"{path}: two steps are called {min(twice)!r}")
@@ -173,7 +175,9 @@ def _read(kind: type, content: Any, where: str) -> Any:
     missing = [n for n, f in known.items() if f.default is MISSING and n not in content]
     if missing:
         raise InputError(f"{where}: {', '.join(missing)} is missing")
-    values = {name: _value(known[name].type, value, f"{where}, {name}") for name, value in content.items()}
+    values = {
+        name: _value(known[name].type, value, f"{where}, {name}") for name, value in content.items()
+    }
     return kind(**values)
 
 

@@ -9,13 +9,13 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import jinja2
 from rich.table import Table
 from rich.text import Text
 
 from .. import __version__
 from ..files import atomic_write
 from ..md import MDSettings
+from ..pages import render
 from ..results import machine_facts, write_json
 from ..verdict import Threshold, load_thresholds, with_error
 from .campaign import Campaign, Result
@@ -33,7 +33,7 @@ COLUMNS = (
     ("duration_ps", "length", "ps"),
     ("atoms", "atoms", ""),
     ("drift_mev_per_atom_ps", "energy drift", "meV/atom/ps"),
-    ("drift_percent", "last − first", "%"),
+    ("drift_percent", "last - first", "%"),
     ("exchange_ratio", "std total / kinetic", ""),
     ("temperature_k", "temperature", "K"),
     ("bond_deviation_angstrom", "bond deviation", "Å"),
@@ -147,7 +147,7 @@ def write_reports(campaign: Campaign, json_file: Path | None = None) -> Report:
     (folder / "tables").mkdir(exist_ok=True)
     for step in report.protocol.steps:
         _write_table(folder / "tables" / f"{step.step}.csv", _records(report, step.step))
-    _write(folder / "README.md", _template("report.md.j2").render(report=report) + "\n")
+    _write(folder / "README.md", render("validation/report.md.j2", report=report) + "\n")
     return report
 
 
@@ -179,7 +179,8 @@ def load_schema() -> dict[str, Any]:
 
 def page(report: Report) -> str:
     """One self-contained HTML page."""
-    return _template("report.html.j2").render(
+    return render(
+        "validation/report.html.j2",
         report=report,
         summary=report.summary,
         worst={group: report.summary.worst(*group) for group in report.groups},
@@ -242,9 +243,7 @@ def summary_table(report: Report) -> Table:
 def _section(report: Report, step: str) -> Section:
     results = [one for one in report.results.values() if one["record"]["step"] == step]
     records = [one["record"] for one in results]
-    columns = [
-        one for one in COLUMNS if any(record.get(one[0]) is not None for record in records)
-    ]
+    columns = [one for one in COLUMNS if any(record.get(one[0]) is not None for record in records)]
     checks: dict[tuple[str, str], bool] = {
         (one.case, one.check.name): one.check.passed for one in report.summary.checks
     }
@@ -283,7 +282,7 @@ def _label(record: Mapping[str, Any]) -> str:
 def _cell(record: Mapping[str, Any], key: str) -> str:
     value = record.get(key)
     if value is None:
-        return "–"
+        return "-"
     return with_error(value, stderr_of(record, key))
 
 
@@ -306,14 +305,3 @@ def _write_table(path: Path, records: Iterable[Mapping[str, Any]]) -> None:
 def _write(path: Path, text: str) -> None:
     with atomic_write(path) as temporary:
         temporary.write_text(text)
-
-
-def _template(name: str) -> jinja2.Template:
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(Path(__file__).parent),
-        autoescape=jinja2.select_autoescape(["html.j2"], default=False),
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    return environment.get_template(name)

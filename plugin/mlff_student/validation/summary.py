@@ -134,7 +134,9 @@ def _advice(
         if broke is not None:
             value, check = broke
             avoid.append(f"{what} of {value:g} {unit} and more: {check.name} is {check.value:.3g}")
-    liquid = [one for one in mine if one.get("ensemble") in ("nvt", "npt") or "rdf_error_percent" in one]
+    liquid = [
+        one for one in mine if one.get("ensemble") in ("nvt", "npt") or "rdf_error_percent" in one
+    ]
     bad = [one for one in liquid if one["case"] in failed]
     if liquid and not bad:
         use.append("the liquid tested, for as long as it was run")

@@ -118,7 +118,9 @@ def _write_box(box: Box, path: Path) -> None:
     molecule, bonds = embed(box.smiles)
     volume = box.count * molecular_volume(box.smiles) / LIQUID_PACKING
     atoms = liquid_box([molecule] * box.count, volume, np.random.default_rng(1))
-    bonds = [(i + k * len(molecule), j + k * len(molecule)) for k in range(box.count) for i, j in bonds]
+    bonds = [
+        (i + k * len(molecule), j + k * len(molecule)) for k in range(box.count) for i, j in bonds
+    ]
     with atomic_write(path) as temporary:
         pdb = temporary.with_suffix(".pdb")  # the writer goes by the ending
         write_topology(Structure(atoms, make_topology(atoms, bonds)), pdb)
