@@ -35,7 +35,7 @@ from .thermal import archive_arguments, thermal_structure
 from .timing import in_turns
 
 COMMAND = "benchmark report"
-SMALL_MOVE, LARGE_MOVE = 0.01, 1.0  # angstrom: within the neighbour list's skin, and beyond it
+SMALL_MOVE, BEYOND_SKIN = 0.01, 1.0  # angstrom: a neighbour list lasts, or must be made anew
 PLACES = 16  # displaced copies that calls take turns with
 FEWEST_FOR_EXPONENT = 100  # atoms; below, calls cost more than atoms
 MEMORY_ATOMS = 1000
@@ -138,8 +138,8 @@ def _read(file: Path, head: dict[str, Any]) -> list[Record]:
         ) from error
     if changed:
         raise InputError(
-            f"{file} holds another benchmark ({', '.join(changed)} differ); choose another --output "
-            "or remove that file"
+            f"{file} holds another benchmark ({', '.join(changed)} differ); choose another "
+            "--output or remove that file"
         )
     return records
 
@@ -163,7 +163,7 @@ def _jobs(
         yield f"{model}: memory", lambda model=model: _memory(model)
         yield (
             f"{model}: stages",
-            lambda model=model: _stages(archives[model], model, molecule, settings),
+            lambda model=model: _stages(archives[model], model, molecule, settings.seconds),
         )
 
 
@@ -308,18 +308,16 @@ def _memory(model: str) -> list[Record]:
     return [record | {"peak_memory_mb": 1e-6 * peak, "note": ""}]
 
 
-def _stages(
-    archive: Archive, model: str, molecule: Atoms, settings: ReportSettings
-) -> list[Record]:
+def _stages(archive: Archive, model: str, molecule: Atoms, seconds: float) -> list[Record]:
     """Where the time of a call goes: the network, the search for neighbours, ASE around both."""
     module = with_backend(archive, "auto").module
-    near, far = (
-        [archive_arguments(copy) for copy in displaced(molecule, width)]
-        for width in (SMALL_MOVE, LARGE_MOVE)
-    )
+    copies = displaced(molecule, SMALL_MOVE)
+    near = [archive_arguments(copy) for copy in copies]
+    for number, copy in enumerate(copies):
+        copy.positions += (number % 2) * BEYOND_SKIN  # the same edges, and no list that still holds
+    far = [archive_arguments(copy) for copy in copies]
     calls = {
         "network": moving(lambda place: module.evaluate(*place), near),
-        # Atoms so far off that no list is kept; the molecule is as dense, if no molecule any more.
         "with_search": moving(lambda place: module.evaluate(*place), far),
         "ase": moving(
             _forces_at(StudentForceFieldCalculator(model=model), molecule),
@@ -329,12 +327,12 @@ def _stages(
     for call in calls.values():
         for _ in range(2):
             call()
-    times = in_turns(calls, settings.seconds)
+    times = in_turns(calls, seconds)
     network = times["network"].ms
     stages = {
-        "network, energy and forces": network,
-        "neighbour search, when one is due": max(0.0, times["with_search"].ms - network),
-        "ASE calculator around it": max(0.0, times["ase"].ms - network),
+        "network": network,
+        "neighbour search, when due": max(0.0, times["with_search"].ms - network),
+        "ASE around it": max(0.0, times["ase"].ms - network),
     }
     return [
         {"measurement": "stages", "model": model, "atoms": len(molecule), "stage": stage, "ms": ms}
@@ -434,7 +432,7 @@ def _speed_against_accuracy(
             if one["model"] == teacher:
                 axes.axvline(one["ms_per_step"], color="0.4", linestyle="--", label=teacher)
         logarithmic(axes, "x")
-        axes.set_ylim(bottom=0)
+        axes.set_ylim(0.0, 1.2 * max(filter(None, accuracy.values()), default=1.0))
     return Plot("Speed against accuracy", "Left and low is better. Dashed: the teacher.", sink[0])
 
 

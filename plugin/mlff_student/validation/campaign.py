@@ -181,7 +181,7 @@ class Campaign:
         except BrokenProcessPool as error:
             names = ", ".join(task.name for task in running.values())
             raise StudentError(
-                f"a worker was killed (by a crash, or for want of memory) at {names or 'its start'}; "
+                f"a worker was killed by a crash or want of memory at {names or 'its start'}; "
                 "the same command goes on from there"
             ) from error
         finally:

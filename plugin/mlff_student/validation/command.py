@@ -201,6 +201,7 @@ def benchmark_report_command(
         require_writable(json)
     with Progress(console=Console(stderr=True), disable=quiet) as progress:
         bar = progress.add_task("benchmark")
+
         records = benchmark_report(
             settings,
             output,

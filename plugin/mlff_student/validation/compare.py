@@ -46,7 +46,7 @@ def read_report(path: Path) -> dict[str, dict[str, Any]]:
         raise InputError(f"{path} is no report of mlff-student validate: {error}") from error
     if len(models) != 1:
         raise InputError(
-            f"{path} has {len(models)} models ({', '.join(sorted(models))}); compare reports of one each"
+            f"{path} has {len(models)} models ({', '.join(sorted(models))}); compare those of one"
         )
     return found
 

@@ -144,7 +144,7 @@ def tasks_of(protocol: Protocol, subject: Subject, sources: dict[str, str]) -> l
                 for task in make(step, model, engine, subject.teacher, sources):
                     if tasks.setdefault(task.name, task) != task:
                         raise InputError(
-                            f"two runs are called {task.name}; rename one of the structures or steps"
+                            f"two runs are called {task.name}; rename a structure or a step"
                         )
     return list(tasks.values())
 
