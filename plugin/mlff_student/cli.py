@@ -295,9 +295,40 @@ def md_command(
 
 @app.command("analyze")
 def analyze_command(
-    trajectory: Annotated[Path, typer.Argument(help="Trajectory that MDTraj reads.")],
-    topology: Annotated[Path, typer.Option("--top", help="PDB of the same atoms.")],
-    log: Annotated[Path, typer.Option("--log", help="Thermo CSV of the same run.")],
+    trajectory: Annotated[
+        Path,
+        typer.Argument(help="DCD, XTC, TRR, HDF5, NetCDF, LAMMPS dump, ASE traj, (ext)XYZ, ..."),
+    ],
+    topology: Annotated[Path, typer.Option("--top", help="Structure of the same atoms: PDB, ...")],
+    log: Annotated[
+        Path, typer.Option("--log", help="Log of the same run: run.csv, OpenMM, LAMMPS or ASE.")
+    ],
+    ensemble: Annotated[
+        str, typer.Option(help="nve, nvt or npt: what the run should be; drift is judged in nve.")
+    ] = "nve",
+    temperature_K: Annotated[
+        float | None, typer.Option("--temperature-K", help="Of the thermostat, kelvin.")
+    ] = None,
+    teacher: Annotated[
+        str, typer.Option(help="Compare the forces along the run with this teacher's.")
+    ] = "",
+    model: Annotated[
+        str, typer.Option(help="That made the run, for its forces; model.pt beside it if there.")
+    ] = "",
+    teacher_frames: Annotated[int, typer.Option(help="Frames whose forces are compared.")] = 50,
+    reference_trajectory: Annotated[
+        Path | None,
+        typer.Option(help="Run of the teacher: compare radial distributions and spectrum."),
+    ] = None,
+    degrees_of_freedom: Annotated[
+        int | None, typer.Option(help="Of the run; 3N - 3 if not given.")
+    ] = None,
+    lammps_units: Annotated[
+        str | None, typer.Option("--units", help="metal or real, where LAMMPS files do not say.")
+    ] = None,
+    timestep_fs: Annotated[
+        float | None, typer.Option("--timestep-fs", help="Where the log has steps only.")
+    ] = None,
     json: Annotated[
         Path | None, typer.Option("--json", help="JSON file; beside the trajectory if not given.")
     ] = None,
@@ -306,28 +337,31 @@ def analyze_command(
     ] = None,
     quiet: Quiet = False,
 ) -> None:
-    """Drift, temperature and bonds of a run; exit status 1 when a threshold fails.
+    """Drift, temperature, bonds, forces and structure of a run of any program; exit status 1 when a
+    threshold fails.
 
-    Example: mlff-student analyze run.dcd --top run.pdb --log run.csv
+    Example: mlff-student analyze run.dcd --top run.pdb --log run.csv --teacher gfn2-xtb
     """
-    from .analysis import analyze
-    from .analysis.thermo import read_thermo
-    from .plots import plot_drift
-    from .results import write_results
-    from .verdict import drift_table, load_thresholds, verdict
+    from .analysis.command import run_analysis
 
-    analysis = analyze(trajectory, topology, log)
-    record = analysis.as_record()
-    checks = verdict(record, load_thresholds())
-    label = trajectory.stem
-    plot_drift({label: read_thermo(log)}, {label: analysis}, plot or trajectory.with_suffix(".png"))
-    passed = all(check.passed for check in checks)
-    results = record | {"passed": passed}
-    results |= {f"{check.name}_passed": check.passed for check in checks}
-    # Not run.json: that is the summary of `md`, by which it knows a finished run.
-    write_results(json or trajectory.with_suffix(".analysis.json"), "analyze", "", [results])
-    if not quiet:
-        console.print(drift_table({label: record}, {label: checks}))
+    passed = run_analysis(
+        trajectory,
+        topology,
+        log,
+        console=console,
+        teacher=teacher,
+        model=model,
+        reference_trajectory=reference_trajectory,
+        json=json,
+        plot=plot,
+        quiet=quiet,
+        ensemble=ensemble,
+        temperature_K=temperature_K,
+        teacher_frames=teacher_frames,
+        degrees_of_freedom=degrees_of_freedom,
+        lammps_units=lammps_units,
+        timestep_fs=timestep_fs,
+    )
     if not passed:
         raise typer.Exit(1)
 

@@ -15,6 +15,9 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
 from .analysis import Analysis
+from .analysis.forces import ForceErrors
+from .analysis.rdf import Rdf
+from .analysis.spectrum import HIGHEST, Spectrum
 from .analysis.thermo import Thermo
 from .files import atomic_write
 from .verdict import with_error
@@ -96,6 +99,63 @@ def plot_drift(thermos: Mapping[str, Thermo], analyses: Mapping[str, Analysis], 
     )
     with atomic_write(path) as temporary:
         figure.savefig(temporary, format="png", dpi=150)
+
+
+def plot_force_errors(errors: ForceErrors, duration_ps: float, path: Path) -> None:
+    """PNG of the forces' RMSE against the teacher in the course of a run.
+
+    Raises
+    ------
+    InputError : `path` cannot be written.
+    """
+    with single_figure(path, "time (ps)", "force RMSE (eV/angstrom)") as axes:
+        time = np.linspace(0.0, duration_ps, len(errors.rmse_of_frames))
+        axes.plot(time, errors.rmse_of_frames, marker="o", markersize=3.0, linewidth=0.8)
+        axes.axhline(errors.force_rmse_ev_per_angstrom, color="black", linewidth=1.0)
+        axes.set_ylim(bottom=0.0)
+
+
+def plot_rdf(runs: Mapping[str, Rdf], path: Path) -> None:
+    """PNG of g(r) of runs by label, one panel a pair of elements, within two standard errors.
+
+    Raises
+    ------
+    InputError : `path` cannot be written.
+    """
+    pairs = next(iter(runs.values())).pairs
+    columns = min(3, len(pairs))
+    rows = -(-len(pairs) // columns)
+    figure = Figure(figsize=(3.2 * columns, 2.4 * rows + 0.5), layout="constrained")
+    panels = figure.subplots(rows, columns, squeeze=False, sharex=True).ravel()
+    for panel in panels[len(pairs) :]:
+        panel.set_visible(False)
+    for index, (pair, panel) in enumerate(zip(pairs, panels, strict=False)):
+        for (label, run), colour in zip(runs.items(), COLOURS, strict=False):
+            low, high = (run.g[index] + sign * run.stderr[index] for sign in (-2.0, 2.0))
+            panel.plot(run.r, run.g[index], color=colour, linewidth=1.0, label=label)
+            panel.fill_between(run.r, low, high, color=colour, alpha=0.3, linewidth=0.0)
+        panel.set_title(pair, fontsize=FONT_SIZE)
+        panel.tick_params(labelsize=FONT_SIZE - 1)
+        panel.spines[["top", "right"]].set_visible(False)
+    figure.supxlabel("distance (angstrom)", fontsize=FONT_SIZE)
+    figure.supylabel("g(r); of an open system, density of distances (1/angstrom)", fontsize=9)
+    handles, labels = panels[0].get_legend_handles_labels()
+    figure.legend(handles, labels, fontsize=FONT_SIZE, loc="outside upper left", ncols=4)
+    with atomic_write(path) as temporary:
+        figure.savefig(temporary, format="png", dpi=150)
+
+
+def plot_spectra(runs: Mapping[str, Spectrum], path: Path) -> None:
+    """PNG of vibrational spectra of runs by label.
+
+    Raises
+    ------
+    InputError : `path` cannot be written.
+    """
+    with single_figure(path, "wavenumber (1/cm)", "density of states (cm)") as axes:
+        for label, run in runs.items():
+            axes.plot(run.frequency_per_cm, run.power, linewidth=1.0, label=label)
+        axes.set_xlim(0.0, HIGHEST)
 
 
 def plot_roofline(records: Sequence[Mapping[str, Any]], path: Path) -> None:

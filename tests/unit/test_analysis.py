@@ -215,7 +215,7 @@ GOOD = ["time_ps,potential_ev,kinetic_ev,total_ev,temperature_k"] + [
     [
         ([], "lacks the column.*time_ps"),
         (
-            ["time_ps,kinetic_ev,total_ev", *GOOD[1:]],
+            [line.rpartition(",")[0] for line in GOOD],
             r"lacks .* temperature_k, which do not follow",
         ),
         ([*GOOD[:5], "0.4,-10,one,-9,300", *GOOD[6:]], "line 6.*'one'"),
@@ -359,7 +359,13 @@ def test_good_run_passes_every_check(tmp_path: Path) -> None:
         tmp_path, make_thermo(slope_mev=0.02, noise_mev=0.1), thermal(100)
     ).as_record()
     judged = judge(record)
-    assert set(judged) == {"drift_mev_per_atom_ps", "bond_deviation_angstrom", "nonfinite_rows"}
+    assert set(judged) == {
+        "drift_mev_per_atom_ps",
+        "exchange_ratio",
+        "bond_deviation_angstrom",
+        "hydrogens_lost",
+        "nonfinite_rows",
+    }
     assert all(judged.values())
     assert (record["frames"], record["rows"], record["atoms"]) == (100, 1000, 9)
     assert record["duration_ps"] == pytest.approx(9.99)
@@ -381,7 +387,9 @@ def test_energy_that_is_not_finite_fails(tmp_path: Path, bad: float) -> None:
     assert record["nonfinite_rows"] == 300
     assert judge(record) == {
         "drift_mev_per_atom_ps": False,
+        "exchange_ratio": False,
         "bond_deviation_angstrom": True,
+        "hydrogens_lost": True,
         "nonfinite_rows": False,
     }
 

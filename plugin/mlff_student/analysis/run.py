@@ -22,6 +22,7 @@ from .thermo import Thermo, read_thermo
 from .transport import Density, Diffusion, measure_density, measure_diffusion
 
 ENSEMBLES = ("nve", "nvt", "npt")
+FRAMES_FOR_ENERGY = 20
 FRAMES_FOR_RDF = 2000  # of a longer run, as many evenly spaced ones
 OF_NVE = ("drift", "conservation", "exchange", "max_drift", "energy_fluctuation")  # keys begin so
 
@@ -127,7 +128,8 @@ def analyze(
     temperature_K : of the thermostat, for the test of kinetic energies.
     lammps_units, timestep_fs : what a LAMMPS log or dump does not say.
     teacher : whose forces the run's are compared with, on `teacher_frames` evenly spaced frames.
-    calculator : the run's own, where the trajectory has no forces. Its energies must be the log's.
+    calculator : the run's own, for its forces where the trajectory has none; its energies of some
+        frames must be those in the log.
     reference : run of the teacher, for radial distribution functions and the spectrum.
 
     Raises
@@ -161,6 +163,8 @@ def analyze(
     )
     if stability.stable_frames < stability.frames:
         return _noted(analysis, "nothing but drift and stability of a run that came apart")
+    if calculator is not None:
+        _check_model(run, calculator)
     analysis = _with_ensemble(analysis, run, temperature_K)
     if teacher is not None:
         forces = _compare_forces(run, teacher, calculator, teacher_frames)
@@ -206,12 +210,15 @@ def _with_ensemble(analysis: Analysis, run: _Run, temperature_K: float | None) -
     if analysis.ensemble != "nve" and temperature_K is None:
         analysis = _noted(analysis, "the test of kinetic energies needs the bath's temperature")
     elif analysis.ensemble != "nve":
-        kinetic = kinetic_energies(
-            thermo.kinetic_ev,
-            degrees_of_freedom=analysis.degrees_of_freedom,
-            temperature_K=temperature_K,
-        )
-        analysis = replace(analysis, kinetic=kinetic)
+        try:
+            kinetic = kinetic_energies(
+                thermo.kinetic_ev,
+                degrees_of_freedom=analysis.degrees_of_freedom,
+                temperature_K=temperature_K,
+            )
+            analysis = replace(analysis, kinetic=kinetic)
+        except InputError as error:  # too short
+            analysis = _noted(analysis, f"no test of kinetic energies: {error}")
     if run.series.kinetic_ev:
         analysis = replace(analysis, equipartition=equipartition(run.frames(), structure))
     if analysis.ensemble == "npt":
@@ -232,35 +239,38 @@ def _with_ensemble(analysis: Analysis, run: _Run, temperature_K: float | None) -
     return analysis
 
 
+def _check_model(run: _Run, calculator: Calculator) -> None:
+    """Refuse a log whose potential energies are not the model's on a few of the frames."""
+    every = max(1, run.series.frames // FRAMES_FOR_ENERGY)
+    parts = run.frames(every=every)
+    energies = np.concatenate([evaluate_frames(x, run.structure, calculator)[0] for x in parts])
+    check_energies(
+        run.thermo.potential_ev,
+        run.series.frames,
+        every * np.arange(len(energies)),
+        energies,
+        "potential energy",
+        run.log,
+        run.trajectory,
+    )
+
+
 def _compare_forces(
     run: _Run, teacher: Calculator, calculator: Calculator | None, teacher_frames: int
 ) -> ForceErrors:
     """Errors of the run's forces on some of its frames."""
     every = max(1, run.series.frames // teacher_frames)
-    energies, forces, of_teacher = [], [], []
+    forces, of_teacher = [], []
     for part in run.frames(every=every):
         of_teacher.append(evaluate_frames(part, run.structure, teacher)[1])
         if calculator is not None:
-            energy, force = evaluate_frames(part, run.structure, calculator)
-            energies.append(energy)
-            forces.append(force)
+            forces.append(evaluate_frames(part, run.structure, calculator)[1])
         elif part.forces is None:
             raise InputError(
                 f"{run.trajectory} has no forces; give the model that made it to compute them"
             )
         else:
             forces.append(part.forces)
-    if energies:
-        chosen = every * np.arange(sum(map(len, energies)))
-        check_energies(
-            run.thermo.potential_ev,
-            run.series.frames,
-            chosen,
-            np.concatenate(energies),
-            "potential energy",
-            run.log,
-            run.trajectory,
-        )
     numbers = run.structure.atoms.numbers
     return force_errors(np.concatenate(forces), np.concatenate(of_teacher), numbers)
 

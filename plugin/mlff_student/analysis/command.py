@@ -1,0 +1,136 @@
+"""What `mlff-student analyze` does: measure, judge, print, plot."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from ..calculator import StudentForceFieldCalculator
+from ..files import require_writable
+from ..plots import plot_drift, plot_force_errors, plot_rdf, plot_spectra
+from ..results import write_results
+from ..teachers import make_teacher
+from ..verdict import FIGURES, Check, load_thresholds, verdict, with_error
+from .run import Analysis, Reference, analyze
+
+# Ends of keys, the longest first, and the units that they stand for.
+UNITS = {
+    "_ev_per_angstrom": "eV/angstrom",
+    "_percent_per_ns": "%/ns",
+    "_mev_per_atom_ps": "meV/atom/ps",
+    "_kt_per_ns_per_dof": "kT/ns/dof",
+    "_g_per_cm3": "g/cm^3",
+    "_cm2_per_s": "cm^2/s",
+    "_angstrom": "angstrom",
+    "_percent": "%",
+    "_per_cm": "1/cm",
+    "_sigma": "standard errors",
+    "_deg": "degrees",
+    "_ps": "ps",
+    "_k": "K",
+}
+
+
+def run_analysis(
+    trajectory: Path,
+    topology: Path,
+    log: Path,
+    *,
+    console: Console,
+    teacher: str = "",
+    model: str = "",
+    reference_trajectory: Path | None = None,
+    json: Path | None = None,
+    plot: Path | None = None,
+    quiet: bool = False,
+    **settings: Any,
+) -> bool:
+    """Whether a run is within the thresholds; prints tables, writes plots and a JSON file.
+
+    Parameters
+    ----------
+    teacher : name of the teacher whose forces the run's are compared with; empty: none.
+    model : that made the run, to check that the log is the trajectory's, and for its forces; by
+        default `model.pt` beside the trajectory, where `mlff-student md` leaves it.
+    reference_trajectory : of the teacher's own run.
+    json, plot : beside the trajectory if None. Other plots are named after this one.
+    settings : of `analyze`.
+
+    Raises
+    ------
+    StudentError : files that cannot be used, or a teacher that is not there.
+    """
+    # Not run.json: that is the summary of `md`, by which it knows a finished run.
+    json = json or trajectory.with_suffix(".analysis.json")
+    plot = plot or trajectory.with_suffix(".png")
+    for path in (json, plot):
+        require_writable(path)
+    beside = trajectory.with_name("model.pt")
+    model = model or (str(beside) if beside.is_file() else "")
+    analysis = analyze(
+        trajectory,
+        topology,
+        log,
+        teacher=make_teacher(teacher) if teacher else None,
+        calculator=StudentForceFieldCalculator(model) if model else None,
+        reference=Reference(reference_trajectory) if reference_trajectory else None,
+        **settings,
+    )
+    record = analysis.as_record()
+    checks = verdict(record, load_thresholds())
+    label = trajectory.stem
+    plots = _plot(analysis, label, teacher, plot)
+    passed = all(check.passed for check in checks)
+    results = record | {"passed": passed, "notes": "; ".join(analysis.notes)}
+    results |= {f"{check.name}_passed": check.passed for check in checks}
+    write_results(json, "analyze", model, [results])
+    if not quiet:
+        console.print(_table(record, checks))
+        for note in analysis.notes:
+            console.print(note, style="yellow", markup=False)
+        console.print(f"plots: {', '.join(map(str, plots))}", markup=False, soft_wrap=True)
+    return passed
+
+
+def _plot(analysis: Analysis, label: str, teacher: str, path: Path) -> list[Path]:
+    """Write the plots of what was measured."""
+    plot_drift({label: analysis.thermo}, {label: analysis}, path)
+    written = [path]
+    if analysis.forces:
+        written.append(path.with_suffix(".forces.png"))
+        plot_force_errors(analysis.forces, analysis.duration_ps, written[-1])
+    if analysis.rdf and analysis.teacher_rdf:
+        written.append(path.with_suffix(".rdf.png"))
+        plot_rdf({label: analysis.rdf, "teacher": analysis.teacher_rdf}, written[-1])
+    if analysis.spectrum and analysis.teacher_spectrum:
+        written.append(path.with_suffix(".spectrum.png"))
+        plot_spectra({label: analysis.spectrum, "teacher": analysis.teacher_spectrum}, written[-1])
+    return written
+
+
+def _table(record: Mapping[str, Any], checks: list[Check]) -> Table:
+    """All figures with their units and standard errors, and limits of those that are judged."""
+    table = Table("figure", "unit", "value", "limit", "verdict")
+    titles = {key: (title, unit) for key, title, unit in FIGURES}
+    judged = {check.name: check for check in checks}
+    for key in sorted(record, key=lambda key: key not in titles):
+        if "_stderr" in key:
+            continue
+        end = next((end for end in UNITS if key.endswith(end)), "")
+        name = key.removesuffix(end)
+        title, unit = titles.get(key, (name.replace("_", " "), UNITS.get(end, "")))
+        stderr = record.get(f"{name}_stderr{end}", float("nan"))
+        cells = ["", ""]
+        if check := judged.get(key):
+            cells = [f"{check.limit:g}", _mark(check.passed)]
+        table.add_row(title, unit, Text(with_error(record[key], stderr)), *cells)
+    table.add_section()
+    table.add_row("verdict", "", "", "", _mark(all(check.passed for check in checks)))
+    return table
+
+
+def _mark(passed: bool) -> str:
+    return "[green]pass[/]" if passed else "[bold red]FAIL[/]"
