@@ -13,8 +13,9 @@ from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wai
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from dataclasses import dataclass
-from multiprocessing import get_context
+from multiprocessing import connection, get_context, parent_process
 from pathlib import Path
+from threading import Thread
 from typing import Any
 
 from rich.console import Console
@@ -163,7 +164,9 @@ class Campaign:
         done = {task.name for task in self.tasks} - {task.name for task in waiting}
         os.environ["OMP_NUM_THREADS"] = "1"
         running: dict[Future[None], Task] = {}
-        pool = ProcessPoolExecutor(workers, mp_context=get_context("spawn"))
+        pool = ProcessPoolExecutor(
+            workers, mp_context=get_context("spawn"), initializer=_end_with_parent
+        )
         try:
             with _bars(waiting, cost, self.folder, quiet) as show:
                 while waiting or running:
@@ -222,6 +225,18 @@ def perform(task: Task, output: Path) -> None:
     path = folder.result(task.name)
     path.parent.mkdir(parents=True, exist_ok=True)
     write_json(path, {"record": head | outcome | record, "series": series})
+
+
+def _end_with_parent() -> None:
+    """A worker must not write on in a folder where its killed campaign is gone on with."""
+    parent = parent_process()
+    assert parent is not None
+
+    def watch() -> None:
+        connection.wait([parent.sentinel])
+        os._exit(1)
+
+    Thread(target=watch, daemon=True).start()
 
 
 def _digest(model: str) -> str:
