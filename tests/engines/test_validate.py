@@ -219,7 +219,8 @@ def test_ase_run_goes_on_as_if_never_stopped(tmp_path, monkeypatch):
         run_md(ase_run(), broken, quiet=True)
     monkeypatch.undo()
     run_md(ase_run(), broken, quiet=True)
-    found, expected = (read_thermo(path / "run.csv") for path in (broken, whole))
+    paths = (broken, whole)
+    found, expected = (read_thermo(path / "run.csv") for path in paths)
     np.testing.assert_allclose(found.time_ps, expected.time_ps)
     # A restart makes the neighbour list anew: other rounding in float32, which grows slowly.
     np.testing.assert_allclose(found.potential_ev, expected.potential_ev, atol=1e-4)

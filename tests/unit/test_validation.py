@@ -155,7 +155,7 @@ def test_bad_protocols_are_refused(name, tmp_path):
 
 
 def test_unknown_protocol_names_the_known():
-    with pytest.raises(InputError, match="campaign.*quick"):
+    with pytest.raises(InputError, match=r"campaign.*quick"):
         load_protocol("quik")
 
 
