@@ -79,14 +79,14 @@ def run_openmm(
     def simulation(integrator: Integrator) -> Simulation:
         return Simulation(topology, system, integrator, *find_platform(settings.platform))
 
-    timestep = settings.timestep_fs * unit.femtosecond
     friction = settings.friction_per_ps / unit.picosecond
     temperature = settings.temperature_K * unit.kelvin
-    langevin = LangevinMiddleIntegrator(temperature, friction, timestep)
+    start_timestep = settings.start_timestep_fs * unit.femtosecond
+    langevin = LangevinMiddleIntegrator(temperature, friction, start_timestep)
     langevin.setRandomNumberSeed(settings.seed)
     try:
         if settings.ensemble == "nve":
-            production = simulation(VerletIntegrator(timestep))
+            production = simulation(VerletIntegrator(settings.timestep_fs * unit.femtosecond))
         else:
             production = simulation(langevin)
         if checkpoint.exists():
@@ -108,6 +108,7 @@ def run_openmm(
             production.context.setTime(0.0)
             production.currentStep = 0
             _save(production, checkpoint)
+        production.integrator.setStepSize(settings.timestep_fs * unit.femtosecond)
         return _produce(production, settings, folder, checkpoint, progress)
     except OpenMMException as error:
         raise StudentError(f"OpenMM stopped: {_cause(error)}") from error

@@ -87,7 +87,7 @@ def _run(
     atoms.set_momenta(state.momenta)
     rng.bit_generator.state = json.loads(str(state.randomness))
     first = step = int(state.step)
-    dynamics = _dynamics(settings, atoms, rng, settings.ensemble)
+    dynamics = _dynamics(settings, atoms, rng, settings.ensemble, settings.timestep_fs)
     began = time.perf_counter()
     progress(first)
     while step < settings.steps:  # one segment to a checkpoint: a DCD file is whole once closed
@@ -144,7 +144,7 @@ def _thermalise(settings: MDSettings, atoms: Atoms, rng: np.random.Generator) ->
     LBFGS(atoms, logfile=None).run(fmax=MINIMISE_FORCE, steps=MINIMISE_STEPS)
     MaxwellBoltzmannDistribution(atoms, temperature_K=settings.temperature_K, rng=rng)
     Stationary(atoms)
-    dynamics = _dynamics(settings, atoms, rng, "nvt")
+    dynamics = _dynamics(settings, atoms, rng, "nvt", settings.start_timestep_fs)
     dynamics.run(settings.thermalise_steps // 2)
     potentials: list[float] = []
     dynamics.attach(lambda: potentials.append(atoms.get_potential_energy()))
@@ -159,9 +159,9 @@ def _thermalise(settings: MDSettings, atoms: Atoms, rng: np.random.Generator) ->
 
 
 def _dynamics(
-    settings: MDSettings, atoms: Atoms, rng: np.random.Generator, ensemble: str
+    settings: MDSettings, atoms: Atoms, rng: np.random.Generator, ensemble: str, timestep_fs: float
 ) -> MolecularDynamics:
-    timestep = settings.timestep_fs * units.fs
+    timestep = timestep_fs * units.fs
     if ensemble == "nve":
         return VelocityVerlet(atoms, timestep)
     friction = settings.friction_per_ps / (1000.0 * units.fs)

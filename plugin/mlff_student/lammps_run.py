@@ -72,7 +72,7 @@ fix             rest all momentum 1 linear 1 1 1""")
 # The kinetic energy that production starts with makes up for what the potential energy of the last
 # step is off its mean: a constant-energy run then has the temperature that was asked for.
 START = Template("""\
-timestep        $timestep
+timestep        $start_timestep
 min_style       cg
 minimize        0.0 1.0e-3 500 5000
 reset_timestep  0
@@ -349,6 +349,7 @@ def run_lammps(
     threads = settings.threads_for(len(atoms))
     values = {
         "timestep": settings.timestep_fs * 1e-3,  # ps
+        "start_timestep": settings.start_timestep_fs * 1e-3,
         "temperature": settings.temperature_K,
         "damp": 1.0 / settings.friction_per_ps,
         "seed": settings.seed,

@@ -67,6 +67,8 @@ class MDSettings:
         for each other cost a small molecule more than they give: on a busy machine, a hundredfold.
     backend : kernels, see `mlff_student.native.with_backend`.
     pressure_bar : of "npt".
+    thermalise_timestep_fs : 0 takes that of production. Runs of several timesteps that are to be
+        compared start from the same state when they thermalise with the same one.
     """
 
     engine: str
@@ -84,6 +86,7 @@ class MDSettings:
     threads: int = 0
     backend: str = "auto"
     pressure_bar: float = 1.01325
+    thermalise_timestep_fs: float = 0.0
 
     def __post_init__(self) -> None:
         for name, known in (
@@ -98,6 +101,10 @@ class MDSettings:
         for name in ("steps", "every", "timestep_fs", "temperature_K", "friction_per_ps"):
             if not 0 < getattr(self, name) < math.inf:
                 raise InputError(f"{name} must be positive, got {getattr(self, name)}")
+        if not 0 <= self.thermalise_timestep_fs < math.inf:
+            raise InputError(
+                f"thermalise_timestep_fs must not be negative, got {self.thermalise_timestep_fs}"
+            )
         if not math.isfinite(self.pressure_bar):
             raise InputError(f"pressure_bar must be a number, got {self.pressure_bar}")
         if self.engine == "ase" and self.ensemble == "npt":
@@ -116,6 +123,11 @@ class MDSettings:
     def threads_for(self, atoms: int) -> int:
         """Threads of the network for a system of that size."""
         return self.threads or (1 if atoms < ATOMS_FOR_THREADS else len(os.sched_getaffinity(0)))
+
+    @property
+    def start_timestep_fs(self) -> float:
+        """Timestep of thermalisation."""
+        return self.thermalise_timestep_fs or self.timestep_fs
 
     @property
     def checkpoint_every(self) -> int:

@@ -159,6 +159,7 @@ def label_of(model: str) -> str:
 def _settings(
     model: str, engine: str, source: str, ensemble: str, ps: float, timestep_fs: float,
     temperature_K: float, thermalise_ps: float, every: int, seed: int = 1,
+    thermalise_timestep_fs: float = 0.0,
 ) -> MDSettings:  # fmt: skip
     steps = round(1000.0 * ps / timestep_fs / every) * every
     return MDSettings(
@@ -170,10 +171,13 @@ def _settings(
         temperature_K=temperature_K,
         ensemble=ensemble,
         every=every,
-        thermalise_steps=max(2, round(1000.0 * thermalise_ps / timestep_fs)),
+        thermalise_steps=max(
+            2, round(1000.0 * thermalise_ps / (thermalise_timestep_fs or timestep_fs))
+        ),
         friction_per_ps=FRICTION_PER_PS,
         seed=seed,
         threads=1,
+        thermalise_timestep_fs=thermalise_timestep_fs,
     )
 
 
@@ -199,6 +203,7 @@ def _runs(
                         settings=_settings(
                             model, engine, sources[structure], "nve", ps, timestep, temperature,
                             step.thermalise_ps, every,
+                            thermalise_timestep_fs=min(step.timesteps_fs),
                         ),
                         judged=temperature <= step.judged_to_K
                         and timestep <= step.judged_to_fs
