@@ -158,8 +158,6 @@ class Campaign:
         MissingDependencyError : a worker lacks a package.
         StudentError : a worker was killed.
         """
-        if workers < 1:
-            raise InputError(f"workers must be one or more, got {workers}")
         waiting = sorted(self.pending(), key=cost, reverse=True)
         done = {task.name for task in self.tasks} - {task.name for task in waiting}
         os.environ["OMP_NUM_THREADS"] = "1"

@@ -57,7 +57,7 @@ def run_command(
     engine: Annotated[
         str, typer.Option(help="openmm, lammps or ase, with commas. The protocol's if not given.")
     ] = "",
-    workers: Annotated[int, typer.Option(help="Runs at once, one core each.")] = 1,
+    workers: Annotated[int, typer.Option(min=1, help="Runs at once, one core each.")] = 1,
     estimate_only: Annotated[
         bool, typer.Option("--estimate", help="Say how long it will take, and stop.")
     ] = False,
