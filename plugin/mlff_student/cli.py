@@ -320,6 +320,9 @@ def analyze_command(
         Path | None,
         typer.Option(help="Run of the teacher: compare radial distributions and spectrum."),
     ] = None,
+    reference_log: Annotated[
+        Path | None, typer.Option(help="Of that run, for the time between its frames.")
+    ] = None,
     degrees_of_freedom: Annotated[
         int | None, typer.Option(help="Of the run; 3N - 3 if not given.")
     ] = None,
@@ -352,6 +355,7 @@ def analyze_command(
         teacher=teacher,
         model=model,
         reference_trajectory=reference_trajectory,
+        reference_log=reference_log,
         json=json,
         plot=plot,
         quiet=quiet,

@@ -11,7 +11,8 @@ from ..errors import InputError
 from ..structure import Structure
 from .frames import Frames
 
-COLLAPSE = 0.5  # angstrom; used to recognise a permuted trajectory, the verdict's is in the table
+COLLAPSE = 0.5  # angstrom off its length: the bond is gone. The verdict's is in the table
+NEVER_BY_HEAT = 0.4  # angstrom: neither bonds stretch nor angles close by so much
 
 
 def bond_pairs(topology: mdtraj.Topology) -> NDArray[np.int_]:
@@ -62,7 +63,7 @@ def check_order(path: Path, structure: Structure, frames: Frames) -> None:
     cell = None if frames.cells is None else frames.cells[:1]
     reference = reference_lengths(structure, pairs)
     length = bond_lengths(first[None], cell, pairs, longest=reference.max())[0]
-    broken = np.abs(length - reference) > COLLAPSE
+    broken = np.abs(length - reference) > NEVER_BY_HEAT
     contact = reference.max() + 0.1  # angstrom, a thermal amplitude
     box = np.zeros((3, 3)) if cell is None else cell[0]
     i, j, distance = NeighborList(cutoff=contact, full_list=False).compute(
@@ -70,7 +71,7 @@ def check_order(path: Path, structure: Structure, frames: Frames) -> None:
     )
     near = np.stack([i, j], axis=1).astype(int)
     before = reference_lengths(structure, near)
-    new = distance < 0.75 * before  # no angle between bonds closes so far
+    new = before - distance > NEVER_BY_HEAT
     as_many = 0.8 * len(pairs) < len(near) < 1.5 * len(pairs)
     if broken.any() and new.any() and as_many and distance.min() > 0.75 * reference.min():
         raise InputError(

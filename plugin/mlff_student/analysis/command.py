@@ -43,6 +43,7 @@ def run_analysis(
     teacher: str = "",
     model: str = "",
     reference_trajectory: Path | None = None,
+    reference_log: Path | None = None,
     json: Path | None = None,
     plot: Path | None = None,
     quiet: bool = False,
@@ -55,7 +56,7 @@ def run_analysis(
     teacher : name of the teacher whose forces the run's are compared with; empty: none.
     model : that made the run, to check that the log is the trajectory's, and for its forces; by
         default `model.pt` beside the trajectory, where `mlff-student md` leaves it.
-    reference_trajectory : of the teacher's own run.
+    reference_trajectory, reference_log : of the teacher's own run.
     json, plot : beside the trajectory if None. Other plots are named after this one.
     settings : of `analyze`.
 
@@ -76,7 +77,9 @@ def run_analysis(
         log,
         teacher=make_teacher(teacher) if teacher else None,
         calculator=StudentForceFieldCalculator(model) if model else None,
-        reference=Reference(reference_trajectory) if reference_trajectory else None,
+        reference=(
+            Reference(reference_trajectory, reference_log) if reference_trajectory else None
+        ),
         **settings,
     )
     record = analysis.as_record()

@@ -60,7 +60,7 @@ def stream_frames(
 ) -> Iterator[Frames]:
     """Frames in their order, `chunk` at a time and fewer at the end.
 
-    LAMMPS text dumps (sorted by id), ASE trajectories and (extended) XYZ are read by ASE, and DCD,
+    LAMMPS text dumps (sorted by id), ASE trajectories and extended XYZ are read by ASE, and DCD,
     XTC, TRR, NetCDF and what else it knows by MDTraj. The topology decides what is periodic: where
     it has no cell, boxes in the trajectory are the bounds that LAMMPS draws around open systems,
     and are left out; where it has one and the trajectory has none, the cell does not change.
@@ -81,6 +81,11 @@ def stream_frames(
     if not path.is_file():
         raise InputError(f"no trajectory file {path}")
     atoms = len(structure.atoms)
+    if structure.atoms.pbc.any() and not structure.atoms.get_volume() > 0.0:
+        raise InputError(
+            f"the topology is periodic along {structure.atoms.pbc.tolist()}, but its cell has no "
+            "volume; give each direction a length, vacuum included"
+        )
     chunk = chunk or max(1, ATOMS_AT_ONCE // atoms)
     found = 0
     try:
@@ -136,13 +141,15 @@ def make_whole(
 
 
 def _reader(path: Path, lammps_units: str) -> Callable[[Path, Structure, int], Iterator[Frames]]:
-    """Reader of a file, by its name, and by its first line where that says LAMMPS dump."""
+    """Reader of a file, by its name, and by its first lines where they say LAMMPS dump or extended
+    XYZ.
+    """
     suffix = path.suffix.lower()
     with path.open("rb") as file:
-        first = file.read(20)
+        first, second = file.readline(200), file.readline(200)
     if first.startswith(b"ITEM:"):
         return lambda *given: _from_ase(_read_dump(path, lammps_units), *given)
-    if suffix in (".traj", ".xyz", ".extxyz"):
+    if suffix in (".traj", ".extxyz") or (suffix == ".xyz" and b"Properties=" in second):
         images = Trajectory(path) if suffix == ".traj" else iread(path, ":")
         return lambda *given: _from_ase(images, *given)
     return _from_hdf5 if suffix in (".h5", ".hdf5") else _from_mdtraj
@@ -191,8 +198,11 @@ def _read_dump(path: Path, lammps_units: str) -> Iterator[Atoms]:
     columns = next((line.split()[2:] for line in head if line.startswith("ITEM: ATOMS")), [])
     with path.open() as file:
         for atoms in iread_lammps_dump_text(file, units=lammps_units):
-            if "element" not in columns:
+            if "element" not in columns:  # ASE takes the type for an atomic number
+                velocities = atoms.get_velocities()
                 atoms.numbers[:] = 0
+                if velocities is not None:  # ASE keeps momenta, by the element's mass
+                    atoms.set_velocities(velocities)
             yield atoms
 
 

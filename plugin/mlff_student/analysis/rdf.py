@@ -120,7 +120,9 @@ def measure_rdf(
     blocks, weights = stretches.means()
     if len(blocks) < 2:
         raise InputError("a radial distribution function needs two frames or more")
-    return Rdf(0.5 * (edges[1:] + edges[:-1]), names, blocks, weights)
+    there = pairs_of_kind > 0  # one atom of an element makes no pair with itself
+    kept = tuple(name for name, one in zip(names, there, strict=True) if one)
+    return Rdf(0.5 * (edges[1:] + edges[:-1]), kept, blocks[:, there], weights)
 
 
 def compare_rdf(student: Rdf, teacher: Rdf) -> RdfError:

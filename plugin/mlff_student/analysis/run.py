@@ -10,12 +10,13 @@ from ase.calculators.calculator import Calculator
 from ..errors import InputError
 from ..structure import Structure
 from .blocks import mean_of_blocks
+from .bonds import check_order
 from .drift import Drift, fit_drift
 from .ensemble import Equipartition, KineticEnergies, equipartition, kinetic_energies
 from .forces import ForceErrors, evaluate_frames, force_errors
 from .frames import Frames, every_nth, read_topology, stream_frames
 from .rdf import Rdf, RdfError, compare_rdf, measure_rdf
-from .same_run import FrameSeries, check_energies, check_same_run
+from .same_run import FrameSeries, check_energies, check_same_run, frame_spacing
 from .spectrum import Spectrum, SpectrumError, compare_spectra, measure_spectrum
 from .stability import Stability, measure_stability
 from .thermo import Thermo, read_thermo
@@ -34,11 +35,12 @@ class Reference:
     Attributes
     ----------
     trajectory : in the same order of atoms.
-    frame_ps : between its frames; None: the student's.
+    log : of that run, to know the time between frames where the trajectory does not; None: then
+        there is no spectrum.
     """
 
     trajectory: Path
-    frame_ps: float | None = None
+    log: Path | None = None
 
 
 @dataclass(frozen=True)
@@ -138,6 +140,11 @@ def analyze(
     """
     if ensemble not in ENSEMBLES:
         raise InputError(f"unknown ensemble {ensemble!r}; known: {', '.join(ENSEMBLES)}")
+    if teacher_frames < 1:
+        raise InputError(f"teacher_frames must be positive, got {teacher_frames}")
+    for kind, path in (("log", log), ("topology", topology), ("trajectory", trajectory)):
+        if not Path(path).is_file():
+            raise InputError(f"no {kind} file {path}")
     structure = read_topology(topology)
     atoms = len(structure.atoms)
     dof = 3 * atoms - 3 if degrees_of_freedom is None else degrees_of_freedom
@@ -195,9 +202,7 @@ class _Run:
     @property
     def frame_ps(self) -> float:
         """Time between frames."""
-        row_ps = float(np.diff(self.thermo.time_ps).mean())
-        rows, frames = len(self.thermo.time_ps), self.series.frames
-        return row_ps * round(rows / frames) if rows >= frames else row_ps / round(frames / rows)
+        return frame_spacing(self.thermo, self.series.frames)
 
 
 def _noted(analysis: Analysis, note: str) -> Analysis:
@@ -226,10 +231,11 @@ def _with_ensemble(analysis: Analysis, run: _Run, temperature_K: float | None) -
         if volume is None:  # the frames have it
             volume = np.array(run.series.volume_angstrom3)
             time = run.frame_ps * np.arange(len(volume))
-        if len(volume) == 0:
-            raise InputError(f"{run.log} has no volume, and {run.trajectory} no cells: is it NPT?")
-        mass = float(structure.atoms.get_masses().sum())
-        analysis = replace(analysis, density=measure_density(time, volume, mass))
+        if len(volume) and np.ptp(volume) > 0:
+            mass = float(structure.atoms.get_masses().sum())
+            analysis = replace(analysis, density=measure_density(time, volume, mass))
+        else:
+            analysis = _noted(analysis, "no density: neither log nor trajectory has the volume")
     if structure.atoms.pbc.all():
         try:
             diffusion = measure_diffusion(run.frames(), structure, frame_ps=run.frame_ps)
@@ -241,7 +247,7 @@ def _with_ensemble(analysis: Analysis, run: _Run, temperature_K: float | None) -
 
 def _check_model(run: _Run, calculator: Calculator) -> None:
     """Refuse a log whose potential energies are not the model's on a few of the frames."""
-    every = max(1, run.series.frames // FRAMES_FOR_ENERGY)
+    every = -(-run.series.frames // FRAMES_FOR_ENERGY)
     parts = run.frames(every=every)
     energies = np.concatenate([evaluate_frames(x, run.structure, calculator)[0] for x in parts])
     check_energies(
@@ -259,7 +265,7 @@ def _compare_forces(
     run: _Run, teacher: Calculator, calculator: Calculator | None, teacher_frames: int
 ) -> ForceErrors:
     """Errors of the run's forces on some of its frames."""
-    every = max(1, run.series.frames // teacher_frames)
+    every = -(-run.series.frames // teacher_frames)
     forces, of_teacher = [], []
     for part in run.frames(every=every):
         of_teacher.append(evaluate_frames(part, run.structure, teacher)[1])
@@ -277,20 +283,19 @@ def _compare_forces(
 
 def _with_reference(analysis: Analysis, run: _Run, reference: Reference) -> Analysis:
     """Radial distribution functions and spectrum against the teacher's run."""
-    structure = run.structure
-    every = max(1, run.series.frames // FRAMES_FOR_RDF)
-    rdfs = [
-        measure_rdf(frames, structure)
-        for frames in (run.frames(every=every), run.frames(reference.trajectory))
-    ]
-    analysis = replace(analysis, rdf=rdfs[0], teacher_rdf=rdfs[1], rdf_error=compare_rdf(*rdfs))
+    structure, path = run.structure, Path(reference.trajectory)
+    check_order(path, structure, next(run.frames(path)))
+    series = FrameSeries()
+    every = -(-run.series.frames // FRAMES_FOR_RDF)
+    student = measure_rdf(run.frames(every=every), structure)
+    teacher = measure_rdf(series.follow(run.frames(path), structure), structure)
+    error = compare_rdf(student, teacher)
+    analysis = replace(analysis, rdf=student, teacher_rdf=teacher, rdf_error=error)
     try:
+        teacher_ps = _frame_ps(path, reference.log, series, len(structure.atoms))
         spectra = [
-            measure_spectrum(run.frames(path), structure, frame_ps=frame_ps)
-            for path, frame_ps in (
-                (run.trajectory, run.frame_ps),
-                (reference.trajectory, reference.frame_ps or run.frame_ps),
-            )
+            measure_spectrum(run.frames(one), structure, frame_ps=frame_ps)
+            for one, frame_ps in ((run.trajectory, run.frame_ps), (path, teacher_ps))
         ]
         return replace(
             analysis,
@@ -298,5 +303,16 @@ def _with_reference(analysis: Analysis, run: _Run, reference: Reference) -> Anal
             teacher_spectrum=spectra[1],
             spectrum_error=compare_spectra(*spectra),
         )
-    except InputError as error:  # frames too far apart, or too few
+    except InputError as error:  # time unknown, frames too far apart, or too few
         return _noted(analysis, f"no spectrum: {error}")
+
+
+def _frame_ps(path: Path, log: Path | None, series: FrameSeries, atoms: int) -> float:
+    """Time between the frames of the teacher's run, whose `series` was read."""
+    if log is not None:
+        thermo = read_thermo(log, degrees_of_freedom=3 * atoms - 3)
+        check_same_run(thermo, log, series, path, atoms=atoms)
+        return frame_spacing(thermo, series.frames)
+    if len(series.time_ps) > 1:
+        return (series.time_ps[-1] - series.time_ps[0]) / (len(series.time_ps) - 1)
+    raise InputError(f"{path} does not tell the time between frames; give its log")

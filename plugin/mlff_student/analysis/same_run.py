@@ -62,7 +62,8 @@ def check_same_run(
         )
     with np.errstate(all="ignore"):
         dof = np.median(2.0 * thermo.kinetic_ev / (KB * thermo.temperature_k))
-    if dof > 1.02 * 3 * atoms or dof < 0.3 * 3 * atoms:  # 2 % for rounding; rigid water has 0.67
+    # 2 % for rounding; rigid water has 2/3 of 3N, and up to 6 go with the whole's motion.
+    if dof > 1.02 * 3 * atoms or dof < 0.6 * 3 * atoms - 6:
         other = "larger" if dof > 3 * atoms else "smaller"
         raise InputError(
             f"{log} belongs to a {other} system, or its energies are not in eV: kinetic energy and "
@@ -70,12 +71,12 @@ def check_same_run(
         )
     if len(series.time_ps) == frames > 1:
         per_frame = (series.time_ps[-1] - series.time_ps[0]) / (frames - 1)
-        per_row = (thermo.time_ps[-1] - thermo.time_ps[0]) / (rows - 1)
-        expected = per_row * ratio if rows >= frames else per_row / ratio
-        if per_frame > 0 and abs(per_frame / expected - 1.0) > 0.02:
+        expected = frame_spacing(thermo, frames)
+        counted = per_frame == 1.0  # MDTraj counts frames where the file has no time
+        if per_frame > 0 and not counted and abs(per_frame / expected - 1.0) > 0.02:
             raise InputError(
-                f"{trajectory} has a frame every {per_frame:.4g} ps, and {log} a row every "
-                f"{per_row:.4g} ps: they are of different runs, or the timestep is wrong"
+                f"{trajectory} has a frame every {per_frame:.4g} ps, by the rows of {log} it is "
+                f"{expected:.4g} ps: they are of different runs, or the timestep is wrong"
             )
     every = np.arange(frames)
     if thermo.volume_angstrom3 is not None and len(series.volume_angstrom3) == frames:
@@ -89,6 +90,12 @@ def check_same_run(
     if len(series.kinetic_ev) == frames:
         kinetic = np.array(series.kinetic_ev)
         check_energies(thermo.kinetic_ev, frames, every, kinetic, "kinetic energy", log, trajectory)
+
+
+def frame_spacing(thermo: Thermo, frames: int) -> float:
+    """Time between frames, ps: a whole number of rows, or a whole fraction of one."""
+    rows, row_ps = len(thermo.time_ps), float(np.diff(thermo.time_ps).mean())
+    return row_ps * round(rows / frames) if rows >= frames else row_ps / round(frames / rows)
 
 
 def check_energies(

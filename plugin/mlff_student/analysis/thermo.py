@@ -177,8 +177,10 @@ def _read_lammps(path: Path, file: TextIO, style: str | None) -> _Table:
                 may_default = True
             case "read_restart":
                 may_default = False
+            case "units" if style not in (None, words[0]):
+                raise InputError(f"{path} is in units {words[0]}, {style} was asked for")
             case "units":
-                style = style or words[0]
+                style = words[0]
             case "timestep":
                 timestep = words[0]
             case "names":

@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass, field
 import numpy as np
 from ase import units
 from numpy.typing import NDArray
+from scipy.sparse import csr_array
 
 from ..errors import InputError
 from ..structure import Structure, connected_fragments
@@ -15,7 +16,7 @@ from .drift import slope_with_error
 from .frames import Frames, make_whole
 
 NUMBERS_KEPT = 6_000_000  # coordinates of molecules: 48 MB
-LAGS = np.linspace(0.1, 0.5, 20)  # of the run: where the mean square displacement is fitted
+LAGS = np.linspace(0.05, 0.25, 20)  # of the run: where the mean square displacement is fitted
 FEWEST_FRAMES = 50
 YEH_HUMMER = 2.837297  # of a cubic box; Yeh and Hummer 2004, doi:10.1021/jp0477147, eq. 7
 G_PER_CM3 = 1e24 / units.mol  # of 1 amu/angstrom^3
@@ -43,7 +44,7 @@ class Diffusion:
     Attributes
     ----------
     diffusion_cm2_per_s, diffusion_stderr_cm2_per_s : slope of the mean square displacement / 6,
-        between a tenth and half of the run; standard error from the scatter over molecules. Of this
+        between 1/20 and 1/4 of the run; standard error from the scatter over molecules. Of this
         box: in a larger one it is greater (`infinite_box`).
     msd_exponent : slope of log(displacement) against log(time) there: 1 where molecules diffuse, 2
         where they fly, less than 1 where they are caged; far from 1 the coefficient means nothing.
@@ -91,17 +92,16 @@ def measure_diffusion(
     bonds = bond_pairs(structure.topology)
     masses = structure.atoms.get_masses()
     fragment = connected_fragments(len(masses), bonds.tolist())
-    shares = np.zeros((fragment.max() + 1, len(masses)))
-    shares[fragment, np.arange(len(masses))] = masses
-    of_molecules = shares.sum(axis=1)
-    shares /= of_molecules[:, None]
+    of_molecules = np.bincount(fragment, weights=masses)
+    shares = csr_array((masses / of_molecules[fragment], (fragment, np.arange(len(masses)))))
     path: list[NDArray[np.float64]] = []  # unwrapped centres (M, 3), every `stride`-th frame
     stride, count = 1, 0
     wrapped = unwrapped = None
     for part in frames:
         if not np.isfinite(part.positions).all():
             raise InputError("positions that are not finite do not diffuse")
-        for index, centres in enumerate(shares @ make_whole(part.positions, part.cells, bonds)):
+        for index, positions in enumerate(make_whole(part.positions, part.cells, bonds)):
+            centres = shares @ positions
             step = 0.0 if wrapped is None else centres - wrapped
             if part.cells is not None:
                 cell = part.cells[index]
