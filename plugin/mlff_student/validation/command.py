@@ -102,6 +102,9 @@ def run_command(
                 highlight=False,
             )
         if estimate_only:
+            for step in what.steps:
+                alone = sum(estimate(task) for task in pending if task.step == step.step)
+                console.print(f"  {step.step}: {duration_text(alone)} of one core", highlight=False)
             return
     try:
         campaign.run(workers, estimate, quiet)

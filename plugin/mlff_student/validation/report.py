@@ -164,7 +164,8 @@ def as_json(report: Report) -> dict[str, Any]:
         "passed": summary.passed,
         "reproduce": report.command,
         "checks": [
-            {"case": one.case, "judged": one.judged} | one.check._asdict() for one in summary.checks
+            {"case": one.case, "judged": one.judged, "stderr": one.stderr} | one.check._asdict()
+            for one in summary.checks
         ],
         "not_measured": summary.not_measured,
         "advice": {model: advice._asdict() for model, advice in summary.advice.items()},

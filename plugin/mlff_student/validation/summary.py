@@ -7,7 +7,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ..errors import InputError
-from ..verdict import Check, Threshold, verdict
+from ..verdict import Check, Threshold, verdict, with_error
+from .compare import stderr_of
 
 Record = Mapping[str, Any]
 # Figures that a full validation has, and what is needed to measure them.
@@ -29,6 +30,10 @@ class CaseCheck(NamedTuple):
     engine: str
     judged: bool
     check: Check
+    stderr: float  # of the figure; NaN where none is known
+
+    def __str__(self) -> str:
+        return f"{self.check.name} is {with_error(self.check.value, self.stderr)}"
 
 
 class Advice(NamedTuple):
@@ -88,7 +93,14 @@ def summarise(records: Iterable[Record], thresholds: Mapping[str, Threshold]) ->
     """
     records = list(records)
     checks = [
-        CaseCheck(one["case"], one["model"], one["engine"], one["judged"], check)
+        CaseCheck(
+            one["case"],
+            one["model"],
+            one["engine"],
+            one["judged"],
+            check,
+            stderr_of(one, check.name),
+        )
         for one in records
         for check in verdict(_numbers(one), thresholds)
     ]
@@ -109,7 +121,7 @@ def _numbers(record: Record) -> Record:
 def _advice(
     model: str, records: list[Record], checks: list[CaseCheck], missing: Mapping[str, str]
 ) -> Advice:
-    failed = {one.case: one.check for one in checks if not one.check.passed}
+    failed = {one.case: one for one in checks if not one.check.passed}
     mine = [one for one in records if one["model"] == model]
     runs = [one for one in mine if one.get("ensemble") == "nve"]
     use, avoid = [], []
@@ -132,8 +144,8 @@ def _advice(
         elif held is not None:
             use.append(f"up to {held:g} atoms, the largest size below which all held")
         if broke is not None:
-            value, check = broke
-            avoid.append(f"{what} of {value:g} {unit} and more: {check.name} is {check.value:.3g}")
+            value, why = broke
+            avoid.append(f"{what} of {value:g} {unit} and more: {why}")
     liquid = [
         one for one in mine if one.get("ensemble") in ("nvt", "npt") or "rdf_error_percent" in one
     ]
@@ -141,12 +153,11 @@ def _advice(
     if liquid and not bad:
         use.append("the liquid tested, for as long as it was run")
     for one in bad:
-        check = failed[one["case"]]
-        avoid.append(f"liquids such as {one['structure']}: {check.name} is {check.value:.3g}")
+        why = failed[one["case"]]
+        avoid.append(f"liquids such as {one['structure']} ({one['engine']}): {why}")
     for one in runs:
         if one["judged"] and one["case"] in failed and not one["step"].endswith("_ladder"):
-            check = failed[one["case"]]
-            avoid.append(f"{one['structure']} ({one['engine']}): {check.name} is {check.value:.3g}")
+            avoid.append(f"{one['structure']} ({one['engine']}): {failed[one['case']]}")
     if not liquid:
         avoid.append("liquids: not tested")
     for name in missing:
@@ -156,8 +167,8 @@ def _advice(
 
 
 def _ladder(
-    rungs: list[Record], key: str, failed: Mapping[str, Check]
-) -> tuple[float | None, tuple[float, Check] | None]:
+    rungs: list[Record], key: str, failed: Mapping[str, CaseCheck]
+) -> tuple[float | None, tuple[float, CaseCheck] | None]:
     """Highest rung up to which all held, and the lowest at which one did not, with why."""
     held: float | None = None
     for value in sorted({one[key] for one in rungs}):
