@@ -187,6 +187,7 @@ BAD = {
     "unknown protocol": (["tiny", "--protocol", "quik"], "quick"),
     "unknown model": (["tinny"], "tinny"),
     "unknown engine": (["tiny", "--engine", "gromacs"], "gromacs"),
+    "calculator in OpenMM": (["gfn2-xtb"], "--engine ase"),
     "unknown teacher": (["tiny", "--teacher", "gfn2"], "gfn2-xtb"),
     "no model": (["--protocol", "quick"], "no model"),
 }
@@ -198,7 +199,7 @@ def test_bad_input_is_refused_before_anything_runs(name, call, tmp_path):
     status, _, errors = call(tmp_path, "validate", *words)
     assert status == 2
     assert message in " ".join(errors.split())
-    assert not list(tmp_path.rglob("results"))
+    assert not list(tmp_path.rglob("*.json"))
 
 
 def ase_run(**changes) -> MDSettings:

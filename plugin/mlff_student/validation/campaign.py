@@ -21,7 +21,7 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
-from ..checkpoints import available_models, checkpoint_path
+from ..checkpoints import archive_of, available_models, checkpoint_path
 from ..distill.dataset import sha256
 from ..errors import InputError, MissingDependencyError, StudentError
 from ..md import RunFolder, engine_of, run_md
@@ -91,6 +91,13 @@ class Campaign:
         self.folder = Folder(output)
         if subject.teacher:
             make_teacher(subject.teacher)
+        for model in subject.models:
+            if not is_teacher(model):
+                archive_of(model)
+            elif set(subject.engines) != {"ase"}:
+                raise InputError(f"{model} is no student: it runs with --engine ase alone")
+            else:
+                make_teacher(model)
         try:
             output.mkdir(parents=True, exist_ok=True)
         except OSError as error:
@@ -241,8 +248,7 @@ def _digest(model: str) -> str:
     """SHA-256 of a student's file; of a teacher its name."""
     if is_teacher(model):
         return model
-    path = checkpoint_path(model) if model in available_models() else Path(model)
-    return sha256(path) if path.is_file() else model  # the archive's own error comes later
+    return sha256(checkpoint_path(model) if model in available_models() else Path(model))
 
 
 @contextmanager
