@@ -15,7 +15,7 @@ from matplotlib.image import imread
 from rich.console import Console
 from scipy.signal import lfilter
 
-from mlff_student.analysis import analyze
+from mlff_student.analysis import Reference, analyze
 from mlff_student.analysis.drift import fit_drift, slope_with_error
 from mlff_student.analysis.frames import read_topology, stream_frames
 from mlff_student.analysis.stability import Stability, measure_stability
@@ -405,6 +405,27 @@ def test_limit_itself_passes_and_the_next_number_fails() -> None:
 def test_record_without_a_judged_figure_is_refused() -> None:
     with pytest.raises(InputError, match="none of the figures"):
         verdict({"ms_per_step": 1.0}, load_thresholds())
+
+
+def test_run_is_held_against_the_teachers_own(tmp_path: Path) -> None:
+    """A run against itself, once with its own log and once with that of a run five times slower."""
+    thermo = make_thermo(noise_mev=0.1, rows=4000)
+    fast = thermo._replace(time_ps=0.2 * thermo.time_ps)  # 2 fs between rows
+    trajectory, topology = write_run(tmp_path, thermal(4000))
+    log = write_log(tmp_path / "run.csv", fast)
+    slow_log = write_log(tmp_path / "slow.csv", thermo)
+    found = analyze(trajectory, topology, log, reference=Reference(trajectory, log))
+    assert found.rdf_error.rdf_error_percent == 0.0 < found.rdf_error.rdf_noise_percent
+    assert found.spectrum_error.spectrum_overlap_percent == pytest.approx(100.0)
+    assert found.spectrum_error.spectrum_overlap_noise_percent < 99.0
+    assert {"rdf_error_percent", "spectrum_shift_per_cm"} <= set(found.as_record())
+    aliased = analyze(trajectory, topology, log, reference=Reference(trajectory, slow_log))
+    assert aliased.spectrum_error is None
+    assert any("every 10 fs" in note for note in aliased.notes)
+    permuted = write_run(tmp_path, thermal(10)[:, ::-1])[0].rename(tmp_path / "permuted.dcd")
+    write_run(tmp_path, thermal(4000))
+    with pytest.raises(InputError, match=r"permuted\.dcd has .* another order"):
+        analyze(trajectory, topology, log, reference=Reference(permuted))
 
 
 @pytest.mark.parametrize("rows", [100, 101, 99, 1000, 1001, 991, 50, 20])
