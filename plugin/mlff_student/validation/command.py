@@ -70,9 +70,9 @@ def run_command(
     report-MODEL.html and .json, and tables (CSV); trajectories stay in its folder runs, which git
     ignores.
 
-    Example: mlff-student validate tiny --protocol quick --teacher gfn2-xtb --workers 2
+    Example: mlff-student validate run tiny --protocol quick --teacher gfn2-xtb --workers 2
 
-    Example: mlff-student validate --protocol campaign --teacher gfn2-xtb --workers 2 -o campaign
+    Example: mlff-student validate run --protocol campaign --teacher gfn2-xtb -o campaign
     """
     from ..files import require_writable
     from .campaign import Campaign
