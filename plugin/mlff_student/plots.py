@@ -135,12 +135,14 @@ def plot_rdf(runs: Mapping[str, Rdf], path: Path) -> None:
             panel.plot(run.r, run.g[index], color=colour, linewidth=1.0, label=label)
             panel.fill_between(run.r, low, high, color=colour, alpha=0.3, linewidth=0.0)
         panel.set_title(pair, fontsize=FONT_SIZE)
-        panel.tick_params(labelsize=FONT_SIZE - 1)
+        panel.tick_params(labelsize=FONT_SIZE - 1, labelbottom=True)
         panel.spines[["top", "right"]].set_visible(False)
     figure.supxlabel("distance (angstrom)", fontsize=FONT_SIZE)
     figure.supylabel("g(r); of an open system, density of distances (1/angstrom)", fontsize=9)
     handles, labels = panels[0].get_legend_handles_labels()
-    figure.legend(handles, labels, fontsize=FONT_SIZE, loc="outside upper left", ncols=4)
+    figure.legend(
+        handles, labels, fontsize=FONT_SIZE, loc="outside upper left", ncols=4, frameon=False
+    )
     with atomic_write(path) as temporary:
         figure.savefig(temporary, format="png", dpi=150)
 

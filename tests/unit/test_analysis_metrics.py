@@ -268,6 +268,14 @@ def test_hydrogen_lost_is_counted_and_ends_the_stable_time() -> None:
     assert kept.hydrogen_distance_angstrom == pytest.approx(np.linalg.norm(away) + 2.0)
 
 
+def test_atom_without_bonds_that_is_lost_ends_the_stable_time() -> None:
+    argon = Atoms("Ar2", positions=[[0, 0, 0], [4, 0, 0]])
+    frames = np.tile(argon.positions, (10, 1, 1))
+    frames[6:, 1] = np.nan
+    kept = measure_stability([Frames(frames, None)], structure_of(argon), Path("run"))
+    assert (kept.stable_frames, kept.frames, kept.bonds) == (6, 10, 0)
+
+
 def test_rmsd_sees_deformation_and_no_rotation() -> None:
     ethanol = structure_of(molecule("CH3CH2OH"))
     start = ethanol.atoms.positions
@@ -568,9 +576,14 @@ def test_shifted_spectrum_is_shifted_by_what_was_put_in() -> None:
     same = compare_spectra(teacher, teacher)
     assert same.spectrum_overlap_percent == pytest.approx(100.0)
     assert same.spectrum_shift_per_cm == pytest.approx(0.0, abs=1e-6)
-    assert same.spectrum_overlap_noise_percent > 99.0
-    assert compare_spectra(shifted, teacher).spectrum_shift_per_cm == pytest.approx(40.0, abs=2.0)
-    assert compare_spectra(far, teacher).spectrum_overlap_percent < 1.0
+    assert same.spectrum_overlap_noise_percent > 99.0 and same.spectrum_shift_noise_per_cm < 1.0
+    assert (same.spectrum_peak_shift_per_cm, same.spectrum_peaks_missing) == (0.0, 0)
+    near, gone = (compare_spectra(one, teacher) for one in (shifted, far))
+    assert near.spectrum_shift_per_cm == pytest.approx(40.0, abs=2.0)  # of 20 and 60
+    assert near.spectrum_peak_shift_per_cm == pytest.approx(40.0, abs=1.0)
+    assert (near.spectrum_peaks, near.spectrum_peaks_missing) == (2, 0)
+    assert gone.spectrum_overlap_percent < 1.0
+    assert gone.spectrum_peaks_missing == 2 and np.isnan(gone.spectrum_peak_shift_per_cm)
 
 
 def test_vibrations_across_the_cell_are_no_jumps() -> None:

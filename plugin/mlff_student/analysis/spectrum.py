@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass
 import numpy as np
 from ase import units
 from numpy.typing import NDArray
-from scipy.signal import get_window
+from scipy.signal import find_peaks, get_window
 from scipy.stats import wasserstein_distance
 
 from ..errors import InputError
@@ -16,6 +16,8 @@ from .frames import Frames
 
 PER_CM = 1e10 / units._c  # ps: a period of 1/cm
 HIGHEST = 4000.0  # 1/cm, above the O-H stretch: what the frames must resolve
+NEAREST_PEAK = 100.0  # 1/cm
+PROMINENCE = 0.05  # of a peak, in the highest
 NUMBERS_AT_ONCE = 12_000_000  # velocities in a window: 96 MB
 
 
@@ -42,13 +44,21 @@ class SpectrumError:
     spectrum_overlap_percent : 100 int min(s, t) of the two, each of integral one.
     spectrum_overlap_noise_percent : the same between the halves of the teacher's own run: what
         sampling alone leaves.
-    spectrum_shift_per_cm : how far intensity must be moved on average to turn one into the other
-        (first Wasserstein distance).
+    spectrum_shift_per_cm, spectrum_shift_noise_per_cm : how far intensity must be moved on average
+        to turn one into the other (first Wasserstein distance), and the same between the halves.
+    spectrum_peak_shift_per_cm : mean distance of the teacher's peaks to the run's nearest, which
+        intensities do not move: those of a few modes take long to even out. NaN without a match.
+    spectrum_peaks, spectrum_peaks_missing : of the teacher, and those of them with none of the
+        run's within 100 1/cm.
     """
 
     spectrum_overlap_percent: float
     spectrum_overlap_noise_percent: float
     spectrum_shift_per_cm: float
+    spectrum_shift_noise_per_cm: float
+    spectrum_peak_shift_per_cm: float
+    spectrum_peaks: int
+    spectrum_peaks_missing: int
 
     def as_record(self) -> dict[str, float]:
         """Flat dictionary, units in the keys."""
@@ -123,10 +133,17 @@ def compare_spectra(student: Spectrum, teacher: Spectrum) -> SpectrumError:
     powers = [np.interp(nu, one.frequency_per_cm, one.power) for one in (student, teacher)]
     half = len(teacher.blocks) // 2
     halves = [teacher.blocks[:half].mean(axis=0), teacher.blocks[half:].mean(axis=0)]
+    found, expected = (_peaks(nu, power) for power in powers)
+    distances = np.abs(expected[:, None] - found).min(axis=1, initial=np.inf)
+    matched = distances < NEAREST_PEAK
     return SpectrumError(
         spectrum_overlap_percent=_overlap(*powers, nu),
         spectrum_overlap_noise_percent=_overlap(*halves, nu),
         spectrum_shift_per_cm=float(wasserstein_distance(nu, nu, *powers)),
+        spectrum_shift_noise_per_cm=float(wasserstein_distance(nu, nu, *halves)),
+        spectrum_peak_shift_per_cm=float(distances[matched].mean()) if matched.any() else np.nan,
+        spectrum_peaks=len(expected),
+        spectrum_peaks_missing=int((~matched).sum()),
     )
 
 
@@ -147,6 +164,13 @@ def _velocities(
             steps -= np.round(steps @ np.linalg.inv(part.cells)) @ part.cells
         yield (steps[1:] if last is None else steps) / frame_ps, True
         last = positions[-1:]
+
+
+def _peaks(nu: NDArray[np.float64], power: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Places of peaks, between bins by the parabola through the logarithms of three."""
+    at, _ = find_peaks(power, prominence=PROMINENCE * power.max())
+    left, middle, right = (np.log(power[at + k]) for k in (-1, 0, 1))
+    return nu[at] + 0.5 * (left - right) / (left - 2.0 * middle + right) * (nu[1] - nu[0])
 
 
 def _normalised(power: NDArray[np.float64], nu: NDArray[np.float64]) -> NDArray[np.float64]:

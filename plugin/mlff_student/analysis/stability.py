@@ -74,6 +74,7 @@ def measure_stability(frames: Iterable[Frames], structure: Structure, name: Path
     for part in frames:
         if count == 0:
             check_order(name, structure, part)
+        failed = ~np.isfinite(part.positions).all(axis=(1, 2))
         if len(pairs):
             lengths = bond_lengths(part.positions, part.cells, pairs, longest=reference.max())
             deviation = np.abs(lengths - reference)  # (F, B)
@@ -86,9 +87,7 @@ def measure_stability(frames: Iterable[Frames], structure: Structure, name: Path
             gone = ~(hydrogens <= HYDROGEN_LOST)  # NaN is gone
             lost |= gone.any(axis=0)
             farthest = max(farthest, float(np.nan_to_num(hydrogens, nan=np.inf).max(initial=0.0)))
-            failed = ~(deviation <= COLLAPSE).all(axis=1) | gone.any(axis=1)
-        else:
-            failed = ~np.isfinite(part.positions).all(axis=(1, 2))
+            failed |= ~(deviation <= COLLAPSE).all(axis=1) | gone.any(axis=1)
         if stable is None and failed.any():
             stable = count + int(failed.argmax())
         if fragments.max() == 0:
