@@ -12,6 +12,7 @@ from openmm import (
     Integrator,
     LangevinMiddleIntegrator,
     LocalEnergyMinimizer,
+    MonteCarloBarostat,
     OpenMMException,
     Platform,
     System,
@@ -65,27 +66,33 @@ def run_openmm(
     torch.set_num_threads(settings.threads_for(len(structure.atoms)))
     topology = openmm_topology(structure)
     system = create_system(topology, folder.archive, backend=settings.backend)
-    if settings.ensemble == "nvt":
+    if settings.ensemble != "nve":
         system.addForce(CMMotionRemover())
+    if settings.ensemble == "npt":
+        barostat = MonteCarloBarostat(
+            settings.pressure_bar * unit.bar, settings.temperature_K * unit.kelvin
+        )
+        barostat.setRandomNumberSeed(settings.seed)
+        system.addForce(barostat)
     checkpoint = folder.path / "checkpoint.bin"
 
     def simulation(integrator: Integrator) -> Simulation:
         return Simulation(topology, system, integrator, *find_platform(settings.platform))
 
-    timestep = settings.timestep_fs * unit.femtosecond
     friction = settings.friction_per_ps / unit.picosecond
     temperature = settings.temperature_K * unit.kelvin
-    langevin = LangevinMiddleIntegrator(temperature, friction, timestep)
+    start_timestep = settings.start_timestep_fs * unit.femtosecond
+    langevin = LangevinMiddleIntegrator(temperature, friction, start_timestep)
     langevin.setRandomNumberSeed(settings.seed)
     try:
         if settings.ensemble == "nve":
-            production = simulation(VerletIntegrator(timestep))
+            production = simulation(VerletIntegrator(settings.timestep_fs * unit.femtosecond))
         else:
             production = simulation(langevin)
         if checkpoint.exists():
             production.loadCheckpoint(str(checkpoint))
         else:
-            start = production if settings.ensemble == "nvt" else simulation(langevin)
+            start = simulation(langevin) if settings.ensemble == "nve" else production
             start.context.setPositions(structure.atoms.positions * unit.angstrom)
             LocalEnergyMinimizer.minimize(start.context, MINIMISE_TOLERANCE)
             start.context.setVelocitiesToTemperature(temperature, settings.seed)
@@ -101,6 +108,7 @@ def run_openmm(
             production.context.setTime(0.0)
             production.currentStep = 0
             _save(production, checkpoint)
+        production.integrator.setStepSize(settings.timestep_fs * unit.femtosecond)
         return _produce(production, settings, folder, checkpoint, progress)
     except OpenMMException as error:
         raise StudentError(f"OpenMM stopped: {_cause(error)}") from error

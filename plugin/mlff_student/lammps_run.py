@@ -74,7 +74,7 @@ fix             rest all momentum 1 linear 1 1 1""")
 # The kinetic energy that production starts with makes up for what the potential energy of the last
 # step is off its mean: a constant-energy run then has the temperature that was asked for.
 START = Template("""\
-timestep        $timestep
+timestep        $start_timestep
 min_style       cg
 minimize        0.0 1.0e-3 500 5000
 reset_timestep  0
@@ -99,7 +99,7 @@ write_restart   restart.a
 PRODUCTION = Template("""\
 timestep        $timestep
 thermo          $checkpoint_every
-fix             motion all nve
+fix             motion all $motion
 $bath
 dump            trajectory all dcd $every $trajectory
 dump_modify     trajectory unwrap yes delay $after
@@ -110,6 +110,9 @@ restart         $checkpoint_every restart.a restart.b
 run             $steps upto
 write_restart   restart.a
 """)
+
+# Martyna, Tobias and Klein's barostat; the thermostat is Langevin's.
+BAROSTAT = Template("nph iso $pressure $pressure 1.0")  # bar, ps
 
 ROW = (
     '"$(step*dt:%.12g),$(pe:%.12g),$(ke:%.12g),$(etotal:%.12g),$(temp:%.12g)"'  # each when printed
@@ -355,6 +358,7 @@ def run_lammps(
     threads = settings.threads_for(len(atoms))
     values = {
         "timestep": settings.timestep_fs * 1e-3,  # ps
+        "start_timestep": settings.start_timestep_fs * 1e-3,
         "temperature": settings.temperature_K,
         "damp": 1.0 / settings.friction_per_ps,
         "seed": settings.seed,
@@ -384,6 +388,11 @@ def run_lammps(
     production = PRODUCTION.substitute(
         values,
         checkpoint_every=settings.checkpoint_every,
+        motion=(
+            BAROSTAT.substitute(pressure=settings.pressure_bar)
+            if settings.ensemble == "npt"
+            else "nve"
+        ),
         bath="" if settings.ensemble == "nve" else BATH.substitute(values),
         every=settings.every,
         after=first + 1,

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
 import mdtraj
+from ase.calculators.calculator import Calculator
 from rich.progress import Progress, TextColumn
 
 from .archive import save_archive
@@ -30,11 +31,12 @@ from .structure import (
     read_structure,
     write_topology,
 )
+from .teachers import is_teacher
 from .trajectory import iterate_frames
 
 THERMO_COLUMNS = ("time_ps", "potential_ev", "kinetic_ev", "total_ev", "temperature_k")
-ENSEMBLES = ("nve", "nvt")
-ENGINES = ("openmm", "lammps")
+ENSEMBLES = ("nve", "nvt", "npt")
+ENGINES = ("openmm", "lammps", "ase")
 CHECKPOINTS_PER_RUN = 50
 FRAMES_AT_ONCE = 500  # while segments are joined
 COLDEST_START = 0.1  # of the temperature: the least kinetic energy production starts with
@@ -48,12 +50,13 @@ class MDSettings:
 
     Attributes
     ----------
-    engine : "openmm" or "lammps".
-    model : shipped name, checkpoint or archive path.
+    engine : "openmm", "lammps" or "ase".
+    model : shipped name, checkpoint or archive path; in ASE also a teacher's name.
     structure : file or SMILES string.
     steps : of production.
     timestep_fs, temperature_K : of thermalisation and production.
-    ensemble : "nve" (velocity Verlet or leap-frog) or "nvt" (Langevin).
+    ensemble : "nve" (velocity Verlet or leap-frog), "nvt" (Langevin) or "npt" (with a barostat that
+        scales the box by one factor; not in ASE).
     every : steps between frames of the trajectory and rows of the log.
     thermalise_steps : of Langevin dynamics after minimisation, before production. Production then
         starts with the total energy that the second half of it had on average.
@@ -63,6 +66,9 @@ class MDSettings:
     threads : of the network; 0 takes one below 500 atoms, and all cores above. Threads that wait
         for each other cost a small molecule more than they give: on a busy machine, a hundredfold.
     backend : kernels, see `mlff_student.native.with_backend`.
+    pressure_bar : of "npt".
+    thermalise_timestep_fs : 0 takes that of production. Runs of several timesteps that are to be
+        compared start from the same state when they thermalise with the same one.
     """
 
     engine: str
@@ -79,6 +85,8 @@ class MDSettings:
     platform: str = ""
     threads: int = 0
     backend: str = "auto"
+    pressure_bar: float = 1.01325
+    thermalise_timestep_fs: float = 0.0
 
     def __post_init__(self) -> None:
         for name, known in (
@@ -93,6 +101,14 @@ class MDSettings:
         for name in ("steps", "every", "timestep_fs", "temperature_K", "friction_per_ps"):
             if not 0 < getattr(self, name) < math.inf:
                 raise InputError(f"{name} must be positive, got {getattr(self, name)}")
+        if not 0 <= self.thermalise_timestep_fs < math.inf:
+            raise InputError(
+                f"thermalise_timestep_fs must not be negative, got {self.thermalise_timestep_fs}"
+            )
+        if not math.isfinite(self.pressure_bar):
+            raise InputError(f"pressure_bar must be a number, got {self.pressure_bar}")
+        if self.engine == "ase" and self.ensemble == "npt":
+            raise InputError("npt runs in openmm and lammps; in ase there is nve and nvt")
         if self.thermalise_steps < 2:
             raise InputError(f"thermalise_steps must be two or more, got {self.thermalise_steps}")
         if self.threads < 0:
@@ -107,6 +123,11 @@ class MDSettings:
     def threads_for(self, atoms: int) -> int:
         """Threads of the network for a system of that size."""
         return self.threads or (1 if atoms < ATOMS_FOR_THREADS else len(os.sched_getaffinity(0)))
+
+    @property
+    def start_timestep_fs(self) -> float:
+        """Timestep of thermalisation."""
+        return self.thermalise_timestep_fs or self.timestep_fs
 
     @property
     def checkpoint_every(self) -> int:
@@ -163,8 +184,12 @@ class Engine(Protocol):
     ) -> float: ...
 
 
-def engine_of(settings: MDSettings) -> Engine:
+def engine_of(settings: MDSettings, calculator: Calculator | None = None) -> Engine:
     """The engine of a run; imported only here, where it is used.
+
+    Parameters
+    ----------
+    calculator : that ASE takes instead of the settings' model.
 
     Raises
     ------
@@ -180,6 +205,10 @@ def engine_of(settings: MDSettings) -> Engine:
             ) from error
         find_platform(settings.platform)
         return run_openmm
+    if settings.engine == "ase":
+        from .ase_run import engine_with
+
+        return engine_with(calculator)
     from .lammps_run import lammps_executable, plugin_path, run_lammps
 
     lammps_executable()
@@ -187,13 +216,19 @@ def engine_of(settings: MDSettings) -> Engine:
     return run_lammps
 
 
-def run_md(settings: MDSettings, output: Path, quiet: bool = False) -> dict[str, Any]:
+def run_md(
+    settings: MDSettings,
+    output: Path,
+    quiet: bool = False,
+    calculator: Calculator | None = None,
+) -> dict[str, Any]:
     """Minimise, thermalise and run; resume if the folder holds this run unfinished.
 
     Parameters
     ----------
     output : folder; receives run.dcd, run.pdb, run.csv, run.json, and what the engine keeps.
     quiet : no progress bar.
+    calculator : that ASE takes instead of the settings' model, which is then no more than a name.
 
     Returns
     -------
@@ -214,10 +249,10 @@ def run_md(settings: MDSettings, output: Path, quiet: bool = False) -> dict[str,
             )
         if folder.summary.exists():
             return json.loads(folder.summary.read_text())
-    engine = engine_of(settings)
+    engine = engine_of(settings, calculator)
     structure = in_engine_orientation(read_structure(settings.structure))
     if not folder.settings.exists():
-        begin(settings, structure, folder)
+        begin(settings, structure, folder, calculator)
 
     with progress_bar(settings, quiet) as report:
         ms_per_step = engine(settings, structure, folder, report)
@@ -234,10 +269,21 @@ def run_md(settings: MDSettings, output: Path, quiet: bool = False) -> dict[str,
     return record
 
 
-def begin(settings: MDSettings, structure: Structure, folder: RunFolder) -> None:
-    """Check everything, then make the folder with the archive, the topology and the settings."""
-    archive = archive_of(settings.model)
-    check_structure(structure.atoms, archive.metadata["elements"])
+def begin(
+    settings: MDSettings,
+    structure: Structure,
+    folder: RunFolder,
+    calculator: Calculator | None = None,
+) -> None:
+    """Check everything, then make the folder with the archive (where a student runs), the topology
+    and the settings.
+    """
+    archive = None
+    if calculator is None and not (settings.engine == "ase" and is_teacher(settings.model)):
+        archive = archive_of(settings.model)
+        check_structure(structure.atoms, archive.metadata["elements"])
+    if settings.ensemble == "npt" and not structure.atoms.pbc.all():
+        raise InputError("npt needs a periodic box; the structure has none")
     if structure.atoms.pbc.any() and not structure.atoms.pbc.all():
         raise InputError(
             f"periodic along {structure.atoms.pbc.tolist()}: this command runs open or fully "
@@ -250,8 +296,9 @@ def begin(settings: MDSettings, structure: Structure, folder: RunFolder) -> None
             )
     try:
         folder.path.mkdir(parents=True, exist_ok=True)
-        with atomic_write(folder.archive) as temporary:
-            save_archive(archive, temporary)
+        if archive:
+            with atomic_write(folder.archive) as temporary:
+                save_archive(archive, temporary)
         write_topology(structure, folder.topology)
         write_json(folder.settings, asdict(settings))
     except OSError as error:

@@ -1,14 +1,18 @@
 """Figures on paper: what a run did with its energy, how a training went, how fast it goes."""
 
+import base64
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from io import BytesIO
 from pathlib import Path
 from statistics import median
-from typing import Any
+from typing import Any, NamedTuple
 
+import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
 from .analysis import Analysis
 from .analysis.forces import ForceErrors
@@ -21,6 +25,7 @@ from .verdict import with_error
 # Okabe and Ito's palette, which colour-blind readers tell apart (jfly.uni-koeln.de/color).
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 FONT_SIZE = 10
+LEGEND_LONGEST = 12  # entries, of figures in a page
 
 
 @contextmanager
@@ -239,3 +244,48 @@ def plot_steps(records: Sequence[Mapping[str, Any]], path: Path) -> None:
             f"timestep {step:g} fs, up to {threads} threads, each by its fastest way here",
             fontsize=FONT_SIZE - 1,
         )
+
+
+class Plot(NamedTuple):
+    """An image, and its title and explanation for the page."""
+
+    title: str
+    caption: str
+    uri: str
+
+
+@contextmanager
+def svg_figure(x: str, y: str, sink: list[str]) -> Iterator[Axes]:
+    """Axes of a figure of one message, labelled; its data URI is put into `sink` at the end."""
+    figure = Figure(figsize=(6.4, 3.6), layout="constrained")
+    axes = figure.subplots()
+    axes.set_prop_cycle(color=COLOURS)
+    yield axes
+    axes.set_xlabel(x, fontsize=FONT_SIZE)
+    axes.set_ylabel(y, fontsize=FONT_SIZE)
+    axes.tick_params(labelsize=FONT_SIZE)
+    axes.spines[["top", "right"]].set_visible(False)
+    handles, labels = axes.get_legend_handles_labels()
+    once = dict(zip(labels, handles, strict=True))
+    if 0 < len(once) <= LEGEND_LONGEST:
+        figure.legend(
+            once.values(),
+            once.keys(),
+            fontsize=FONT_SIZE - 1,
+            loc="outside upper left",
+            ncols=3,
+            frameon=False,
+        )
+    stream = BytesIO()
+    with matplotlib.rc_context({"svg.fonttype": "path", "svg.hashsalt": "mlff-student"}):
+        figure.savefig(stream, format="svg", metadata={"Date": None})
+    sink.append("data:image/svg+xml;base64," + base64.b64encode(stream.getvalue()).decode())
+
+
+def logarithmic(axes: Axes, name: str) -> None:
+    """An axis with plain numbers at 1, 2 and 5: the range is often less than a decade."""
+    axes.set(**{f"{name}scale": "log"})
+    axis = getattr(axes, f"{name}axis")
+    axis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axis.set_minor_formatter(NullFormatter())

@@ -132,6 +132,11 @@ def teacher_names() -> tuple[str, ...]:
     return *TEACHERS, "file:labels.extxyz", "python:package.module:factory"
 
 
+def is_teacher(name: str) -> bool:
+    """Whether a name has one of the forms that `make_teacher` takes."""
+    return name in TEACHERS or name.startswith(("file:", "python:"))
+
+
 def make_teacher(name: str) -> Calculator:
     """Calculator of a teacher, for neutral singlets.
 

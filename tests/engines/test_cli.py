@@ -95,7 +95,12 @@ BAD = {
     "seed of zero": (["md", "CCO", "--seed", "0"], ["seed", "got 0"]),
     "unknown platform": (["md", "CCO", "--platform", "TPU"], ["'TPU'", "Reference, CPU"]),
     "unknown engine": (["md", "CCO", "--engine", "gromacs"], ["gromacs", "openmm"]),
-    "unknown ensemble": (["md", "CCO", "--ensemble", "npt"], ["npt", "nve"]),
+    "unknown ensemble": (["md", "CCO", "--ensemble", "nph"], ["nph", "nve"]),
+    "pressure without a box": (["md", "CCO", "--ensemble", "npt"], ["npt needs a periodic box"]),
+    "pressure in ase": (
+        ["md", "CCO", "--engine", "ase", "--ensemble", "npt"],
+        ["npt runs in openmm and lammps"],
+    ),
     "unknown option": (["md", "CCO", "--pico", "1"], ["--pico"]),
     "unknown command": (["simulate"], ["simulate"]),
     "output in a file": (["md", "CCO", "-o", "occupied/run"], ["cannot write", "occupied/run"]),

@@ -11,6 +11,7 @@ from .installation import doctor_command, lammps_env_command, models_command
 from .lammps import lammps_input_command
 from .liquid import liquid_command
 from .md import md_command
+from .validate import validate_app
 
 __all__ = ["app", "console", "export_command", "main", "run"]
 
@@ -24,6 +25,7 @@ app.command("export")(export_command)
 app.add_typer(distill_app, name="distill")
 app.command("md")(md_command)
 app.command("analyze")(analyze_command)
+app.add_typer(validate_app, name="validate")
 app.add_typer(benchmark_app, name="benchmark")
 app.command("lammps-env")(lammps_env_command)
 app.command("lammps-input")(lammps_input_command)

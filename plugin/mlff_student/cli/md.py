@@ -15,6 +15,7 @@ class EngineName(StrEnum):
 
     openmm = "openmm"
     lammps = "lammps"
+    ase = "ase"
 
 
 class Ensemble(StrEnum):
@@ -22,6 +23,7 @@ class Ensemble(StrEnum):
 
     nve = "nve"
     nvt = "nvt"
+    npt = "npt"
 
 
 def md_command(
@@ -34,6 +36,9 @@ def md_command(
         float, typer.Option("--temperature-K", help="Temperature, kelvin.")
     ] = 300.0,
     ensemble: Annotated[Ensemble, typer.Option(help="Of production.")] = Ensemble.nve,
+    pressure_bar: Annotated[
+        float, typer.Option("--pressure-bar", help="Pressure of npt, bar.")
+    ] = 1.01325,
     output: Annotated[
         Path | None, typer.Option("-o", "--output", help="Folder of the run.")
     ] = None,
@@ -86,6 +91,7 @@ def md_command(
         platform=platform,
         threads=threads,
         backend=backend.value,
+        pressure_bar=pressure_bar,
     )
     folder = output or Path("runs") / f"{Path(structure).stem or 'molecule'}-{engine.value}"
     try:

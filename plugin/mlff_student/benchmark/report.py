@@ -1,0 +1,490 @@
+"""All students beside their teacher: how fast, how accurate, where the time goes, in one page.
+
+Positions move before every call, so that nothing is measured that a cache has answered.
+"""
+
+import json
+import tempfile
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from itertools import cycle
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from ase import Atoms
+from ase.calculators.calculator import Calculator
+
+from .. import __version__
+from ..archive import Archive
+from ..calculator import StudentForceFieldCalculator
+from ..checkpoints import archive_of
+from ..errors import InputError, MissingDependencyError, StudentError
+from ..files import atomic_write
+from ..md import MDSettings, run_md
+from ..native import with_backend
+from ..pages import render
+from ..plots import COLOURS, Plot, logarithmic, svg_figure
+from ..results import machine_facts, write_json
+from ..structure import read_structure
+from ..teachers import is_teacher, make_teacher
+from .measure import Record
+from .memory import peak_memory
+from .thermal import archive_arguments, thermal_structure
+from .timing import in_turns
+
+COMMAND = "benchmark report"
+SMALL_MOVE, BEYOND_SKIN = 0.01, 1.0  # angstrom: a neighbour list lasts, or must be made anew
+PLACES = 16  # displaced copies that calls take turns with
+FEWEST_FOR_EXPONENT = 100  # atoms; below, calls cost more than atoms
+MEMORY_ATOMS = 1000
+TEACHER_STEPS = 10
+
+
+@dataclass(frozen=True)
+class ReportSettings:
+    """What is measured.
+
+    Attributes
+    ----------
+    models : students.
+    teacher : name that `mlff_student.teachers.make_teacher` takes, or empty.
+    molecule : file or SMILES string.
+    atoms : sizes of thermal structures, for the scaling.
+    batches : of displaced copies of the molecule in one call.
+    engines : of MD.
+    steps : of MD that are timed, for each engine.
+    seconds : for each structure's latencies.
+    """
+
+    models: tuple[str, ...]
+    teacher: str = "gfn2-xtb"
+    molecule: str = "CC(=O)N[C@@H](C)C(=O)NC"
+    atoms: tuple[int, ...] = (22, 100, 300, 1000, 3000)
+    batches: tuple[int, ...] = (1, 8, 64)
+    engines: tuple[str, ...] = ("openmm", "lammps")
+    steps: int = 2000
+    seconds: float = 5.0
+
+    def __post_init__(self) -> None:
+        if not self.models:
+            raise InputError("no models to measure")
+        if self.atoms and min(self.atoms) < 2:
+            raise InputError(f"atoms must be 2 or more, got {min(self.atoms)}")
+        if self.batches and min(self.batches) < 1:
+            raise InputError(f"batches must be 1 or more, got {min(self.batches)}")
+        for name in ("steps", "seconds"):
+            if not 0 < getattr(self, name) < float("inf"):
+                raise InputError(f"{name} must be positive, got {getattr(self, name)}")
+
+
+def benchmark_report(
+    settings: ReportSettings,
+    output: Path,
+    progress: Callable[[str, int, int], None] = lambda job, done, jobs: None,
+) -> list[Record]:
+    """Measure, and write benchmark.html and benchmark.json into a folder; what is in the file
+    already, begun with the same settings on this machine, is not measured again.
+
+    Returns
+    -------
+    Flat records; `measurement` is single, batch, md, scaling, memory or stages.
+
+    Raises
+    ------
+    InputError : settings that cannot be measured, or a folder that holds another benchmark.
+    ArchiveError : no such model. MissingDependencyError : the teacher is not installed.
+    """
+    archives = {model: archive_of(model) for model in settings.models}
+    molecule = read_structure(settings.molecule).atoms
+    if settings.teacher:
+        make_teacher(settings.teacher)
+    try:
+        output.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"cannot write to {output}: {error.strerror}") from error
+    file = output / "benchmark.json"
+    head = {
+        "command": COMMAND,
+        "version": __version__,
+        "model": ",".join(settings.models),
+        "machine": machine_facts(),
+        "settings": json.loads(json.dumps(asdict(settings))),
+    }
+    records = _read(file, head)
+    jobs = dict(_jobs(settings, archives, molecule))
+    for number, (name, job) in enumerate(jobs.items()):
+        progress(name, number, len(jobs))
+        if not any(record["job"] == name for record in records):
+            records += [{"job": name} | record for record in job()]
+            write_json(file, head | {"results": records})
+    progress("done", len(jobs), len(jobs))
+    with atomic_write(output / "benchmark.html") as temporary:
+        temporary.write_text(page(records, archives, settings))
+    return records
+
+
+def _read(file: Path, head: dict[str, Any]) -> list[Record]:
+    if not file.exists():
+        return []
+    try:
+        content = json.loads(file.read_text())
+        changed = [key for key in head if content[key] != head[key]]
+        records = content["results"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise InputError(
+            f"{file} exists and is no file of {COMMAND}; choose another --output"
+        ) from error
+    if changed:
+        raise InputError(
+            f"{file} holds another benchmark ({', '.join(changed)} differ); choose another "
+            "--output or remove that file"
+        )
+    return records
+
+
+def _jobs(
+    settings: ReportSettings, archives: dict[str, Archive], molecule: Atoms
+) -> Iterator[tuple[str, Callable[[], list[Record]]]]:
+    subjects = [*settings.models, *([settings.teacher] if settings.teacher else [])]
+    yield "latency of one molecule", lambda: _single(subjects, molecule, settings.seconds)
+    for model in settings.models:
+        yield f"{model}: batches", lambda model=model: _batches(model, molecule, settings)
+    for size in settings.atoms:
+        yield f"{size} atoms", lambda size=size: _scaling(archives, size, settings.seconds)
+    for model in subjects:
+        for engine in ("ase",) if is_teacher(model) else settings.engines:
+            yield (
+                f"{model}: MD in {engine}",
+                lambda model=model, engine=engine: _md(model, engine, molecule, settings),
+            )
+    for model in settings.models:
+        yield f"{model}: memory", lambda model=model: _memory(model)
+        yield (
+            f"{model}: stages",
+            lambda model=model: _stages(archives[model], model, molecule, settings.seconds),
+        )
+
+
+def displaced(atoms: Atoms, width: float, count: int = PLACES) -> list[Atoms]:
+    """Copies whose atoms are off by a normal deviate of that standard deviation, angstrom."""
+    rng = np.random.default_rng(1)
+    copies = [atoms.copy() for _ in range(count)]
+    for copy in copies:
+        copy.positions += width * rng.normal(size=copy.positions.shape)
+    return copies
+
+
+def moving(function: Callable[[Any], object], places: list[Any]) -> Callable[[], object]:
+    """Call without arguments that gives the function another place every time."""
+    turn = cycle(places)
+    return lambda: function(next(turn))
+
+
+def _calculator(model: str) -> Calculator:
+    return make_teacher(model) if is_teacher(model) else StudentForceFieldCalculator(model=model)
+
+
+def _forces_at(calculator: Calculator, atoms: Atoms) -> Callable[[np.ndarray], np.ndarray]:
+    atoms = atoms.copy()
+    atoms.calc = calculator
+
+    def forces(positions: np.ndarray) -> np.ndarray:
+        atoms.positions = positions
+        return atoms.get_forces()
+
+    return forces
+
+
+def _single(subjects: list[str], molecule: Atoms, seconds: float) -> list[Record]:
+    """Energy and forces of one molecule through the ASE calculator."""
+    places = [copy.positions for copy in displaced(molecule, SMALL_MOVE)]
+    calls = {one: moving(_forces_at(_calculator(one), molecule), places) for one in subjects}
+    for call in calls.values():
+        for _ in range(2):  # TorchScript compiles
+            call()
+    times = in_turns(calls, seconds)
+    return [
+        {
+            "measurement": "single",
+            "model": one,
+            "atoms": len(molecule),
+            "ms": times[one].ms,
+            "ms_iqr": times[one].ms_iqr,
+        }
+        for one in subjects
+    ]
+
+
+def _batches(model: str, molecule: Atoms, settings: ReportSettings) -> list[Record]:
+    """Structures in one call; one after another where the calculator has no batches."""
+    calculator = StudentForceFieldCalculator(model=model)
+    batched = getattr(calculator, "calculate_batch", None)
+    forces = _forces_at(calculator, molecule)
+
+    def one_by_one(batch: list[Atoms]) -> None:
+        for one in batch:
+            forces(one.positions)
+
+    calls = {}
+    for size in settings.batches:
+        copies = displaced(molecule, SMALL_MOVE, 2 * size)  # the two halves take turns
+        places = [copies[:size], copies[size:]]
+        calls[size, "one by one"] = moving(one_by_one, places)
+        if batched:
+            calls[size, "batch"] = moving(batched, places)
+    for call in calls.values():
+        call()
+    times = in_turns({str(key): call for key, call in calls.items()}, settings.seconds)
+    return [
+        {
+            "measurement": "batch",
+            "model": model,
+            "atoms": len(molecule),
+            "structures": size,
+            "how": how,
+            "ms_per_structure": times[str((size, how))].ms / size,
+        }
+        for size, how in calls
+    ]
+
+
+def _scaling(archives: dict[str, Archive], size: int, seconds: float) -> list[Record]:
+    """Energy and forces by size, the neighbour list made anew now and then as MD makes it."""
+    calls = {}
+    for model, archive in archives.items():
+        atoms = thermal_structure(size, archive.metadata["elements"], archive.metadata["cutoff"])
+        module = with_backend(archive, "auto").module
+        places = [archive_arguments(copy) for copy in displaced(atoms, SMALL_MOVE, 4)]
+        calls[model] = moving(lambda place, module=module: module.evaluate(*place), places)
+        calls[model]()
+    times = in_turns(calls, seconds)
+    return [
+        {
+            "measurement": "scaling",
+            "model": model,
+            "atoms": size,
+            "ms": times[model].ms,
+            "us_per_atom": 1e3 * times[model].ms / size,
+        }
+        for model in archives
+    ]
+
+
+def _md(model: str, engine: str, molecule: Atoms, settings: ReportSettings) -> list[Record]:
+    """Steps of real dynamics."""
+    steps = TEACHER_STEPS if is_teacher(model) else settings.steps
+    md = MDSettings(
+        engine=engine,
+        model=model,
+        structure=settings.molecule,
+        steps=steps,
+        timestep_fs=0.5,
+        temperature_K=300.0,
+        ensemble="nve",
+        every=max(1, steps // 10),
+        thermalise_steps=max(2, steps // 10),
+        friction_per_ps=10.0,
+        seed=1,
+        threads=1,
+    )  # fmt: skip
+    record: Record = {"measurement": "md", "model": model, "engine": engine, "atoms": len(molecule)}
+    with tempfile.TemporaryDirectory() as folder:
+        try:
+            made = run_md(md, Path(folder) / "run", quiet=True)
+        except MissingDependencyError as error:
+            return [record | {"ms_per_step": None, "ns_per_day": None, "note": str(error)}]
+    figures = {key: made[key] for key in ("ms_per_step", "ns_per_day", "timestep_fs")}
+    return [record | figures | {"note": ""}]
+
+
+def _memory(model: str) -> list[Record]:
+    record: Record = {"measurement": "memory", "model": model, "atoms": MEMORY_ATOMS}
+    try:
+        peak = peak_memory(model, "auto", MEMORY_ATOMS)
+    except StudentError as error:
+        return [record | {"peak_memory_mb": None, "note": str(error)}]
+    return [record | {"peak_memory_mb": 1e-6 * peak, "note": ""}]
+
+
+def _stages(archive: Archive, model: str, molecule: Atoms, seconds: float) -> list[Record]:
+    """Where the time of a call goes: the network, the search for neighbours, ASE around both."""
+    module = with_backend(archive, "auto").module
+    copies = displaced(molecule, SMALL_MOVE)
+    near = [archive_arguments(copy) for copy in copies]
+    for number, copy in enumerate(copies):
+        copy.positions += (number % 2) * BEYOND_SKIN  # the same edges, and no list that still holds
+    far = [archive_arguments(copy) for copy in copies]
+    calls = {
+        "network": moving(lambda place: module.evaluate(*place), near),
+        "with_search": moving(lambda place: module.evaluate(*place), far),
+        "ase": moving(
+            _forces_at(StudentForceFieldCalculator(model=model), molecule),
+            [copy.positions for copy in displaced(molecule, SMALL_MOVE)],
+        ),
+    }
+    for call in calls.values():
+        for _ in range(2):
+            call()
+    times = in_turns(calls, seconds)
+    network = times["network"].ms
+    stages = {
+        "network": network,
+        "neighbour search, when due": max(0.0, times["with_search"].ms - network),
+        "ASE around it": max(0.0, times["ase"].ms - network),
+    }
+    return [
+        {"measurement": "stages", "model": model, "atoms": len(molecule), "stage": stage, "ms": ms}
+        for stage, ms in stages.items()
+    ]
+
+
+def scaling_exponent(records: list[Record], model: str) -> float:
+    """Of time against atoms, from 100 atoms on; NaN of fewer than two sizes."""
+    points = {
+        one["atoms"]: one["ms"]
+        for one in records
+        if one["measurement"] == "scaling" and one["model"] == model
+        if one["atoms"] >= FEWEST_FOR_EXPONENT
+    }
+    if len(points) < 2:
+        return np.nan
+    slope, _ = np.polyfit(np.log(list(points)), np.log(list(points.values())), 1)
+    return float(slope)
+
+
+def page(records: list[Record], archives: dict[str, Archive], settings: ReportSettings) -> str:
+    """One self-contained HTML page."""
+    models = [*archives, *([settings.teacher] if settings.teacher else [])]
+    accuracy = {model: _force_rmse(archive) for model, archive in archives.items()}
+    plots = [
+        _speed_against_accuracy(records, accuracy, settings.teacher),
+        _scaling_plot(records, list(archives)),
+        _batch_plot(records, list(archives)),
+        _stage_plot(records, list(archives)),
+    ]
+    rows = []
+    for model in models:
+        mine = [one for one in records if one["model"] == model]
+        rows.append(
+            {
+                "model": model,
+                "rmse": accuracy.get(model),
+                "single": _value(mine, "ms", measurement="single"),
+                "batch": min(
+                    (one["ms_per_structure"] for one in mine if one["measurement"] == "batch"),
+                    default=None,
+                ),
+                "md": {
+                    engine: (
+                        _value(mine, "ms_per_step", measurement="md", engine=engine),
+                        _value(mine, "ns_per_day", measurement="md", engine=engine),
+                    )
+                    for engine in (*settings.engines, "ase")
+                },
+                "exponent": scaling_exponent(records, model),
+                "memory": _value(mine, "peak_memory_mb", measurement="memory"),
+            }
+        )
+    return render(
+        "benchmark/report.html.j2",
+        rows=rows,
+        engines=[*settings.engines, "ase"],
+        plots=[plot for plot in plots if plot],
+        notes=list(dict.fromkeys(one["note"] for one in records if one.get("note"))),
+        settings=settings,
+        molecule_atoms=next((r["atoms"] for r in records if r["measurement"] == "single"), 0),
+        memory_atoms=MEMORY_ATOMS,
+        machine=machine_facts(),
+        version=__version__,
+        date=datetime.now(UTC).strftime("%Y-%m-%d"),
+    )
+
+
+def _force_rmse(archive: Archive) -> float | None:
+    accuracy = archive.metadata.get("accuracy") or {}
+    accuracy = accuracy.get("held_out_molecules", accuracy)
+    return accuracy.get("force_rmse_ev_per_angstrom")
+
+
+def _value(records: list[Record], key: str, **wanted: Any) -> float | None:
+    for one in records:
+        if all(one.get(name) == value for name, value in wanted.items()):
+            return one[key]
+    return None
+
+
+def _speed_against_accuracy(
+    records: list[Record], accuracy: dict[str, float | None], teacher: str
+) -> Plot | None:
+    steps = [one for one in records if one["measurement"] == "md" and one["ms_per_step"]]
+    sink: list[str] = []
+    with svg_figure("ms/step of MD", "force RMSE on unseen molecules (eV/Å)", sink) as axes:
+        for one in steps:
+            if accuracy.get(one["model"]) is None:
+                continue
+            colour = COLOURS[list(accuracy).index(one["model"]) % len(COLOURS)]
+            marker = {"openmm": "o", "lammps": "s", "ase": "D"}[one["engine"]]
+            label = f"{Path(one['model']).stem}, {one['engine']}"
+            axes.plot(one["ms_per_step"], accuracy[one["model"]], marker, color=colour, label=label)
+        for one in steps:
+            if one["model"] == teacher:
+                axes.axvline(one["ms_per_step"], color="0.4", linestyle="--", label=teacher)
+        logarithmic(axes, "x")
+        axes.set_ylim(0.0, 1.2 * max(filter(None, accuracy.values()), default=1.0))
+    return Plot("Speed against accuracy", "Left and low is better. Dashed: the teacher.", sink[0])
+
+
+def _scaling_plot(records: list[Record], models: list[str]) -> Plot | None:
+    sink: list[str] = []
+    with svg_figure("atoms", "energy and forces (ms)", sink) as axes:
+        for model in models:
+            points = sorted(
+                (one["atoms"], one["ms"])
+                for one in records
+                if one["measurement"] == "scaling" and one["model"] == model
+            )
+            if points:
+                label = f"{Path(model).stem}: exponent {scaling_exponent(records, model):.2f}"
+                axes.plot(*zip(*points, strict=True), marker="o", label=label)
+        logarithmic(axes, "x")
+        logarithmic(axes, "y")
+    caption = (
+        f"Random thermal structures, one thread; exponents from {FEWEST_FOR_EXPONENT} atoms on."
+    )
+    return Plot("Time against size", caption, sink[0])
+
+
+def _batch_plot(records: list[Record], models: list[str]) -> Plot | None:
+    sink: list[str] = []
+    with svg_figure("structures in a call", "ms a structure", sink) as axes:
+        for model, colour in zip(models, COLOURS, strict=False):
+            for how, line in (("batch", "-"), ("one by one", ":")):
+                points = sorted(
+                    (one["structures"], one["ms_per_structure"])
+                    for one in records
+                    if one["measurement"] == "batch" and (one["model"], one["how"]) == (model, how)
+                )
+                if points:
+                    label = f"{Path(model).stem}, {how}"
+                    axes.plot(
+                        *zip(*points, strict=True), line, marker="o", color=colour, label=label
+                    )
+        logarithmic(axes, "x")
+        logarithmic(axes, "y")
+    return Plot("Many structures at once", "Through the ASE calculator.", sink[0])
+
+
+def _stage_plot(records: list[Record], models: list[str]) -> Plot | None:
+    stages = [one for one in records if one["measurement"] == "stages"]
+    names = list(dict.fromkeys(one["stage"] for one in stages))
+    sink: list[str] = []
+    with svg_figure("ms", "", sink) as axes:
+        left = np.zeros(len(models))
+        for name, colour in zip(names, COLOURS, strict=False):
+            width = np.array([_value(stages, "ms", model=m, stage=name) or 0.0 for m in models])
+            axes.barh([Path(m).stem for m in models], width, left=left, color=colour, label=name)
+            left += width
+        axes.invert_yaxis()
+    return Plot("Where a call's time goes", "Of one molecule.", sink[0])

@@ -1,0 +1,17 @@
+"""May this force field be trusted in MD? Protocols of runs, their verdict and the evidence."""
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from .harness import NVEResult, nve
+
+__all__ = ["NVEResult", "nve"]
+
+
+def __getattr__(name: str) -> Any:
+    """The harness when it is used: the command line must not wait for torch."""
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from . import harness
+
+    return getattr(harness, name)

@@ -1,0 +1,294 @@
+"""Carry out a protocol's tasks, several at once, into a folder that a killed campaign resumes from.
+
+campaign.json     what is tested by what: another start must be the same
+structures/       boxes that were made
+runs/NAME/        trajectories, logs and checkpoints; not to be committed
+results/NAME.json record and series of a task, written whole
+"""
+
+import json
+import os
+from collections.abc import Callable, Iterator
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
+from dataclasses import dataclass
+from multiprocessing import connection, get_context, parent_process
+from pathlib import Path
+from threading import Thread
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+
+from ..checkpoints import archive_of, available_models, checkpoint_path
+from ..distill.dataset import sha256
+from ..errors import InputError, MissingDependencyError, StudentError
+from ..md import RunFolder, engine_of, run_md
+from ..results import write_json
+from ..teachers import is_teacher, make_teacher
+from .measure import measure_comparison, measure_run
+from .protocol import Protocol
+from .tasks import CompareTask, RunTask, Subject, Task, prepare_structures, tasks_of
+
+POLL_S = 1.0  # between looks at the runs' logs
+Result = dict[str, Any]  # keys record (flat) and series
+
+
+@dataclass(frozen=True)
+class Folder:
+    """Where a campaign keeps its files."""
+
+    path: Path
+
+    @property
+    def identity(self) -> Path:
+        """What is tested by what."""
+        return self.path / "campaign.json"
+
+    def run(self, name: str) -> RunFolder:
+        """Files of a run."""
+        return RunFolder(self.path / "runs" / name)
+
+    def result(self, name: str) -> Path:
+        """Result of a task."""
+        return self.path / "results" / f"{name}.json"
+
+    def read(self, name: str) -> Result | None:
+        """Result of a task, if it is done.
+
+        Raises
+        ------
+        InputError : the file is damaged.
+        """
+        path = self.result(name)
+        if not path.exists():
+            return None
+        try:
+            content = json.loads(path.read_text())
+            return {"record": content["record"], "series": content["series"]}
+        except (ValueError, KeyError, TypeError) as error:
+            raise InputError(f"{path} is damaged; remove it, and it is made anew") from error
+
+
+class Campaign:
+    """A protocol applied to models, in a folder.
+
+    Parameters
+    ----------
+    protocol, subject : what is run, of whom.
+    output : folder; one begun with the same protocol and models is gone on with.
+
+    Raises
+    ------
+    InputError : nothing to run, a structure or teacher that cannot be had, or a folder that holds
+        another campaign. ArchiveError : no such model. MissingDependencyError : an engine is not
+        installed. All before anything runs.
+    """
+
+    def __init__(self, protocol: Protocol, subject: Subject, output: Path) -> None:
+        self.protocol, self.subject = protocol, subject
+        self.folder = Folder(output)
+        if subject.teacher:
+            make_teacher(subject.teacher)
+        for model in subject.models:
+            if not is_teacher(model):
+                archive_of(model)
+            elif set(subject.engines) != {"ase"}:
+                raise InputError(f"{model} is no student: it runs with --engine ase alone")
+            else:
+                make_teacher(model)
+        try:
+            output.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise InputError(f"cannot write to {output}: {error.strerror}") from error
+        begun = self._check_identity()
+        self.tasks = tasks_of(
+            protocol, subject, prepare_structures(protocol, output / "structures")
+        )
+        for engine in dict.fromkeys(task.settings.engine for task in self.runs()):
+            engine_of(next(t.settings for t in self.runs() if t.settings.engine == engine))
+        if not begun:
+            write_json(self.folder.identity, self._identity())
+            (output / "runs").mkdir(exist_ok=True)
+            (output / "runs" / ".gitignore").write_text("*\n")
+
+    def runs(self) -> list[RunTask]:
+        """All runs."""
+        return [task for task in self.tasks if isinstance(task, RunTask)]
+
+    def pending(self) -> list[Task]:
+        """Tasks without a result."""
+        return [task for task in self.tasks if not self.folder.result(task.name).exists()]
+
+    def results(self) -> dict[str, Result]:
+        """Results there are, by the task's name."""
+        found = {task.name: self.folder.read(task.name) for task in self.tasks}
+        return {name: result for name, result in found.items() if result is not None}
+
+    def _identity(self) -> dict[str, Any]:
+        return {
+            "protocol": repr(self.protocol),
+            "teacher": self.subject.teacher,
+            "engines": list(self.subject.engines),
+            "models": {model: _digest(model) for model in self.subject.models},
+        }
+
+    def _check_identity(self) -> bool:
+        """Whether the folder holds this campaign begun; InputError if it holds another."""
+        wanted, path = self._identity(), self.folder.identity
+        if not path.exists():
+            return False
+        try:
+            found = json.loads(path.read_text())
+        except ValueError as error:
+            raise InputError(f"{path} is damaged ({error}); choose another --output") from error
+        if changed := [key for key in wanted if found.get(key) != wanted[key]]:
+            raise InputError(
+                f"{self.folder.path} holds another campaign ({', '.join(changed)} differ; a model "
+                "differs when its weights do); choose another --output or remove that folder"
+            )
+        return True
+
+    def run(
+        self, workers: int, cost: Callable[[Task], float] = lambda task: 1.0, quiet: bool = False
+    ) -> None:
+        """Carry out what is pending; Ctrl-C loses at most what runs did since a checkpoint.
+
+        Parameters
+        ----------
+        workers : processes, one thread each.
+        cost : expected seconds of a task, for the bar and the order.
+
+        Raises
+        ------
+        MissingDependencyError : a worker lacks a package.
+        StudentError : a worker was killed.
+        """
+        waiting = sorted(self.pending(), key=cost, reverse=True)
+        done = {task.name for task in self.tasks} - {task.name for task in waiting}
+        os.environ["OMP_NUM_THREADS"] = "1"
+        running: dict[Future[None], Task] = {}
+        pool = ProcessPoolExecutor(
+            workers, mp_context=get_context("spawn"), initializer=_end_with_parent
+        )
+        try:
+            with _bars(waiting, cost, self.folder, quiet) as show:
+                while waiting or running:
+                    for task in [t for t in waiting if set(t.needs) <= done]:
+                        if len(running) == workers:
+                            break
+                        waiting.remove(task)
+                        running[pool.submit(perform, task, self.folder.path)] = task
+                    finished, _ = wait(running, POLL_S, FIRST_COMPLETED)
+                    for future in finished:
+                        task = running.pop(future)
+                        future.result()
+                        done.add(task.name)
+                    show(list(running.values()), done)
+        except BrokenProcessPool as error:
+            names = ", ".join(task.name for task in running.values())
+            raise StudentError(
+                f"a worker was killed by a crash or want of memory at {names or 'its start'}; "
+                "the same command goes on from there"
+            ) from error
+        finally:
+            for process in list((pool._processes or {}).values()):
+                if running:
+                    process.terminate()
+            pool.shutdown(wait=True, cancel_futures=True)
+
+
+def perform(task: Task, output: Path) -> None:
+    """Carry out one task and write its result; in a worker.
+
+    A run that the engine gives up, and files that the analysis refuses, are results: the worst
+    there are.
+    """
+    folder = Folder(output)
+    head: dict[str, Any] = {"case": task.name, "step": task.step, "structure": task.structure}
+    head["model"], head["engine"] = task.name.split("/")[:2]
+    head["judged"] = task.judged
+    try:
+        if isinstance(task, RunTask):
+            run = folder.run(task.name)
+            made = run_md(task.settings, run.path, quiet=True)
+            record, series = measure_run(task, run)
+            record |= {key: made[key] for key in ("ms_per_step", "ns_per_day")}
+        else:
+            record, series = measure_comparison(
+                task,
+                [folder.run(name) for name in task.needs if name not in task.references],
+                [folder.run(name) for name in task.references],
+            )
+        outcome = {"failed_runs": 0, "failure": ""}
+    except MissingDependencyError:
+        raise
+    except StudentError as error:
+        record, series = {}, {}
+        outcome = {"failed_runs": 1, "failure": str(error).splitlines()[0]}
+    path = folder.result(task.name)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_json(path, {"record": head | outcome | record, "series": series})
+
+
+def _end_with_parent() -> None:
+    """A worker must not write on in a folder where its killed campaign is gone on with."""
+    parent = parent_process()
+    assert parent is not None
+
+    def watch() -> None:
+        connection.wait([parent.sentinel])
+        os._exit(1)
+
+    Thread(target=watch, daemon=True).start()
+
+
+def _digest(model: str) -> str:
+    """SHA-256 of a student's file; of a teacher its name."""
+    if is_teacher(model):
+        return model
+    return sha256(checkpoint_path(model) if model in available_models() else Path(model))
+
+
+@contextmanager
+def _bars(
+    pending: list[Task], cost: Callable[[Task], float], folder: Folder, quiet: bool
+) -> Iterator[Callable[[list[Task], set[str]], None]]:
+    """One bar over all tasks in expected seconds, one for each task that runs."""
+    costs = {task.name: cost(task) for task in pending}
+    columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[note]}"))
+    with Progress(
+        *columns, TimeRemainingColumn(), console=Console(stderr=True), disable=quiet
+    ) as progress:
+        whole = progress.add_task("all", total=sum(costs.values()), note="")
+        bars: dict[str, TaskID] = {}
+
+        def show(running: list[Task], done: set[str]) -> None:
+            shares = {task.name: _share_done(task, folder) for task in running}
+            for name in set(bars) - set(shares):
+                progress.remove_task(bars.pop(name))
+            for name, share in shares.items():
+                if name not in bars:
+                    bars[name] = progress.add_task(name, total=1.0, note="")
+                progress.update(bars[name], completed=share)
+            seconds = sum(value for name, value in costs.items() if name in done)
+            seconds += sum(share * costs[name] for name, share in shares.items())
+            count = sum(name in done for name in costs)
+            progress.update(whole, completed=seconds, note=f"{count} of {len(costs)}")
+
+        yield show
+
+
+def _share_done(task: Task, folder: Folder) -> float:
+    """Of a run's production, from the rows of its last segment's log."""
+    if isinstance(task, CompareTask):
+        return 0.0
+    segments = folder.run(task.name).segments()
+    if not segments:
+        return 0.0
+    try:
+        rows = segments[-1].thermo.read_bytes().count(b"\n") - 1
+    except OSError:
+        return 1.0  # they were joined meanwhile
+    return min(1.0, (segments[-1].first_step + rows * task.settings.every) / task.settings.steps)

@@ -1,0 +1,269 @@
+"""A protocol as tasks: runs, and comparisons of finished runs, each with one result."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+
+from ..distill.molecules import LIBRARY, embed, read_library
+from ..distill.structures import LIQUID_PACKING, liquid_box, molecular_volume
+from ..errors import InputError
+from ..files import atomic_write
+from ..md import MDSettings
+from ..structure import Structure, make_topology, read_structure, write_topology
+from .protocol import Box, Liquid, Protocol, Runs
+
+FRICTION_PER_PS = 10.0  # of Langevin dynamics: heat comes in within some tenths of a picosecond
+
+
+@dataclass(frozen=True)
+class RunTask:
+    """A run and what is measured of it.
+
+    Attributes
+    ----------
+    name : MODEL/ENGINE/STEP/CASE, the folder of the run and the file of its result.
+    step : of the protocol.
+    structure : its short name.
+    settings : of the run.
+    judged : whether the verdict counts it.
+    teacher : whose forces are compared on `teacher_frames` frames; empty for none.
+    """
+
+    name: str
+    step: str
+    structure: str
+    settings: MDSettings
+    judged: bool = True
+    teacher: str = ""
+    teacher_frames: int = 0
+    needs: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class CompareTask:
+    """What is measured of several runs together.
+
+    Attributes
+    ----------
+    name, step, structure, judged : as of `RunTask`.
+    kind : "convergence" of the energy with the timestep, or "rdf" against the teacher.
+    needs : names of the runs.
+    references : names of the teacher's runs.
+    window_ps : of each run that counts.
+    timesteps_fs : of each run.
+    """
+
+    name: str
+    step: str
+    structure: str
+    kind: str
+    needs: tuple[str, ...]
+    references: tuple[str, ...] = ()
+    window_ps: float = float("inf")
+    timesteps_fs: tuple[float, ...] = ()
+    judged: bool = True
+
+
+Task = RunTask | CompareTask
+
+
+@dataclass(frozen=True)
+class Subject:
+    """Who is tested, and against whom.
+
+    Attributes
+    ----------
+    models : shipped names, checkpoints, archives; teachers' names with the engine "ase".
+    engines : of MD.
+    teacher : name that `mlff_student.teachers.make_teacher` takes, or empty.
+    """
+
+    models: tuple[str, ...]
+    engines: tuple[str, ...]
+    teacher: str = ""
+
+
+def prepare_structures(protocol: Protocol, folder: Path) -> dict[str, str]:
+    """What `read_structure` takes for each structure of a protocol, by its name there.
+
+    Boxes are written into the folder, once.
+
+    Raises
+    ------
+    InputError : a structure that is no box, no molecule of the library, no file and no SMILES.
+    """
+    library = {molecule.name: molecule.smiles for molecule in read_library(LIBRARY)}
+    folder.mkdir(parents=True, exist_ok=True)
+    names = [
+        name
+        for step in protocol.steps
+        for name in (step.structures if isinstance(step, Runs) else (step.box,))
+    ]
+    sources = {}
+    for name in dict.fromkeys(names):
+        if name in protocol.boxes:
+            path = folder / f"{name}.pdb"
+            if not path.exists():
+                _write_box(protocol.boxes[name], path)
+            sources[name] = str(path)
+        else:
+            sources[name] = library.get(name, name)
+            read_structure(sources[name])  # raises here where it cannot be had
+    return sources
+
+
+def _write_box(box: Box, path: Path) -> None:
+    molecule, bonds = embed(box.smiles)
+    volume = box.count * molecular_volume(box.smiles) / LIQUID_PACKING
+    atoms = liquid_box([molecule] * box.count, volume, np.random.default_rng(1))
+    bonds = [
+        (i + k * len(molecule), j + k * len(molecule)) for k in range(box.count) for i, j in bonds
+    ]
+    with atomic_write(path) as temporary:
+        pdb = temporary.with_suffix(".pdb")  # the writer goes by the ending
+        write_topology(Structure(atoms, make_topology(atoms, bonds)), pdb)
+        pdb.replace(temporary)
+
+
+def tasks_of(protocol: Protocol, subject: Subject, sources: dict[str, str]) -> list[Task]:
+    """All tasks of a protocol, comparisons after what they compare.
+
+    Raises
+    ------
+    InputError : nothing to run, or lengths that are no run.
+    """
+    if not subject.models:
+        raise InputError("no model to validate; give one, as in: mlff-student validate tiny")
+    tasks: dict[str, Task] = {}
+    for step in protocol.steps:
+        for model in subject.models:
+            for engine in subject.engines:
+                make = _runs if isinstance(step, Runs) else _liquid
+                for task in make(step, model, engine, subject.teacher, sources):
+                    if tasks.setdefault(task.name, task) != task:
+                        raise InputError(
+                            f"two runs are called {task.name}; rename a structure or a step"
+                        )
+    return list(tasks.values())
+
+
+def label_of(model: str) -> str:
+    """A model's name in names of tasks and in tables."""
+    path = Path(model)
+    stem = path.parent.name if path.name == "model.pt" else path.stem
+    return stem.replace(":", "-").replace("/", "-") or "model"
+
+
+def _settings(
+    model: str, engine: str, source: str, ensemble: str, ps: float, timestep_fs: float,
+    temperature_K: float, thermalise_ps: float, every: int, seed: int = 1,
+    thermalise_timestep_fs: float = 0.0,
+) -> MDSettings:  # fmt: skip
+    steps = round(1000.0 * ps / timestep_fs / every) * every
+    return MDSettings(
+        engine=engine,
+        model=model,
+        structure=source,
+        steps=steps,
+        timestep_fs=timestep_fs,
+        temperature_K=temperature_K,
+        ensemble=ensemble,
+        every=every,
+        thermalise_steps=max(
+            2, round(1000.0 * thermalise_ps / (thermalise_timestep_fs or timestep_fs))
+        ),
+        friction_per_ps=FRICTION_PER_PS,
+        seed=seed,
+        threads=1,
+        thermalise_timestep_fs=thermalise_timestep_fs,
+    )
+
+
+def _runs(
+    step: Runs, model: str, engine: str, teacher: str, sources: dict[str, str]
+) -> Iterator[Task]:
+    head = f"{label_of(model)}/{engine}/{step.step}"
+    for structure in step.structures:
+        label = label_of(structure)
+        atoms = len(read_structure(sources[structure]).atoms)
+        for ps in step.ps:
+            for temperature in step.temperatures_K:
+                names: dict[float, str] = {}
+                for timestep in step.timesteps_fs:
+                    every = max(1, round(1000.0 * ps / timestep / step.frames))
+                    name = f"{head}/{label}-{ps:g}ps-{temperature:g}K-{timestep:g}fs"
+                    if timestep <= step.judged_to_fs:
+                        names[timestep] = name
+                    yield RunTask(
+                        name=name,
+                        step=step.step,
+                        structure=label,
+                        settings=_settings(
+                            model, engine, sources[structure], "nve", ps, timestep, temperature,
+                            step.thermalise_ps, every,
+                            thermalise_timestep_fs=min(step.timesteps_fs),
+                        ),
+                        judged=temperature <= step.judged_to_K
+                        and timestep <= step.judged_to_fs
+                        and atoms <= step.judged_to_atoms,
+                        teacher=teacher if step.teacher_frames else "",
+                        teacher_frames=step.teacher_frames,
+                    )  # fmt: skip
+                if len(names) > 1:
+                    yield CompareTask(
+                        name=f"{head}/{label}-{ps:g}ps-{temperature:g}K-convergence",
+                        step=step.step,
+                        structure=label,
+                        kind="convergence",
+                        needs=tuple(names.values()),
+                        timesteps_fs=tuple(names),
+                    )
+
+
+def _liquid(
+    step: Liquid, model: str, engine: str, teacher: str, sources: dict[str, str]
+) -> Iterator[Task]:
+    every = max(1, round(step.frame_fs / step.timestep_fs))
+
+    def run(
+        model: str, engine: str, ensemble: str, ps: float, replica: int, against: str, judged: bool
+    ) -> RunTask:
+        return RunTask(
+            name=f"{label_of(model)}/{engine}/{step.step}/{label_of(step.box)}-{ensemble}-{replica}",
+            step=step.step,
+            structure=label_of(step.box),
+            settings=_settings(
+                model, engine, sources[step.box], ensemble, ps, step.timestep_fs,
+                step.temperature_K, step.thermalise_ps, every, seed=replica,
+            ),
+            judged=judged,
+            teacher=against if step.teacher_frames else "",
+            teacher_frames=step.teacher_frames,
+        )  # fmt: skip
+
+    replicas = range(1, step.replicas + 1)
+    constant_volume: list[str] = []
+    if step.nvt_ps:
+        for k in replicas:
+            task = run(model, engine, "nvt", step.nvt_ps, k, teacher if k == 1 else "", True)
+            constant_volume.append(task.name)
+            yield task
+    if step.npt_ps and engine != "ase":
+        yield run(model, engine, "npt", step.npt_ps, 1, "", True)
+    if teacher and step.teacher_ps and constant_volume:
+        references = []
+        for k in replicas:
+            task = run(teacher, "ase", "nvt", step.teacher_ps, k, "", False)
+            references.append(task.name)
+            yield replace(task, teacher="", teacher_frames=0)
+        yield CompareTask(
+            name=f"{label_of(model)}/{engine}/{step.step}/{label_of(step.box)}-rdf",
+            step=step.step,
+            structure=label_of(step.box),
+            kind="rdf",
+            needs=(*constant_volume, *references),
+            references=tuple(references),
+            window_ps=min(step.teacher_ps, step.nvt_ps),
+        )

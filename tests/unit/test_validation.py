@@ -1,0 +1,360 @@
+"""Protocols, verdicts, comparisons and pages, from results whose answer is known."""
+
+import copy
+import json
+import subprocess
+import sys
+from html.parser import HTMLParser
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import jsonschema
+import numpy as np
+import pytest
+
+from mlff_student.errors import InputError
+from mlff_student.results import write_json
+from mlff_student.validation.campaign import Folder
+from mlff_student.validation.compare import compare, read_report
+from mlff_student.validation.protocol import load_protocol, protocol_names
+from mlff_student.validation.report import as_json, load_schema, write_reports
+from mlff_student.validation.summary import summarise
+from mlff_student.validation.tasks import Subject, prepare_structures, tasks_of
+from mlff_student.verdict import load_thresholds
+
+THRESHOLDS = load_thresholds()
+PROTOCOL = """
+about: For tests.
+steps:
+  - {step: nve, structures: [water, ethanol, formamide], ps: 5}
+  - step: temperature_ladder
+    structures: [ethanol]
+    ps: 5
+    temperatures_K: [100, 300, 600]
+    judged_to_K: 300
+"""
+
+
+def record(case: str, **figures: Any) -> dict[str, Any]:
+    """Of a sound run."""
+    model, engine, step, last = case.split("/")
+    return {
+        "case": case,
+        "model": model,
+        "engine": engine,
+        "step": step,
+        "structure": last.split("-")[0],
+        "judged": True,
+        "failed_runs": 0,
+        "failure": "",
+        "ensemble": "nve",
+        "atoms": 9,
+        "duration_ps": 5.0,
+        "target_temperature_k": 300.0,
+        "timestep_fs": 0.5,
+        "temperature_k": 301.0,
+        "drift_mev_per_atom_ps": 0.001,
+        "drift_stderr_mev_per_atom_ps": 0.001,
+        "exchange_ratio": 0.02,
+        "bond_deviation_angstrom": 0.1,
+        "nonfinite_rows": 0,
+    } | figures
+
+
+def campaign_of(tmp_path: Path, records: list[dict[str, Any]]) -> Any:
+    """What a finished campaign with these records offers to the report."""
+    path = tmp_path / "protocol.yaml"
+    path.write_text(PROTOCOL)
+    protocol = load_protocol(str(path))
+    subject = Subject(("tiny",), ("openmm",))
+    tasks = tasks_of(protocol, subject, prepare_structures(protocol, tmp_path / "structures"))
+    series = {
+        "time_ps": [0.0, 1.0, 2.0],
+        "energy_mev_per_atom": [0.0, 0.1, None],
+        "temperature_k": [300.0, 310.0, 290.0],
+    }
+    results = {one["case"]: {"record": one, "series": series} for one in records}
+    return SimpleNamespace(
+        protocol=protocol,
+        subject=subject,
+        folder=Folder(tmp_path),
+        results=lambda: results,
+        runs=lambda: tasks,
+    )
+
+
+def ladder(*temperatures: float, bad: float = np.inf) -> list[dict[str, Any]]:
+    return [
+        record(
+            f"tiny/openmm/temperature_ladder/ethanol-5ps-{t:g}K-0.5fs",
+            target_temperature_k=t,
+            judged=t <= 300,
+            bond_deviation_angstrom=2.0 if t >= bad else 0.1,
+        )
+        for t in temperatures
+    ]
+
+
+@pytest.mark.parametrize("name", protocol_names())
+def test_shipped_protocols(name, tmp_path):
+    """Every protocol can be read, its structures can be had, and every comparison has its runs."""
+    protocol = load_protocol(name)
+    assert protocol.about
+    subject = Subject(protocol.models or ("tiny",), protocol.engines, "gfn2-xtb")
+    tasks = tasks_of(protocol, subject, prepare_structures(protocol, tmp_path))
+    names = {task.name for task in tasks}
+    assert all(set(task.needs) <= names for task in tasks)
+    assert any(task.judged for task in tasks)
+
+
+def test_campaign_is_what_was_asked_for(tmp_path):
+    """Three students in two engines: five molecules of 15 to 32 atoms with hydrogens, one of them
+    with fluorine, 10 and 50 ps, and one for a nanosecond.
+    """
+    from mlff_student.checkpoints import available_models, read_card
+    from mlff_student.structure import read_structure
+
+    protocol = load_protocol("campaign")
+    assert protocol.models == ("original", "tiny", "ultra_tiny")
+    assert protocol.engines == ("openmm", "lammps")
+    steps = {step.step: step for step in protocol.steps}
+    sources = prepare_structures(protocol, tmp_path)
+    molecules = [read_structure(sources[name]).atoms for name in steps["nve"].structures]
+    assert len(molecules) == 5
+    assert all(15 <= len(atoms) <= 32 for atoms in molecules)
+    elements = [set(atoms.symbols) for atoms in molecules]
+    assert all("H" in one and one <= set("HCNOF") for one in elements)
+    assert sum("F" in one for one in elements) == 1
+    assert steps["nve"].ps == (10.0, 50.0)
+    assert steps["nve_1ns"].ps == (1000.0,)
+    for folder in available_models().values():
+        held_out = read_card(folder / "model.pt")["held_out"]["test"]
+        assert set(steps["nve"].structures) <= set(held_out)
+
+
+BAD_PROTOCOLS = {
+    "misspelt key": ("steps: [{step: a, structure: [water]}]", "did you mean 'structures'"),
+    "no steps": ("about: nothing", "steps"),
+    "text for a number": ("steps: [{step: a, structures: [water], ps: long}]", "'long'"),
+    "negative": ("steps: [{step: a, structures: [water], ps: -1}]", "-1"),
+    "no structures": ("steps: [{step: a}]", "structures is missing"),
+    "unknown box": ("steps: [{step: a, box: sea}]", "sea"),
+    "unknown engine": ("engines: [gromacs]\nsteps: [{step: a, structures: [water]}]", "gromacs"),
+    "twice": ("steps: [{step: a, structures: [water]}, {step: a, structures: [CO]}]", "'a'"),
+}
+
+
+@pytest.mark.parametrize("name", BAD_PROTOCOLS)
+def test_bad_protocols_are_refused(name, tmp_path):
+    text, words = BAD_PROTOCOLS[name]
+    path = tmp_path / "bad.yaml"
+    path.write_text(text)
+    with pytest.raises(InputError, match=words):
+        load_protocol(str(path))
+
+
+def test_unknown_protocol_names_the_known():
+    with pytest.raises(InputError, match=r"campaign.*quick"):
+        load_protocol("quik")
+
+
+def test_rungs_beyond_what_is_judged_limit_the_advice_alone():
+    summary = summarise(ladder(100, 300, 600, 900, bad=600), THRESHOLDS)
+    assert summary.passed
+    advice = summary.advice["tiny"]
+    assert any("up to 300 K" in line for line in advice.use_for)
+    assert any("600 K" in line and "bond_deviation" in line for line in advice.not_for)
+
+
+def test_one_failure_fails_the_verdict():
+    summary = summarise(ladder(100, 300, bad=300), THRESHOLDS)
+    assert not summary.passed
+    assert [one.check.name for one in summary.failures] == ["bond_deviation_angstrom"]
+
+
+@pytest.mark.parametrize("value", [None, float("nan"), float("inf")])
+def test_figure_that_is_no_number_fails(value):
+    """JSON has null for NaN: no drift is not a small drift."""
+    case = record("tiny/openmm/nve/water", drift_mev_per_atom_ps=value)
+    assert not summarise([case], THRESHOLDS).passed
+
+
+def test_run_that_broke_off_fails():
+    case = record("tiny/openmm/nve/water", failed_runs=1, failure="OpenMM stopped")
+    bare = {k: v for k, v in case.items() if k not in THRESHOLDS or k == "failed_runs"}
+    assert not summarise([bare], THRESHOLDS).passed
+
+
+def test_what_was_not_measured_is_said():
+    summary = summarise([record("tiny/openmm/nve/water")], THRESHOLDS)
+    assert "force_rmse_ev_per_angstrom" in summary.not_measured
+    assert "teacher" in summary.not_measured["force_rmse_ev_per_angstrom"]
+
+
+def test_nothing_to_judge_is_no_pass():
+    with pytest.raises(InputError, match="no result"):
+        summarise([record("tiny/openmm/nve/water", judged=False)], THRESHOLDS)
+
+
+class Page(HTMLParser):
+    """Text of a page, and every address it refers to."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.words, self.addresses = "", []
+        self.feed(text)
+
+    def handle_data(self, data: str) -> None:
+        self.words += data
+
+    def handle_starttag(self, tag: str, attributes: list[tuple[str, str | None]]) -> None:
+        self.addresses += [value for key, value in attributes if key in ("src", "href")]
+
+
+def test_pages_and_files(tmp_path):
+    records = [record(f"tiny/openmm/nve/{name}-5ps-300K-0.5fs") for name in ("water", "ethanol")]
+    records += ladder(100, 300, 600, bad=600)
+    report = write_reports(campaign_of(tmp_path, records))
+    page = Page((tmp_path / "comparison.html").read_text())
+    assert page.words.index("Passed") < page.words.index("Figures and thresholds")
+    for name in ("drift_mev_per_atom_ps", "bond_deviation_angstrom"):
+        assert " ".join(THRESHOLDS[name].source.split()) in " ".join(page.words.split())
+    assert "mlff-student validate tiny" in page.words
+    assert page.addresses
+    assert all(one.startswith("data:image/svg+xml;base64,") for one in page.addresses)
+    content = json.loads((tmp_path / "report-tiny.json").read_text())
+    jsonschema.validate(content, load_schema())
+    assert content["passed"] is True
+    assert len((tmp_path / "tables" / "temperature_ladder.csv").read_text().splitlines()) == 4
+    assert report.summary.passed
+
+
+def test_schema_refuses_other_content(tmp_path):
+    content = as_json(write_reports(campaign_of(tmp_path, ladder(300))))
+    jsonschema.validate(content, load_schema())
+    for spoil in (
+        lambda c: c.pop("passed"),
+        lambda c: c.update(passed="yes"),
+        lambda c: c["results"][0].update(drift=[1.0]),
+        lambda c: c["checks"].clear(),
+        lambda c: c.update(verdict="passed"),
+    ):
+        spoilt = copy.deepcopy(content)
+        spoil(spoilt)
+        with pytest.raises(jsonschema.ValidationError):
+            jsonschema.validate(spoilt, load_schema())
+
+
+def molecules(drift: float = 0.001, force: float = 0.08, scatter: float = 0.0) -> dict[str, Any]:
+    """Five cases as `read_report` gives them."""
+    rng = np.random.default_rng(1)
+    return {
+        f"openmm/nve/{k}": record(
+            f"tiny/openmm/nve/{k}",
+            drift_mev_per_atom_ps=drift,
+            force_rmse_ev_per_angstrom=force + scatter * rng.normal(),
+        )
+        for k in range(5)
+    }
+
+
+def test_same_model_is_not_worse():
+    assert not compare(molecules(), molecules(), THRESHOLDS)
+
+
+def test_better_model_is_not_worse():
+    assert not compare(molecules(force=0.12), molecules(force=0.06), THRESHOLDS)
+
+
+def test_drift_beyond_its_error_is_worse():
+    worse = compare(molecules(drift=0.001), molecules(drift=0.02), THRESHOLDS)
+    assert {one.figure for one in worse} == {"drift_mev_per_atom_ps"}
+
+
+def test_drift_within_its_error_is_not():
+    assert not compare(molecules(drift=0.001), molecules(drift=0.003), THRESHOLDS)
+
+
+def test_force_error_that_grew_on_average_is_worse():
+    """No single case has an error bar; the scatter between cases tells."""
+    (worse,) = compare(molecules(force=0.08), molecules(force=0.11, scatter=0.005), THRESHOLDS)
+    assert (worse.figure, worse.case) == ("force_rmse_ev_per_angstrom", "5 cases")
+    assert not compare(molecules(force=0.08), molecules(force=0.11, scatter=0.06), THRESHOLDS)
+
+
+def test_threshold_that_fails_now_is_worse():
+    new = molecules()
+    new["openmm/nve/3"]["bond_deviation_angstrom"] = 0.51
+    (worse,) = compare(molecules(), new, THRESHOLDS)
+    assert (worse.figure, worse.case) == ("bond_deviation_angstrom", "openmm/nve/3")
+
+
+def test_missing_case_is_worse():
+    new = molecules()
+    del new["openmm/nve/2"]
+    (worse,) = compare(molecules(), new, THRESHOLDS)
+    assert worse.reason == "missing in the new report"
+
+
+def test_figure_no_longer_measured_is_worse():
+    new = molecules()
+    for one in new.values():
+        del one["force_rmse_ev_per_angstrom"]
+    worse = compare(molecules(), new, THRESHOLDS)
+    assert {one.figure for one in worse} == {"force_rmse_ev_per_angstrom"}
+
+
+def test_reports_of_other_protocols_are_refused():
+    other = {"openmm/other/1": record("tiny/openmm/other/1")}
+    with pytest.raises(InputError, match="no case in common"):
+        compare(molecules(), other, THRESHOLDS)
+
+
+def test_compare_reads_reports(tmp_path):
+    """The model's name is no part of a case: two students can be compared."""
+    path = tmp_path / "a.json"
+    write_json(path, {"command": "validate", "results": [record("small/openmm/nve/1")]})
+    assert list(read_report(path)) == ["openmm/nve/1"]
+    path.write_text("{}")
+    with pytest.raises(InputError, match="no report"):
+        read_report(path)
+
+
+def test_command_line_does_not_wait_for_torch():
+    program = "import sys, mlff_student.cli.validate; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", program], check=False).returncode == 0
+
+
+PYTEST_FILE = """
+import numpy as np
+from ase import Atoms
+from ase.calculators.lj import LennardJones
+
+ARGON = Atoms("Ar4", 2.7 * np.array([[0, 0, 0], [1, 1, 0], [1, 0, 1], [0, 1, 1]]))
+FIELD = dict(sigma=3.4, epsilon=0.0104, rc=12.0, smooth=True)
+RUN = dict(ps=2, timestep_fs=4, temperature_K=15)
+
+class Wind(LennardJones):
+    def calculate(self, *arguments, **options):
+        super().calculate(*arguments, **options)
+        x = self.atoms.positions - self.atoms.positions.mean(0)
+        self.results["forces"] = self.results["forces"] + 1e-3 * np.cross([0, 0, 1.0], x)
+
+def test_sound(conserves_energy):
+    assert conserves_energy(ARGON, LennardJones(**FIELD), **RUN).record["atoms"] == 4
+
+def test_unsound(conserves_energy):
+    conserves_energy(ARGON, Wind(**FIELD), **RUN)
+"""
+
+
+def test_pytest_fixture(tmp_path):
+    (tmp_path / "conftest.py").write_text(
+        'pytest_plugins = ["mlff_student.validation.pytest_plugin"]\n'
+    )
+    (tmp_path / "test_argon.py").write_text(PYTEST_FILE)
+    words = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "test_argon.py"]
+    run = subprocess.run(words, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert "1 failed, 1 passed" in run.stdout, run.stdout + run.stderr
+    assert "energy is not conserved" in run.stdout
