@@ -39,7 +39,7 @@ def single_figure(path: Path, x: str, y: str, *, yscale: str = "linear") -> Iter
     figure = Figure(figsize=(6.0, 4.2), layout="constrained")
     axes = figure.subplots()
     axes.set_prop_cycle(color=COLOURS)
-    axes.set_yscale(yscale)  # before anybody sets ticks
+    axes.set_yscale(yscale)  # which removes ticks that are there
     yield axes
     axes.set_xlabel(x, fontsize=FONT_SIZE)
     axes.set_ylabel(y, fontsize=FONT_SIZE)
@@ -211,39 +211,6 @@ def plot_roofline(records: Sequence[Mapping[str, Any]], path: Path) -> None:
             fontsize=FONT_SIZE - 1,
         )
         axes.set_xscale("log")
-
-
-def plot_steps(records: Sequence[Mapping[str, Any]], path: Path) -> None:
-    """PNG of ns/day in OpenMM against atoms: each model by its fastest way to run, and what else
-    was measured beside.
-
-    Parameters
-    ----------
-    records : of `benchmark openmm`.
-
-    Raises
-    ------
-    InputError : `path` cannot be written.
-    """
-    best: dict[tuple[str, int | None], dict[int, float]] = {}
-    for one in records:
-        line = best.setdefault((one["model"], one["parameters"]), {})
-        line[one["atoms"]] = max(line.get(one["atoms"], 0.0), one["ns_per_day"])
-    with single_figure(path, "atoms", "ns/day", yscale="log") as axes:
-        axes.set_xscale("log")
-        for index, ((model, parameters), line) in enumerate(best.items()):
-            sizes = sorted(line)
-            axes.plot(
-                sizes,
-                [line[size] for size in sizes],
-                marker="osD^vX*"[index // len(COLOURS) % 7],
-                label=Path(model).name + (f", {parameters / 1e3:.0f}K" if parameters else ""),
-            )
-        step, threads = records[0]["timestep_fs"], max(one["threads"] for one in records)
-        axes.set_title(
-            f"timestep {step:g} fs, up to {threads} threads, each by its fastest way here",
-            fontsize=FONT_SIZE - 1,
-        )
 
 
 class Plot(NamedTuple):

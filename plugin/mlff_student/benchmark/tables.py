@@ -1,4 +1,4 @@
-"""What the benchmarks print: the records, remarks on them, the targets."""
+"""What `benchmark kernels` prints: the records, remarks on them, the targets."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -8,7 +8,6 @@ from rich.box import SIMPLE_HEAD
 from rich.markup import escape
 from rich.table import Table
 
-from .architectures import ARCHITECTURES
 from .targets import UNITS, Outcome
 
 LEAST_CORES = 0.9  # processor time over wall time on one thread of a quiet machine
@@ -22,24 +21,6 @@ FIGURES = (
     ("sgemm_fraction", "of\nSGEMM", "{:.2f}"),
     ("speedup_by_threads", "x one\nthread", "{:.2f}"),
     ("peak_memory_kb_per_atom", "kB/\natom", "{:.1f}"),
-)
-
-# Of `benchmark openmm`: key, heading; key, heading, form.
-STEP_WORDS = {
-    "model": "model",
-    "parameters": "parameters",
-    "interface": "force",
-    "backend": "kernels",
-    "platform": "platform",
-    "atoms": "atoms",
-    "threads": "threads",
-}
-STEP_FIGURES = (
-    ("ms_per_step", "ms/step", "{:.3g}"),
-    ("ms_per_step_iqr", "± IQR", "{:.2g}"),
-    ("kernel_ms", "kernel ms", "{:.3g}"),
-    ("overhead_ms", "over-\nhead ms", "{:.2g}"),
-    ("ns_per_day", "ns/day", "{:.3g}"),
 )
 
 
@@ -109,55 +90,6 @@ def remarks(records: list[dict[str, Any]]) -> Iterator[str]:
             f"Other programs took up to {1.0 - least:.0%} of a core: measure again on a quiet "
             "machine before these figures are used."
         )
-
-
-def steps_table(records: list[dict[str, Any]]) -> Table:
-    """One row a record of `benchmark openmm`."""
-    table = Table(box=SIMPLE_HEAD, padding=PADDING)
-    for title in STEP_WORDS.values():
-        table.add_column(title)
-    for _, title, _ in STEP_FIGURES:
-        table.add_column(title, justify="right", no_wrap=True)
-    for one in records:
-        table.add_row(*(escape(cell) for cell in _step_cells(one)))
-    return table
-
-
-def steps_markdown(records: list[dict[str, Any]], machine: dict[str, Any]) -> str:
-    """Document with a table for each structure of `benchmark openmm`, and what it was run on."""
-    lines = [
-        f"Steps in OpenMM {machine['openmm']} with torch {machine['torch']} on "
-        f"{machine['processor']} ({machine['cores']} cores). ms/step are medians, IQR the range "
-        "between their quartiles; a kernel is energy and forces outside OpenMM, the overhead what "
-        f"a step takes beyond; ns/day are of a timestep of {records[0]['timestep_fs']:g} fs.",
-    ]
-    if any(one["model"] in ARCHITECTURES for one in records):
-        names = ", ".join(sorted({one["model"] for one in records} & set(ARCHITECTURES)))
-        lines += ["", f"Random weights, for speed alone: {names}."]
-    headings = [*STEP_WORDS.values(), *(title for _, title, _ in STEP_FIGURES)]
-    headings = [title.replace("-\n", "") for title in headings]
-    shown = ""
-    for one in records:
-        box = "periodic" if one["periodic"] else "in vacuum"
-        title = f"{one['structure']} of {one['atoms']:,} atoms, {box}"
-        if title != shown:
-            rule = ["---"] * len(STEP_WORDS) + ["---:"] * len(STEP_FIGURES)
-            lines += ["", f"**{title}**", "", *map(_markdown_row, (headings, rule))]
-            shown = title
-        lines.append(_markdown_row(_step_cells(one)))
-    return "\n".join(lines) + "\n"
-
-
-def _markdown_row(cells: list[str]) -> str:
-    return f"| {' | '.join(cells)} |"
-
-
-def _step_cells(record: dict[str, Any]) -> list[str]:
-    words = record | {"model": Path(record["model"]).name}
-    if count := record["parameters"]:
-        words["parameters"] = f"{count:,}"
-    found = [str(words[key] or "-") for key in STEP_WORDS]
-    return found + [_text(record[key], form) for key, _, form in STEP_FIGURES]
 
 
 def _name(record: dict[str, Any]) -> str:
