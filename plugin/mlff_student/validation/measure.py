@@ -46,7 +46,7 @@ def measure_run(task: RunTask, run: RunFolder) -> tuple[Record, Series]:
         temperature_K=settings.temperature_K,
         teacher=make_teacher(task.teacher) if task.teacher else None,
         calculator=calculator,
-        teacher_frames=task.teacher_frames,
+        teacher_frames=max(1, task.teacher_frames),
     )
     if calculator and not analysis.forces:  # where forces were compared, energies were too
         check_log(run, analysis, calculator)
