@@ -15,11 +15,11 @@ from numpy.typing import NDArray
 from openmm import LangevinMiddleIntegrator, LocalEnergyMinimizer, MonteCarloBarostat, unit
 from openmm.app import PDBFile, Simulation
 
-from mlff_student.bonds import bond_lengths
+from mlff_student.analysis.bonds import bond_lengths
+from mlff_student.analysis.drift import slope_with_error
 from mlff_student.checkpoints import archive_of
 from mlff_student.distill.molecules import embed
 from mlff_student.distill.structures import LIQUID_PACKING, liquid_box, molecular_volume
-from mlff_student.drift import slope_with_error
 from mlff_student.errors import InputError
 from mlff_student.files import atomic_write
 from mlff_student.md import ATOMS_FOR_THREADS
