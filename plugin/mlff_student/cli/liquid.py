@@ -5,8 +5,8 @@ from typing import Annotated
 
 import typer
 
-from ..errors import MissingDependencyError
 from .common import Json, Quiet, console, resumable
+from .md import EngineName
 
 
 def liquid_command(
@@ -17,6 +17,7 @@ def liquid_command(
         ),
     ],
     model: Annotated[str, typer.Option(help="Shipped name, checkpoint or archive.")] = "original",
+    engine: Annotated[EngineName, typer.Option(help="openmm or lammps.")] = EngineName.openmm,
     molecules: Annotated[int, typer.Option(help="In the box.")] = 60,
     equilibrate_ps: Annotated[
         float, typer.Option("--equilibrate-ps", help="At constant pressure, not measured.")
@@ -35,27 +36,21 @@ def liquid_command(
 ) -> None:
     """Density of a liquid by a student at constant pressure, beside the experiment's.
 
-    OpenMM, Monte Carlo barostat, hydrogens of 3 amu, 1 fs. The folder receives density.csv,
-    density.png, end.pdb and liquid.json. A killed run goes on with the same command. The exit
-    status is 1 where the density or a bond fails its threshold.
+    The box is packed at random. The folder receives density.png and the files of `md`. A killed run
+    goes on with the same command. The exit status is 1 where the density or a bond fails its
+    threshold.
 
     Example: mlff-student liquid water --model tiny --ps 50 -o runs/water-tiny
     """
-    from rich.progress import Progress
-
     from ..files import require_writable
     from ..results import write_results
+    from ..validation.liquid import LiquidSettings, run_liquid
     from ..verdict import load_thresholds, verdict
 
-    try:
-        from openmm_integration.liquid import LiquidSettings, run_liquid
-    except ImportError as error:
-        raise MissingDependencyError(
-            f"OpenMM does not load ({error}); pip install 'mlff-student[openmm]'"
-        ) from error
     settings = LiquidSettings(
         liquid=liquid,
         model=model,
+        engine=engine.value,
         molecules=molecules,
         equilibrate_ps=equilibrate_ps,
         ps=ps,
@@ -65,13 +60,9 @@ def liquid_command(
     )
     if json:
         require_writable(json)
-    with resumable(), Progress(console=console, disable=quiet) as progress:
-        bar = progress.add_task(f"{liquid}, {model}")
-        record = run_liquid(
-            settings,
-            output or Path("runs") / f"liquid-{liquid}-{Path(model).stem}",
-            lambda done, whole: progress.update(bar, completed=done, total=whole),
-        )
+    folder = output or Path("runs") / f"liquid-{liquid}-{Path(model).stem}"
+    with resumable():
+        record = run_liquid(settings, folder, quiet)
     checks = verdict(record, load_thresholds())
     if not quiet:
         error = record["density_stderr_g_per_cm3"]

@@ -12,7 +12,7 @@ from ..errors import InputError
 from ..files import atomic_write
 from ..md import MDSettings
 from ..structure import Structure, make_topology, read_structure, write_topology
-from .protocol import Box, Liquid, Protocol, Runs
+from .protocol import Liquid, Protocol, Runs
 
 FRICTION_PER_PS = 10.0  # of Langevin dynamics: heat comes in within some tenths of a picosecond
 
@@ -106,7 +106,7 @@ def prepare_structures(protocol: Protocol, folder: Path) -> dict[str, str]:
         if name in protocol.boxes:
             path = folder / f"{name}.pdb"
             if not path.exists():
-                _write_box(protocol.boxes[name], path)
+                write_box(protocol.boxes[name].smiles, protocol.boxes[name].count, path)
             sources[name] = str(path)
         else:
             sources[name] = library.get(name, name)
@@ -114,13 +114,12 @@ def prepare_structures(protocol: Protocol, folder: Path) -> dict[str, str]:
     return sources
 
 
-def _write_box(box: Box, path: Path) -> None:
-    molecule, bonds = embed(box.smiles)
-    volume = box.count * molecular_volume(box.smiles) / LIQUID_PACKING
-    atoms = liquid_box([molecule] * box.count, volume, np.random.default_rng(1))
-    bonds = [
-        (i + k * len(molecule), j + k * len(molecule)) for k in range(box.count) for i, j in bonds
-    ]
+def write_box(smiles: str, count: int, path: Path, seed: int = 1) -> None:
+    """PDB file of `count` molecules packed at random into a periodic box of a liquid's density."""
+    molecule, bonds = embed(smiles)
+    volume = count * molecular_volume(smiles) / LIQUID_PACKING
+    atoms = liquid_box([molecule] * count, volume, np.random.default_rng(seed))
+    bonds = [(i + k * len(molecule), j + k * len(molecule)) for k in range(count) for i, j in bonds]
     with atomic_write(path) as temporary:
         pdb = temporary.with_suffix(".pdb")  # the writer goes by the ending
         write_topology(Structure(atoms, make_topology(atoms, bonds)), pdb)
