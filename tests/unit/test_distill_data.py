@@ -81,7 +81,7 @@ from mlff_student.distill.structures import (
     with_unique_bonds,
 )
 from mlff_student.elements import ELEMENTS
-from mlff_student.errors import InputError
+from mlff_student.errors import ArchiveError, InputError
 from mlff_student.student import PRESETS
 from mlff_student.teachers import make_teacher
 from mlff_student.units import KB
@@ -399,6 +399,24 @@ def test_complexes_are_made_of_one_split(own_library: StructureRecipe):
             assert atoms <= own_library.liquid_largest
 
 
+def test_solvents_are_pure_liquids_in_the_split_of_their_molecule(own_library: StructureRecipe):
+    names = ["water", "bromide", "methanol"]
+    recipe = replace(own_library, solvents=names, solvent_boxes=2)
+    without, sources = list_sources(own_library, seed=5), list_sources(recipe, seed=5)
+    split_of = {one.name: one.split for one in sources}
+    boxes = [one for one in sources if one not in without]
+    assert [one for one in sources if one in without] == without
+    assert Counter(one.smiles[0] for one in boxes) == {SMALL[name]: 2 for name in names}
+    for one in boxes:
+        assert (one.kind, one.group) == ("liquid", "liquid")
+        assert one.split == split_of[one.name.removeprefix("liquid_").rsplit("_", 1)[0]]
+    assert len(next(one for one in boxes if one.smiles[0] == "O").smiles) == 24 // 3
+    with pytest.raises(InputError, match="did you mean 'methanol'"):
+        list_sources(replace(recipe, solvents=["methanole"]), seed=5)
+    with pytest.raises(InputError, match=r"two molecules of methanol .* liquid_largest, 11"):
+        list_sources(replace(recipe, liquid_largest=11), seed=5)
+
+
 def test_a_longer_library_does_not_reshuffle_the_choice():
     recipe = replace(read_recipe(ORGANIC_RECIPE).structures, library=200)
     library = read_library()
@@ -668,6 +686,18 @@ def test_every_method_gives_what_is_asked_with_the_teachers_labels():
     assert_labels_are_the_teachers(one)
     first = one.positions[np.flatnonzero(np.array(one.methods) == "md")]
     assert all(np.abs(a - b).max() > 1e-3 for a, b in itertools.combinations(first, 2))
+
+
+def test_a_student_moves_the_atoms_and_the_teacher_labels():
+    md = MD([300.0], frames=2, interval=5, equilibration=5)
+    by_student = sampled(source_of("CO"), Methods(md=replace(md, by="ultra_tiny")))
+    by_teacher = sampled(source_of("CO"), Methods(md=md))
+    assert by_student.methods == by_teacher.methods == ["md", "md"]
+    moved = np.abs(by_student.positions - by_teacher.positions).max()
+    assert 1e-5 < moved < 0.1  # one random start, two force fields: alike, not the same
+    assert_labels_are_the_teachers(by_student)
+    with pytest.raises(ArchiveError, match="no_such_student"):
+        sampled(source_of("CO"), Methods(md=replace(md, by="no_such_student")))
 
 
 def test_largest_molecule_for_normal_modes_is_kept():

@@ -40,6 +40,8 @@ class StructureRecipe:
         liquid; each of molecules of one split, half of the pairs and groups of one kind.
     dimer_largest, cluster_largest, liquid_largest : most atoms; a cluster is filled up to a number
         drawn between this and a third of it.
+    solvents : names of molecules of which there are also pure liquids, in each one's own split.
+    solvent_boxes : boxes of each.
     files : structure files or folders of them, anything ASE or RDKit (SDF) reads, crystals too.
     split_by : "molecule" holds out whole molecules; "trajectory" holds out stretches of the files,
         for data of one molecule, and says so in every card.
@@ -59,16 +61,20 @@ class StructureRecipe:
     dimer_largest: int = 24
     cluster_largest: int = 72
     liquid_largest: int = 24
+    solvents: list[str] = field(default_factory=list)
+    solvent_boxes: int = 1
     files: list[str] = field(default_factory=list)
     split_by: str = "molecule"
 
 
 @dataclass(frozen=True)
 class MD:
-    """Langevin MD by the teacher, one stretch a temperature, in this order.
+    """Langevin MD, one stretch a temperature, in this order.
 
     Attributes
     ----------
+    by : who moves the atoms: "teacher", or a student (name or file) where the teacher is too slow
+        for that. The teacher labels the frames either way.
     frames : kept in each stretch.
     interval : steps between frames.
     equilibration : steps before the first frame of a stretch.
@@ -80,6 +86,7 @@ class MD:
     equilibration: int
     timestep_fs: float = 1.0
     friction_per_fs: float = 0.02
+    by: str = "teacher"
 
 
 @dataclass(frozen=True)

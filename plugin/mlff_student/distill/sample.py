@@ -18,6 +18,7 @@ from ase.md.velocitydistribution import thermalize_momenta
 from ase.optimize import BFGS
 from ase.vibrations import Vibrations
 
+from ..calculator import StudentForceFieldCalculator
 from ..errors import InputError, MissingDependencyError, StudentError
 from ..structure import connected_fragments, perceive_bonds
 from ..teachers import make_teacher
@@ -55,6 +56,11 @@ def _teacher(name: str, thread: int) -> Calculator:
     return make_teacher(name)
 
 
+@cache
+def _student(name: str, thread: int) -> Calculator:
+    return StudentForceFieldCalculator(name)
+
+
 class Labeller:
     """Collects the frames of one structure."""
 
@@ -71,8 +77,15 @@ class Labeller:
         self.failures: list[str] = []
 
     def run(self, methods: Methods) -> LabelledStructure:
-        """Frames of all starting geometries by all methods."""
-        atoms = Atoms()
+        """Frames of all starting geometries by all methods.
+
+        Raises
+        ------
+        ArchiveError : no student of the name that `methods.md.by` gives.
+        """
+        atoms, mover = Atoms(), self.teacher
+        if methods.md and methods.md.by != "teacher":
+            mover = _student(methods.md.by, get_ident())
         with self._counted():
             for atoms in build(self.source, self.seed):
                 self._check_periodicity(atoms)
@@ -88,7 +101,7 @@ class Labeller:
                     with self._counted(methods.normal_modes.frames):
                         self._displace(atoms, methods.normal_modes)
                 if methods.md:
-                    self._simulate(atoms, methods.md)
+                    self._simulate(atoms, methods.md, mover)
         chosen = self.rng.permutation(len(self.frames))[: methods.hessian_products]
         for k in chosen:
             with self._counted():
@@ -206,9 +219,9 @@ class Labeller:
             one.positions += step
             self._add(one, "normal_modes", settings.temperature_K)
 
-    def _simulate(self, atoms: Atoms, settings: MD) -> None:
+    def _simulate(self, atoms: Atoms, settings: MD, mover: Calculator) -> None:
         runner = atoms.copy()
-        runner.calc = self.teacher
+        runner.calc = mover
         for temperature in settings.temperatures_K:
             broken = True
             with self._counted(settings.frames):

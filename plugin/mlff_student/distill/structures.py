@@ -15,7 +15,7 @@ from ase.io import iread
 from scipy.spatial.distance import cdist
 from scipy.spatial.transform import Rotation
 
-from ..errors import InputError
+from ..errors import InputError, check_key
 from ..structure import check_structure, perceive_bonds
 from .molecules import LIBRARY, Molecule, embed, identity, read_library, recombined
 from .recipe import StructureRecipe
@@ -26,6 +26,7 @@ DIMER_CONTACTS = (0.68, 0.8, 0.95, 1.15, 1.5)
 CLUSTER_CONTACT = 0.9
 LIQUID_CONTACT = 0.72
 LIQUID_PACKING = 0.58  # van der Waals volume over volume, of organic liquids
+LIQUID_DILATION = (0.9, 1.15)  # of a box over that volume: what a barostat may try
 LONGEST_NAME = 96  # bytes, of a dataset's column
 STRETCHES = 50  # that files are cut into where whole molecules cannot be held out
 EXTENSIONS = (".extxyz", ".xyz", ".sdf", ".mol", ".cif", ".vasp", ".poscar", ".pdb", ".traj")
@@ -64,7 +65,7 @@ def list_sources(recipe: StructureRecipe, seed: int) -> list[Source]:
         for m, key in keys.items()
     ]
     single = [one if one.split == "train" else one._replace(group="held_out") for one in single]
-    sources = single + list(_complexes(single, recipe, seed))
+    sources = single + list(_complexes(single, recipe, seed)) + list(_solvents(single, recipe))
     for molecule in recombined(molecules, recipe.brics, recipe.brics_largest, seed):
         key = identity(molecule.smiles)
         sources.append(
@@ -180,6 +181,27 @@ def _complexes(single: list[Source], recipe: StructureRecipe, seed: int) -> Iter
                     yield Source(name, key, group, group, split, smiles)
 
 
+def _solvents(single: list[Source], recipe: StructureRecipe) -> Iterator[Source]:
+    """Boxes of the liquids that are asked for by name."""
+    by_name = {one.name: one for one in single}
+    check_key(recipe.solvents, by_name, "structures.solvents")
+    for one in (by_name[name] for name in recipe.solvents):
+        count = recipe.liquid_largest // len(_bond_graph(one.smiles[0])[0])
+        if count < 2:
+            raise InputError(
+                f"structures.solvents: two molecules of {one.name} have more atoms than "
+                f"liquid_largest, {recipe.liquid_largest}"
+            )
+        for index in range(recipe.solvent_boxes):
+            yield one._replace(
+                name=f"liquid_{one.name}_{index:04d}",
+                identity=".".join([one.identity] * count),
+                kind="liquid",
+                group="liquid",
+                smiles=one.smiles * count,
+            )
+
+
 def _fill(
     members: list[Source],
     sizes: dict[str, int],
@@ -243,7 +265,7 @@ def build(source: Source, seed: int) -> list[Atoms]:
     if source.group == "cluster":
         return [cluster(molecules, rng)]
     volume = sum(molecular_volume(smiles) for smiles in source.smiles)
-    return [liquid_box(molecules, volume / LIQUID_PACKING, rng)]
+    return [liquid_box(molecules, rng.uniform(*LIQUID_DILATION) * volume / LIQUID_PACKING, rng)]
 
 
 def dimer_scan(first: Atoms, second: Atoms, rng: np.random.Generator) -> list[Atoms]:
