@@ -21,7 +21,7 @@ from mlff_student.checkpoints import checkpoint_path
 from mlff_student.cli import console, run
 from mlff_student.export import export
 from mlff_student.lammps_run import single_point
-from mlff_student.md import ENGINES, MDSettings, RunFolder, run_md
+from mlff_student.md import MDSettings, RunFolder, run_md
 from mlff_student.plots import plot_drift
 from mlff_student.results import write_results
 from mlff_student.structure import read_structure
@@ -66,7 +66,7 @@ def demo(
         "lammps": single_point(atoms, archive, output)[:2],
     }
     records, thermos, analyses = {}, {}, {}
-    for engine in ENGINES:
+    for engine in points:
         settings = MDSettings(
             engine=engine,
             model=str(archive),
