@@ -1,8 +1,7 @@
 // Runs the system of this folder without Python. It needs OpenMM, TorchForce and libtorch:
 //
-//   g++ -std=c++17 simulate.cpp -o simulate -I$OPENMM/include -L$OPENMM/lib -lOpenMM -lOpenMMTorch
-//   \
-//       -ldl -Wl,--allow-shlib-undefined
+//   g++ -std=c++17 simulate.cpp -o simulate -I$OPENMM/include -L$OPENMM/lib \
+//       -lOpenMM -lOpenMMTorch -ldl -Wl,--allow-shlib-undefined
 //   export OPENMM_PLUGIN_DIR=$OPENMM/lib/plugins LD_LIBRARY_PATH=$OPENMM/lib:$TORCH/lib
 //   ./simulate 1000
 //
