@@ -1,6 +1,7 @@
-"""Write README.md of this folder: run every example and show what it prints.
+"""Write README.md of this folder: run every example, or those named, and show what they print.
 
-python examples/show.py          # half an hour, the most of it distillation
+python examples/show.py                     # half an hour, the most of it distillation
+python examples/show.py batch nve_ase
 """
 
 import ast
@@ -60,6 +61,17 @@ def run(name: str) -> str:
     return table.group() if table else result.stdout
 
 
+def main(names: list[str]) -> None:
+    """Run these and keep what the page says of the others; all if there are no names."""
+    if unknown := set(names) - set(ORDER):
+        sys.exit(f"no example {', '.join(sorted(unknown))}; there are {', '.join(ORDER)}")
+    page = HERE / "README.md"
+    _, *known = re.split(r"(?m)^(?=## )", page.read_text())
+    sections = ["\n" + one.rstrip("\n") + "\n" for one in known]
+    for name in names or ORDER:
+        sections[ORDER.index(name)] = section(name, run(name))
+    page.write_text(HEAD + "".join(sections))
+
+
 if __name__ == "__main__":
-    sections = [section(name, run(name)) for name in ORDER]
-    (HERE / "README.md").write_text(HEAD + "".join(sections))
+    main(sys.argv[1:])

@@ -4,6 +4,7 @@ import json
 import math
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -79,6 +80,14 @@ def test_every_combination_has_a_record(measured):
                 assert 0.0 < one["sent_kb_per_step"] < one["swapped_kb_per_step"]
         elif student:
             assert one["messages_per_step"] == 0.0
+
+
+def test_threads_share_a_ranks_memory():
+    """LAMMPS counts each thread as a processor; memory is of ranks."""
+    settings = LammpsSettings(("ultra_tiny",), (60,), ranks=(1,), threads=(1, 2), seconds=0.1)
+    one, two = benchmark_lammps(replace(settings, others=()))
+    assert (one["threads"], two["threads"]) == (1, 2)
+    assert two["held_kb_per_atom"] == pytest.approx(one["held_kb_per_atom"], rel=0.3)
 
 
 def test_killed_run_goes_on(measured, monkeypatch):

@@ -344,10 +344,11 @@ def figures_of(log: str, atoms: int) -> Record:
     tally and exchange, and with other fixes, where ReaxFF finds its charges.
     """
     setup, run = log[: (start := log.rindex("\nrun ", 0, log.rindex("Loop time")))], log[start:]
-    loop, ranks, steps = re.search(
-        r"^Loop time of (\S+) on (\d+) procs for (\d+) steps", run, re.MULTILINE
+    loop, steps = re.search(
+        r"^Loop time of (\S+) on \d+ procs for (\d+) steps", run, re.MULTILINE
     ).groups()
-    seconds, steps, ranks = float(loop), int(steps), int(ranks)
+    seconds, steps = float(loop), int(steps)
+    ranks = int(re.search(r"CPU use with (\d+) MPI tasks", run).group(1))
     clock = [
         (int(step), float(time))
         for step, time in re.findall(r"^ +(\d+) +(\S+) *$", run, re.MULTILINE)
