@@ -69,6 +69,8 @@ class MDSettings:
     pressure_bar : of "npt".
     thermalise_timestep_fs : 0 takes that of production. Runs of several timesteps that are to be
         compared start from the same state when they thermalise with the same one.
+    guide : of "nvt" in ASE: a student that thermalises, and on whose trajectories the model's
+        ensemble is sampled (`mlff_student.hybrid_mc`), one move from frame to frame.
     """
 
     engine: str
@@ -87,6 +89,7 @@ class MDSettings:
     backend: str = "auto"
     pressure_bar: float = 1.01325
     thermalise_timestep_fs: float = 0.0
+    guide: str = ""
 
     def __post_init__(self) -> None:
         for name, known in (
@@ -109,6 +112,8 @@ class MDSettings:
             raise InputError(f"pressure_bar must be a number, got {self.pressure_bar}")
         if self.engine == "ase" and self.ensemble == "npt":
             raise InputError("npt runs in openmm and lammps; in ase there is nve and nvt")
+        if self.guide and (self.engine, self.ensemble) != ("ase", "nvt"):
+            raise InputError(f"a guide is for nvt in ase, not {self.ensemble} in {self.engine}")
         if self.thermalise_steps < 2:
             raise InputError(f"thermalise_steps must be two or more, got {self.thermalise_steps}")
         if self.threads < 0:

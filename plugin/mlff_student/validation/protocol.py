@@ -71,6 +71,9 @@ class Liquid:
     replicas : of the NVT run, with seeds of their own: as many of the student as of the teacher.
     teacher_ps : length of each of the teacher's runs; 0 for none. Radial distributions of the
         student are taken over as long a stretch of each replica.
+    guide : student on whose trajectories of `move_fs` hybrid Monte Carlo samples the teacher's
+        ensemble, in place of the teacher's own MD: `teacher_ps` is then their length in all.
+        Radial distributions are taken over all frames.
     frame_fs : between frames.
     temperature_K, timestep_fs, thermalise_ps, teacher_frames : as of `Runs`.
     """
@@ -81,6 +84,8 @@ class Liquid:
     npt_ps: float = 10.0
     replicas: int = 2
     teacher_ps: float = 0.0
+    guide: str = ""
+    move_fs: float = 40.0
     temperature_K: float = 300.0
     timestep_fs: float = 0.5
     thermalise_ps: float = 2.0
