@@ -76,7 +76,7 @@ class StudentPotentialImpl(MLPotentialImpl):
         precision : of the network: "single" (default) or "double"; an exported archive has its own.
         device, threads, backend : as of `student_force`.
         interface : as of `student_force`. openmm-ml copies forces through XML when it interpolates,
-            which TorchForce 1.5 does not survive; a PythonForce costs less than 0.1 ms a step more.
+            which TorchForce 1.5 does not survive; a PythonForce costs about 0.1 ms a step more.
         charge, multiplicity : must be those of the molecules that the student was trained on.
 
         Raises

@@ -25,6 +25,7 @@ from .verdict import with_error
 # Okabe and Ito's palette, which colour-blind readers tell apart (jfly.uni-koeln.de/color).
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 FONT_SIZE = 10
+LONG_LABEL = 15  # letters: four such do not fit above a figure
 LEGEND_LONGEST = 12  # entries, of figures in a page
 
 
@@ -45,8 +46,9 @@ def single_figure(path: Path, x: str, y: str, *, yscale: str = "linear") -> Iter
     axes.set_ylabel(y, fontsize=FONT_SIZE)
     axes.tick_params(labelsize=FONT_SIZE)
     axes.spines[["top", "right"]].set_visible(False)
-    if axes.get_legend_handles_labels()[1]:
-        figure.legend(fontsize=FONT_SIZE, loc="outside upper left", ncols=4, frameon=False)
+    if labels := axes.get_legend_handles_labels()[1]:
+        ncols = 4 if max(map(len, labels)) < LONG_LABEL else 3
+        figure.legend(fontsize=FONT_SIZE, loc="outside upper left", ncols=ncols, frameon=False)
     with atomic_write(path) as temporary:
         figure.savefig(temporary, format="png", dpi=150)
 

@@ -50,7 +50,7 @@ def test_a_finished_run_is_not_run_again_and_another_is_refused(finished):
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        ({"molecules": 0}, "molecules must be positive, got 0"),
+        ({"molecules": 1}, "two molecules or more, got 1"),
         ({"ps": 0.5}, "ps must be 1 or more, got 0.5"),
         ({"equilibrate_ps": -1.0}, "must not be negative"),
         ({"temperature_K": 0.0}, "temperature_K must be positive"),

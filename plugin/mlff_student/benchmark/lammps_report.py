@@ -89,8 +89,10 @@ def plot_times(records: Sequence[Record], path: Path) -> None:
     names = list(dict.fromkeys(map(_name, found)))
     with single_figure(path, "atoms", "time of a step (µs/atom)", yscale="log") as axes:
         axes.set_xscale("log")
-        for index, name in enumerate(names):
-            colour = COLOURS[index % len(COLOURS)]
+        styles = list(dict.fromkeys(name.partition(",")[0] for name in names))
+        for name in names:
+            style, _, portable = name.partition(",")
+            colour = COLOURS[styles.index(style) % len(COLOURS)]
             for ranks in sorted({one["ranks"] for one in found}):
                 points = sorted(
                     (one["atoms"], one["us_per_atom_step"])
@@ -101,7 +103,7 @@ def plot_times(records: Sequence[Record], path: Path) -> None:
                     axes.plot(
                         *zip(*points, strict=True),
                         color=colour,
-                        marker="o",
+                        marker="s" if portable else "o",
                         linestyle="-" if ranks == 1 else "--",
                         label=name if ranks == 1 else None,
                     )
@@ -137,11 +139,15 @@ def _notes(records: Sequence[Record]) -> Iterator[str]:
     for one in records:
         if one["note"]:
             yield f"{_name(one)}, {one['atoms']:,} atoms: {one['note']}."
-    busy = [one["cores_used"] for one in records if one["threads"] == 1 and one["cores_used"]]
-    if busy and min(busy) < LEAST_CORES:
+    waited = [
+        f"{_name(one)}, {one['atoms']:,} atoms ({one['cores_used']:.0%})"
+        for one in records
+        if one["threads"] == 1 and one["cores_used"] and one["cores_used"] < LEAST_CORES
+    ]
+    if waited:
         yield (
-            f"**Other programs took up to {1.0 - min(busy):.0%} of a core: measure again on a "
-            "quiet machine before these figures are used.**"
+            "**Waited for memory or for other programs, and computed in only part of the time: "
+            f"{'; '.join(waited)}. Measure these again on a quiet machine.**"
         )
 
 

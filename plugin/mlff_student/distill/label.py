@@ -91,9 +91,9 @@ def _label(job: tuple[Source, Recipe, int]) -> LabelledStructure:
     return label_source(*job)
 
 
-def _end_with_parent() -> None:
+def end_with_parent() -> None:
     """Let a worker die with the process that started it, also when that one is killed: it would
-    wait for work, and hold its memory, forever.
+    wait for work, and hold its memory, forever, or write on where the job is gone on with.
     """
 
     def wait() -> None:
@@ -105,7 +105,7 @@ def _end_with_parent() -> None:
 
 def _on_cores(workers: int, jobs: list[Any]) -> Iterator[LabelledStructure]:
     os.environ["OMP_NUM_THREADS"] = "1"  # read by the workers when they load the teacher
-    with ProcessPoolExecutor(workers, get_context("spawn"), _end_with_parent) as pool:
+    with ProcessPoolExecutor(workers, get_context("spawn"), end_with_parent) as pool:
         try:
             # No other reference to the futures is held: they would keep all labels in memory.
             for future in as_completed([pool.submit(_label, job) for job in jobs]):

@@ -13,9 +13,8 @@ from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wai
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from dataclasses import dataclass
-from multiprocessing import connection, get_context, parent_process
+from multiprocessing import get_context
 from pathlib import Path
-from threading import Thread
 from typing import Any
 
 from rich.console import Console
@@ -23,6 +22,7 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemaining
 
 from ..checkpoints import archive_of, available_models, checkpoint_path
 from ..distill.dataset import sha256
+from ..distill.label import end_with_parent
 from ..errors import InputError, MissingDependencyError, StudentError
 from ..md import RunFolder, engine_of, run_md
 from ..results import write_json
@@ -170,7 +170,7 @@ class Campaign:
         os.environ["OMP_NUM_THREADS"] = "1"
         running: dict[Future[None], Task] = {}
         pool = ProcessPoolExecutor(
-            workers, mp_context=get_context("spawn"), initializer=_end_with_parent
+            workers, mp_context=get_context("spawn"), initializer=end_with_parent
         )
         try:
             with _bars(waiting, cost, self.folder, quiet) as show:
@@ -230,18 +230,6 @@ def perform(task: Task, output: Path) -> None:
     path = folder.result(task.name)
     path.parent.mkdir(parents=True, exist_ok=True)
     write_json(path, {"record": head | outcome | record, "series": series})
-
-
-def _end_with_parent() -> None:
-    """A worker must not write on in a folder where its killed campaign is gone on with."""
-    parent = parent_process()
-    assert parent is not None
-
-    def watch() -> None:
-        connection.wait([parent.sentinel])
-        os._exit(1)
-
-    Thread(target=watch, daemon=True).start()
 
 
 def _digest(model: str) -> str:

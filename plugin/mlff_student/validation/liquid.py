@@ -53,9 +53,10 @@ class LiquidSettings:
     seed: int = 1
 
     def __post_init__(self) -> None:
-        for name in ("molecules", "timestep_fs"):
-            if not 0 < getattr(self, name) < math.inf:
-                raise InputError(f"{name} must be positive, got {getattr(self, name)}")
+        if self.molecules < 2:
+            raise InputError(f"a liquid has two molecules or more, got {self.molecules}")
+        if not 0 < self.timestep_fs < math.inf:
+            raise InputError(f"timestep_fs must be positive, got {self.timestep_fs}")
         if not 0 <= self.equilibrate_ps < math.inf:
             raise InputError(f"equilibrate_ps must not be negative, got {self.equilibrate_ps}")
         if not SHORTEST_PS <= self.ps < math.inf:

@@ -8,9 +8,9 @@ from typing import Any
 import yaml
 
 from ..errors import InputError, check_key
+from ..md import ENGINES
 
 PROTOCOLS = Path(__file__).with_name("protocols")
-ENGINES = ("openmm", "lammps", "ase")
 
 
 @dataclass(frozen=True)
