@@ -18,6 +18,7 @@ import mdtraj
 from ase.calculators.calculator import Calculator
 from rich.progress import Progress, TextColumn
 
+from .analysis.ensemble import ENSEMBLES
 from .archive import save_archive
 from .checkpoints import archive_of
 from .errors import InputError, MissingDependencyError
@@ -35,7 +36,6 @@ from .teachers import is_teacher
 from .trajectory import iterate_frames
 
 THERMO_COLUMNS = ("time_ps", "potential_ev", "kinetic_ev", "total_ev", "temperature_k")
-ENSEMBLES = ("nve", "nvt", "npt")
 ENGINES = ("openmm", "lammps", "ase")
 CHECKPOINTS_PER_RUN = 50
 FRAMES_AT_ONCE = 500  # while segments are joined
