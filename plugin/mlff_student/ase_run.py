@@ -16,7 +16,7 @@ from ase import Atoms, units
 from ase.calculators.calculator import Calculator, CalculatorError
 from ase.md.langevin import Langevin
 from ase.md.md import MolecularDynamics
-from ase.md.velocitydistribution import MaxwellBoltzmannDistribution, Stationary
+from ase.md.velocitydistribution import Stationary, thermalize_momenta
 from ase.md.verlet import VelocityVerlet
 from ase.optimize import LBFGS
 
@@ -153,7 +153,7 @@ def _thermalise(settings: MDSettings, atoms: Atoms, rng: np.random.Generator) ->
     (see `MDSettings.thermalise_steps`).
     """
     LBFGS(atoms, logfile=None).run(fmax=MINIMISE_FORCE, steps=MINIMISE_STEPS)
-    MaxwellBoltzmannDistribution(atoms, temperature_K=settings.temperature_K, rng=rng)
+    thermalize_momenta(atoms, temperature_K=settings.temperature_K, rng=rng)
     Stationary(atoms)
     dynamics = _dynamics(settings, atoms, rng, "nvt", settings.start_timestep_fs)
     dynamics.run(settings.thermalise_steps // 2)

@@ -168,7 +168,7 @@ def compare_liquids(
     record |= {
         "window_ps": min(window_ps, max(read_thermo(run.thermo).time_ps[-1] for run in runs)),
         "replicas": len(references),
-        "teacher_frames_new": float(np.mean(moved)),  # of hybrid Monte Carlo: the acceptance
+        "teacher_acceptance": float(np.mean(moved)),  # of hybrid Monte Carlo; of MD it is 1
     }
     return record, {name: thinned(values) for name, values in series.items()}
 
