@@ -16,12 +16,14 @@ from ase import Atoms, units
 from ase.calculators.calculator import Calculator, CalculatorError
 from ase.md.langevin import Langevin
 from ase.md.md import MolecularDynamics
-from ase.md.velocitydistribution import MaxwellBoltzmannDistribution, Stationary
+from ase.md.velocitydistribution import Stationary, thermalize_momenta
 from ase.md.verlet import VelocityVerlet
 from ase.optimize import LBFGS
 
+from .calculator import StudentForceFieldCalculator
 from .errors import StudentError
 from .files import atomic_write
+from .hybrid_mc import HybridMonteCarlo
 from .md import COLDEST_START, THERMO_COLUMNS, Engine, MDSettings, RunFolder, Segment
 from .structure import Structure
 from .teachers import is_teacher, make_teacher
@@ -68,8 +70,6 @@ def engine_with(calculator: Calculator | None) -> Engine:
 def _calculator_of(settings: MDSettings, folder: RunFolder) -> Calculator:
     if is_teacher(settings.model):
         return make_teacher(settings.model)
-    from .calculator import StudentForceFieldCalculator
-
     return StudentForceFieldCalculator(model=folder.archive, backend=settings.backend)
 
 
@@ -78,8 +78,11 @@ def _run(
 ) -> float:
     checkpoint = folder.path / CHECKPOINT
     rng = np.random.Generator(np.random.PCG64(settings.seed))
+    guide = StudentForceFieldCalculator(settings.guide) if settings.guide else None
     if not checkpoint.exists():
+        target, atoms.calc = atoms.calc, guide or atoms.calc
         _thermalise(settings, atoms, rng)
+        atoms.calc = target
         _save(checkpoint, 0, atoms, rng)
     with np.load(checkpoint) as content:
         state = State(**content)
@@ -88,6 +91,14 @@ def _run(
     rng.bit_generator.state = json.loads(str(state.randomness))
     first = step = int(state.step)
     dynamics = _dynamics(settings, atoms, rng, settings.ensemble, settings.timestep_fs)
+    if guide:
+        dynamics = HybridMonteCarlo(
+            atoms,
+            guide,
+            settings.timestep_fs * units.fs,
+            temperature_K=settings.temperature_K,
+            rng=rng,
+        )
     began = time.perf_counter()
     progress(first)
     while step < settings.steps:  # one segment to a checkpoint: a DCD file is whole once closed
@@ -101,7 +112,7 @@ def _run(
 
 def _write_segment(
     settings: MDSettings,
-    dynamics: MolecularDynamics,
+    dynamics: MolecularDynamics | HybridMonteCarlo,
     segment: Segment,
     first: int,
     last: int,
@@ -142,7 +153,7 @@ def _thermalise(settings: MDSettings, atoms: Atoms, rng: np.random.Generator) ->
     (see `MDSettings.thermalise_steps`).
     """
     LBFGS(atoms, logfile=None).run(fmax=MINIMISE_FORCE, steps=MINIMISE_STEPS)
-    MaxwellBoltzmannDistribution(atoms, temperature_K=settings.temperature_K, rng=rng)
+    thermalize_momenta(atoms, temperature_K=settings.temperature_K, rng=rng)
     Stationary(atoms)
     dynamics = _dynamics(settings, atoms, rng, "nvt", settings.start_timestep_fs)
     dynamics.run(settings.thermalise_steps // 2)

@@ -18,6 +18,7 @@ import mdtraj
 from ase.calculators.calculator import Calculator
 from rich.progress import Progress, TextColumn
 
+from .analysis.ensemble import ENSEMBLES
 from .archive import save_archive
 from .checkpoints import archive_of
 from .errors import InputError, MissingDependencyError
@@ -35,7 +36,6 @@ from .teachers import is_teacher
 from .trajectory import iterate_frames
 
 THERMO_COLUMNS = ("time_ps", "potential_ev", "kinetic_ev", "total_ev", "temperature_k")
-ENSEMBLES = ("nve", "nvt", "npt")
 ENGINES = ("openmm", "lammps", "ase")
 CHECKPOINTS_PER_RUN = 50
 FRAMES_AT_ONCE = 500  # while segments are joined
@@ -69,6 +69,8 @@ class MDSettings:
     pressure_bar : of "npt".
     thermalise_timestep_fs : 0 takes that of production. Runs of several timesteps that are to be
         compared start from the same state when they thermalise with the same one.
+    guide : of "nvt" in ASE: a student that thermalises, and on whose trajectories the model's
+        ensemble is sampled (`mlff_student.hybrid_mc`), one move from frame to frame.
     """
 
     engine: str
@@ -87,6 +89,7 @@ class MDSettings:
     backend: str = "auto"
     pressure_bar: float = 1.01325
     thermalise_timestep_fs: float = 0.0
+    guide: str = ""
 
     def __post_init__(self) -> None:
         for name, known in (
@@ -109,6 +112,8 @@ class MDSettings:
             raise InputError(f"pressure_bar must be a number, got {self.pressure_bar}")
         if self.engine == "ase" and self.ensemble == "npt":
             raise InputError("npt runs in openmm and lammps; in ase there is nve and nvt")
+        if self.guide and (self.engine, self.ensemble) != ("ase", "nvt"):
+            raise InputError(f"a guide is for nvt in ase, not {self.ensemble} in {self.engine}")
         if self.thermalise_steps < 2:
             raise InputError(f"thermalise_steps must be two or more, got {self.thermalise_steps}")
         if self.threads < 0:

@@ -52,7 +52,8 @@ steps:
     nvt_ps: 0.4
     npt_ps: 0.4
     replicas: 1
-    teacher_ps: 0.2
+    teacher_ps: 0.8
+    guide: ultra_tiny
     thermalise_ps: 0.2
 """
 
@@ -112,6 +113,7 @@ def test_campaign_has_every_result(finished, engines):
         assert 0.3 < records[f"{head}/liquid/water_box-npt-1"]["density_g_per_cm3"] < 2.0
         liquid = records[f"{head}/liquid/water_box-rdf"]
         assert 0.0 < liquid["rdf_error_percent"]
+        assert 0.0 < liquid["teacher_acceptance"] <= 1.0
         ladder = records[f"{head}/timestep_ladder/water-0.5ps-300K-convergence"]
         assert ladder["convergence_deviation"] < 0.5
         assert not records[f"{head}/temperature_ladder/water-0.5ps-2000K-0.5fs"]["judged"]

@@ -22,6 +22,7 @@ from .blocks import mean_of_blocks
 from .bonds import bond_pairs
 from .frames import Frames
 
+ENSEMBLES = ("nve", "nvt", "npt")
 FEWEST_SAMPLES = 20
 VELOCITIES_KEPT = 3_000_000  # numbers
 AMU_ANGSTROM2_PER_PS2 = 1e-2 * KJ_PER_MOL  # eV

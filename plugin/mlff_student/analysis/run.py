@@ -12,7 +12,13 @@ from ..structure import Structure
 from .blocks import mean_of_blocks
 from .bonds import check_order
 from .drift import Drift, fit_drift
-from .ensemble import Equipartition, KineticEnergies, equipartition, kinetic_energies
+from .ensemble import (
+    ENSEMBLES,
+    Equipartition,
+    KineticEnergies,
+    equipartition,
+    kinetic_energies,
+)
 from .forces import ForceErrors, evaluate_frames, force_errors
 from .frames import Frames, every_nth, read_topology, stream_frames
 from .rdf import Rdf, RdfError, compare_rdf, measure_rdf
@@ -22,7 +28,6 @@ from .stability import Stability, measure_stability
 from .thermo import Thermo, read_thermo
 from .transport import Density, Diffusion, measure_density, measure_diffusion
 
-ENSEMBLES = ("nve", "nvt", "npt")
 FRAMES_FOR_ENERGY = 20  # checked against the log
 OF_NVE = ("drift", "conservation", "exchange", "max_drift", "energy_fluctuation")  # keys begin so
 

@@ -1,14 +1,10 @@
 """The recipe: one YAML file that says which structures, which teacher, how to sample and train."""
 
-from contextlib import suppress
-from dataclasses import MISSING, dataclass, field, fields, is_dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from types import UnionType
-from typing import Any, get_args, get_origin, get_type_hints
-
-import yaml
 
 from ..errors import InputError, check_key
+from ..settings import read_settings
 
 ORGANIC_RECIPE = Path(__file__).with_name("organic.yaml")
 GROUPS = ("molecule", "dimer", "cluster", "liquid", "file", "held_out")
@@ -226,52 +222,9 @@ def read_recipe(path: Path) -> Recipe:
 
     Raises
     ------
-    InputError : file missing, not YAML, a key misspelt (names the nearest right one) or missing, a
-        value of the wrong type.
+    InputError : see `read_settings`; an unknown group of structures or kind of split.
     """
-    if not path.is_file():
-        raise InputError(f"no recipe file {path}")
-    try:
-        values = yaml.safe_load(path.read_text())
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise InputError(f"{path} is not YAML: {error}") from error
-    recipe = _parse(Recipe, values, "recipe")
+    recipe = read_settings(path, Recipe)
     check_key(recipe.sampling, GROUPS, "sampling")
     check_key([recipe.structures.split_by], ("molecule", "trajectory"), "structures.split_by")
     return recipe
-
-
-def _parse(kind: Any, value: Any, where: str) -> Any:
-    """`value` of a YAML file as a `kind`: a dataclass, list, mapping or plain value."""
-    if isinstance(kind, UnionType):
-        return None if value is None else _parse(get_args(kind)[0], value, where)
-    if is_dataclass(kind):
-        known = {one.name: one for one in fields(kind)}
-        if not isinstance(value, dict):
-            raise InputError(f"{where} must be a mapping with the keys {', '.join(known)}")
-        check_key(value, known, where)
-        needed = [
-            name
-            for name, one in known.items()
-            if one.default is MISSING and one.default_factory is MISSING and name not in value
-        ]
-        if needed:
-            raise InputError(f"{where}: missing {', '.join(needed)}")
-        hints = get_type_hints(kind)
-        prefix = "" if where == "recipe" else f"{where}."
-        return kind(**{key: _parse(hints[key], one, prefix + key) for key, one in value.items()})
-    if get_origin(kind) is dict:
-        if not isinstance(value, dict):
-            raise InputError(f"{where} must be a mapping, got {value!r}")
-        return {k: _parse(get_args(kind)[1], one, f"{where}.{k}") for k, one in value.items()}
-    if get_origin(kind) is list:
-        if not isinstance(value, list):
-            raise InputError(f"{where} must be a list, got {value!r}")
-        return [_parse(get_args(kind)[0], one, where) for one in value]
-    if kind is float and isinstance(value, str):  # YAML takes 1e-3 without a point for text
-        with suppress(ValueError):
-            value = float(value)
-    accepted = (int, float) if kind is float else kind
-    if not isinstance(value, accepted) or (isinstance(value, bool) and kind is not bool):
-        raise InputError(f"{where} must be {kind.__name__}, got {value!r}")
-    return kind(value)

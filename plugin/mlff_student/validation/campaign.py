@@ -28,7 +28,7 @@ from ..md import RunFolder, engine_of, run_md
 from ..results import write_json
 from ..teachers import is_teacher, make_teacher
 from .measure import measure_comparison, measure_run
-from .protocol import Protocol
+from .protocol import Liquid, Protocol
 from .tasks import CompareTask, RunTask, Subject, Task, prepare_structures, tasks_of
 
 POLL_S = 1.0  # between looks at the runs' logs
@@ -98,6 +98,13 @@ class Campaign:
                 raise InputError(f"{model} is no student: it runs with --engine ase alone")
             else:
                 make_teacher(model)
+        self.guides = {
+            step.guide
+            for step in protocol.steps
+            if isinstance(step, Liquid) and step.guide and step.teacher_ps and subject.teacher
+        }
+        for guide in self.guides:
+            archive_of(guide)
         try:
             output.mkdir(parents=True, exist_ok=True)
         except OSError as error:
@@ -131,7 +138,9 @@ class Campaign:
             "protocol": repr(self.protocol),
             "teacher": self.subject.teacher,
             "engines": list(self.subject.engines),
-            "models": {model: _digest(model) for model in self.subject.models},
+            "models": {
+                model: _digest(model) for model in (*self.subject.models, *sorted(self.guides))
+            },
         }
 
     def _check_identity(self) -> bool:

@@ -31,9 +31,12 @@ class Estimate:
         if not isinstance(task, RunTask):
             return COMPARISON_S
         settings = task.settings
-        per_step = self._seconds(settings.model, settings.structure)
+        per_step = self._seconds(settings.guide or settings.model, settings.structure)
         steps = settings.steps + settings.thermalise_steps + MINIMISE_STEPS
         seconds = START_S + steps * (per_step + 1e-3 * ENGINE_MS[settings.engine])
+        if settings.guide:
+            moves = settings.steps / settings.every
+            seconds += moves * self._seconds(settings.model, settings.structure)
         if task.teacher:
             seconds += task.teacher_frames * self._seconds(task.teacher, settings.structure)
         return seconds

@@ -163,7 +163,13 @@ def compare_liquids(
     for k, pair in enumerate(student.pairs):
         series |= {f"g_student_{pair}": student.g[k], f"g_teacher_{pair}": teacher.g[k]}
     record = compare_rdf(student, teacher).as_record()
-    record |= {"window_ps": window_ps, "replicas": len(references)}
+    potentials = [read_thermo(run.thermo).potential_ev for run in references]
+    moved = [float((np.diff(potential) != 0.0).mean()) for potential in potentials]
+    record |= {
+        "window_ps": min(window_ps, max(read_thermo(run.thermo).time_ps[-1] for run in runs)),
+        "replicas": len(references),
+        "teacher_acceptance": float(np.mean(moved)),  # of hybrid Monte Carlo; of MD it is 1
+    }
     return record, {name: thinned(values) for name, values in series.items()}
 
 

@@ -1,16 +1,20 @@
 """Protocols: which runs a model must stand, read from YAML files."""
 
-from collections.abc import Mapping
-from dataclasses import MISSING, dataclass, fields
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any
-
-import yaml
 
 from ..errors import InputError, check_key
 from ..md import ENGINES
+from ..settings import read_settings
 
 PROTOCOLS = Path(__file__).with_name("protocols")
+
+
+def _refuse_negative(step: "Box | Runs | Liquid") -> None:
+    for name, value in asdict(step).items():
+        for one in value if isinstance(value, tuple) else (value,):
+            if not isinstance(one, str) and not one >= 0:
+                raise InputError(f"{name} must not be negative, got {one}")
 
 
 @dataclass(frozen=True)
@@ -25,6 +29,8 @@ class Box:
 
     smiles: str
     count: int
+
+    __post_init__ = _refuse_negative
 
 
 @dataclass(frozen=True)
@@ -57,6 +63,8 @@ class Runs:
     judged_to_fs: float = float("inf")
     judged_to_atoms: float = float("inf")
 
+    __post_init__ = _refuse_negative
+
 
 @dataclass(frozen=True)
 class Liquid:
@@ -71,6 +79,9 @@ class Liquid:
     replicas : of the NVT run, with seeds of their own: as many of the student as of the teacher.
     teacher_ps : length of each of the teacher's runs; 0 for none. Radial distributions of the
         student are taken over as long a stretch of each replica.
+    guide : student on whose trajectories of `move_fs` hybrid Monte Carlo samples the teacher's
+        ensemble, in place of the teacher's own MD: `teacher_ps` is then their length in all.
+        Radial distributions are taken over all frames.
     frame_fs : between frames.
     temperature_K, timestep_fs, thermalise_ps, teacher_frames : as of `Runs`.
     """
@@ -81,11 +92,15 @@ class Liquid:
     npt_ps: float = 10.0
     replicas: int = 2
     teacher_ps: float = 0.0
+    guide: str = ""
+    move_fs: float = 40.0
     temperature_K: float = 300.0
     timestep_fs: float = 0.5
     thermalise_ps: float = 2.0
     frame_fs: float = 10.0
     teacher_frames: int = 0
+
+    __post_init__ = _refuse_negative
 
 
 @dataclass(frozen=True)
@@ -94,17 +109,17 @@ class Protocol:
 
     Attributes
     ----------
+    steps : in order.
     name : of the file.
     about : what it is for, one paragraph.
-    steps : in order.
     boxes : that steps may name.
     models, engines : what is run where the command names none.
     """
 
-    name: str
-    about: str
     steps: tuple[Runs | Liquid, ...]
-    boxes: Mapping[str, Box]
+    name: str = ""
+    about: str = ""
+    boxes: dict[str, Box] = field(default_factory=dict)
     models: tuple[str, ...] = ()
     engines: tuple[str, ...] = ("openmm",)
 
@@ -119,8 +134,8 @@ def load_protocol(source: str) -> Protocol:
 
     Raises
     ------
-    InputError : no such file, unknown keys (the nearest known one is named), or values of the wrong
-        kind or out of range.
+    InputError : no such file, or what `read_settings` refuses; negative numbers, two steps of one
+        name, unknown boxes or engines.
     """
     path = PROTOCOLS / f"{source}.yaml"
     if not path.is_file():
@@ -129,75 +144,12 @@ def load_protocol(source: str) -> Protocol:
         raise InputError(
             f"no protocol {source!r}; known: {', '.join(protocol_names())}, or a YAML file"
         )
-    try:
-        content = yaml.safe_load(path.read_text())
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise InputError(f"cannot read the protocol {path}: {error}") from error
-    if not isinstance(content, dict) or not isinstance(content.get("steps"), list):
-        raise InputError(f"{path} is no protocol: expected keys about, steps (a list)")
-    check_key(content, [f.name for f in fields(Protocol) if f.name != "name"], str(path))
-    boxes = {
-        name: _read(Box, box, f"{path}, box {name}")
-        for name, box in (content.get("boxes") or {}).items()
-    }
-    steps = tuple(
-        _read_step(step, f"{path}, step {k + 1}") for k, step in enumerate(content["steps"])
-    )
-    names = [step.step for step in steps]
+    protocol = replace(read_settings(path, Protocol), name=path.stem)
+    names = [step.step for step in protocol.steps]
     if twice := {name for name in names if names.count(name) > 1}:
-        raise InputError(f"{path}: two steps are called {min(twice)!r}")
-    for step in steps:
+        raise InputError(f"two steps are called {min(twice)!r}")
+    for step in protocol.steps:
         if isinstance(step, Liquid):
-            check_key([step.box], boxes, f"{path}, step {step.step}, box")
-    engines = tuple(content.get("engines") or ("openmm",))
-    check_key(engines, ENGINES, f"{path}, engines")
-    return Protocol(
-        path.stem,
-        str(content.get("about", "")).strip(),
-        steps,
-        boxes,
-        tuple(content.get("models") or ()),
-        engines,
-    )
-
-
-def _read_step(content: Any, where: str) -> Runs | Liquid:
-    is_liquid = isinstance(content, dict) and "box" in content
-    return _read(Liquid if is_liquid else Runs, content, where)
-
-
-def _read(kind: type, content: Any, where: str) -> Any:
-    """A dataclass of a mapping, its numbers checked."""
-    if not isinstance(content, dict):
-        raise InputError(f"{where}: expected keys and values, found {content!r}")
-    known = {field.name: field for field in fields(kind)}
-    check_key(content, known, where)
-    missing = [n for n, f in known.items() if f.default is MISSING and n not in content]
-    if missing:
-        raise InputError(f"{where}: {', '.join(missing)} is missing")
-    values = {
-        name: _value(known[name].type, value, f"{where}, {name}") for name, value in content.items()
-    }
-    return kind(**values)
-
-
-def _value(kind: Any, value: Any, where: str) -> Any:
-    if kind in (str, "str"):
-        if not isinstance(value, str) or not value:
-            raise InputError(f"{where}: expected text, found {value!r}")
-        return value
-    if kind == tuple[str, ...]:
-        entries = value if isinstance(value, list) else [value]
-        if not entries:
-            raise InputError(f"{where} is empty")
-        return tuple(_value(str, one, where) for one in entries)
-    if kind == tuple[float, ...]:
-        entries = value if isinstance(value, list) else [value]
-        if not entries:
-            raise InputError(f"{where} is empty")
-        return tuple(_value(float, one, where) for one in entries)
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not value >= 0:
-        raise InputError(f"{where}: expected a number that is not negative, found {value!r}")
-    if kind is int and value != int(value):
-        raise InputError(f"{where}: expected a whole number, found {value!r}")
-    return kind(value)
+            check_key([step.box], protocol.boxes, f"step {step.step}, box")
+    check_key(protocol.engines, ENGINES, "engines")
+    return protocol

@@ -43,6 +43,7 @@ COLUMNS = (
     ("density_g_per_cm3", "density", "g/cm³"),
     ("rdf_error_percent", "g(r) error", "%"),
     ("rdf_noise_percent", "its noise", "%"),
+    ("teacher_acceptance", "teacher's moves accepted", ""),
     ("convergence_deviation", "off dt²", ""),
     ("ms_per_step", "ms/step", ""),
 )

@@ -158,7 +158,7 @@ def label_of(model: str) -> str:
 def _settings(
     model: str, engine: str, source: str, ensemble: str, ps: float, timestep_fs: float,
     temperature_K: float, thermalise_ps: float, every: int, seed: int = 1,
-    thermalise_timestep_fs: float = 0.0,
+    thermalise_timestep_fs: float = 0.0, guide: str = "",
 ) -> MDSettings:  # fmt: skip
     steps = round(1000.0 * ps / timestep_fs / every) * every
     return MDSettings(
@@ -177,6 +177,7 @@ def _settings(
         seed=seed,
         threads=1,
         thermalise_timestep_fs=thermalise_timestep_fs,
+        guide=guide,
     )
 
 
@@ -227,15 +228,16 @@ def _liquid(
     every = max(1, round(step.frame_fs / step.timestep_fs))
 
     def run(
-        model: str, engine: str, ensemble: str, ps: float, replica: int, against: str, judged: bool
-    ) -> RunTask:
+        model: str, engine: str, ensemble: str, ps: float, replica: int, against: str, judged: bool,
+        every: int = every, guide: str = "",
+    ) -> RunTask:  # fmt: skip
         return RunTask(
             name=f"{label_of(model)}/{engine}/{step.step}/{label_of(step.box)}-{ensemble}-{replica}",
             step=step.step,
             structure=label_of(step.box),
             settings=_settings(
                 model, engine, sources[step.box], ensemble, ps, step.timestep_fs,
-                step.temperature_K, step.thermalise_ps, every, seed=replica,
+                step.temperature_K, step.thermalise_ps, every, seed=replica, guide=guide,
             ),
             judged=judged,
             teacher=against if step.teacher_frames else "",
@@ -254,7 +256,10 @@ def _liquid(
     if teacher and step.teacher_ps and constant_volume:
         references = []
         for k in replicas:
-            task = run(teacher, "ase", "nvt", step.teacher_ps, k, "", False)
+            task = run(
+                teacher, "ase", "nvt", step.teacher_ps, k, "", False,
+                max(1, round(step.move_fs / step.timestep_fs)) if step.guide else every, step.guide,
+            )  # fmt: skip
             references.append(task.name)
             yield replace(task, teacher="", teacher_frames=0)
         yield CompareTask(
@@ -264,5 +269,5 @@ def _liquid(
             kind="rdf",
             needs=(*constant_volume, *references),
             references=tuple(references),
-            window_ps=min(step.teacher_ps, step.nvt_ps),
+            window_ps=float("inf") if step.guide else min(step.teacher_ps, step.nvt_ps),
         )

@@ -1,0 +1,63 @@
+"""The canonical ensemble of a slow potential, reached on the trajectories of a fast one.
+
+Hybrid Monte Carlo (Duane, Kennedy, Pendleton & Roweth 1987, doi:10.1016/0370-2693(87)91197-X) with
+the forces of another potential as guide, as in Iftimie, Salahub, Wei & Schofield 2000
+(doi:10.1063/1.1289534): velocity Verlet is reversible and keeps volume in phase space whatever the
+forces, so that accepting its end with min(1, exp(-dH / kT)), H being the target's, leaves the
+target's ensemble as it is. A poor guide costs acceptance, never correctness.
+"""
+
+import numpy as np
+from ase import Atoms
+from ase.calculators.calculator import Calculator
+from ase.calculators.singlepoint import SinglePointCalculator
+from ase.md.velocitydistribution import Stationary, thermalize_momenta
+from ase.md.verlet import VelocityVerlet
+
+from .units import KB
+
+
+class HybridMonteCarlo:
+    """Moves atoms as ASE's dynamics do; `run` makes one move.
+
+    Parameters
+    ----------
+    atoms : with the target as their calculator; it is asked once a move, and `atoms` have its last
+        energy and forces after each.
+    guide : asked at every step.
+    timestep : of the guide's dynamics, ASE's units.
+    rng : draws momenta, with the centre of mass at rest, and what is accepted.
+    """
+
+    def __init__(
+        self,
+        atoms: Atoms,
+        guide: Calculator,
+        timestep: float,
+        *,
+        temperature_K: float,
+        rng: np.random.Generator,
+    ) -> None:
+        self.atoms = atoms
+        self.target = atoms.calc
+        self.guide = guide
+        self.timestep = timestep
+        self.temperature_K = temperature_K
+        self.rng = rng
+
+    def run(self, steps: int) -> bool:
+        """One move of so many steps; whether it was accepted."""
+        thermalize_momenta(self.atoms, temperature_K=self.temperature_K, rng=self.rng)
+        Stationary(self.atoms, preserve_temperature=False)
+        trial = self.atoms.copy()
+        trial.calc = self.guide
+        VelocityVerlet(trial, self.timestep).run(steps)
+        trial.calc = self.target
+        change = trial.get_total_energy() - self.atoms.get_total_energy()
+        accepted = self.rng.random() < np.exp(-max(change, 0.0) / (KB * self.temperature_K))
+        state = trial if accepted else self.atoms
+        energy, forces = state.get_potential_energy(), state.get_forces()
+        self.atoms.positions = state.positions
+        self.atoms.set_momenta(state.get_momenta())
+        self.atoms.calc = SinglePointCalculator(self.atoms, energy=energy, forces=forces)
+        return bool(accepted)
