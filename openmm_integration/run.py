@@ -27,7 +27,7 @@ from mlff_student.md import COLDEST_START, THERMO_COLUMNS, MDSettings, RunFolder
 from mlff_student.structure import Structure
 from mlff_student.units import KB, KJ_PER_MOL
 
-from .system import create_system
+from .system import check_molecules, create_system
 from .thermo import thermo_row
 from .topology import openmm_topology
 
@@ -65,6 +65,8 @@ def run_openmm(
     """Engine of `mlff_student.md.run_md`; see `mlff_student.md.Engine`."""
     torch.set_num_threads(settings.threads_for(len(structure.atoms)))
     topology = openmm_topology(structure)
+    if settings.ensemble == "npt":
+        check_molecules(topology, structure.atoms)
     system = create_system(topology, folder.archive, backend=settings.backend)
     if settings.ensemble != "nve":
         system.addForce(CMMotionRemover())

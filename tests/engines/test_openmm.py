@@ -240,6 +240,15 @@ def test_precision(interface, structures, tiny_checkpoint):
     assert error[torch.float64] < 1e-12 < error[torch.float32] < 1e-6
 
 
+@both_interfaces
+def test_archive_of_another_precision_is_refused(interface, structures, tiny_archive):
+    """An exported archive has one precision: it is taken unless another one is asked for."""
+    topology = topology_of(structures["water"])
+    student_force(topology, tiny_archive, dtype=torch.float32, interface=interface)
+    with pytest.raises(InputError, match=r"exported in float32, not float64.*--dtype float64"):
+        student_force(topology, tiny_archive, dtype=torch.float64, interface=interface)
+
+
 def test_threads_are_those_of_torch(structures, tiny_archive):
     before = torch.get_num_threads()
     try:

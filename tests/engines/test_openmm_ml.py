@@ -368,6 +368,26 @@ def test_box_of_the_student_is_that_of_the_mm_part(periodic, interpolate, potent
     assert force.usesPeriodicBoundaryConditions() == periodic
 
 
+def test_interpolation_takes_no_torch_force(potential):
+    """Whose copy through XML would end the process: refused where asked for, avoided by "auto"."""
+    molecule = solution("tip3p")
+    mm_system = molecule.mm_system()
+
+    def mixed(system: openmm.System, **options) -> openmm.System:
+        return potential.createMixedSystem(molecule.topology, system, SOLUTE, **options)
+
+    with pytest.raises(InputError, match="interpolate=True with interface='TorchForce'"):
+        mixed(mm_system, interpolate=True, interface="TorchForce")
+    system = mixed(mm_system, interpolate=True, interface="auto")
+    (force,) = (one for one in system.getForces() if isinstance(one, openmm.CustomCVForce))
+    kinds = {type(force.getCollectiveVariable(k)) for k in range(force.getNumCollectiveVariables())}
+    assert openmm.PythonForce in kinds
+    with_torch_force = mixed(mm_system, interface="TorchForce")  # no copy is made of it
+    for interpolate in (False, True):
+        with pytest.raises(InputError, match="the MM System has a TorchForce"):
+            mixed(with_torch_force, interpolate=interpolate)
+
+
 @pytest.mark.parametrize("interpolate", [False, True])
 def test_workflow_of_a_solute_in_solvent(interpolate, tmp_path):
     """Student in rigid water: minimise, heat, constant pressure, a trajectory. The barostat knows
@@ -467,6 +487,14 @@ def test_precision(tiny_checkpoint):
         for precision in ("single", "double")
     )
     assert 1e-12 < abs(single / double - 1.0) < 1e-6
+
+
+def test_precision_that_an_archive_does_not_have_is_refused(tiny_archive):
+    potential = MLPotential("mlff-student", modelPath=str(tiny_archive))
+    topology, _ = load_structure("O")
+    potential.createSystem(topology, precision="single")
+    with pytest.raises(InputError, match="exported in float32, not float64"):
+        potential.createSystem(topology, precision="double")
 
 
 def test_readme(tmp_path, monkeypatch):

@@ -21,6 +21,7 @@ from mlff_student.errors import InputError
 from mlff_student.structure import Structure, make_topology, perceive_bonds
 from mlff_student.units import KB, KJ_PER_MOL, NM
 from openmm_integration import create_system
+from openmm_integration.system import check_molecules
 from openmm_integration.topology import openmm_topology
 
 PLATFORMS = ("Reference", "CPU")
@@ -142,6 +143,24 @@ def test_barostat_moves_whole_molecules(platform, structures):
     assert np.abs(positions[1] - positions[0]).max() > 1e-3
 
 
+def test_missing_bonds_are_named(structures, caplog):
+    """In a box, where a barostat needs them: in the log, or refused once distances are known."""
+    atoms = structures["water_box"]
+    bonds = perceive_bonds(atoms)
+    whole, torn = (
+        openmm_topology(Structure(atoms, make_topology(atoms, some))) for some in (bonds, bonds[1:])
+    )
+    first = min(bonds[0], key=lambda index: atoms.numbers[index])
+    create_system(whole, "ultra_tiny")
+    check_molecules(whole, atoms)
+    assert "without a bond" not in caplog.text
+    create_system(torn, "ultra_tiny")
+    assert f"1 atoms without a bond, atom {first} (H" in caplog.text
+    with pytest.raises(InputError, match="two molecules") as refused:
+        check_molecules(torn, atoms)
+    assert all(f"{index} ({atoms.symbols[index]})" in str(refused.value) for index in bonds[0])
+
+
 @pytest.mark.parametrize("mass", [3.0, 3.0 * unit.dalton])
 def test_hydrogen_mass_repartitioning(mass, structures):
     """As OpenMM's force fields do it; the total stays, and so does the energy."""
@@ -181,7 +200,15 @@ def simulation_at_rest(
 
 @pytest.mark.parametrize(
     ("mass", "bonds", "words"),
-    [(3.0, False, "has no bonds"), (9.0, True, r"hydrogen_mass=9.0 Da leaves atom 0 \(C1\)")],
+    [
+        (3.0, False, "has no bonds"),
+        (9.0, True, r"hydrogen_mass=9.0 Da leaves atom 0 \(C1\)"),
+        (0.0, True, "hydrogen_mass=0.0 Da must be a positive mass"),
+        (-1.0 * unit.dalton, True, "hydrogen_mass=-1.0 Da must be a positive mass"),
+        (float("nan"), True, "hydrogen_mass=nan Da must be a positive mass"),
+        (3.0 * unit.nanometer, True, "hydrogen_mass=3.0 nm is not a mass"),
+        ("heavy", True, "hydrogen_mass=heavy is not a mass"),
+    ],
 )
 def test_unusable_hydrogen_mass_is_refused(mass, bonds, words, structures):
     atoms = structures["ethanol"]
