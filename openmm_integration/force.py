@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
+FORCE_NAME = "mlff-student "  # and the model's
 INTERFACES = ("auto", "TorchForce", "PythonForce")
 
 
@@ -205,7 +206,7 @@ def student_force(
         force = _python_force(computation, subset)
     force.setUsesPeriodicBoundaryConditions(periodic)
     force.setForceGroup(force_group)
-    force.setName(f"mlff-student {archive.metadata['name']}")
+    force.setName(FORCE_NAME + archive.metadata["name"])
     return force
 
 
