@@ -10,7 +10,7 @@ from ase import Atoms
 from openmm import HarmonicBondForce, System, unit
 
 from mlff_student.errors import InputError
-from mlff_student.structure import connected_fragments, perceive_bonds
+from mlff_student.structure import perceive_bonds
 
 from .force import student_force
 
@@ -113,26 +113,27 @@ def check_molecules(topology: "Topology", atoms: Atoms) -> None:
 
     Raises
     ------
-    InputError : two atoms that their distance says are bonded are in different molecules.
+    InputError : an atom without any bond in the topology has another at bonding distance. (Atoms
+        that have bonds may only touch: bromines of a packed liquid do.)
     """
-    bonds = [(first.index, second.index) for first, second in topology.bonds()]
-    molecule = connected_fragments(len(atoms), bonds)
+    bonded = {atom.index for bond in topology.bonds() for atom in bond}
     for first, second in perceive_bonds(atoms):
-        if molecule[first] != molecule[second]:
+        if not {first, second} <= bonded:
             raise InputError(
                 f"atoms {first} ({atoms.symbols[first]}) and {second} ({atoms.symbols[second]}) "
-                f"are {atoms.get_distance(first, second, mic=True):.2f} angstrom apart, but no "
-                "bonds of the topology connect them: a barostat would scale them as two molecules. "
-                "Add the bonds (CONECT in a PDB file), or leave all of them out: then distances say"
+                f"are {atoms.get_distance(first, second, mic=True):.2f} angstrom apart, and the "
+                "topology has no bond for one of them: a barostat would scale it as a molecule of "
+                "its own. Add the bonds (CONECT in a PDB file), or leave all of them out: then "
+                "distances say"
             )
 
 
 def _repartition(system: System, topology: "Topology", mass: float | unit.Quantity) -> None:
     """Move mass to the hydrogens from what they are bonded to."""
     try:
-        mass = mass if unit.is_quantity(mass) else mass * unit.dalton
+        mass = mass if unit.is_quantity(mass) else float(mass) * unit.dalton
         positive = 0.0 < mass.value_in_unit(unit.dalton) < math.inf
-    except TypeError as error:
+    except (TypeError, ValueError) as error:
         raise InputError(f"hydrogen_mass={mass} is not a mass: {error}") from error
     if not positive:
         raise InputError(f"hydrogen_mass={mass} must be a positive mass")

@@ -9,17 +9,16 @@ import openmm
 import pytest
 from ase import Atoms
 from openmm import app, unit
+from openmm_contexts import topology_of
 
 from mlff_student.analysis.thermo import read_thermo
 from mlff_student.calculator import StudentForceFieldCalculator
 from mlff_student.checkpoints import available_models, read_card
 from mlff_student.errors import InputError, RunStoppedError
-from mlff_student.structure import Structure, make_topology, perceive_bonds
 from mlff_student.units import KB, KJ_PER_MOL, NM
 from mlff_student.verdict import Threshold, load_thresholds
 from openmm_integration import Monitor, create_system, load_structure
 from openmm_integration.run import ThermoReporter
-from openmm_integration.topology import openmm_topology
 
 TIMESTEP = 0.0005  # ps
 
@@ -240,7 +239,7 @@ def test_limits_of_the_user_go_before_those_of_the_archive(ethanol, tmp_path):
 def test_periodic_as_the_system_is(periodic, structures, tmp_path):
     """Not as the topology is: the largest force is that of the run."""
     box: Atoms = structures["water_box"]
-    topology = openmm_topology(Structure(box, make_topology(box, perceive_bonds(box))))
+    topology = topology_of(box)
     system = create_system(topology, "tiny", periodic=periodic)
     platform = openmm.Platform.getPlatformByName("Reference")
     simulation = app.Simulation(topology, system, openmm.VerletIntegrator(1e-9), platform)
@@ -405,7 +404,7 @@ def test_part_of_a_periodic_system(structures, tmp_path):
     box: Atoms = structures["water_box"]
     box.positions += 3.0
     box.wrap()
-    topology = openmm_topology(Structure(box, make_topology(box, perceive_bonds(box))))
+    topology = topology_of(box)
     region = [3, 4, 5, 21, 22, 23]
     system = create_system(topology, "tiny", atoms=region)
     platform = openmm.Platform.getPlatformByName("Reference")
