@@ -87,9 +87,10 @@ class Monitor:
     - energies and positions that are NaN or infinite (`nonfinite_rows`).
 
     A report that finds NaN writes its row and does what `action` says. But the student refuses such
-    positions, so the next step ends in an OpenMMException with "warn" too; and where NaN arises
-    between two reports (`every` above 1) that exception comes first and no reporter is called. The
-    last good state is then the newest one before.
+    positions, so the next step ends in an OpenMMException with "warn" too. That exception comes
+    first, and no reporter is called, where NaN arises between two reports (`every` above 1) or
+    another reporter asks for energies at the same step. The last good state is then the newest one
+    before.
 
     Parameters
     ----------
