@@ -111,9 +111,44 @@ def test_checkpoint_by_name_and_by_path(tiny, structures, tmp_path):
     path = shutil.copy(checkpoint_path("tiny"), tmp_path / "model.pt")
     shutil.copy(checkpoint_path("tiny").with_name("card.json"), tmp_path)
     expected = tiny.get_property("energy", structures["ethanol"])
-    for options in ({"checkpoint_path": path}, {"model": str(path)}, {"checkpoint_path": "tiny"}):
+    places = (path, str(path), tmp_path, "tiny")  # file, its name, its folder, a shipped one
+    for options in [{"checkpoint_path": place} for place in places] + [{"model": tmp_path}]:
         other = StudentForceFieldCalculator(**options)
         assert other.get_property("energy", structures["ethanol"]) == expected
+    path.unlink()
+    with pytest.raises(ArchiveError, match=r"holds no checkpoint: there is no .*model\.pt"):
+        StudentForceFieldCalculator(tmp_path)
+
+
+def test_options_of_ase(structures):
+    """Its own are taken, and none changes the network that was loaded."""
+    atoms = structures["water"]
+    calculator = StudentForceFieldCalculator("tiny", atoms=atoms, label="mine", directory="there")
+    assert atoms.calc is calculator
+    assert (calculator.directory, calculator.prefix) == ("there", "mine")
+    before = calculator.todict()
+    assert calculator.set(**before) == {}
+    for change in ({"model": "ultra_tiny"}, {"dtype": "float64"}, {"skin": 2.0}):
+        with pytest.raises(InputError, match=f"{next(iter(change))} cannot be set afterwards"):
+            calculator.set(**change)
+    assert calculator.todict() == before
+    assert calculator.archive.metadata["name"] == "tiny"
+
+
+def test_precision_of_an_exported_archive(tiny_archive, tiny_archive64):
+    """Its own, or an error: nothing is computed in another precision than the one asked for."""
+    for path, own, other in (
+        (tiny_archive, "float32", "float64"),
+        (tiny_archive64, "float64", "float32"),
+    ):
+        for dtype in (None, own, getattr(torch, own)):
+            calculator = StudentForceFieldCalculator(path, dtype=dtype)
+            assert calculator.todict()["dtype"] == own
+            assert calculator.archive.metadata["dtype"] == own
+        with pytest.raises(InputError, match=f"exported in {own}.*again with --dtype {other}"):
+            StudentForceFieldCalculator(path, dtype=other)
+    with pytest.raises(MissingDependencyError, match="the archive in float64"):
+        StudentForceFieldCalculator(tiny_archive64, backend="native")
 
 
 def test_float64(exact, tiny, structures):
@@ -147,6 +182,8 @@ def test_repr_and_name(tiny, structures, tmp_path):
         ({"model": "tiny", "dtype": "float16"}, InputError, "float32 or float64, got 'float16'"),
         ({"model": "tiny", "backend": "fast"}, InputError, "no backend 'fast'; there are auto"),
         ({"model": "tiny", "batch_memory_mb": 0.0}, InputError, "positive, got 0.0"),
+        ({"chekpoint_path": "my.pt"}, InputError, "'chekpoint_path'; did you mean 'checkpoint_p"),
+        ({"model": "tiny", "kwargs": {}}, InputError, "unknown key 'kwargs'"),
         (
             {"model": "tiny", "dtype": torch.float64, "backend": "native"},
             MissingDependencyError,
@@ -186,9 +223,11 @@ BAD = {
     "empty": (Atoms, "no atoms"),
     "missing hydrogens": (lambda: molecule("CH3CH2OH")[[0, 1, 2]], "lacks hydrogens"),
     "no cell": (lambda: Atoms("OH2", molecule("H2O").positions, pbc=True), "no volume"),
-    "NaN cell": (
-        lambda: molecule("H2O", cell=[np.nan, 9.0, 9.0], pbc=True),
-        "no volume",
+    "NaN cell": (lambda: molecule("H2O", cell=[np.nan, 9.0, 9.0], pbc=True), "is not finite"),
+    "NaN cell, open": (lambda: molecule("H2O", cell=[np.nan, 9.0, 9.0]), "is not finite"),
+    "waters without hydrogens": (
+        lambda: Atoms("OOO", [[0.0, 0.0, 0.0], [2.8, 0.0, 0.0], [0.0, 2.8, 0.0]]),
+        r"atom 0 \(O\) lacks hydrogens",
     ),
 }
 
@@ -233,6 +272,19 @@ def test_positions_that_go_bad_during_a_run(calculator):
             atoms.get_forces()
 
 
+def test_another_structure_of_the_same_atoms(calculator):
+    """Is no step of the run before: its distances are looked at, images included."""
+    atoms = molecule("H2O", cell=[8.0, 8.0, 8.0], pbc=True)
+    atoms.calc = calculator
+    atoms.get_forces()
+    for place in (atoms.positions[0] + [0.0, 0.0, 0.1], atoms.positions[2] + [8.0, 0.2, -8.0]):
+        other = atoms.copy()
+        other.positions[1] = place
+        with pytest.raises(InputError, match="apart"):
+            calculator.get_property("forces", other)
+        atoms.get_forces()
+
+
 def test_what_a_run_may_do(calculator, structures):
     """A bond stretched until a carbon looks bare is refused at the start, and not on the way."""
     atoms = molecule("CH3OH", cell=[8.0, 8.0, 8.0], pbc=True)
@@ -240,7 +292,7 @@ def test_what_a_run_may_do(calculator, structures):
     atoms.get_forces()
     atoms.positions[2] += [0.0, 1.2, 0.0]
     with pytest.raises(InputError, match="lacks hydrogens"):
-        calculator.get_property("forces", atoms.copy() + Atoms("N", [[4.0, 4.0, 4.0]]))
+        calculator.get_property("forces", atoms.copy() + Atoms("HH", [[4, 4, 4], [4, 4, 4.7]]))
     atoms.calc.get_property("energy", structures["water"])
     atoms.positions[2] -= [0.0, 1.2, 0.0]
     atoms.get_forces()
@@ -431,7 +483,7 @@ def test_multiprocessing(tiny, structures):
 def mixture(structures: dict[str, Atoms]) -> list[Atoms]:
     """Open and periodic structures, of 1 to 96 atoms, some of a size and some alike."""
     rng = np.random.default_rng(3)
-    far = Atoms("OO", [[0.0, 0.0, 0.0], [0.0, 0.0, 40.0]])  # no edge at all
+    far = Atoms("HH", [[0.0, 0.0, 0.0], [0.0, 0.0, 40.0]])  # no edge at all
     large = structures["molecule32"] + structures["molecule32"] + structures["molecule32"]
     large.positions[32:64] += 9.0
     large.positions[64:] -= 9.0
