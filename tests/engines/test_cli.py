@@ -229,6 +229,50 @@ def test_every_command_serves_scripts(words):
     assert {"--json", "--quiet"} <= options
 
 
+RECIPE = str(ROOT / "plugin" / "mlff_student" / "distill" / "quick.yaml")
+# Of each command, words with which it would run; every command is here.
+RUNNABLE = {
+    "analyze": ["run.dcd", "--top", "run.pdb", "--log", "run.csv"],
+    "benchmark batch": ["--models", "tiny"],
+    "benchmark kernels": ["--models", "tiny"],
+    "benchmark lammps": ["--models", "tiny"],
+    "benchmark openmm": ["--models", "tiny"],
+    "benchmark report": ["--models", "tiny", "-o", "report"],
+    "distill check": [str(ROOT / "checkpoints" / "data" / "organic.h5"), "-o", "check"],
+    "distill evaluate": [RECIPE, "--data", "data", "--model", "tiny", "-o", "mine"],
+    "distill quick": ["--molecule", "CO", "-o", "quick"],
+    "distill relabel": ["data.h5", "--by", "model.pt", "-o", "more.h5"],
+    "distill rounds": [RECIPE, "--data", "data"],
+    "distill sample": [RECIPE, "--data", "data"],
+    "distill stability": [str(ROOT / "checkpoints" / "tiny"), "--runs", "runs"],
+    "distill train": [RECIPE, "--data", "data", "--model", "tiny"],
+    "doctor": [],
+    "export": ["--model", "tiny"],
+    "lammps-env": [],
+    "lammps-input": ["CO", "--model", "tiny", "-o", "run"],
+    "liquid": ["water", "--model", "tiny"],
+    "md": ["CO", "--model", "tiny", "-o", "run"],
+    "models": [],
+    "validate compare": ["old.json", "new.json"],
+    "validate run": ["tiny"],
+}
+
+
+def test_runnable_are_all_commands():
+    assert set(RUNNABLE) == {" ".join(words) for words in commands(typer.main.get_command(app))}
+
+
+@pytest.mark.parametrize("command", RUNNABLE)
+def test_json_that_cannot_be_written(command, call, folder):
+    """Said before any work is done, or anything else is looked at or written."""
+    before = listing(folder)
+    words = [*command.split(), *RUNNABLE[command], "--json", "nowhere/results.json"]
+    status, output, errors = call(*words)
+    assert (status, output) == (2, "")
+    assert "cannot write nowhere/results.json: no folder nowhere" in errors
+    assert listing(folder) == before
+
+
 def test_quiet(call, tmp_path):
     """Nothing but the file."""
     for words in (["models"], ["lammps-env"]):
@@ -288,6 +332,18 @@ def test_benchmark_batch(call, tmp_path):
         assert one["batch_speedup"] == pytest.approx(one["one_by_one_us"] / one["batch_us"])
         assert one["batch_s"] == pytest.approx(6e-6 * one["batch_us"])
     assert "x one by one" in output
+
+
+@pytest.mark.parametrize("words", [["--model", "all"], ["--model", "tiny", "-o", "my.onnx"]])
+def test_export_without_verification(words, call, folder):
+    """The results name what was written all the same."""
+    onnx = ["--format", "onnx"] if "my.onnx" in words else []
+    status, _, _ = call("export", *words, *onnx, "--no-verify", "--json", "e.json")
+    assert status == 0
+    records = check_shape(json.loads(Path("e.json").read_text()), "export")
+    names = ["tiny"] if onnx else ["original", "tiny", "ultra_tiny"]
+    assert [one["model"] for one in records] == names
+    assert all(Path(one["file"]).stat().st_size > 0 for one in records)
 
 
 def test_doctor(tmp_path):
