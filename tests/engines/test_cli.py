@@ -334,15 +334,12 @@ def test_benchmark_batch(call, tmp_path):
     assert "x one by one" in output
 
 
-@pytest.mark.parametrize("words", [["--model", "all"], ["--model", "tiny", "-o", "my.onnx"]])
-def test_export_without_verification(words, call, folder):
+def test_export_without_verification(call, folder):
     """The results name what was written all the same."""
-    onnx = ["--format", "onnx"] if "my.onnx" in words else []
-    status, _, _ = call("export", *words, *onnx, "--no-verify", "--json", "e.json")
+    status, _, _ = call("export", "--model", "all", "--no-verify", "--json", "e.json")
     assert status == 0
     records = check_shape(json.loads(Path("e.json").read_text()), "export")
-    names = ["tiny"] if onnx else ["original", "tiny", "ultra_tiny"]
-    assert [one["model"] for one in records] == names
+    assert [one["model"] for one in records] == ["original", "tiny", "ultra_tiny"]
     assert all(Path(one["file"]).stat().st_size > 0 for one in records)
 
 
