@@ -1,7 +1,10 @@
 """The command line: bad input ends in one sentence and a status, good input in files and JSON."""
 
+import inspect
 import json
 import os
+import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -218,6 +221,38 @@ def test_help_shows_an_example(words, call):
     example = output.partition("Example:")[2]
     # The line is wrapped and framed; `export` is called as export.py, its other front door.
     assert words[-1] in example
+
+
+# What its examples read is made by other commands.
+READS_RESULTS = {("analyze",), ("validate", "compare")}
+OUTPUTS = ("-o", "--output", "--json", "--report", "--data", "--runs", "--plot")
+
+
+@pytest.mark.parametrize(
+    "words",
+    [(), ("distill",), ("benchmark",), *commands(typer.main.get_command(app))],
+    ids=" ".join,
+)
+def test_examples_run_as_they_stand(words):
+    """They parse, and the files that they read are in the checkout."""
+    program: Any = typer.main.get_command(app)
+    command = program
+    for word in words:
+        command = command.commands[word]
+    text = inspect.cleandoc(command.help)
+    examples = re.findall(r"Example: (?:eval \$\()?((?:.+\n?)+)", text)
+    assert examples
+    for example in examples:
+        line = shlex.split(example.strip().rstrip(")").replace("python export.py", "_ export"))
+        target: Any = program
+        rest = line[1:]
+        while hasattr(target, "commands"):
+            target = target.commands[rest.pop(0)]
+        target.make_context("mlff-student", list(rest))  # parses, and runs nothing
+        if words not in READS_RESULTS:
+            for option, word in zip(["", *rest], rest, strict=False):
+                if option not in OUTPUTS and re.search(r"\.\w+$|/", word):
+                    assert (ROOT / word).exists(), f"{word} of: {example}"
 
 
 @pytest.mark.parametrize("words", commands(typer.main.get_command(app)), ids=" ".join)

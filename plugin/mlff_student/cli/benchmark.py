@@ -8,7 +8,13 @@ from rich.markup import escape
 
 from .common import Json, Quiet, console, json_option, resumable, whole_numbers
 
-benchmark_app = typer.Typer(no_args_is_help=True, help="How fast it runs on this machine.")
+benchmark_app = typer.Typer(
+    no_args_is_help=True,
+    help="""How fast it runs on this machine.
+
+    Example: mlff-student benchmark kernels --models tiny --json kernels.json
+    """,
+)
 
 
 @benchmark_app.command("kernels")

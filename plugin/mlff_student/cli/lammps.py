@@ -117,7 +117,7 @@ def lammps_input_command(
 ) -> None:
     """Write data file, archive and input script for LAMMPS, and run nothing.
 
-    Example: mlff-student lammps-input box.pdb --ensemble npt --set temperature=350 -o run
+    Example: mlff-student lammps-input examples/ethanol.xyz --ensemble nvt --set temperature=350
     """
     from ..errors import InputError
     from ..lammps_input import write_lammps_input
