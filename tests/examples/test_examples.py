@@ -66,8 +66,8 @@ CASES = {
         options=("--molecule", "CO"),
     ),
     "screen_conformers": Expected(
-        rf"(\d+) conformers of (\d+) atoms in ({NUMBER}) s",
-        lambda count, atoms, seconds: (count, atoms) == (50, 22) and seconds < 10,
+        r"(\d+) conformers of (\d+) atoms in \d",
+        lambda count, atoms: (count, atoms) == (50, 22),
         files=("screen_conformers.png", "best.xyz"),
     ),
 }
