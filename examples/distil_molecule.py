@@ -10,10 +10,10 @@ import argparse
 from pathlib import Path
 
 import yaml
-from ase.build import molecule
 
 from mlff_student import StudentForceFieldCalculator
 from mlff_student.distill.quick import QUICK_RECIPE, quick
+from mlff_student.structure import read_structure
 
 parser = argparse.ArgumentParser(description=__doc__)
 parser.add_argument("--molecule", default="CCO", help="SMILES or a structure file")
@@ -45,7 +45,7 @@ def main() -> None:
     errors = card["accuracy"]["held_out_molecules"]
     print(f"force RMSE on trajectories held out: {errors['force_rmse_ev_per_angstrom']:.4f}")
 
-    atoms = molecule("CH3CH2OH")
+    atoms = read_structure(options.molecule).atoms
     atoms.calc = StudentForceFieldCalculator(options.output / f"{options.preset}.pt")
     print(f"{atoms.calc}\nenergy {atoms.get_potential_energy():.4f} eV")
 

@@ -6,7 +6,6 @@ python examples/openmm_mixed.py
 import argparse
 from pathlib import Path
 
-import torch  # noqa: F401  (before openmm, or its plugin does not load)
 from openmm import LangevinMiddleIntegrator, Vec3, unit
 from openmm.app import PME, ForceField, HBonds, Modeller, PDBFile, Simulation
 from openmmml import MLPotential

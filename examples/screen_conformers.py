@@ -11,7 +11,7 @@ import numpy as np
 from ase import Atoms, units
 from ase.io import write
 from rdkit import Chem
-from rdkit.Chem import AllChem
+from rdkit.Chem import AllChem, rdMolAlign
 
 from mlff_student import StudentForceFieldCalculator
 from mlff_student.plots import single_figure
@@ -20,6 +20,7 @@ parser = argparse.ArgumentParser(description=__doc__)
 parser.add_argument("--smiles", default="CC(=O)N[C@@H](C)C(=O)NC")
 parser.add_argument("--model", default="tiny")
 parser.add_argument("--output", type=Path, default=Path("runs/examples"))
+parser.add_argument("--best", type=int, default=10, help="different conformers to write")
 parser.add_argument("--short", action="store_true", help="50 conformers instead of 1000")
 options = parser.parse_args()
 options.output.mkdir(parents=True, exist_ok=True)
@@ -42,11 +43,21 @@ print(
 
 energies = np.array([result["energy"] for result in results])
 relative = (energies - energies.min()) / (units.kcal / units.mol)
-best = np.argsort(relative)[:10]
+# Many are the same one: of those closer than 0.5 angstrom (heavy atoms, laid upon each other, like
+# atoms exchanged) the lowest stays.
+heavy = Chem.RemoveHs(molecule)
+ids = [one.GetId() for one in heavy.GetConformers()]
+best: list[int] = []
+for k in map(int, np.argsort(relative)):
+    if len(best) == options.best:
+        break
+    if all(rdMolAlign.GetBestRMS(heavy, heavy, ids[k], ids[j]) > 0.5 for j in best):
+        best.append(k)
 write(options.output / "best.xyz", [conformers[k] for k in best])
+print(f"{len(best)} different ones, up to {relative[best[-1]]:.1f} kcal/mol, are in best.xyz")
 print(f"within 1, 3 and 5 kcal/mol: {', '.join(str((relative < e).sum()) for e in (1, 3, 5))}")
 figure = options.output / "screen_conformers.png"
 x, y = "energy above the best (kcal/mol)", "conformers"
 with single_figure(figure, x, y) as axes:
     axes.hist(relative, bins=40)
-print(f"wrote {figure} and best.xyz")
+print(f"wrote {figure}")

@@ -1,4 +1,4 @@
-"""Students beside their teacher GFN2-xTB, on thermal frames of a molecule: errors and time.
+"""Students beside their teacher GFN2-xTB, on displaced frames of a molecule: errors and time.
 
 python examples/student_and_teacher.py
 """
@@ -25,6 +25,7 @@ rng = np.random.default_rng(1)
 frames = []
 for _ in range(5 if options.short else 50):
     frames.append(equilibrium.copy())
+    # At random: no frames of a run.
     frames[-1].positions += 0.05 * rng.standard_normal(equilibrium.positions.shape)
 
 

@@ -4,6 +4,7 @@ import io
 from array import array
 from collections.abc import Iterable, Sequence
 from functools import lru_cache
+from inspect import signature
 from pathlib import Path
 from time import perf_counter
 from typing import Any, ClassVar
@@ -21,7 +22,7 @@ from vesin import NeighborList
 
 from .archive import Archive
 from .checkpoints import archive_of
-from .errors import InputError
+from .errors import InputError, check_key
 from .graph import (
     Graph,
     atom_virials,
@@ -34,7 +35,7 @@ from .native import with_backend
 from .structure import (
     FARTHEST,
     SHORTEST_DISTANCE,
-    bare_carbons,
+    bare_atoms,
     check_cell,
     check_distances,
     check_structure,
@@ -66,19 +67,25 @@ class StudentForceFieldCalculator(Calculator):
 
     A calculator can be pickled and sent to other processes: its weights go along.
 
+    A structure is checked when it is first seen (`mlff_student.structure.check_structure`). On the
+    way of a run only what cannot be evaluated is refused: an Atoms object that was evaluated last
+    may bring its atoms closer than 0.3 angstrom, and one of the same elements may have its bonds
+    stretched, because minimisers try such steps.
+
     Parameters
     ----------
     model : name of a shipped model, or path of a checkpoint or archive; "original" if neither this
         nor `checkpoint_path` is given.
     device : torch device.
-    dtype : torch.float32 or torch.float64 (or their names), where a checkpoint is compiled.
+    dtype : torch.float32 or torch.float64 (or their names), that a checkpoint is compiled in;
+        float32 if not given. An exported archive has its own, and another one is refused.
     backend : kernels, "native", "portable" or "auto"; see `mlff_student.native.with_backend`.
     checkpoint_path : the same as `model`.
     enable_stress : whether to give stress and stresses.
     enable_timing : whether to keep the time of every calculation; see `get_timing_stats`.
     batch_memory_mb : memory of `calculate_batch`; 32 on the CPU and a quarter of a GPU's free
         memory where not given.
-    kwargs : of ase.calculators.calculator.Calculator.
+    kwargs : of ase.calculators.calculator.Calculator; any other name is refused.
 
     Raises
     ------
@@ -102,7 +109,7 @@ class StudentForceFieldCalculator(Calculator):
         self,
         model: str | Path | None = None,
         device: str = "cpu",
-        dtype: torch.dtype | str = torch.float32,
+        dtype: torch.dtype | str | None = None,
         backend: str = "auto",
         *,
         checkpoint_path: str | Path | None = None,
@@ -111,6 +118,9 @@ class StudentForceFieldCalculator(Calculator):
         batch_memory_mb: float | None = None,
         **kwargs: Any,
     ) -> None:
+        options = [*signature(StudentForceFieldCalculator).parameters]
+        options += signature(Calculator).parameters
+        check_key(kwargs, [name for name in options if name != "kwargs"], type(self).__name__)
         super().__init__(**kwargs)
         if model is not None and checkpoint_path is not None:
             raise InputError(f"give model={model!r} or checkpoint_path={checkpoint_path!r}")
@@ -118,14 +128,19 @@ class StudentForceFieldCalculator(Calculator):
             raise InputError(f"batch_memory_mb must be positive, got {batch_memory_mb}")
         chosen = model if model is not None else checkpoint_path
         chosen = "original" if chosen is None else chosen
-        self.parameters.update(
-            model=str(chosen), device=str(device), dtype=_precision(dtype), backend=backend
-        )
+        precision = "float32" if dtype is None else _precision(dtype)
         self.device = str(device)
         self.enable_stress = enable_stress
         self.enable_timing = enable_timing
         self.batch_memory_mb = batch_memory_mb
-        self._portable = archive_of(chosen, getattr(torch, _precision(dtype)), self.device)
+        self._portable = archive_of(chosen, getattr(torch, precision), self.device)
+        own = self._portable.metadata["dtype"]
+        if dtype is not None and own != precision:
+            raise InputError(
+                f"{chosen} was exported in {own}, not in {precision}; export it again with "
+                f"--dtype {precision}"
+            )
+        self.parameters.update(model=str(chosen), device=self.device, dtype=own, backend=backend)
         self._seconds = array("d")
         self._start()
         if not enable_stress:
@@ -164,6 +179,20 @@ class StudentForceFieldCalculator(Calculator):
             f"teacher {facts['teacher']}, elements {' '.join(facts['elements'])}, "
             f"backend={self.backend!r}, device={self.device!r}, dtype={facts['dtype']!r})"
         )
+
+    def set(self, **kwargs: Any) -> dict[str, Any]:
+        """Called by ASE. Parameters are those of the network that was loaded, and stay.
+
+        Raises
+        ------
+        InputError : one that would change.
+        """
+        known = self.parameters
+        if changed := [k for k, v in kwargs.items() if k not in known or known[k] != v]:
+            raise InputError(
+                f"{', '.join(changed)} cannot be set afterwards; make another {type(self).__name__}"
+            )
+        return {}
 
     def calculate(
         self,
@@ -332,6 +361,7 @@ def _check_batch(structures: list[Atoms], elements: list[str]) -> None:
                 f"structure {number} is {type(atoms).__name__}, expected an ase.Atoms object"
             )
         placed = np.abs(atoms.positions).max(initial=0.0) < FARTHEST  # NaN is not
+        placed &= np.isfinite(atoms.cell.array).all()
         if len(atoms) == 0 or not known[atoms.numbers].all() or not placed or atoms.pbc.any():
             _check_one(atoms, number, elements)
 
@@ -348,6 +378,6 @@ def _suspect(graph: Graph) -> int | None:
     two findings, from edges that are there already.
     """
     too_close = np.linalg.norm(graph.edge_vectors, axis=1) < SHORTEST_DISTANCE
-    bare = bare_carbons(graph.numbers, graph.edge_index, graph.edge_vectors)
+    bare = bare_atoms(graph.numbers, graph.edge_index, graph.edge_vectors, graph.owner)
     found = graph.owner[np.concatenate([graph.edge_index[0][too_close], bare])]
     return int(found.min()) if len(found) else None

@@ -74,11 +74,11 @@ def load_student(
 def archive_of(
     model: str | Path, dtype: torch.dtype = torch.float32, device: str = "cpu"
 ) -> Archive:
-    """Archive of a shipped model, a checkpoint file or an exported archive file.
+    """Archive of a shipped model, a checkpoint (file or folder) or an exported archive file.
 
     Parameters
     ----------
-    model : "original", "tiny", "ultra_tiny" or a path.
+    model : "original", "tiny", "ultra_tiny" or a path; of a folder, its model.pt is taken.
     dtype : of the weights where a checkpoint is compiled; an exported archive has its own.
 
     Raises
@@ -97,6 +97,10 @@ def archive_of(
         path = checkpoint_path(str(model))
     elif not path.exists():
         checkpoint_path(str(model))  # raises the error that lists what there is
+    if path.is_dir():
+        path /= "model.pt"
+        if not path.is_file():
+            raise ArchiveError(f"the folder {model} holds no checkpoint: there is no {path}")
     if is_checkpoint(path):
         student, config = load_student(path, dtype)
         archive = build_archive(student, config, model_name(path), read_card(path))

@@ -119,7 +119,7 @@ def check_structure(atoms: Atoms, elements: Sequence[str] = tuple(ELEMENTS)) -> 
     reach = 2.0 * HOT_BOND_TOLERANCE * covalent_radii[atoms.numbers].max()
     index, vectors = edges_of(atoms, max(SHORTEST_DISTANCE, reach))
     _check_distances(atoms, index, vectors)
-    if len(bare := bare_carbons(atoms.numbers, index, vectors)):
+    if len(bare := bare_atoms(atoms.numbers, index, vectors, np.zeros(len(atoms), dtype=np.int64))):
         raise InputError(
             f"atom {bare[0]} ({atoms.symbols[bare[0]]}) lacks hydrogens by its geometry; a student "
             "is trained on complete molecules. Add them, e.g. with RDKit, Open Babel or PDBFixer"
@@ -133,10 +133,10 @@ def check_cell(atoms: Atoms) -> None:
     ------
     InputError : NaN or infinite lattice vectors, or a periodic cell of zero volume.
     """
-    cell = atoms.cell.complete() if atoms.pbc.any() else None
-    if not np.isfinite(atoms.cell.array).all() or (
-        cell is not None
-        and (not atoms.cell.array[atoms.pbc].any(1).all() or abs(cell.volume) < 1e-3)
+    if not np.isfinite(atoms.cell.array).all():
+        raise InputError(f"the cell {atoms.cell.array.tolist()} is not finite")
+    if atoms.pbc.any() and (
+        not atoms.cell.array[atoms.pbc].any(1).all() or abs(atoms.cell.complete().volume) < 1e-3
     ):
         raise InputError(
             f"periodic along {atoms.pbc}, but the cell {atoms.cell.array.tolist()} has no volume"
@@ -187,29 +187,28 @@ def edges_of(
     return np.ascontiguousarray(pairs.T.astype(np.int64)), vectors
 
 
-def atom_missing_hydrogen(atoms: Atoms) -> int | None:
-    """First of the `bare_carbons`, or None."""
-    reach = 2.0 * HOT_BOND_TOLERANCE * covalent_radii[atoms.numbers].max()
-    bare = bare_carbons(atoms.numbers, *edges_of(atoms, reach))
-    return int(bare[0]) if len(bare) else None
-
-
-def bare_carbons(
-    numbers: NDArray[np.int64], index: NDArray[np.int64], vectors: NDArray[np.float64]
+def bare_atoms(
+    numbers: NDArray[np.int64],
+    index: NDArray[np.int64],
+    vectors: NDArray[np.float64],
+    owner: NDArray[np.int64],
 ) -> NDArray[np.int64]:
-    """Carbons whose neighbours leave room for hydrogens that are not there, in ascending order.
+    """Atoms whose neighbours leave room for hydrogens that are not there, in ascending order.
 
     By geometry, since most files carry no bond orders: a carbon with three neighbours is planar,
     one with two is linear, one with a single neighbour does not occur in stable closed-shell
     molecules but in carbon monoxide and isocyanides. The angles allow for thermal motion at 1000 K.
+    Of other elements than hydrogen an atom without any bond is bare (the oxygen of a water without
+    its hydrogens), unless it is all there is of a structure.
 
     Parameters
     ----------
     numbers : (N,) atomic numbers.
     index, vectors : (2, E) and (E, 3), edges as `edges_of` gives, farther than any bond.
+    owner : (N,) number of the structure each atom is of.
     """
-    from_carbon = numbers[index[0]] == 6
-    (receiver, sender), vectors = index[:, from_carbon], vectors[from_carbon]
+    from_heavy = numbers[index[0]] > 1
+    (receiver, sender), vectors = index[:, from_heavy], vectors[from_heavy]
     distance = np.linalg.norm(vectors, axis=1)
     radii = covalent_radii[numbers]
     bonded = distance < HOT_BOND_TOLERANCE * (radii[receiver] + radii[sender])
@@ -223,7 +222,8 @@ def bare_carbons(
         return bonds[begin[carbons] + bond]
 
     carbon = numbers == 6
-    bare = carbon & (count == 0)
+    among_others = np.bincount(owner)[owner] > 1
+    bare = (count == 0) & (carbon | (among_others & (numbers > 1)))
     one, two, three = (np.flatnonzero(carbon & (count == k)) for k in (1, 2, 3))
     bare[one] = ~np.isin(partner[begin[one]], (7, 8))
     cosine = np.einsum("cx,cx->c", bonds_of(two, 0), bonds_of(two, 1))

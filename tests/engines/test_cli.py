@@ -1,7 +1,10 @@
 """The command line: bad input ends in one sentence and a status, good input in files and JSON."""
 
+import inspect
 import json
 import os
+import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -220,6 +223,38 @@ def test_help_shows_an_example(words, call):
     assert words[-1] in example
 
 
+# What its examples read is made by other commands.
+READS_RESULTS = {("analyze",), ("validate", "compare")}
+OUTPUTS = ("-o", "--output", "--json", "--report", "--data", "--runs", "--plot")
+
+
+@pytest.mark.parametrize(
+    "words",
+    [(), ("distill",), ("benchmark",), *commands(typer.main.get_command(app))],
+    ids=" ".join,
+)
+def test_examples_run_as_they_stand(words):
+    """They parse, and the files that they read are in the checkout."""
+    program: Any = typer.main.get_command(app)
+    command = program
+    for word in words:
+        command = command.commands[word]
+    text = inspect.cleandoc(command.help)
+    examples = re.findall(r"Example: (?:eval \$\()?((?:.+\n?)+)", text)
+    assert examples
+    for example in examples:
+        line = shlex.split(example.strip().rstrip(")").replace("python export.py", "_ export"))
+        target: Any = program
+        rest = line[1:]
+        while hasattr(target, "commands"):
+            target = target.commands[rest.pop(0)]
+        target.make_context("mlff-student", list(rest))  # parses, and runs nothing
+        if words not in READS_RESULTS:
+            for option, word in zip(["", *rest], rest, strict=False):
+                if option not in OUTPUTS and re.search(r"\.\w+$|/", word):
+                    assert (ROOT / word).exists(), f"{word} of: {example}"
+
+
 @pytest.mark.parametrize("words", commands(typer.main.get_command(app)), ids=" ".join)
 def test_every_command_serves_scripts(words):
     command: Any = typer.main.get_command(app)
@@ -227,6 +262,50 @@ def test_every_command_serves_scripts(words):
         command = command.commands[word]
     options = {name for option in command.params for name in option.opts}
     assert {"--json", "--quiet"} <= options
+
+
+RECIPE = str(ROOT / "plugin" / "mlff_student" / "distill" / "quick.yaml")
+# Of each command, words with which it would run; every command is here.
+RUNNABLE = {
+    "analyze": ["run.dcd", "--top", "run.pdb", "--log", "run.csv"],
+    "benchmark batch": ["--models", "tiny"],
+    "benchmark kernels": ["--models", "tiny"],
+    "benchmark lammps": ["--models", "tiny"],
+    "benchmark openmm": ["--models", "tiny"],
+    "benchmark report": ["--models", "tiny", "-o", "report"],
+    "distill check": [str(ROOT / "checkpoints" / "data" / "organic.h5"), "-o", "check"],
+    "distill evaluate": [RECIPE, "--data", "data", "--model", "tiny", "-o", "mine"],
+    "distill quick": ["--molecule", "CO", "-o", "quick"],
+    "distill relabel": ["data.h5", "--by", "model.pt", "-o", "more.h5"],
+    "distill rounds": [RECIPE, "--data", "data"],
+    "distill sample": [RECIPE, "--data", "data"],
+    "distill stability": [str(ROOT / "checkpoints" / "tiny"), "--runs", "runs"],
+    "distill train": [RECIPE, "--data", "data", "--model", "tiny"],
+    "doctor": [],
+    "export": ["--model", "tiny"],
+    "lammps-env": [],
+    "lammps-input": ["CO", "--model", "tiny", "-o", "run"],
+    "liquid": ["water", "--model", "tiny"],
+    "md": ["CO", "--model", "tiny", "-o", "run"],
+    "models": [],
+    "validate compare": ["old.json", "new.json"],
+    "validate run": ["tiny"],
+}
+
+
+def test_runnable_are_all_commands():
+    assert set(RUNNABLE) == {" ".join(words) for words in commands(typer.main.get_command(app))}
+
+
+@pytest.mark.parametrize("command", RUNNABLE)
+def test_json_that_cannot_be_written(command, call, folder):
+    """Said before any work is done, or anything else is looked at or written."""
+    before = listing(folder)
+    words = [*command.split(), *RUNNABLE[command], "--json", "nowhere/results.json"]
+    status, output, errors = call(*words)
+    assert (status, output) == (2, "")
+    assert "cannot write nowhere/results.json: no folder nowhere" in errors
+    assert listing(folder) == before
 
 
 def test_quiet(call, tmp_path):
@@ -288,6 +367,15 @@ def test_benchmark_batch(call, tmp_path):
         assert one["batch_speedup"] == pytest.approx(one["one_by_one_us"] / one["batch_us"])
         assert one["batch_s"] == pytest.approx(6e-6 * one["batch_us"])
     assert "x one by one" in output
+
+
+def test_export_without_verification(call, folder):
+    """The results name what was written all the same."""
+    status, _, _ = call("export", "--model", "all", "--no-verify", "--json", "e.json")
+    assert status == 0
+    records = check_shape(json.loads(Path("e.json").read_text()), "export")
+    assert [one["model"] for one in records] == ["original", "tiny", "ultra_tiny"]
+    assert all(Path(one["file"]).stat().st_size > 0 for one in records)
 
 
 def test_doctor(tmp_path):

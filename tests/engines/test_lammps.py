@@ -64,7 +64,7 @@ def test_forces_are_the_slope_of_the_energy(structures, tiny_archive64, tmp_path
     "atoms",
     [
         Atoms("O", positions=[[0.0, 0.0, 0.0]]),
-        Atoms("ON", positions=[[0.0, 0.0, 0.0], [0.0, 3.0, 5.5]]),
+        Atoms("HH", positions=[[0.0, 0.0, 0.0], [0.0, 3.0, 5.5]]),
     ],
     ids=["one atom", "two atoms beyond the cutoff"],
 )

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import pytest
+from ase.io import read
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 NUMBER = r"-?\d+\.\d+"
@@ -21,7 +22,7 @@ class Expected(NamedTuple):
     sound: object  # whether these numbers are right
     files: tuple[str, ...] = ()
     short: bool = True
-    status: int = 0
+    options: tuple[str, ...] = ()
 
 
 CASES = {
@@ -59,12 +60,14 @@ CASES = {
     "drift_of_a_dcd": Expected(r"atoms +│ +│ +(\d+)", lambda n: n == 22, files=("run.dcd",)),
     "distil_molecule": Expected(
         rf"held out: ({NUMBER})[^$]*energy ({NUMBER}) eV",
-        lambda rmse, energy: rmse < 0.2 and -311 < energy < -309,
+        # Methanol by GFN2-xTB: -223.8 eV; ethanol, which is the default: -310 eV.
+        lambda rmse, energy: rmse < 0.3 and -226 < energy < -222,
         files=("ultra_tiny.pt", "card.json"),
+        options=("--molecule", "CO"),
     ),
     "screen_conformers": Expected(
-        rf"(\d+) conformers of (\d+) atoms in ({NUMBER}) s",
-        lambda count, atoms, seconds: (count, atoms) == (50, 22) and seconds < 10,
+        r"(\d+) conformers of (\d+) atoms in \d",
+        lambda count, atoms: (count, atoms) == (50, 22),
         files=("screen_conformers.png", "best.xyz"),
     ),
 }
@@ -90,7 +93,8 @@ def run(*words: str | Path, folder: Path) -> str:
 @pytest.mark.parametrize("name", CASES)
 def test_example(name, tmp_path):
     case = CASES[name]
-    words = [sys.executable, EXAMPLES / f"{name}.py", *(["--short"] if case.short else [])]
+    words = [sys.executable, EXAMPLES / f"{name}.py", *case.options]
+    words += ["--short"] if case.short else []
     if case.files:
         words += ["--output", tmp_path / "out"]
     printed = run(*words, folder=tmp_path)
@@ -101,6 +105,20 @@ def test_example(name, tmp_path):
         assert (tmp_path / "out" / file).stat().st_size > 0
         if file.endswith(".png"):
             assert (tmp_path / "out" / file).read_bytes().startswith(b"\x89PNG")
+
+
+def test_conformers_kept_differ(tmp_path):
+    """No two of the same shape, the lowest first, and fewer where there are no more."""
+    script = EXAMPLES / "screen_conformers.py"
+    butane = ("--smiles", "CCCC", "--short", "--output", tmp_path)
+    printed = run(sys.executable, script, *butane, folder=tmp_path)
+    found = read(tmp_path / "best.xyz", ":")
+    assert f"{len(found)} different ones" in printed
+    # Anti and gauche; the two gauche forms are mirror images.
+    angles = [abs((one.get_dihedral(0, 1, 2, 3) + 180.0) % 360.0 - 180.0) for one in found]
+    assert angles[0] == pytest.approx(180.0, abs=10.0)
+    assert angles[1:] == pytest.approx([65.0] * (len(found) - 1), abs=15.0)
+    assert 2 <= len(found) <= 3
 
 
 def test_lammps_nvt(tmp_path):
@@ -117,6 +135,7 @@ def test_all_examples_are_here():
     """`demo.py` has a test of its own; `show.py` writes the README from what the others print."""
     assert {one.stem for one in EXAMPLES.glob("*.py")} == {*CASES, "demo", "show"}
     shown = (EXAMPLES / "README.md").read_text()
+    assert "bash examples/lammps_nvt/run.sh" in shown
     for name in CASES:
         assert f"python examples/{name}.py" in shown
         summary = ast.get_docstring(ast.parse((EXAMPLES / f"{name}.py").read_text()))

@@ -1,9 +1,12 @@
 """What README shows runs as it stands: its Python, its LAMMPS lines, and the options it names."""
 
+import csv
+import json
 import re
 import shlex
 import subprocess
 import textwrap
+import tomllib
 from pathlib import Path
 from typing import Any
 
@@ -55,7 +58,8 @@ def test_lammps(folder):
     atoms = read("examples/ethanol.xyz")
     write_data(atoms, Path("molecule.data"))
     export(checkpoint_path("original"), Path("original.pt"), verify=False)
-    lines = blocks("LAMMPS")[1]
+    commands, lines = blocks("LAMMPS")[:2]
+    assert commands.startswith("python export.py --model original ")  # what the lines need
     assert "pair_coeff * * original.pt C H O" in lines
     head = "units metal\natom_style atomic\nboundary m m m\nread_data molecule.data\n"
     Path("in.mine").write_text(f"{head}{lines}\nrun 0\n")
@@ -82,10 +86,37 @@ def test_commands_have_the_options_shown(path):
         command.make_context("mlff-student", words)  # parses, and runs nothing
 
 
+def test_figures_in_the_text():
+    """Of cards and nve.csv, for all models; the message says what README.md must say."""
+    facts, drifts, molecules = set(), [], set()
+    for path in sorted((ROOT / "checkpoints").glob("*/card.json")):
+        card = json.loads(path.read_text())["accuracy"]["held_out_molecules"]
+        temperatures = " and ".join(card["by_temperature_K"])
+        facts.add((card["frames"], temperatures, card["molecules"]))
+        rows = list(csv.DictReader(path.with_name("nve.csv").open(newline="")))
+        assert all(row["passed"] == "True" for row in rows), f"README says none failed: {path}"
+        drifts += [abs(float(row["drift_mev_per_atom_ps"])) for row in rows]
+        molecules.add((len(rows), round(float(rows[0]["ps"]))))
+    assert len(facts) == len(molecules) == 1, "the models were measured on different data"
+    ((frames, temperatures, count),) = facts
+    ((runs, ps),) = molecules
+    for expected in (
+        f"on {frames:,} frames of its MD ({temperatures} K) of {count} molecules that no student",
+        f"{runs} of the molecules ran {ps} ps at constant energy with each student: none came",
+        f"the largest drift was {max(drifts):.3f} meV/atom/ps",
+    ):
+        assert expected in " ".join(TEXT.split()), f"README.md must say: {expected}"
+
+
+def test_extras_exist():
+    """What README installs is in pyproject.toml."""
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    (shown,) = re.findall(r"pip install '\.\[(\w+)\]' +# and OpenMM; likewise (.*)", TEXT)
+    assert {shown[0], *shown[1].split(", ")} <= set(extras["optional-dependencies"])
+
+
 def test_table_is_what_was_measured():
     """Accuracy of the cards, times of the kernels' records."""
-    import json
-
     kernels = json.loads((ROOT / "plugin" / "csrc" / "kernels.json").read_text())["results"]
     for name in ("original", "tiny", "ultra_tiny"):
         card = json.loads((ROOT / "checkpoints" / name / "card.json").read_text())

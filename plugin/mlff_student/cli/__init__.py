@@ -19,7 +19,10 @@ app = typer.Typer(
     no_args_is_help=True,
     rich_markup_mode="rich",
     pretty_exceptions_enable=False,
-    help="Small, fast force fields distilled from big slow ones, for OpenMM, LAMMPS and ASE.",
+    help="""Small, fast force fields distilled from big slow ones, for OpenMM, LAMMPS and ASE.
+
+    Example: mlff-student md --model tiny examples/ethanol.xyz --ps 10
+    """,
 )
 app.command("export")(export_command)
 app.add_typer(distill_app, name="distill")

@@ -13,12 +13,25 @@ from rich.console import Console
 from rich.markup import escape
 
 from ..errors import InputError, StudentError
+from ..files import require_writable
 
 console = Console()
 
 INTERRUPTED = 130  # exit status of a program ended by Ctrl-C
 
-Json = Annotated[Path | None, typer.Option("--json", help="Also write the results to this file.")]
+
+def json_option(help_text: str) -> Any:
+    """`--json FILE`, refused before the command begins where the file cannot be written."""
+
+    def writable(path: Path | None) -> Path | None:
+        if path:
+            require_writable(path)
+        return path
+
+    return typer.Option("--json", help=help_text, callback=writable)
+
+
+Json = Annotated[Path | None, json_option("Also write the results to this file.")]
 Quiet = Annotated[bool, typer.Option("--quiet", help="No progress bar and no table.")]
 
 

@@ -12,7 +12,13 @@ from rich.table import Table
 
 from .common import Json, Quiet, console, quieten, resumable
 
-distill_app = typer.Typer(no_args_is_help=True, help="From a teacher to a student.")
+distill_app = typer.Typer(
+    no_args_is_help=True,
+    help="""From a teacher to a student.
+
+    Example: mlff-student distill quick --molecule examples/ethanol.xyz --preset tiny
+    """,
+)
 
 RecipeFile = Annotated[
     Path, typer.Argument(help="YAML file; see mlff_student/distill/organic.yaml.")
@@ -31,11 +37,8 @@ Records = list[dict[str, Any]]
 @contextmanager
 def reported(command: str, model: str, json: Path | None, quiet: bool) -> Iterator[Records]:
     """A long command that prints nothing if `quiet`, and whose records go to `json` at its end."""
-    from ..files import require_writable
     from ..results import write_results
 
-    if json:
-        require_writable(json)
     quieten(quiet)
     records: Records = []
     with resumable():
@@ -65,7 +68,8 @@ def sample_command(
 
     Goes on where a killed run stopped. Next: distill check, distill train.
 
-    Example: mlff-student distill sample organic.yaml --data runs/organic --workers 2
+    Example: mlff-student distill sample plugin/mlff_student/distill/organic.yaml
+    --data runs/organic
     """
     from ..distill.dataset import read_summary
     from ..distill.label import label
@@ -100,7 +104,7 @@ def check_command(
     The folder receives report.md, report.json and plots. Limits and their reasons are in
     mlff_student/distill/gate.yaml.
 
-    Example: mlff-student distill check runs/organic/dataset.h5
+    Example: mlff-student distill check checkpoints/data/organic.h5 -o runs/organic.check
     """
     from ..distill.check import check_dataset
     from ..distill.check_report import records, write_report
@@ -145,7 +149,8 @@ def train_command(
 
     On several processes or GPUs: torchrun --nproc-per-node 2 -m mlff_student distill train ...
 
-    Example: mlff-student distill train organic.yaml --data runs/organic --model tiny
+    Example: mlff-student distill train plugin/mlff_student/distill/organic.yaml
+    --data runs/organic --model tiny
     """
     from ..distill.recipe import read_recipe
     from ..distill.train import train
@@ -187,7 +192,8 @@ def rounds_command(
     Needs a section `rounds` in the recipe and the dataset of `distill sample`, which grows. Next:
     distill train, which goes on with the larger dataset.
 
-    Example: mlff-student distill rounds organic.yaml --data runs/organic
+    Example: mlff-student distill rounds plugin/mlff_student/distill/organic.yaml
+    --data runs/organic
     """
     from ..distill.recipe import read_recipe
     from ..distill.rounds import run_rounds
@@ -211,7 +217,8 @@ def relabel_command(
 ) -> None:
     """Label many more frames by a larger student, for `distill train --extra`.
 
-    Example: mlff-student distill relabel data.h5 --by checkpoints/original/model.pt -o more.h5
+    Example: mlff-student distill relabel checkpoints/data/organic.h5 --by
+    checkpoints/original/model.pt -o runs/more.h5
     """
     from ..distill.ladder import relabel
 
@@ -234,7 +241,8 @@ def evaluate_command(
 ) -> None:
     """Measure a trained student on held-out molecules; write its checkpoint, card and README.
 
-    Example: mlff-student distill evaluate organic.yaml --data runs/organic --model tiny -o my/tiny
+    Example: mlff-student distill evaluate plugin/mlff_student/distill/organic.yaml
+    --data runs/organic --model tiny -o my/tiny
     """
     from ..distill.evaluate import card_text, write_checkpoint
     from ..distill.recipe import read_recipe
@@ -309,7 +317,7 @@ def quick_command(
 ) -> None:
     """A student specialised on your molecule, with its validation table, within half an hour.
 
-    Example: mlff-student distill quick --teacher gfn2-xtb --molecule aspirin.sdf --preset tiny
+    Example: mlff-student distill quick --molecule examples/ethanol.xyz --preset tiny
     """
     from ..distill.evaluate import card_text
     from ..distill.quick import quick

@@ -125,7 +125,8 @@ def export_command(
                 f"{one.energy_ev_per_atom:.1e}",
                 f"{one.forces_ev_per_angstrom:.1e}",
             )
-        records += [{"model": name, "file": str(target)} | one._asdict() for one in agreements]
+        written = {"model": name, "file": str(target)}
+        records += [written | one._asdict() for one in agreements] or [written]
         if not quiet:
             console.print(f"wrote {target} ({target.stat().st_size / 1e6:.2f} MB)")
     if not quiet and verify:

@@ -8,7 +8,7 @@ from rich.markdown import Markdown
 from rich.markup import escape
 
 from .benchmark import benchmark_app
-from .common import Json, Quiet, console, resumable, whole_numbers
+from .common import Json, Quiet, console, json_option, resumable, whole_numbers
 
 
 @benchmark_app.command("lammps")
@@ -29,9 +29,7 @@ def benchmark_lammps_command(
     bandwidth: Annotated[
         float, typer.Option("--bandwidth-gb-per-s", help="Of each rank in that network.")
     ] = 1.0,
-    json: Annotated[
-        Path | None, typer.Option("--json", help="File for the records, as they are made.")
-    ] = None,
+    json: Annotated[Path | None, json_option("File for the records, as they are made.")] = None,
     report: Annotated[
         Path | None,
         typer.Option(help="Markdown file; if there, with the marked place to write into."),
@@ -119,7 +117,7 @@ def lammps_input_command(
 ) -> None:
     """Write data file, archive and input script for LAMMPS, and run nothing.
 
-    Example: mlff-student lammps-input box.pdb --ensemble npt --set temperature=350 -o run
+    Example: mlff-student lammps-input examples/ethanol.xyz --ensemble nvt --set temperature=350
     """
     from ..errors import InputError
     from ..lammps_input import write_lammps_input

@@ -61,7 +61,7 @@ def md_command(
     The folder receives run.dcd, run.pdb, run.csv (time, potential, kinetic, total, temperature)
     and run.json.
 
-    Example: mlff-student md --engine openmm --model original ethanol.xyz --ps 10 --timestep-fs 0.5
+    Example: mlff-student md --engine openmm --model original examples/ethanol.xyz --ps 10
     """
     from ..errors import InputError
     from ..md import MDSettings, run_md
