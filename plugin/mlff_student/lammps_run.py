@@ -346,9 +346,7 @@ def run_lmp(
         errors = re.findall(r"^(?:ERROR.*)$", text + "\n" + screen, re.MULTILINE)
         reason = errors[0] if errors else (screen.strip().splitlines() or ["no output"])[-1]
         if process.returncode in KILLED and not errors:
-            raise InterruptedRunError(
-                f"LAMMPS was killed from outside (log: {log})"
-            )
+            raise InterruptedRunError(f"LAMMPS was killed from outside (log: {log})")
         raise StudentError(f"LAMMPS stopped: {reason} (log: {log})")
     return text
 

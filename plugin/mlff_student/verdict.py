@@ -140,7 +140,7 @@ def stderr_of(record: Mapping[str, Any], name: str) -> float:
 
 
 def noise_of(record: Mapping[str, Any], name: str) -> float:
-    """What sampling alone makes of an error, whose name is the error's with `_noise`; NaN if none."""
+    """What sampling alone makes of an error, which has `_noise` for `_error`; NaN if none."""
     value = record.get(name.replace("_error_", "_noise_")) if "_error_" in name else None
     return np.nan if value is None else float(value)
 

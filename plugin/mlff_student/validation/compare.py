@@ -133,9 +133,7 @@ def _growth(before: dict[str, Any], after: dict[str, Any], name: str, limit: flo
         return ""
     error, error_now = stderr_of(before, name), stderr_of(after, name)
     if np.isfinite(error) and not error_now <= max(COMPARABLE * error, RELEVANT * limit):
-        return (
-            f"its standard error grew from {error:.2g} to {error_now:.2g} and would hide a growth"
-        )
+        return f"its standard error, {error_now:.2g} after {error:.2g}, would hide a growth"
     combined = float(np.hypot(error, min(error_now, COMPARABLE * error)))
     least = RELEVANT * max(limit, a)
     if a > limit and b - a > np.fmax(SIGMAS * combined, least):

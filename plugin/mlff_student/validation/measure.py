@@ -54,9 +54,7 @@ def measure_run(task: RunTask, run: RunFolder) -> tuple[Record, Series]:
         record["seed_drift_percent"] = record["drift_percent"]
     if settings.guide:  # momenta are drawn anew at each move: nothing diffuses
         record = {key: value for key, value in record.items() if key not in OF_DIFFUSION}
-    elif (
-        settings.ensemble != "nve" and "diffusion_cm2_per_s" in record
-    ):  # a thermostat's friction slows it
+    elif settings.ensemble != "nve" and "diffusion_cm2_per_s" in record:  # friction slows it
         record["diffusion_friction_per_ps"] = settings.friction_per_ps
     if analysis.notes:
         record["notes"] = "; ".join(analysis.notes)

@@ -22,7 +22,7 @@ EXPECTED = {
     "density_g_per_cm3": "a liquid box at constant pressure",
     "rdf_error_percent": "a liquid box and a teacher's run of it",
     "spectrum_overlap_percent": "a spectrum_teacher_ps of the protocol",
-    "equipartition_sigma": "velocities in the trajectory: mlff-student analyze, of a file with them",
+    "equipartition_sigma": "velocities in the trajectory, as mlff-student analyze reads them",
 }
 # Figures that every finished run of an ensemble has: one that is missing fails.
 OF_NVE = ("drift_mev_per_atom_ps", "exchange_ratio", "bond_deviation_angstrom")
@@ -203,7 +203,7 @@ def _liquids(records: list[Record], failed: Mapping[str, str]) -> list[_Line]:
             size = f"{of_box[0]['molecules']} molecules, {of_box[0]['atoms']} atoms"
             against = "" if any(one.get("kind") == "rdf" for one in of_box) else NO_RDF
             lines.append(
-                _Line(f"a liquid box as {name} ({engine}): {size}, {lengths}{against}", False)
+                _Line(f"liquids such as {name} ({engine}): {size}, {lengths}{against}", False)
             )
     return lines
 
