@@ -242,7 +242,7 @@ def test_rungs_beyond_what_is_judged_limit_the_advice_alone():
     summary = summarise(ladder(100, 300, 600, 900, bad=600), THRESHOLDS)
     assert summary.passed
     advice = summary.advice["tiny"]
-    assert any("up to 300 K" in line for line in advice.use_for)
+    assert any("100 to 300 K" in line for line in advice.use_for)
     assert any("600 K" in line and "bond_deviation" in line for line in advice.not_for)
 
 

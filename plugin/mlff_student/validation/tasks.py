@@ -26,6 +26,7 @@ FRICTION_PER_PS = 10.0  # of Langevin dynamics: heat comes in within some tenths
 # Runs of several timesteps from one state are one trajectory for as long: only then do their energy
 # errors differ by the timestep alone.
 CONVERGENCE_PS = 0.3
+Sizes = dict[str, dict[str, int]]  # atoms and molecules of each structure
 
 
 @dataclass(frozen=True)
@@ -172,11 +173,12 @@ def tasks_of(protocol: Protocol, subject: Subject, sources: dict[str, str]) -> l
     if not subject.models:
         raise InputError("no model to validate; give one, as in: mlff-student validate tiny")
     tasks: dict[str, Task] = {}
+    sizes = {name: _size(source) for name, source in sources.items()}
     for step in protocol.steps:
         for model in subject.models:
             for engine in subject.engines:
                 make = _runs if isinstance(step, Runs) else _liquid
-                for task in make(step, model, engine, subject.teacher, sources):
+                for task in make(step, model, engine, subject.teacher, sources, sizes):
                     if tasks.setdefault(task.name, task) != task:
                         raise InputError(
                             f"two runs are called {task.name}; rename a structure or a step"
@@ -218,12 +220,12 @@ def _settings(
 
 
 def _runs(
-    step: Runs, model: str, engine: str, teacher: str, sources: dict[str, str]
+    step: Runs, model: str, engine: str, teacher: str, sources: dict[str, str], sizes: Sizes
 ) -> Iterator[Task]:
     head = f"{label_of(model)}/{engine}/{step.step}"
     for structure in step.structures:
         label = label_of(structure)
-        size = _size(sources[structure])
+        size = sizes[structure]
         few = size["atoms"] <= step.judged_to_atoms
         for ps in step.ps:
             for temperature in step.temperatures_K:
@@ -297,10 +299,10 @@ def _size(source: str) -> dict[str, int]:
 
 
 def _liquid(
-    step: Liquid, model: str, engine: str, teacher: str, sources: dict[str, str]
+    step: Liquid, model: str, engine: str, teacher: str, sources: dict[str, str], sizes: Sizes
 ) -> Iterator[Task]:
     every = max(1, round(step.frame_fs / step.timestep_fs))
-    size = _size(sources[step.box])
+    size = sizes[step.box]
 
     def run(
         model: str, engine: str, ensemble: str, ps: float, replica: int, against: str, judged: bool,
