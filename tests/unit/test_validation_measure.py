@@ -11,7 +11,7 @@ from ase.build import molecule
 
 from mlff_student.errors import InterruptedRunError
 from mlff_student.md import MDSettings, RunFolder
-from mlff_student.structure import Structure, make_topology, write_topology
+from mlff_student.structure import Structure, make_topology, perceive_bonds, write_topology
 from mlff_student.units import KB
 from mlff_student.validation.campaign import perform
 from mlff_student.validation.measure import compare_liquids, compare_vibrations, measure_run
@@ -69,7 +69,7 @@ def test_run_that_heats_does_not_escape_the_test_of_its_temperature(tmp_path, he
     frames = ethanol.positions + 0.02 * rng.normal(size=(2000, 9, 3))
     temperature = 300.0 * (1.0 + np.sqrt(2.0 / 24.0) * rng.normal(size=2000))
     temperature += heating_k * np.linspace(0.0, 1.0, 2000)
-    structure = Structure(ethanol, make_topology(ethanol))
+    structure = Structure(ethanol, make_topology(ethanol, perceive_bonds(ethanol)))
     run = write_run(tmp_path / "run", structure, frames, 10.0, temperature)
     task = run_of(ensemble="nvt", model="gfn2-xtb")
     record, _ = measure_run(task, run)
@@ -83,7 +83,7 @@ def test_run_that_heats_does_not_escape_the_test_of_its_temperature(tmp_path, he
 def test_spectra_of_runs_are_compared(tmp_path):
     """A stretch at 2000 1/cm in the teacher's run, and at 2030 in the student's."""
     hydrogen = molecule("H2")
-    structure = Structure(hydrogen, make_topology(hydrogen))
+    structure = Structure(hydrogen, make_topology(hydrogen, [(0, 1)]))
     time = 0.002 * np.arange(4000)
     runs = []
     for wavenumber in (2030.0, 2000.0):
