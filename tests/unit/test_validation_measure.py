@@ -77,7 +77,10 @@ def test_run_that_heats_does_not_escape_the_test_of_its_temperature(tmp_path, he
     assert ("independent kinetic energies" in record.get("notes", "")) == fails
     head = {"case": task.name, "model": "emt", "engine": "ase", "step": "nve", "failure": ""}
     head |= {"structure": "water", "judged": True, "failed_runs": 0, **task.identity()}
-    assert summarise([head | record], load_thresholds()).passed is not fails
+    summary = summarise([head | record], load_thresholds())
+    assert summary.passed is not fails
+    advice = " ".join(summary.advice["emt"].not_for)
+    assert ("independent kinetic energies" in advice) == fails
 
 
 def test_spectra_of_runs_are_compared(tmp_path):

@@ -38,7 +38,7 @@ class CaseCheck(NamedTuple):
     engine: str
     judged: bool
     check: Check
-    failure: str = ""  # why the case has no figures
+    failure: str = ""  # why the case has no such figure
 
     def __str__(self) -> str:
         return self.failure or str(self.check)
@@ -77,7 +77,7 @@ class Summary:
         return [one for one in self.checks if one.judged and not one.check.passed]
 
     def worst(self, model: str, engine: str) -> dict[str, CaseCheck]:
-        """The figure farthest up of those the verdict counts, by name."""
+        """The figure farthest up of those the verdict counts, by name; what does not pass first."""
         found: dict[str, CaseCheck] = {}
         for one in self.checks:
             if (one.model, one.engine) == (model, engine) and one.judged:
@@ -87,9 +87,9 @@ class Summary:
         return found
 
 
-def _badness(one: CaseCheck) -> float:
+def _badness(one: CaseCheck) -> tuple[bool, float]:
     value = abs(one.check.value)
-    return np.inf if np.isnan(value) else value
+    return not one.check.passed, np.inf if np.isnan(value) else value
 
 
 def summarise(records: Iterable[Record], thresholds: Mapping[str, Threshold]) -> Summary:
@@ -101,7 +101,7 @@ def summarise(records: Iterable[Record], thresholds: Mapping[str, Threshold]) ->
     """
     records = list(records)
     checks = [
-        CaseCheck(one["case"], one["model"], one["engine"], one["judged"], check, one["failure"])
+        CaseCheck(one["case"], one["model"], one["engine"], one["judged"], check, _why(one, check))
         for one in records
         for check in judge(_numbers(one), thresholds)
     ]
@@ -112,6 +112,13 @@ def summarise(records: Iterable[Record], thresholds: Mapping[str, Threshold]) ->
     models = dict.fromkeys(one.model for one in checks if one.judged)
     advice = {model: _advice(model, records, checks, missing) for model in models}
     return Summary(checks, missing, advice)
+
+
+def _why(record: Record, check: Check) -> str:
+    """Why a case has no figure, where its record says so."""
+    if record["failure"] or not np.isnan(check.value) or not record.get("notes"):
+        return record["failure"]
+    return f"{check.name} is not there: {record['notes']}"
 
 
 def _numbers(record: Record) -> Record:
@@ -169,6 +176,11 @@ def _advice(
     for one in runs:
         if one["judged"] and one["case"] in failed and not one["step"].endswith("_ladder"):
             avoid.append(f"{one['structure']} ({one['engine']}): {failed[one['case']]}")
+    for one in mine:
+        if one.get("kind") in ("convergence", "spectrum") and one["case"] in failed:
+            avoid.append(
+                f"{one['structure']} ({one['engine']}, {one['kind']}): {failed[one['case']]}"
+            )
     if "force_rmse_ev_per_angstrom" in missing:
         avoid.append("anything that depends on the teacher's forces: not compared")
     return Advice(list(dict.fromkeys(use)), list(dict.fromkeys(avoid)))
