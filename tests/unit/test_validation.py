@@ -265,12 +265,19 @@ def test_run_that_broke_off_fails():
     assert not summarise([bare], THRESHOLDS).passed
 
 
-def test_rung_that_broke_off_ends_the_ladder():
-    """What the engine gave up has no figures, and yet a place in the ladder."""
+def broken_ladder() -> list[dict[str, Any]]:
+    """Rungs of which the third was given up by the engine."""
     records = ladder(100, 300, 600, 900)
     bare = {key for key in records[2] if key in THRESHOLDS} - {"failed_runs"}
+    bare |= {"temperature_k", "drift_stderr_mev_per_atom_ps"}
     records[2] = {key: value for key, value in records[2].items() if key not in bare}
     records[2] |= {"failed_runs": 1, "failure": "OpenMM stopped: a coordinate is NaN"}
+    return records
+
+
+def test_rung_that_broke_off_ends_the_ladder():
+    """What the engine gave up has no figures, and yet a place in the ladder."""
+    records = broken_ladder()
     advice = summarise(records, THRESHOLDS).advice["tiny"]
     assert any("100 to 300 K" in line for line in advice.use_for)
     assert not any("900 K" in line for line in advice.use_for)
@@ -392,6 +399,15 @@ def test_pages_and_files(tmp_path):
     assert content["passed"] is True
     assert len((tmp_path / "tables" / "temperature_ladder.csv").read_text().splitlines()) == 4
     assert report.summary.passed
+
+
+def test_page_shows_what_broke_off(tmp_path):
+    records = broken_ladder()[:3]  # those that the protocol has
+    write_reports(campaign_of(tmp_path, records))
+    page = " ".join(Page((tmp_path / "comparison.html").read_text()).words.split())
+    assert "OpenMM stopped: a coordinate is NaN (not judged)" in page
+    assert "Not for temperature of 600 K and more: OpenMM stopped: a coordinate is NaN" in page
+    jsonschema.validate(json.loads((tmp_path / "report-tiny.json").read_text()), load_schema())
 
 
 def test_schema_refuses_other_content(tmp_path):
