@@ -163,7 +163,7 @@ def _advice(
         if held is not None and what != "size":
             top = [one for one in rungs if one[key] == held]
             heat = _measured(top) if what == "temperature" else ""
-            span = f"{min(one[key] for one in rungs):g} to {held:g}"
+            span = _span([one[key] for one in rungs if one[key] <= held])
             use.append(f"{what} of {span} {unit}{heat}, the highest rung below which all held")
         elif held is not None:
             span = _span([one["atoms"] for one in rungs if one["atoms"] <= held])
@@ -256,5 +256,6 @@ def _ladder(
     return held, None
 
 
-def _span(values: list[int]) -> str:
-    return f"{min(values)}" if min(values) == max(values) else f"{min(values)} to {max(values)}"
+def _span(values: list[float]) -> str:
+    low, high = min(values), max(values)
+    return f"{low:g}" if low == high else f"{low:g} to {high:g}"
