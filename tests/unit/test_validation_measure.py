@@ -135,6 +135,15 @@ class Stops(EMT):
             raise CalculationFailed(self.words)
         super().calculate(*arguments, **options)
 
+class Refuses(Stops):
+    # as a student does of atoms that came too close
+    def calculate(self, *arguments, **options):
+        from mlff_student.errors import InputError
+
+        if self.calls > 15:
+            raise InputError("atoms 0 and 1 are 0.1 angstrom apart: no convergence")
+        super().calculate(*arguments, **options)
+
 class NoSpace(Stops):
     words = "[Errno 28] No space left on device"
 """
@@ -151,8 +160,9 @@ def result_of(folder: Path) -> dict | None:
     return json.loads(path.read_text())["record"] if path.exists() else None
 
 
-def test_failure_of_the_calculator_is_a_result_with_its_identity(tmp_path, calculators):
-    perform(run_of(model="python:stopping_calculators:Stops"), tmp_path / "out")
+@pytest.mark.parametrize("name", ["Stops", "Refuses"])
+def test_failure_of_the_calculator_is_a_result_with_its_identity(name, tmp_path, calculators):
+    perform(run_of(model=f"python:stopping_calculators:{name}"), tmp_path / "out")
     record = result_of(tmp_path / "out")
     assert record["failed_runs"] == 1 and "no convergence" in record["failure"]
     expected = {"ensemble": "nve", "atoms": 3, "target_temperature_k": 300.0, "timestep_fs": 0.5}
