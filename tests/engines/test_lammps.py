@@ -421,7 +421,7 @@ def test_killed_run_is_not_the_fault_of_the_model(number, tmp_path):
                 is_engine = (process / "exe").resolve().name == "lmp"
             except OSError:  # ended meanwhile, or another's
                 continue
-            if here and is_engine and "Setting up" in (tmp_path / "log.endless").read_text():
+            if here and is_engine and (tmp_path / "log.endless").exists():
                 os.kill(int(process.name), number)
 
     with pytest.raises(InterruptedRunError, match="killed"):
