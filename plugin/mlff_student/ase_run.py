@@ -21,7 +21,7 @@ from ase.md.verlet import VelocityVerlet
 from ase.optimize import LBFGS
 
 from .calculator import StudentForceFieldCalculator
-from .errors import StudentError
+from .errors import InputError, StudentError
 from .files import atomic_write
 from .hybrid_mc import HybridMonteCarlo
 from .md import COLDEST_START, THERMO_COLUMNS, Engine, MDSettings, RunFolder, Segment
@@ -61,7 +61,8 @@ def engine_with(calculator: Calculator | None) -> Engine:
         atoms.calc = calculator or _calculator_of(settings, folder)
         try:
             return _run(settings, atoms, folder, progress)
-        except (CalculatorError, FloatingPointError, np.linalg.LinAlgError) as error:
+        except (CalculatorError, FloatingPointError, np.linalg.LinAlgError, InputError) as error:
+            # InputError: positions that a student refuses, where its own forces led to.
             raise StudentError(f"the calculator stopped: {error}") from error
 
     return run_ase

@@ -25,6 +25,12 @@ class MissingDependencyError(StudentError, ImportError):
     exit_status = 3
 
 
+class InterruptedRunError(StudentError):
+    """A run that was ended from outside, by a signal or for want of disk or memory: it says nothing
+    of the model, and the same command goes on with it.
+    """
+
+
 class RunStoppedError(StudentError):
     """A run that a monitor stopped because a figure left its threshold."""
 

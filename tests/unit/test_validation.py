@@ -4,6 +4,7 @@ import copy
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 from types import SimpleNamespace
@@ -14,11 +15,12 @@ import numpy as np
 import pytest
 
 from mlff_student.errors import InputError
+from mlff_student.md import MDSettings
 from mlff_student.results import write_json
 from mlff_student.validation.campaign import Folder
-from mlff_student.validation.compare import compare, read_report
+from mlff_student.validation.compare import Read, compare, read_report
 from mlff_student.validation.protocol import load_protocol, protocol_names
-from mlff_student.validation.report import as_json, load_schema, write_reports
+from mlff_student.validation.report import as_json, load_schema, md_command, write_reports
 from mlff_student.validation.summary import summarise
 from mlff_student.validation.tasks import Subject, prepare_structures, tasks_of
 from mlff_student.verdict import load_thresholds
@@ -48,8 +50,10 @@ def record(case: str, **figures: Any) -> dict[str, Any]:
         "judged": True,
         "failed_runs": 0,
         "failure": "",
+        "kind": "run",
         "ensemble": "nve",
         "atoms": 9,
+        "molecules": 1,
         "duration_ps": 5.0,
         "target_temperature_k": 300.0,
         "timestep_fs": 0.5,
@@ -133,6 +137,67 @@ def test_campaign_is_what_was_asked_for(tmp_path):
         assert set(steps["nve"].structures) <= set(held_out)
 
 
+def test_campaign_has_its_liquid_and_its_ladders(tmp_path):
+    """100 to 1000 K, 3 to 500 atoms, timesteps of which three are judged; a box at constant volume
+    and pressure, with the teacher's ensemble, at half a femtosecond.
+    """
+    from mlff_student.structure import read_structure
+
+    protocol = load_protocol("campaign")
+    steps = {step.step: step for step in protocol.steps}
+    temperatures = steps["temperature_ladder"].temperatures_K
+    assert (min(temperatures), max(temperatures), len(temperatures)) == (100.0, 1000.0, 10)
+    sources = prepare_structures(protocol, tmp_path)
+    sizes = [len(read_structure(sources[n]).atoms) for n in steps["size_ladder"].structures]
+    assert sizes == sorted(sizes)
+    assert (sizes[0], sizes[-1]) == (3, 495)
+    box = steps["liquid"]
+    assert box.nvt_ps > box.burn_in_ps > 0 and box.npt_ps > 0 and box.guide
+    assert box.teacher_ps > 2 * box.burn_in_ps
+    assert box.timestep_fs == 0.5
+    subject = Subject(("tiny",), ("openmm",), "gfn2-xtb")
+    tasks = tasks_of(protocol, subject, sources)
+    kinds = [task.identity()["kind"] for task in tasks]
+    assert kinds.count("rdf") == 1 and kinds.count("convergence") == 2
+    assert kinds.count("spectrum") == 2
+
+
+@pytest.mark.parametrize("name", protocol_names())
+def test_judged_ladders_of_timesteps_have_three(name):
+    for step in load_protocol(name).steps:
+        if step.step == "timestep_ladder":
+            assert sum(timestep <= step.judged_to_fs for timestep in step.timesteps_fs) >= 3
+
+
+def test_comparisons_are_judged_where_their_runs_are(tmp_path):
+    path = tmp_path / "hot.yaml"
+    path.write_text(
+        "steps: [{step: a, structures: [water], temperatures_K: [300, 900], judged_to_K: 300, "
+        "timesteps_fs: [0.25, 0.5]}]"
+    )
+    protocol = load_protocol(str(path))
+    tasks = tasks_of(
+        protocol, Subject(("tiny",), ("openmm",)), prepare_structures(protocol, tmp_path)
+    )
+    judged = {task.name: task.judged for task in tasks if task.name.endswith("convergence")}
+    assert judged == {
+        "tiny/openmm/a/water-10ps-300K-convergence": True,
+        "tiny/openmm/a/water-10ps-900K-convergence": False,
+    }
+
+
+def test_commands_of_runs():
+    """A rung of a ladder thermalises as long as all others; hybrid Monte Carlo is not MD."""
+    settings = MDSettings(
+        engine="ase", model="tiny", structure="CCO", steps=5000, timestep_fs=2.0,
+        temperature_K=300.0, ensemble="nvt", every=10, thermalise_steps=16000,
+        friction_per_ps=10.0, seed=1, thermalise_timestep_fs=0.125,
+    )  # fmt: skip
+    assert "--thermalise-ps 2 " in md_command(settings, "run", "mlff-student validate tiny")
+    guided = replace(settings, guide="tiny")
+    assert md_command(guided, "run", "mlff-student validate tiny") == "mlff-student validate tiny"
+
+
 BAD_PROTOCOLS = {
     "misspelt key": ("steps: [{step: a, structure: [water]}]", "did you mean 'structures'"),
     "no steps": ("about: nothing", "steps"),
@@ -146,6 +211,15 @@ BAD_PROTOCOLS = {
     "no structures": ("steps: [{step: a}]", "steps.1: missing structures"),
     "unknown box": ("steps: [{step: a, box: sea}]", "sea"),
     "unknown engine": ("engines: [gromacs]\nsteps: [{step: a, structures: [water]}]", "gromacs"),
+    "spectrum of rare frames": (
+        "steps: [{step: a, structures: [water], ps: 10, spectrum_teacher_ps: 10}]",
+        "every 4 fs, got one every 10",
+    ),
+    "nothing but burn-in": (
+        "boxes: {b: {smiles: O, count: 2}}\n"
+        "steps: [{step: a, box: b, nvt_ps: 10, teacher_ps: 5, burn_in_ps: 6}]",
+        "burn_in_ps 6 leaves nothing of teacher_ps 5",
+    ),
     "twice": ("steps: [{step: a, structures: [water]}, {step: a, structures: [CO]}]", "'a'"),
 }
 
@@ -168,7 +242,7 @@ def test_rungs_beyond_what_is_judged_limit_the_advice_alone():
     summary = summarise(ladder(100, 300, 600, 900, bad=600), THRESHOLDS)
     assert summary.passed
     advice = summary.advice["tiny"]
-    assert any("up to 300 K" in line for line in advice.use_for)
+    assert any("100 to 300 K" in line for line in advice.use_for)
     assert any("600 K" in line and "bond_deviation" in line for line in advice.not_for)
 
 
@@ -189,6 +263,98 @@ def test_run_that_broke_off_fails():
     case = record("tiny/openmm/nve/water", failed_runs=1, failure="OpenMM stopped")
     bare = {k: v for k, v in case.items() if k not in THRESHOLDS or k == "failed_runs"}
     assert not summarise([bare], THRESHOLDS).passed
+
+
+def broken_ladder() -> list[dict[str, Any]]:
+    """Rungs of which the third was given up by the engine."""
+    records = ladder(100, 300, 600, 900)
+    bare = {key for key in records[2] if key in THRESHOLDS} - {"failed_runs"}
+    bare |= {"temperature_k", "drift_stderr_mev_per_atom_ps"}
+    records[2] = {key: value for key, value in records[2].items() if key not in bare}
+    records[2] |= {"failed_runs": 1, "failure": "OpenMM stopped: a coordinate is NaN"}
+    return records
+
+
+def test_rung_that_broke_off_ends_the_ladder():
+    """What the engine gave up has no figures, and yet a place in the ladder."""
+    records = broken_ladder()
+    advice = summarise(records, THRESHOLDS).advice["tiny"]
+    assert any("100 to 300 K" in line for line in advice.use_for)
+    assert not any("900 K" in line for line in advice.use_for)
+    assert any("600 K" in line and "coordinate is NaN" in line for line in advice.not_for)
+
+
+def test_advice_quotes_temperatures_that_were_measured():
+    records = [
+        record(f"tiny/openmm/nve/{k}", temperature_k=t) for k, t in enumerate((280.2, 333.3))
+    ]
+    (line,) = (
+        line for line in summarise(records, THRESHOLDS).advice["tiny"].use_for if "constant" in line
+    )
+    assert "280 to 333 K" in line
+
+
+@pytest.mark.parametrize(("stderr", "passed"), [(0.04, True), (3.0, False)])
+def test_figure_that_its_error_drowns_does_not_pass(stderr, passed):
+    case = record("tiny/openmm/nve/water", drift_stderr_mev_per_atom_ps=stderr)
+    summary = summarise([case], THRESHOLDS)
+    assert summary.passed is passed
+    if not passed:
+        assert "not resolved" in " ".join(summary.advice["tiny"].not_for)
+
+
+def liquid(**figures: Any) -> list[dict[str, Any]]:
+    """A box of eleven ethanols: constant volume, constant pressure, g(r)."""
+    box = {"atoms": 99, "molecules": 11, "structure": "box", "duration_ps": 20.0}
+    bath = {"kinetic_mean_sigma": 1.0, "kinetic_width_sigma": 1.0}
+    records = [
+        record(f"tiny/openmm/liquid/box-{ensemble}-1", ensemble=ensemble, **box, **bath)
+        for ensemble in ("nvt", "npt")
+    ]
+    rdf = {"rdf_error_percent": 2.0, "rdf_error_stderr_percent": 0.5, "rdf_noise_percent": 3.0}
+    both = record("tiny/openmm/liquid/box-rdf", kind="rdf", **box, **(rdf | figures))
+    return [*records, {key: value for key, value in both.items() if key != "ensemble"}]
+
+
+def test_advice_says_how_long_a_liquid_was_and_how_large():
+    advice = summarise(liquid(), THRESHOLDS).advice["tiny"]
+    (line,) = advice.use_for
+    for words in ("11 molecules", "99 atoms", "20 ps nvt", "20 ps npt"):
+        assert words in line
+    assert not any("liquid" in line for line in advice.not_for)
+
+
+@pytest.mark.parametrize(("noise", "resolved"), [(7.0, False), (1.0, True)])
+def test_radial_distribution_lost_in_noise_is_not_resolved(noise, resolved):
+    """7.5 % where 5 % is the bar: a figure of the liquid, or of too short a run."""
+    summary = summarise(liquid(rdf_error_percent=7.5, rdf_noise_percent=noise), THRESHOLDS)
+    assert not summary.passed
+    lines = [line for line in summary.advice["tiny"].not_for if "liquids" in line]
+    assert len(lines) == 1
+    assert ("not resolved: noise of 7 %" in lines[0] and "run longer" in lines[0]) is not resolved
+
+
+@pytest.mark.parametrize("missing", ["kinetic_mean_sigma", "kinetic_width_sigma"])
+def test_liquid_without_its_temperature_test_does_not_pass(missing):
+    records = liquid()
+    del records[0][missing]
+    summary = summarise(records, THRESHOLDS)
+    assert [one.check.name for one in summary.failures] == [missing]
+    records[0]["duration_ps"] = 1.0  # too short to tell
+    assert summarise(records, THRESHOLDS).passed
+
+
+def test_advice_names_sizes_that_held():
+    records = [
+        record(f"tiny/openmm/size_ladder/{n}", atoms=n, structure=str(n)) for n in (3, 99, 495)
+    ]
+    assert "sizes of 3 to 495 atoms" in " ".join(
+        summarise(records, THRESHOLDS).advice["tiny"].use_for
+    )
+    records[2] |= {"failed_runs": 1, "failure": "LAMMPS stopped"}
+    advice = summarise(records, THRESHOLDS).advice["tiny"]
+    assert "sizes of 3 to 99 atoms" in " ".join(advice.use_for)
+    assert "size of 495 atoms and more: LAMMPS stopped" in advice.not_for
 
 
 def test_what_was_not_measured_is_said():
@@ -225,7 +391,7 @@ def test_pages_and_files(tmp_path):
     assert page.words.index("Passed") < page.words.index("Figures and thresholds")
     for name in ("drift_mev_per_atom_ps", "bond_deviation_angstrom"):
         assert " ".join(THRESHOLDS[name].source.split()) in " ".join(page.words.split())
-    assert "mlff-student validate tiny" in page.words
+    assert f"mlff-student validate tiny --protocol {tmp_path}/protocol.yaml" in page.words
     assert page.addresses
     assert all(one.startswith("data:image/svg+xml;base64,") for one in page.addresses)
     content = json.loads((tmp_path / "report-tiny.json").read_text())
@@ -233,6 +399,15 @@ def test_pages_and_files(tmp_path):
     assert content["passed"] is True
     assert len((tmp_path / "tables" / "temperature_ladder.csv").read_text().splitlines()) == 4
     assert report.summary.passed
+
+
+def test_page_shows_what_broke_off(tmp_path):
+    records = broken_ladder()[:3]  # those that the protocol has
+    write_reports(campaign_of(tmp_path, records))
+    page = " ".join(Page((tmp_path / "comparison.html").read_text()).words.split())
+    assert "OpenMM stopped: a coordinate is NaN (not judged)" in page
+    assert "Not for temperature of 600 K and more: OpenMM stopped: a coordinate is NaN" in page
+    jsonschema.validate(json.loads((tmp_path / "report-tiny.json").read_text()), load_schema())
 
 
 def test_schema_refuses_other_content(tmp_path):
@@ -251,10 +426,10 @@ def test_schema_refuses_other_content(tmp_path):
             jsonschema.validate(spoilt, load_schema())
 
 
-def molecules(drift: float = 0.001, force: float = 0.08, scatter: float = 0.0) -> dict[str, Any]:
+def molecules(drift: float = 0.001, force: float = 0.08, scatter: float = 0.0) -> Read:
     """Five cases as `read_report` gives them."""
     rng = np.random.default_rng(1)
-    return {
+    cases = {
         f"openmm/nve/{k}": record(
             f"tiny/openmm/nve/{k}",
             drift_mev_per_atom_ps=drift,
@@ -262,6 +437,7 @@ def molecules(drift: float = 0.001, force: float = 0.08, scatter: float = 0.0) -
         )
         for k in range(5)
     }
+    return Read(cases, "gfn2-xtb", "0123")
 
 
 def test_same_model_is_not_worse():
@@ -290,37 +466,94 @@ def test_force_error_that_grew_on_average_is_worse():
 
 def test_threshold_that_fails_now_is_worse():
     new = molecules()
-    new["openmm/nve/3"]["bond_deviation_angstrom"] = 0.51
+    new.cases["openmm/nve/3"]["bond_deviation_angstrom"] = 0.51
     (worse,) = compare(molecules(), new, THRESHOLDS)
     assert (worse.figure, worse.case) == ("bond_deviation_angstrom", "openmm/nve/3")
 
 
 def test_missing_case_is_worse():
     new = molecules()
-    del new["openmm/nve/2"]
+    del new.cases["openmm/nve/2"]
     (worse,) = compare(molecules(), new, THRESHOLDS)
     assert worse.reason == "missing in the new report"
 
 
 def test_figure_no_longer_measured_is_worse():
     new = molecules()
-    for one in new.values():
+    for one in new.cases.values():
         del one["force_rmse_ev_per_angstrom"]
     worse = compare(molecules(), new, THRESHOLDS)
     assert {one.figure for one in worse} == {"force_rmse_ev_per_angstrom"}
 
 
-def test_reports_of_other_protocols_are_refused():
-    other = {"openmm/other/1": record("tiny/openmm/other/1")}
-    with pytest.raises(InputError, match="no case in common"):
-        compare(molecules(), other, THRESHOLDS)
+@pytest.mark.parametrize(
+    ("other", "words"),
+    [
+        ({"cases": {"lammps/nve/1": record("tiny/lammps/nve/1")}}, "no case in common"),
+        ({"teacher": "mace"}, "different teachers"),
+        ({"protocol": "4567"}, "different protocols"),
+    ],
+)
+def test_reports_of_other_things_are_refused(other, words):
+    with pytest.raises(InputError, match=words):
+        compare(molecules(), molecules()._replace(**other), THRESHOLDS)
+
+
+def test_failing_figure_that_grew_is_worse():
+    """Beyond the threshold is no licence to grow; a bond has no standard error."""
+    old, new = molecules(), molecules()
+    old.cases["openmm/nve/3"]["bond_deviation_angstrom"] = 0.6
+    new.cases["openmm/nve/3"]["bond_deviation_angstrom"] = 0.61
+    assert not compare(old, new, THRESHOLDS)
+    new.cases["openmm/nve/3"]["bond_deviation_angstrom"] = 1.9
+    (worse,) = compare(old, new, THRESHOLDS)
+    assert "beyond the threshold 0.5 and grew" in worse.reason
+
+
+def test_small_figure_of_one_case_that_grew_much_is_worse():
+    """From 0.0002 to 0.0015 +- 0.0001: far below the threshold of 0.05, and beyond all doubt."""
+    old, new = molecules(), molecules()
+    for read, drift in ((old, 0.0002), (new, 0.0015)):
+        read.cases["openmm/nve/3"]["drift_mev_per_atom_ps"] = drift
+        read.cases["openmm/nve/3"]["drift_stderr_mev_per_atom_ps"] = 1e-4
+    (worse,) = compare(old, new, THRESHOLDS)
+    assert worse.case == "openmm/nve/3" and "standard errors" in worse.reason
+
+
+def test_larger_standard_error_hides_nothing():
+    old, new = molecules(), molecules(drift=0.02)
+    for one in new.cases.values():
+        one["drift_stderr_mev_per_atom_ps"] = 0.04
+    worse = [one for one in compare(old, new, THRESHOLDS) if one.case.startswith("openmm")]
+    assert len(worse) == 5
+    assert all("would hide" in one.reason for one in worse)
+
+
+def test_rung_that_breaks_off_now_is_worse_though_not_judged():
+    old, new = molecules(), molecules()
+    for read, failed in ((old, 0), (new, 1)):
+        case = record("tiny/openmm/temperature_ladder/hot", judged=False, failed_runs=failed)
+        read.cases["openmm/temperature_ladder/hot"] = case
+    (worse,) = compare(old, new, THRESHOLDS)
+    assert worse.case == "openmm/temperature_ladder/hot" and "breaks off" in worse.reason
+
+
+def test_digest_is_of_what_is_run_not_of_its_name(tmp_path):
+    protocols = []
+    for name, text in (("a", PROTOCOL), ("b", PROTOCOL), ("c", PROTOCOL.replace("ps: 5", "ps: 6"))):
+        path = tmp_path / f"{name}.yaml"
+        path.write_text(text)
+        protocols.append(load_protocol(str(path)))
+    a, b, c = (one.digest for one in protocols)
+    assert a == b != c
 
 
 def test_compare_reads_reports(tmp_path):
     """The model's name is no part of a case: two students can be compared."""
     path = tmp_path / "a.json"
-    write_json(path, {"command": "validate", "results": [record("small/openmm/nve/1")]})
-    assert list(read_report(path)) == ["openmm/nve/1"]
+    content = {"command": "validate", "teacher": "", "protocol_sha256": "0123"}
+    write_json(path, content | {"results": [record("small/openmm/nve/1")]})
+    assert list(read_report(path).cases) == ["openmm/nve/1"]
     path.write_text("{}")
     with pytest.raises(InputError, match="no report"):
         read_report(path)

@@ -9,9 +9,10 @@ from numpy.typing import NDArray
 
 from ..errors import InputError
 from ..structure import Structure
+from ..verdict import load_thresholds
 from .frames import Frames
 
-COLLAPSE = 0.5  # angstrom off its length: the bond is gone. The verdict's is in the table
+COLLAPSE = load_thresholds()["bond_deviation_angstrom"].value  # off its length: the bond is gone
 NEVER_BY_HEAT = 0.4  # angstrom: neither bonds stretch nor angles close by so much
 
 

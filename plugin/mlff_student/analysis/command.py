@@ -13,7 +13,7 @@ from ..files import require_writable
 from ..plots import plot_drift, plot_force_errors, plot_rdf, plot_spectra
 from ..results import write_results
 from ..teachers import make_teacher
-from ..verdict import FIGURES, Check, load_thresholds, verdict, with_error
+from ..verdict import FIGURES, Check, judge, load_thresholds, mark, with_error
 from .run import Analysis, Reference, analyze
 
 # Ends of keys, the longest first, and the units that they stand for.
@@ -83,15 +83,19 @@ def run_analysis(
         **settings,
     )
     record = analysis.as_record()
-    checks = verdict(record, load_thresholds())
+    checks = judge(record, load_thresholds())
     label = trajectory.stem
     plots = _plot(analysis, label, teacher, plot)
     passed = all(check.passed for check in checks)
     results = record | {"passed": passed, "notes": "; ".join(analysis.notes)}
     results |= {f"{check.name}_passed": check.passed for check in checks}
+    results |= {f"{check.name}_resolved": False for check in checks if not check.resolved}
     write_results(json, "analyze", model, [results])
     if not quiet:
         console.print(_table(record, checks))
+        for check in checks:
+            if not check.resolved:
+                console.print(str(check), style="yellow", markup=False)
         for note in analysis.notes:
             console.print(note, style="yellow", markup=False)
         console.print(f"plots: {', '.join(map(str, plots))}", markup=False, soft_wrap=True)
@@ -128,7 +132,7 @@ def _table(record: Mapping[str, Any], checks: list[Check]) -> Table:
         stderr = record.get(f"{name}_stderr{end}", float("nan"))
         cells = ["", ""]
         if check := judged.get(key):
-            cells = [f"{check.limit:g}", _mark(check.passed)]
+            cells = [f"{check.limit:g}", mark(check)]
         table.add_row(title, unit, Text(with_error(record[key], stderr)), *cells)
     table.add_section()
     table.add_row("verdict", "", "", "", _mark(all(check.passed for check in checks)))

@@ -34,7 +34,8 @@ class KineticEnergies:
 
     Attributes
     ----------
-    kinetic_samples : independent ones among the rows, as the mean's error by blocks says.
+    kinetic_samples : independent ones among the rows, as the mean's error by blocks says; 0 where
+        they are too few to test, and the figures NaN, which fails.
     kinetic_mean_sigma, kinetic_width_sigma : how far mean and standard deviation are from those at
         the thermostat's temperature, in their standard errors.
     kinetic_ks_p_value : Kolmogorov-Smirnov probability that a right run is as far off.
@@ -150,6 +151,13 @@ def kinetic_energies(
         kinetic_ks_p_value=float(p_value),
         temperature_from_width_k=float(np.sqrt(2.0 / degrees_of_freedom) * kinetic_ev.std() / KB),
     )
+
+
+def untold_kinetic_energies() -> KineticEnergies:
+    """Of a run long enough to be tested that cannot be: it drifts, so that no rows of it are
+    independent.
+    """
+    return KineticEnergies(0, np.nan, np.nan, np.nan, np.nan)
 
 
 def equipartition(frames: Iterable[Frames], structure: Structure) -> Equipartition:

@@ -116,6 +116,19 @@ def every_nth(frames: Iterable[Frames], n: int) -> Iterator[Frames]:
             yield Frames(**thinned)
 
 
+def between_frames(frames: Iterable[Frames], first: int, last: int) -> Iterator[Frames]:
+    """Frames from index `first` up to, but not including, `last`."""
+    start = 0  # of the piece
+    for part in frames:
+        kept = slice(max(0, first - start), max(0, last - start))
+        start += len(part)
+        chosen = {key: None if value is None else value[kept] for key, value in vars(part).items()}
+        if len(chosen["positions"]):
+            yield Frames(**chosen)
+        if start >= last:
+            return
+
+
 def make_whole(
     positions: NDArray[np.float64], cells: NDArray[np.float64] | None, bonds: NDArray[np.int_]
 ) -> NDArray[np.float64]:

@@ -122,6 +122,8 @@ def compare_command(
 ) -> None:
     """Exit with 1 where the new model is worse than the old one beyond the uncertainty.
 
+    Both reports must be of one protocol (by what it runs, not by its name) and one teacher.
+
     Example: mlff-student validate compare old/report-tiny.json new/report-tiny.json
     """
     from rich.table import Table

@@ -8,6 +8,7 @@ results/NAME.json record and series of a task, written whole
 
 import json
 import os
+import re
 from collections.abc import Callable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
@@ -23,7 +24,7 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemaining
 from ..checkpoints import archive_of, available_models, checkpoint_path
 from ..distill.dataset import sha256
 from ..distill.label import end_with_parent
-from ..errors import InputError, MissingDependencyError, StudentError
+from ..errors import InputError, InterruptedRunError, MissingDependencyError, StudentError
 from ..md import RunFolder, engine_of, run_md
 from ..results import write_json
 from ..teachers import is_teacher, make_teacher
@@ -32,6 +33,10 @@ from .protocol import Liquid, Protocol
 from .tasks import CompareTask, RunTask, Subject, Task, prepare_structures, tasks_of
 
 POLL_S = 1.0  # between looks at the runs' logs
+# What engines and readers say where the machine, and not the model, is to blame.
+TRANSIENT = re.compile(
+    "no space left|bad_alloc|out of memory|cannot allocate|input/output error|cannot read", re.I
+)
 Result = dict[str, Any]  # keys record (flat) and series
 
 
@@ -172,8 +177,10 @@ class Campaign:
         Raises
         ------
         MissingDependencyError : a worker lacks a package.
-        StudentError : a worker was killed.
+        StudentError : a worker was killed; or tasks could not be done (see `perform`), the first of
+            them named, after all others were.
         """
+        undone: dict[str, Exception] = {}
         waiting = sorted(self.pending(), key=cost, reverse=True)
         done = {task.name for task in self.tasks} - {task.name for task in waiting}
         os.environ["OMP_NUM_THREADS"] = "1"
@@ -192,8 +199,15 @@ class Campaign:
                     finished, _ = wait(running, POLL_S, FIRST_COMPLETED)
                     for future in finished:
                         task = running.pop(future)
-                        future.result()
-                        done.add(task.name)
+                        try:
+                            future.result()
+                            done.add(task.name)
+                        except (BrokenProcessPool, MissingDependencyError):
+                            running[future] = task
+                            raise
+                        except (StudentError, OSError, MemoryError) as error:
+                            undone[task.name] = error
+                    waiting = [task for task in waiting if not set(task.needs) & set(undone)]
                     show(list(running.values()), done)
         except BrokenProcessPool as error:
             names = ", ".join(task.name for task in running.values())
@@ -206,39 +220,89 @@ class Campaign:
                 if running:
                     process.terminate()
             pool.shutdown(wait=True, cancel_futures=True)
+        if undone:
+            name, error = next(iter(undone.items()))
+            raise StudentError(
+                f"{len(undone)} task(s) could not be done, and those that need them, {name} the "
+                f"first: {error}; the same command tries them again"
+            ) from error
 
 
 def perform(task: Task, output: Path) -> None:
     """Carry out one task and write its result; in a worker.
 
-    A run that the engine gives up, and files that the analysis refuses, are results: the worst
-    there are.
+    A failure is a result, the worst there is, where it says something of the model: the engine gave
+    the run up (OpenMM's and LAMMPS's own errors, a calculator that stops), the analysis refused its
+    files (atoms in another order, a log that is not the frames', a model that cannot do a frame),
+    or a run that is compared had failed so. It has the run's identity, so that nobody overlooks it.
+
+    Raises
+    ------
+    StudentError, OSError : whatever else went wrong says nothing of the model, and nothing is
+        written: a worker or `lmp` that was killed, a full disk, want of memory, files that are
+        gone, a package or teacher that is missing. The same command tries again.
     """
     folder = Folder(output)
+    model, engine = task.name.split("/")[:2]
     head: dict[str, Any] = {"case": task.name, "step": task.step, "structure": task.structure}
-    head["model"], head["engine"] = task.name.split("/")[:2]
-    head["judged"] = task.judged
-    try:
-        if isinstance(task, RunTask):
-            run = folder.run(task.name)
+    head |= {"model": model, "engine": engine, "judged": task.judged, **task.identity()}
+    failure, record, series = "", {}, {}
+    if isinstance(task, RunTask):
+        run = folder.run(task.name)
+        try:
             made = run_md(task.settings, run.path, quiet=True)
-            record, series = measure_run(task, run)
-            record |= {key: made[key] for key in ("ms_per_step", "ns_per_day")}
+        except StudentError as error:
+            if type(error) is not StudentError:  # of the input or the installation
+                raise
+            failure = _of_the_model(error)
         else:
+            _require_files(run)
+            try:
+                record, series = measure_run(task, run)
+            except InputError as error:
+                failure = _of_the_model(error)
+            if not task.settings.guide:  # whose steps are no steps of MD
+                record |= {key: made[key] for key in ("ms_per_step", "ns_per_day")}
+    elif broken := [name for name in task.needs if _failure(folder, name)]:
+        failure = f"{broken[0]} failed: {_failure(folder, broken[0])}"
+    else:
+        for name in task.needs:
+            _require_files(folder.run(name))
+        try:
             record, series = measure_comparison(
                 task,
                 [folder.run(name) for name in task.needs if name not in task.references],
                 [folder.run(name) for name in task.references],
             )
-        outcome = {"failed_runs": 0, "failure": ""}
-    except MissingDependencyError:
-        raise
-    except StudentError as error:
-        record, series = {}, {}
-        outcome = {"failed_runs": 1, "failure": str(error).splitlines()[0]}
+        except InputError as error:
+            failure = _of_the_model(error)
+    outcome = {"failed_runs": int(bool(failure)), "failure": (failure.splitlines() or [""])[0]}
     path = folder.result(task.name)
     path.parent.mkdir(parents=True, exist_ok=True)
     write_json(path, {"record": head | outcome | record, "series": series})
+
+
+def _of_the_model(error: StudentError) -> str:
+    """What an error says of a model; InterruptedRunError if it is the machine's."""
+    if TRANSIENT.search(str(error)):
+        raise InterruptedRunError(str(error)) from error
+    return str(error)
+
+
+def _failure(folder: Folder, name: str) -> str:
+    """Why a task failed; empty if it did not."""
+    result = folder.read(name)
+    return result["record"]["failure"] if result else ""
+
+
+def _require_files(run: RunFolder) -> None:
+    """Refuse a run whose files are gone (InterruptedRunError)."""
+    for path in (run.trajectory, run.topology, run.thermo):
+        if not path.is_file():
+            raise InterruptedRunError(
+                f"{path} is gone; remove the folder {run.path} and the run's result, and it is "
+                "made anew"
+            )
 
 
 def _digest(model: str) -> str:

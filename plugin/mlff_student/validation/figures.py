@@ -7,8 +7,7 @@ import numpy as np
 from matplotlib.axes import Axes
 
 from ..plots import COLOURS, Plot, logarithmic, svg_figure
-from ..verdict import Threshold
-from .compare import stderr_of
+from ..verdict import Threshold, stderr_of
 
 MARKERS = {"openmm": "o", "lammps": "s", "ase": "D"}
 Result = Mapping[str, Any]  # record and series
@@ -61,6 +60,7 @@ def plots_of(step: str, results: list[Result], thresholds: Mapping[str, Threshol
         ]
     found.append(_density(by_kind.get("npt", [])))
     found += _rdf(by_kind.get("comparison", []))
+    found += _spectra(by_kind.get("comparison", []))
     return [plot for plot in found if plot]
 
 
@@ -245,7 +245,40 @@ def _rdf(results: list[Result]) -> list[Plot]:
             for one, error in zip(kept, errors, strict=True)
             if error is not None
         )
-        plots.append(Plot(f"Radial distribution of {pair}", f"Error: {text}.", sink[0]))
+        title = f"Radial distribution of {pair} between molecules"
+        plots.append(Plot(title, f"Error: {text}.", sink[0]))
+    return plots
+
+
+def _spectra(results: list[Result]) -> list[Plot]:
+    """One for each structure, students over the teacher."""
+    kept = [one for one in results if one["series"].get("frequency_per_cm")]
+    plots = []
+    for structure in dict.fromkeys(one["record"]["structure"] for one in kept):
+        of_one = [one for one in kept if one["record"]["structure"] == structure]
+        palette, sink = Palette(of_one), []
+        with svg_figure("wavenumber (1/cm)", "density of states (cm)", sink) as axes:
+            first = of_one[0]["series"]
+            axes.fill_between(
+                first["frequency_per_cm"], first["power_teacher"], color="0.8", label="teacher"
+            )
+            for one in of_one:
+                series = one["series"]
+                axes.plot(
+                    series["frequency_per_cm"],
+                    series["power_student"],
+                    linewidth=1.0,
+                    **palette.style(one["record"]),
+                )
+            axes.set_ylim(bottom=0)
+            axes.margins(x=0)
+        text = ", ".join(
+            f"{palette.label(one['record'])} {one['record']['spectrum_overlap_percent']:.0f} %"
+            for one in of_one
+        )
+        noise = of_one[0]["record"]["spectrum_overlap_noise_percent"]
+        caption = f"Overlap: {text}; of the teacher's halves {noise:.0f} %."
+        plots.append(Plot(f"Vibrations of {structure}", caption, sink[0]))
     return plots
 
 

@@ -20,7 +20,7 @@ from rich.console import Console
 
 from ..errors import InputError, StudentError
 from ..md import MDSettings, RunFolder, run_md
-from ..verdict import Check, drift_table, load_thresholds, verdict
+from ..verdict import Check, drift_table, judge, load_thresholds
 from .measure import measure_nve
 
 FRAMES = 500
@@ -132,4 +132,4 @@ def judge_nve(run: RunFolder, calculator: Calculator | None = None) -> NVEResult
     InputError : files that cannot be one run's: a log of another, atoms in another order.
     """
     record = measure_nve(run, calculator)
-    return NVEResult(record, verdict(record, load_thresholds()))
+    return NVEResult(record, judge(record, load_thresholds()))

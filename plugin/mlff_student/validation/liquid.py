@@ -10,6 +10,7 @@ import yaml
 from numpy.typing import NDArray
 
 from ..analysis.frames import read_topology, stream_frames
+from ..analysis.same_run import FrameSeries
 from ..analysis.stability import measure_stability
 from ..analysis.transport import G_PER_CM3, measure_density
 from ..checkpoints import archive_of
@@ -114,13 +115,14 @@ def run_liquid(settings: LiquidSettings, folder: Path, quiet: bool = False) -> d
         write_box(settings.smiles, settings.molecules, box, settings.seed)
     run_md(settings.md(box), folder, quiet)
     structure = read_topology(run.topology)
-    parts = list(stream_frames(run.trajectory, structure))
-    volume = np.linalg.det(np.concatenate([part.cells for part in parts]))
+    series = FrameSeries()
+    frames = series.follow(stream_frames(run.trajectory, structure), structure)
+    stability = measure_stability(frames, structure, run.trajectory)
+    volume = np.array(series.volume_angstrom3)
     time = FRAME_PS * np.arange(1, len(volume) + 1)
     after = time > settings.equilibrate_ps + 0.5 * FRAME_PS
     mass = structure.atoms.get_masses().sum()
     density = measure_density(time[after], volume[after], mass)
-    stability = measure_stability(parts, structure, run.trajectory)
     record = asdict(settings) | {"atoms": len(structure.atoms)}
     record |= density.as_record() | stability.as_record()
     if known := known_liquids().get(settings.liquid):

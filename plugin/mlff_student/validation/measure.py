@@ -10,20 +10,21 @@ from numpy.typing import NDArray
 
 from ..analysis import Analysis, analyze
 from ..analysis.ensemble import convergence
-from ..analysis.forces import evaluate_frames
-from ..analysis.frames import Frames, every_nth, read_topology, stream_frames
+from ..analysis.frames import Frames, between_frames, read_topology, stream_frames
 from ..analysis.rdf import compare_rdf, measure_rdf
-from ..analysis.same_run import check_energies
+from ..analysis.spectrum import HIGHEST, compare_spectra, measure_spectrum
 from ..analysis.thermo import read_thermo
 from ..calculator import StudentForceFieldCalculator
+from ..errors import InputError
 from ..md import RunFolder
 from ..structure import Structure
 from ..teachers import is_teacher, make_teacher
 from .tasks import CompareTask, RunTask
 
 POINTS = 400  # of a series kept for plots
-CHECKED_FRAMES = 20  # whose energy is computed again
+FEWEST_ROWS = 10  # that a fluctuation is told by
 BIN = 0.05  # angstrom, of radial distributions
+OF_DIFFUSION = ("diffusion_cm2_per_s", "diffusion_stderr_cm2_per_s", "msd_exponent")
 Record = dict[str, Any]
 Series = dict[str, list[float]]
 
@@ -48,15 +49,15 @@ def measure_run(task: RunTask, run: RunFolder) -> tuple[Record, Series]:
         calculator=calculator,
         teacher_frames=max(1, task.teacher_frames),
     )
-    if calculator and not analysis.forces:  # where forces were compared, energies were too
-        check_log(run, analysis, calculator)
-    record = {
-        "target_temperature_k": settings.temperature_K,
-        "timestep_fs": settings.timestep_fs,
-        **analysis.as_record(),
-    }
+    record = analysis.as_record()
     if of_student and "drift_percent" in record:
         record["seed_drift_percent"] = record["drift_percent"]
+    if settings.guide:  # momenta are drawn anew at each move: nothing diffuses
+        record = {key: value for key, value in record.items() if key not in OF_DIFFUSION}
+    elif settings.ensemble != "nve" and "diffusion_cm2_per_s" in record:  # friction slows it
+        record["diffusion_friction_per_ps"] = settings.friction_per_ps
+    if analysis.notes:
+        record["notes"] = "; ".join(analysis.notes)
     return record, _course(analysis, run)
 
 
@@ -71,32 +72,7 @@ def measure_nve(run: RunFolder, calculator: Calculator | None = None) -> Record:
     ------
     InputError : files that cannot be one run's.
     """
-    analysis = analyze(run.trajectory, run.topology, run.thermo)
-    if calculator:
-        check_log(run, analysis, calculator)
-    return analysis.as_record()
-
-
-def check_log(run: RunFolder, analysis: Analysis, calculator: Calculator) -> None:
-    """Refuse a log whose potential energies are not those of the frames (InputError)."""
-    structure = read_topology(run.topology)
-    frames = analysis.stability.stable_frames  # what came apart may be beyond the calculator
-    every = max(1, frames // CHECKED_FRAMES)
-    chosen = every * np.arange(min(CHECKED_FRAMES, frames // every))
-    parts = every_nth(stream_frames(run.trajectory, structure), every)
-    energies = [
-        evaluate_frames(part, structure, calculator)[0] for part in _first(parts, len(chosen))
-    ]
-    if energies:
-        check_energies(
-            analysis.thermo.potential_ev,
-            analysis.stability.frames,
-            chosen,
-            np.concatenate(energies),
-            "potential energy",
-            run.thermo,
-            run.trajectory,
-        )
+    return analyze(run.trajectory, run.topology, run.thermo, calculator=calculator).as_record()
 
 
 def _course(analysis: Analysis, run: RunFolder) -> Series:
@@ -129,33 +105,67 @@ def measure_comparison(
     InputError : runs that cannot be compared.
     """
     if task.kind == "rdf":
-        return compare_liquids(runs, references, task.window_ps)
-    logs = [read_thermo(run.thermo) for run in runs]
-    found = convergence(
-        {dt: (log.time_ps, log.total_ev) for dt, log in zip(task.timesteps_fs, logs, strict=True)},
-        atoms=len(read_topology(runs[0].topology).atoms),
-    )
-    return found.as_record(), {}
+        return compare_liquids(runs, references, task.burn_in_ps, task.window_ps)
+    if task.kind == "spectrum":
+        return compare_vibrations(runs[0], references[0])
+    energies = {}
+    for timestep_fs, run in zip(task.timesteps_fs, runs, strict=True):
+        log = read_thermo(run.thermo)
+        counted = log.time_ps <= task.window_ps
+        if counted.sum() < FEWEST_ROWS:
+            raise InputError(
+                f"{run.thermo} has {counted.sum()} rows in the {task.window_ps:g} ps that are "
+                f"compared, expected {FEWEST_ROWS}; give the protocol's step more frames"
+            )
+        energies[timestep_fs] = (log.time_ps[counted], log.total_ev[counted])
+    return convergence(energies, atoms=task.atoms).as_record(), {}
+
+
+def compare_vibrations(run: RunFolder, reference: RunFolder) -> tuple[Record, Series]:
+    """Vibrational spectrum of a run against that of the teacher's own.
+
+    Raises
+    ------
+    InputError : frames too far apart, or runs too short, for a spectrum.
+    """
+    structure = read_topology(run.topology)
+    spectra = []
+    for one in (run, reference):
+        time = read_thermo(one.thermo).time_ps
+        frame_ps = float(time[-1] - time[0]) / (len(time) - 1)
+        frames = stream_frames(one.trajectory, structure)
+        spectra.append(measure_spectrum(frames, structure, frame_ps=frame_ps))
+    frequency = spectra[1].frequency_per_cm
+    shown = frequency <= HIGHEST
+    series = {"frequency_per_cm": [float(f"{x:.6g}") for x in frequency[shown]]}
+    for name, one in zip(("student", "teacher"), spectra, strict=True):
+        power = np.interp(frequency[shown], one.frequency_per_cm, one.power)
+        series[f"power_{name}"] = [float(f"{x:.4g}") for x in power]
+    return compare_spectra(*spectra).as_record(), series
 
 
 def compare_liquids(
-    runs: list[RunFolder], references: list[RunFolder], window_ps: float
+    runs: list[RunFolder], references: list[RunFolder], burn_in_ps: float, window_ps: float
 ) -> tuple[Record, Series]:
-    """Radial distributions of all replicas against the teacher's, up to half the box.
+    """Radial distributions between molecules, of all replicas against the teacher's, up to half the
+    box. Pairs within a molecule are left out: their peaks would be most of the figure, and an error
+    of the liquid a small part of it.
 
     Parameters
     ----------
-    window_ps : of each run that counts, from its start: as much of the student's as of the
-        teacher's, so that both have come as far from the packing they started with.
+    burn_in_ps : that is left out at the start of each run.
+    window_ps : of each run that counts, from there: as much of the student's as of the teacher's,
+        so that both have come as far from the packing they started with.
     """
     structure = read_topology(runs[0].topology)
     half = 0.5 * float(structure.atoms.cell.cellpar()[:3].min())
     student, teacher = (
         measure_rdf(
-            chain.from_iterable(_window(run, structure, window_ps) for run in some),
+            chain.from_iterable(_window(run, structure, burn_in_ps, window_ps) for run in some),
             structure,
             r_max=BIN * int(half / BIN),
             bin_width=BIN,
+            intermolecular=True,
         )
         for some in (runs, references)
     )
@@ -163,32 +173,29 @@ def compare_liquids(
     for k, pair in enumerate(student.pairs):
         series |= {f"g_student_{pair}": student.g[k], f"g_teacher_{pair}": teacher.g[k]}
     record = compare_rdf(student, teacher).as_record()
-    potentials = [read_thermo(run.thermo).potential_ev for run in references]
-    moved = [float((np.diff(potential) != 0.0).mean()) for potential in potentials]
+    logs, of_teacher = ([read_thermo(run.thermo) for run in some] for some in (runs, references))
+    moved = [float((np.diff(log.potential_ev) != 0.0).mean()) for log in of_teacher]
+    longest = max(float(log.time_ps[-1]) for log in logs)
     record |= {
-        "window_ps": min(window_ps, max(read_thermo(run.thermo).time_ps[-1] for run in runs)),
+        "burn_in_ps": burn_in_ps,
+        "window_ps": min(window_ps, longest - burn_in_ps),
+        "teacher_window_ps": min(
+            window_ps, max(float(log.time_ps[-1]) for log in of_teacher) - burn_in_ps
+        ),
         "replicas": len(references),
         "teacher_acceptance": float(np.mean(moved)),  # of hybrid Monte Carlo; of MD it is 1
     }
     return record, {name: thinned(values) for name, values in series.items()}
 
 
-def _window(run: RunFolder, structure: Structure, window_ps: float) -> Iterator[Frames]:
+def _window(
+    run: RunFolder, structure: Structure, burn_in_ps: float, window_ps: float
+) -> Iterator[Frames]:
+    """Frames after the burn-in, up to the window's end."""
     time = read_thermo(run.thermo).time_ps
-    count = int((time <= window_ps * (1.0 + 1e-9)).sum())
-    return _first(stream_frames(run.trajectory, structure), count)
-
-
-def _first(parts: Iterator[Frames], count: int) -> Iterator[Frames]:
-    """So many frames at most."""
-    for part in parts:
-        if count <= 0:
-            return
-        if len(part) > count:
-            cells = None if part.cells is None else part.cells[:count]
-            part = Frames(part.positions[:count], cells)
-        yield part
-        count -= len(part)
+    ends = (burn_in_ps, burn_in_ps + window_ps)
+    first, last = (int((time <= end * (1.0 + 1e-9)).sum()) for end in ends)
+    return between_frames(stream_frames(run.trajectory, structure), first, last)
 
 
 def thinned(values: NDArray[np.float64]) -> list[float]:

@@ -1,6 +1,7 @@
 """Protocols: which runs a model must stand, read from YAML files."""
 
 from dataclasses import asdict, dataclass, field, replace
+from hashlib import sha256
 from pathlib import Path
 
 from ..errors import InputError, check_key
@@ -8,6 +9,7 @@ from ..md import ENGINES
 from ..settings import read_settings
 
 PROTOCOLS = Path(__file__).with_name("protocols")
+SPECTRUM_FRAME_FS = 4.0  # resolves the O-H stretch
 
 
 def _refuse_negative(step: "Box | Runs | Liquid") -> None:
@@ -47,6 +49,9 @@ class Runs:
     thermalise_ps : of Langevin dynamics before.
     frames : of trajectory and log, of each run.
     teacher_frames : of these, evenly spread, whose forces are compared with the teacher's.
+    spectrum_teacher_ps : length of the teacher's own run of each structure, at the same
+        temperature and timestep, whose vibrational spectrum the run's is held against; 0 for none.
+        Both then need a frame every 4 fs or less.
     judged_to_K, judged_to_fs, judged_to_atoms : the verdict counts runs up to these; what is beyond
         is reported, to say where a model ends.
     """
@@ -59,11 +64,19 @@ class Runs:
     thermalise_ps: float = 2.0
     frames: int = 1000
     teacher_frames: int = 0
+    spectrum_teacher_ps: float = 0.0
     judged_to_K: float = float("inf")
     judged_to_fs: float = float("inf")
     judged_to_atoms: float = float("inf")
 
-    __post_init__ = _refuse_negative
+    def __post_init__(self) -> None:
+        _refuse_negative(self)
+        frame_fs = 1e3 * max(self.ps) / max(1, self.frames)
+        if self.spectrum_teacher_ps and frame_fs > SPECTRUM_FRAME_FS:
+            raise InputError(
+                f"step {self.step}: a spectrum needs a frame every {SPECTRUM_FRAME_FS:g} fs, got "
+                f"one every {frame_fs:g}; raise frames"
+            )
 
 
 @dataclass(frozen=True)
@@ -79,10 +92,13 @@ class Liquid:
     replicas : of the NVT run, with seeds of their own: as many of the student as of the teacher.
     teacher_ps : length of each of the teacher's runs; 0 for none. Radial distributions of the
         student are taken over as long a stretch of each replica.
+    burn_in_ps : at the start of each NVT run, of the student and of the teacher (of its hybrid
+        Monte Carlo: of the moves' length in all), that radial distributions leave out.
     guide : student on whose trajectories of `move_fs` hybrid Monte Carlo samples the teacher's
         ensemble, in place of the teacher's own MD: `teacher_ps` is then their length in all.
-        Radial distributions are taken over all frames.
+        Radial distributions are taken over all frames after `burn_in_ps`.
     frame_fs : between frames.
+    judged : whether the verdict counts the step.
     temperature_K, timestep_fs, thermalise_ps, teacher_frames : as of `Runs`.
     """
 
@@ -92,6 +108,7 @@ class Liquid:
     npt_ps: float = 10.0
     replicas: int = 2
     teacher_ps: float = 0.0
+    burn_in_ps: float = 0.0
     guide: str = ""
     move_fs: float = 40.0
     temperature_K: float = 300.0
@@ -99,8 +116,16 @@ class Liquid:
     thermalise_ps: float = 2.0
     frame_fs: float = 10.0
     teacher_frames: int = 0
+    judged: bool = True
 
-    __post_init__ = _refuse_negative
+    def __post_init__(self) -> None:
+        _refuse_negative(self)
+        for name in ("nvt_ps", "teacher_ps"):
+            if self.teacher_ps and self.nvt_ps and getattr(self, name) <= self.burn_in_ps:
+                raise InputError(
+                    f"step {self.step}: burn_in_ps {self.burn_in_ps:g} leaves nothing of {name} "
+                    f"{getattr(self, name):g}"
+                )
 
 
 @dataclass(frozen=True)
@@ -111,6 +136,7 @@ class Protocol:
     ----------
     steps : in order.
     name : of the file.
+    source : what it was loaded by, for the command that does so again.
     about : what it is for, one paragraph.
     boxes : that steps may name.
     models, engines : what is run where the command names none.
@@ -122,6 +148,12 @@ class Protocol:
     boxes: dict[str, Box] = field(default_factory=dict)
     models: tuple[str, ...] = ()
     engines: tuple[str, ...] = ("openmm",)
+    source: str = field(default="", repr=False, compare=False)
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 of what is run: the steps and their boxes."""
+        return sha256(repr((self.steps, sorted(self.boxes.items()))).encode()).hexdigest()
 
 
 def protocol_names() -> list[str]:
@@ -144,7 +176,7 @@ def load_protocol(source: str) -> Protocol:
         raise InputError(
             f"no protocol {source!r}; known: {', '.join(protocol_names())}, or a YAML file"
         )
-    protocol = replace(read_settings(path, Protocol), name=path.stem)
+    protocol = replace(read_settings(path, Protocol), name=path.stem, source=source)
     names = [step.step for step in protocol.steps]
     if twice := {name for name in names if names.count(name) > 1}:
         raise InputError(f"two steps are called {min(twice)!r}")

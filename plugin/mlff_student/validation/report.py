@@ -17,9 +17,8 @@ from ..files import atomic_write
 from ..md import MDSettings
 from ..pages import render
 from ..results import machine_facts, write_json
-from ..verdict import Threshold, load_thresholds, with_error
+from ..verdict import Threshold, load_thresholds, stderr_of, with_error
 from .campaign import Campaign, Result
-from .compare import stderr_of
 from .figures import Plot, plots_of
 from .protocol import Protocol
 from .summary import Summary, summarise
@@ -32,6 +31,7 @@ COLUMNS = (
     ("timestep_fs", "timestep", "fs"),
     ("duration_ps", "length", "ps"),
     ("atoms", "atoms", ""),
+    ("molecules", "molecules", ""),
     ("drift_mev_per_atom_ps", "energy drift", "meV/atom/ps"),
     ("drift_percent", "last - first", "%"),
     ("exchange_ratio", "std total / kinetic", ""),
@@ -41,10 +41,20 @@ COLUMNS = (
     ("force_r2", "force R²", ""),
     ("force_angle_deg", "force angle", "deg"),
     ("density_g_per_cm3", "density", "g/cm³"),
-    ("rdf_error_percent", "g(r) error", "%"),
+    ("density_drift_percent_per_ns", "its trend", "%/ns"),
+    ("diffusion_cm2_per_s", "diffusion of this box", "cm²/s"),
+    ("diffusion_friction_per_ps", "slowed by friction", "1/ps"),
+    ("rdf_error_percent", "g(r) error, between molecules", "%"),
     ("rdf_noise_percent", "its noise", "%"),
+    ("burn_in_ps", "left out", "ps"),
+    ("window_ps", "then compared", "ps"),
+    ("teacher_window_ps", "with teacher's", "ps"),
     ("teacher_acceptance", "teacher's moves accepted", ""),
     ("convergence_deviation", "off dt²", ""),
+    ("spectrum_overlap_percent", "overlap of spectra", "%"),
+    ("spectrum_overlap_noise_percent", "of the teacher's halves", "%"),
+    ("spectrum_peak_shift_per_cm", "shift of peaks", "1/cm"),
+    ("spectrum_peaks_missing", "peaks missing", ""),
     ("ms_per_step", "ms/step", ""),
 )
 # Of steps as all protocols call them.
@@ -53,6 +63,7 @@ TITLES = {
     "temperature_ladder": "Ladder of temperatures",
     "timestep_ladder": "Ladder of timesteps",
     "size_ladder": "Ladder of sizes",
+    "spectrum": "Vibrational spectra",
     "liquid": "Liquid box",
 }
 
@@ -65,6 +76,7 @@ class Row(NamedTuple):
     verdict: str
     failed: list[bool]  # of each cell
     command: str
+    notes: str = ""
 
 
 class Section(NamedTuple):
@@ -116,7 +128,7 @@ def make_report(campaign: Campaign) -> Report:
     results = campaign.results()
     thresholds = load_thresholds()
     subject = campaign.subject
-    words = ["mlff-student", "validate", *subject.models, "--protocol", campaign.protocol.name]
+    words = ["mlff-student", "validate", *subject.models, "--protocol", campaign.protocol.source]
     words += ["--engine", ",".join(subject.engines)]
     words += ["--teacher", subject.teacher] if subject.teacher else []
     return Report(
@@ -161,12 +173,12 @@ def as_json(report: Report) -> dict[str, Any]:
         "model": ",".join(dict.fromkeys(model for model, _ in report.groups)),
         "machine": machine_facts(),
         "protocol": report.protocol.name,
+        "protocol_sha256": report.protocol.digest,
         "teacher": report.subject.teacher,
         "passed": summary.passed,
         "reproduce": report.command,
         "checks": [
-            {"case": one.case, "judged": one.judged, "stderr": one.stderr} | one.check._asdict()
-            for one in summary.checks
+            {"case": one.case, "judged": one.judged} | one.check._asdict() for one in summary.checks
         ],
         "not_measured": summary.not_measured,
         "advice": {model: advice._asdict() for model, advice in summary.advice.items()},
@@ -198,8 +210,12 @@ def page(report: Report) -> str:
     )
 
 
-def md_command(settings: MDSettings, folder: str) -> str:
-    """The command that makes one run alone."""
+def md_command(settings: MDSettings, folder: str, campaign: str) -> str:
+    """The command that makes one run alone; of hybrid Monte Carlo, which `mlff-student md` does not
+    do, the one of the whole `campaign`.
+    """
+    if settings.guide:
+        return campaign
     words = ["mlff-student", "md", settings.structure, "--engine", settings.engine]
     words += ["--model", settings.model, "--ensemble", settings.ensemble]
     for option, value in (
@@ -207,7 +223,7 @@ def md_command(settings: MDSettings, folder: str) -> str:
         ("--timestep-fs", settings.timestep_fs),
         ("--temperature-K", settings.temperature_K),
         ("--every", settings.every),
-        ("--thermalise-ps", settings.thermalise_steps * settings.timestep_fs * 1e-3),
+        ("--thermalise-ps", settings.thermalise_steps * settings.start_timestep_fs * 1e-3),
         ("--friction-per-ps", settings.friction_per_ps),
         ("--seed", settings.seed),
         ("--threads", settings.threads),
@@ -232,7 +248,8 @@ def summary_table(report: Report) -> Table:
                 continue
             check = found[name].check
             style = "green" if check.passed else "bold red"
-            cells.append(Text(f"{check.value:.3g} {'pass' if check.passed else 'FAIL'}", style))
+            word = "pass" if check.passed else "FAIL" if check.resolved else "NOT RESOLVED"
+            cells.append(Text(f"{check.value:.3g} {word}", style))
         table.add_row(name, f"{limit:g}", unit, *cells)
     for name, what in report.summary.not_measured.items():
         table.add_row(name, "", f"not measured: needs {what}", style="yellow")
@@ -246,14 +263,17 @@ def _section(report: Report, step: str) -> Section:
     results = [one for one in report.results.values() if one["record"]["step"] == step]
     records = [one["record"] for one in results]
     columns = [one for one in COLUMNS if any(record.get(one[0]) is not None for record in records)]
-    checks: dict[tuple[str, str], bool] = {
-        (one.case, one.check.name): one.check.passed for one in report.summary.checks
-    }
+    checks = {(one.case, one.check.name): one.check for one in report.summary.checks}
     rows = []
     for record in records:
         case = record["case"]
-        bad = [name for (of, name), passed in checks.items() if of == case and not passed]
-        word = "fails: " + ", ".join(bad) if bad else "holds"
+        bad = [one for (of, _), one in checks.items() if of == case and not one.passed]
+        words = [
+            f"{word}: " + ", ".join(one.name for one in bad if one.resolved is resolved)
+            for word, resolved in (("fails", True), ("not resolved", False))
+            if any(one.resolved is resolved for one in bad)
+        ]
+        word = "; ".join(words) or "holds"
         if record["failure"]:
             word = record["failure"]
         if not record["judged"]:
@@ -263,10 +283,13 @@ def _section(report: Report, step: str) -> Section:
                 case=_label(record),
                 cells=[_cell(record, key) for key, _, _ in columns],
                 verdict=word,
-                failed=[checks.get((case, key)) is False for key, _, _ in columns],
-                command=md_command(report.runs[case].settings, f"runs/{case}")
+                failed=[
+                    (case, key) in checks and not checks[case, key].passed for key, _, _ in columns
+                ],
+                command=md_command(report.runs[case].settings, f"runs/{case}", report.command)
                 if case in report.runs
                 else "",
+                notes=record.get("notes", ""),
             )
         )
     headings = [(heading, unit) for _, heading, unit in columns]

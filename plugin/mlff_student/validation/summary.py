@@ -6,9 +6,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from ..analysis.run import TELLING_PS
 from ..errors import InputError
-from ..verdict import Check, Threshold, verdict, with_error
-from .compare import stderr_of
+from ..verdict import Check, Threshold, judge
 
 Record = Mapping[str, Any]
 # Figures that a full validation has, and what is needed to measure them.
@@ -18,8 +18,16 @@ EXPECTED = {
     "bond_deviation_angstrom": "any run",
     "force_rmse_ev_per_angstrom": "a teacher (--teacher)",
     "convergence_deviation": "a ladder of timesteps",
+    "kinetic_mean_sigma": "a liquid box at constant temperature, for 5 ps or more",
+    "density_g_per_cm3": "a liquid box at constant pressure",
     "rdf_error_percent": "a liquid box and a teacher's run of it",
+    "spectrum_overlap_percent": "a spectrum_teacher_ps of the protocol",
+    "equipartition_sigma": "velocities in the trajectory, as mlff-student analyze reads them",
 }
+# Figures that every finished run of an ensemble has: one that is missing fails.
+OF_NVE = ("drift_mev_per_atom_ps", "exchange_ratio", "bond_deviation_angstrom")
+OF_THERMOSTAT = ("kinetic_mean_sigma", "kinetic_width_sigma")  # of runs of `TELLING_PS`
+NEEDED = {"rdf": ("rdf_error_percent",), "convergence": ("convergence_deviation",)}
 
 
 class CaseCheck(NamedTuple):
@@ -30,10 +38,10 @@ class CaseCheck(NamedTuple):
     engine: str
     judged: bool
     check: Check
-    stderr: float  # of the figure; NaN where none is known
+    failure: str = ""  # why the case has no such figure
 
     def __str__(self) -> str:
-        return f"{self.check.name} is {with_error(self.check.value, self.stderr)}"
+        return self.failure or str(self.check)
 
 
 class Advice(NamedTuple):
@@ -69,7 +77,7 @@ class Summary:
         return [one for one in self.checks if one.judged and not one.check.passed]
 
     def worst(self, model: str, engine: str) -> dict[str, CaseCheck]:
-        """The figure farthest up of those the verdict counts, by name."""
+        """The figure farthest up of those the verdict counts, by name; what does not pass first."""
         found: dict[str, CaseCheck] = {}
         for one in self.checks:
             if (one.model, one.engine) == (model, engine) and one.judged:
@@ -79,9 +87,9 @@ class Summary:
         return found
 
 
-def _badness(one: CaseCheck) -> float:
+def _badness(one: CaseCheck) -> tuple[bool, float]:
     value = abs(one.check.value)
-    return np.inf if np.isnan(value) else value
+    return not one.check.passed, np.inf if np.isnan(value) else value
 
 
 def summarise(records: Iterable[Record], thresholds: Mapping[str, Threshold]) -> Summary:
@@ -93,35 +101,48 @@ def summarise(records: Iterable[Record], thresholds: Mapping[str, Threshold]) ->
     """
     records = list(records)
     checks = [
-        CaseCheck(
-            one["case"],
-            one["model"],
-            one["engine"],
-            one["judged"],
-            check,
-            stderr_of(one, check.name),
-        )
+        CaseCheck(one["case"], one["model"], one["engine"], one["judged"], check, _why(one, check))
         for one in records
-        for check in verdict(_numbers(one), thresholds)
+        for check in judge(_numbers(one), thresholds)
     ]
     if not any(one.judged for one in checks):
         raise InputError("no result that a verdict could be made of")
-    measured = {one.check.name for one in checks}
+    measured = {key for one in records if one["judged"] for key in one}
     missing = {name: what for name, what in EXPECTED.items() if name not in measured}
     models = dict.fromkeys(one.model for one in checks if one.judged)
     advice = {model: _advice(model, records, checks, missing) for model in models}
     return Summary(checks, missing, advice)
 
 
+def _why(record: Record, check: Check) -> str:
+    """Why a case has no figure, where its record says so."""
+    if record["failure"] or not np.isnan(check.value) or not record.get("notes"):
+        return record["failure"]
+    return f"{check.name} is not there: {record['notes']}"
+
+
 def _numbers(record: Record) -> Record:
-    """The record with null, which is how JSON has NaN, as NaN."""
-    return {key: np.nan if value is None else value for key, value in record.items()}
+    """The record with null, which is how JSON has NaN, as NaN, and with NaN for figures that such a
+    run must have and that are not there.
+    """
+    numbers = {key: np.nan if value is None else value for key, value in record.items()}
+    return dict.fromkeys(_needed(record), np.nan) | numbers
+
+
+def _needed(record: Record) -> tuple[str, ...]:
+    """Figures that a record must have."""
+    if record["failed_runs"]:
+        return ()
+    ensemble = record.get("ensemble")
+    if ensemble in ("nvt", "npt"):
+        return OF_THERMOSTAT if record["duration_ps"] >= TELLING_PS else ()
+    return OF_NVE if ensemble == "nve" else NEEDED.get(record.get("kind", ""), ())
 
 
 def _advice(
     model: str, records: list[Record], checks: list[CaseCheck], missing: Mapping[str, str]
 ) -> Advice:
-    failed = {one.case: one for one in checks if not one.check.passed}
+    failed = _reasons(checks)
     mine = [one for one in records if one["model"] == model]
     runs = [one for one in mine if one.get("ensemble") == "nve"]
     use, avoid = [], []
@@ -129,7 +150,7 @@ def _advice(
     if kept:
         atoms, length = [one["atoms"] for one in kept], max(one["duration_ps"] for one in kept)
         use.append(
-            f"constant-energy MD of {_span(atoms)} atoms: {len(kept)} of "
+            f"constant-energy MD of {_span(atoms)} atoms{_measured(kept)}: {len(kept)} of "
             f"{sum(one['judged'] for one in runs)} runs held, the longest {length:.0f} ps"
         )
     for key, unit, what in (
@@ -137,38 +158,94 @@ def _advice(
         ("timestep_fs", "fs", "timestep"),
         ("atoms", "atoms", "size"),
     ):
-        rungs = [one for one in runs if one["step"] == f"{what}_ladder" and key in one]
+        rungs = [one for one in runs if one["step"] == f"{what}_ladder"]
         held, broke = _ladder(rungs, key, failed)
         if held is not None and what != "size":
-            use.append(f"{what} up to {held:g} {unit}, the highest rung below which all held")
+            top = [one for one in rungs if one[key] == held]
+            heat = _measured(top) if what == "temperature" else ""
+            span = _span([one[key] for one in rungs if one[key] <= held])
+            use.append(f"{what} of {span} {unit}{heat}, the highest rung below which all held")
         elif held is not None:
-            use.append(f"up to {held:g} atoms, the largest size below which all held")
+            span = _span([one["atoms"] for one in rungs if one["atoms"] <= held])
+            use.append(f"sizes of {span} atoms, the largest below which all held")
         if broke is not None:
             value, why = broke
             avoid.append(f"{what} of {value:g} {unit} and more: {why}")
-    liquid = [
-        one for one in mine if one.get("ensemble") in ("nvt", "npt") or "rdf_error_percent" in one
-    ]
-    bad = [one for one in liquid if one["case"] in failed]
-    if liquid and not bad:
-        use.append("the liquid tested, for as long as it was run")
-    for one in bad:
-        why = failed[one["case"]]
-        avoid.append(f"liquids such as {one['structure']} ({one['engine']}): {why}")
+    for line in _liquids(mine, failed):
+        (avoid if line.failed else use).append(line.text)
     for one in runs:
         if one["judged"] and one["case"] in failed and not one["step"].endswith("_ladder"):
             avoid.append(f"{one['structure']} ({one['engine']}): {failed[one['case']]}")
+    for one in mine:
+        if one.get("kind") in ("convergence", "spectrum") and one["case"] in failed:
+            avoid.append(
+                f"{one['structure']} ({one['engine']}, {one['kind']}): {failed[one['case']]}"
+            )
+    if "force_rmse_ev_per_angstrom" in missing:
+        avoid.append("anything that depends on the teacher's forces: not compared")
+    return Advice(list(dict.fromkeys(use)), list(dict.fromkeys(avoid)))
+
+
+class _Line(NamedTuple):
+    text: str
+    failed: bool
+
+
+def _liquids(records: list[Record], failed: Mapping[str, str]) -> list[_Line]:
+    """What a model did with liquids: by box and engine what held, and each run that did not."""
+    liquid = [
+        one for one in records if one.get("ensemble") in ("nvt", "npt") or one.get("kind") == "rdf"
+    ]
     if not liquid:
-        avoid.append("liquids: not tested")
-    for name in missing:
-        if name == "force_rmse_ev_per_angstrom":
-            avoid.append("anything that depends on the teacher's forces: not compared")
-    return Advice(use, list(dict.fromkeys(avoid)))
+        return [_Line("liquids: not tested", True)]
+    lines = []
+    for name, engine in dict.fromkeys((one["structure"], one["engine"]) for one in liquid):
+        of_box = [one for one in liquid if (one["structure"], one["engine"]) == (name, engine)]
+        bad = [one for one in of_box if one["case"] in failed]
+        for one in bad:
+            why = failed[one["case"]]
+            what = one.get("ensemble") or "g(r)"
+            lines.append(_Line(f"liquids such as {name} ({engine}, {what}): {why}", True))
+        if not bad:
+            lengths = ", ".join(
+                f"{one['duration_ps']:.0f} ps {one['ensemble']}"
+                for one in of_box
+                if "ensemble" in one
+            )
+            size = f"{of_box[0]['molecules']} molecules, {of_box[0]['atoms']} atoms"
+            against = "" if any(one.get("kind") == "rdf" for one in of_box) else NO_RDF
+            lines.append(
+                _Line(f"liquids such as {name} ({engine}): {size}, {lengths}{against}", False)
+            )
+    return lines
+
+
+NO_RDF = "; its structure was not held against the teacher's"
+
+
+def _reasons(checks: list[CaseCheck]) -> dict[str, str]:
+    """Why each case that does not pass does not: the first figure that says so by a number, where
+    there is one.
+    """
+    bad = [one for one in checks if not one.check.passed]
+    reasons: dict[str, str] = {}
+    for one in sorted(bad, key=lambda one: np.isnan(one.check.value)):  # stable
+        reasons.setdefault(one.case, str(one))
+    return reasons
+
+
+def _measured(records: list[Record]) -> str:
+    """Mean temperatures that runs had, in words; those asked for are no measurement."""
+    means = [one["temperature_k"] for one in records if one.get("temperature_k") is not None]
+    if not means:
+        return ""
+    low, high = round(min(means)), round(max(means))
+    return f" (mean temperature {low if low == high else f'{low} to {high}'} K)"
 
 
 def _ladder(
-    rungs: list[Record], key: str, failed: Mapping[str, CaseCheck]
-) -> tuple[float | None, tuple[float, CaseCheck] | None]:
+    rungs: list[Record], key: str, failed: Mapping[str, str]
+) -> tuple[float | None, tuple[float, str] | None]:
     """Highest rung up to which all held, and the lowest at which one did not, with why."""
     held: float | None = None
     for value in sorted({one[key] for one in rungs}):
@@ -179,5 +256,6 @@ def _ladder(
     return held, None
 
 
-def _span(values: list[int]) -> str:
-    return f"{min(values)}" if min(values) == max(values) else f"{min(values)} to {max(values)}"
+def _span(values: list[float]) -> str:
+    low, high = min(values), max(values)
+    return f"{low:g}" if low == high else f"{low:g} to {high:g}"

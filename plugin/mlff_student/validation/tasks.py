@@ -3,18 +3,30 @@
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
+from ..analysis.bonds import bond_pairs
 from ..distill.molecules import LIBRARY, embed, read_library
 from ..distill.structures import LIQUID_PACKING, liquid_box, molecular_volume
 from ..errors import InputError
 from ..files import atomic_write
 from ..md import MDSettings
-from ..structure import Structure, make_topology, read_structure, write_topology
+from ..structure import (
+    Structure,
+    connected_fragments,
+    make_topology,
+    read_structure,
+    write_topology,
+)
 from .protocol import Liquid, Protocol, Runs
 
 FRICTION_PER_PS = 10.0  # of Langevin dynamics: heat comes in within some tenths of a picosecond
+# Runs of several timesteps from one state are one trajectory for as long: only then do their energy
+# errors differ by the timestep alone.
+CONVERGENCE_PS = 0.3
+Sizes = dict[str, dict[str, int]]  # atoms and molecules of each structure
 
 
 @dataclass(frozen=True)
@@ -29,6 +41,7 @@ class RunTask:
     settings : of the run.
     judged : whether the verdict counts it.
     teacher : whose forces are compared on `teacher_frames` frames; empty for none.
+    atoms, molecules : of the structure.
     """
 
     name: str
@@ -39,6 +52,22 @@ class RunTask:
     teacher: str = ""
     teacher_frames: int = 0
     needs: tuple[str, ...] = ()
+    atoms: int = 0
+    molecules: int = 1
+
+    def identity(self) -> dict[str, Any]:
+        """What the run is, whatever becomes of it: keys of its record. A length that was reached
+        is the analysis's to say.
+        """
+        return {
+            "kind": "run",
+            "ensemble": self.settings.ensemble,
+            "atoms": self.atoms,
+            "molecules": self.molecules,
+            "target_temperature_k": self.settings.temperature_K,
+            "timestep_fs": self.settings.timestep_fs,
+            "duration_ps": 1e-3 * self.settings.steps * self.settings.timestep_fs,
+        }
 
 
 @dataclass(frozen=True)
@@ -48,11 +77,12 @@ class CompareTask:
     Attributes
     ----------
     name, step, structure, judged : as of `RunTask`.
-    kind : "convergence" of the energy with the timestep, or "rdf" against the teacher.
+    kind : "convergence" of the energy with the timestep, "rdf" or "spectrum" against the teacher.
     needs : names of the runs.
     references : names of the teacher's runs.
-    window_ps : of each run that counts.
+    burn_in_ps, window_ps : what is left out of each run, and how much counts from there.
     timesteps_fs : of each run.
+    atoms, molecules : of the structure.
     """
 
     name: str
@@ -61,9 +91,16 @@ class CompareTask:
     kind: str
     needs: tuple[str, ...]
     references: tuple[str, ...] = ()
+    burn_in_ps: float = 0.0
     window_ps: float = float("inf")
     timesteps_fs: tuple[float, ...] = ()
     judged: bool = True
+    atoms: int = 0
+    molecules: int = 1
+
+    def identity(self) -> dict[str, Any]:
+        """What is compared: keys of the record."""
+        return {"kind": self.kind, "atoms": self.atoms, "molecules": self.molecules}
 
 
 Task = RunTask | CompareTask
@@ -136,11 +173,12 @@ def tasks_of(protocol: Protocol, subject: Subject, sources: dict[str, str]) -> l
     if not subject.models:
         raise InputError("no model to validate; give one, as in: mlff-student validate tiny")
     tasks: dict[str, Task] = {}
+    sizes = {name: _size(source) for name, source in sources.items()}
     for step in protocol.steps:
         for model in subject.models:
             for engine in subject.engines:
                 make = _runs if isinstance(step, Runs) else _liquid
-                for task in make(step, model, engine, subject.teacher, sources):
+                for task in make(step, model, engine, subject.teacher, sources, sizes):
                     if tasks.setdefault(task.name, task) != task:
                         raise InputError(
                             f"two runs are called {task.name}; rename a structure or a step"
@@ -182,21 +220,24 @@ def _settings(
 
 
 def _runs(
-    step: Runs, model: str, engine: str, teacher: str, sources: dict[str, str]
+    step: Runs, model: str, engine: str, teacher: str, sources: dict[str, str], sizes: Sizes
 ) -> Iterator[Task]:
     head = f"{label_of(model)}/{engine}/{step.step}"
     for structure in step.structures:
         label = label_of(structure)
-        atoms = len(read_structure(sources[structure]).atoms)
+        size = sizes[structure]
+        few = size["atoms"] <= step.judged_to_atoms
         for ps in step.ps:
             for temperature in step.temperatures_K:
+                cold = temperature <= step.judged_to_K
                 names: dict[float, str] = {}
                 for timestep in step.timesteps_fs:
                     every = max(1, round(1000.0 * ps / timestep / step.frames))
-                    name = f"{head}/{label}-{ps:g}ps-{temperature:g}K-{timestep:g}fs"
+                    case = f"{temperature:g}K-{timestep:g}fs"
+                    name = f"{head}/{label}-{ps:g}ps-{case}"
                     if timestep <= step.judged_to_fs:
                         names[timestep] = name
-                    yield RunTask(
+                    run = RunTask(
                         name=name,
                         step=step.step,
                         structure=label,
@@ -205,12 +246,36 @@ def _runs(
                             step.thermalise_ps, every,
                             thermalise_timestep_fs=min(step.timesteps_fs),
                         ),
-                        judged=temperature <= step.judged_to_K
-                        and timestep <= step.judged_to_fs
-                        and atoms <= step.judged_to_atoms,
+                        judged=cold and few and timestep <= step.judged_to_fs,
                         teacher=teacher if step.teacher_frames else "",
                         teacher_frames=step.teacher_frames,
+                        **size,
                     )  # fmt: skip
+                    yield run
+                    if teacher and step.spectrum_teacher_ps:
+                        rows = round(1e3 * step.spectrum_teacher_ps / timestep / every)
+                        reference = replace(
+                            run,
+                            name=f"{label_of(teacher)}/ase/{step.step}/{label}-"
+                            f"{step.spectrum_teacher_ps:g}ps-{case}",
+                            settings=replace(
+                                run.settings, engine="ase", model=teacher, steps=rows * every
+                            ),
+                            judged=False,
+                            teacher="",
+                            teacher_frames=0,
+                        )
+                        yield reference
+                        yield CompareTask(
+                            name=f"{name}-spectrum",
+                            step=step.step,
+                            structure=label,
+                            kind="spectrum",
+                            needs=(run.name, reference.name),
+                            references=(reference.name,),
+                            judged=run.judged,
+                            **size,
+                        )
                 if len(names) > 1:
                     yield CompareTask(
                         name=f"{head}/{label}-{ps:g}ps-{temperature:g}K-convergence",
@@ -218,14 +283,26 @@ def _runs(
                         structure=label,
                         kind="convergence",
                         needs=tuple(names.values()),
+                        window_ps=CONVERGENCE_PS,
                         timesteps_fs=tuple(names),
+                        judged=cold and few,
+                        **size,
                     )
 
 
+def _size(source: str) -> dict[str, int]:
+    """Atoms and molecules of a structure."""
+    structure = read_structure(source)
+    atoms = len(structure.atoms)
+    fragments = connected_fragments(atoms, bond_pairs(structure.topology).tolist())
+    return {"atoms": atoms, "molecules": int(fragments.max()) + 1}
+
+
 def _liquid(
-    step: Liquid, model: str, engine: str, teacher: str, sources: dict[str, str]
+    step: Liquid, model: str, engine: str, teacher: str, sources: dict[str, str], sizes: Sizes
 ) -> Iterator[Task]:
     every = max(1, round(step.frame_fs / step.timestep_fs))
+    size = sizes[step.box]
 
     def run(
         model: str, engine: str, ensemble: str, ps: float, replica: int, against: str, judged: bool,
@@ -242,17 +319,19 @@ def _liquid(
             judged=judged,
             teacher=against if step.teacher_frames else "",
             teacher_frames=step.teacher_frames,
+            **size,
         )  # fmt: skip
 
     replicas = range(1, step.replicas + 1)
     constant_volume: list[str] = []
     if step.nvt_ps:
         for k in replicas:
-            task = run(model, engine, "nvt", step.nvt_ps, k, teacher if k == 1 else "", True)
+            against = teacher if k == 1 else ""
+            task = run(model, engine, "nvt", step.nvt_ps, k, against, step.judged)
             constant_volume.append(task.name)
             yield task
     if step.npt_ps and engine != "ase":
-        yield run(model, engine, "npt", step.npt_ps, 1, "", True)
+        yield run(model, engine, "npt", step.npt_ps, 1, "", step.judged)
     if teacher and step.teacher_ps and constant_volume:
         references = []
         for k in replicas:
@@ -269,5 +348,10 @@ def _liquid(
             kind="rdf",
             needs=(*constant_volume, *references),
             references=tuple(references),
-            window_ps=float("inf") if step.guide else min(step.teacher_ps, step.nvt_ps),
+            burn_in_ps=step.burn_in_ps,
+            window_ps=float("inf")
+            if step.guide
+            else min(step.teacher_ps, step.nvt_ps) - step.burn_in_ps,
+            judged=step.judged,
+            **size,
         )

@@ -1,0 +1,193 @@
+"""What is measured of a run and of several together, and which failures are a model's."""
+
+import json
+from pathlib import Path
+
+import mdtraj
+import numpy as np
+import pytest
+from ase import Atoms
+from ase.build import molecule
+
+from mlff_student.errors import InterruptedRunError
+from mlff_student.md import MDSettings, RunFolder
+from mlff_student.structure import Structure, make_topology, perceive_bonds, write_topology
+from mlff_student.units import KB
+from mlff_student.validation.campaign import perform
+from mlff_student.validation.measure import compare_liquids, compare_vibrations, measure_run
+from mlff_student.validation.summary import summarise
+from mlff_student.validation.tasks import CompareTask, RunTask
+from mlff_student.verdict import load_thresholds
+
+
+def write_run(
+    folder: Path, structure: Structure, frames: np.ndarray, ps: float, temperature: np.ndarray
+) -> RunFolder:
+    """Files of a run with these frames (F, N, 3) and temperatures (F,)."""
+    run = RunFolder(folder)
+    folder.mkdir(parents=True)
+    write_topology(structure, run.topology)
+    cell = {}
+    if structure.atoms.pbc.all():
+        lengths, angles = np.split(structure.atoms.cell.cellpar(), 2)
+        shape = (len(frames), 1)
+        cell = {"cell_lengths": np.tile(lengths, shape), "cell_angles": np.tile(angles, shape)}
+    with mdtraj.formats.DCDTrajectoryFile(str(run.trajectory), "w") as file:
+        file.write(frames.astype(np.float32), **cell)
+    time = ps / len(frames) * np.arange(1, len(frames) + 1)
+    kinetic = 0.5 * (3 * len(structure.atoms) - 3) * KB * temperature
+    np.savetxt(
+        run.thermo,
+        np.stack([time, -100.0 - kinetic, kinetic, np.full_like(time, -100.0), temperature], 1),
+        delimiter=",",
+        header="time_ps,potential_ev,kinetic_ev,total_ev,temperature_k",
+        comments="",
+    )
+    return run
+
+
+def settings(**changes) -> MDSettings:
+    return MDSettings(
+        **{
+            "engine": "ase", "model": "python:ase.calculators.emt:EMT", "structure": "O",
+            "steps": 40, "timestep_fs": 0.5, "temperature_K": 300.0, "ensemble": "nve", "every": 2,
+            "thermalise_steps": 4, "friction_per_ps": 10.0, "seed": 1, "threads": 1,
+        }
+        | changes
+    )  # fmt: skip
+
+
+def run_of(**changes) -> RunTask:
+    return RunTask("emt/ase/nve/water", "nve", "water", settings(**changes), atoms=3, molecules=1)
+
+
+@pytest.mark.parametrize(("heating_k", "fails"), [(300.0, True), (0.0, False)])
+def test_run_that_heats_does_not_escape_the_test_of_its_temperature(tmp_path, heating_k, fails):
+    """From 300 to 600 K in 10 ps it has too few independent kinetic energies to be tested."""
+    rng = np.random.default_rng(1)
+    ethanol = molecule("CH3CH2OH")
+    frames = ethanol.positions + 0.02 * rng.normal(size=(2000, 9, 3))
+    temperature = 300.0 * (1.0 + np.sqrt(2.0 / 24.0) * rng.normal(size=2000))
+    temperature += heating_k * np.linspace(0.0, 1.0, 2000)
+    structure = Structure(ethanol, make_topology(ethanol, perceive_bonds(ethanol)))
+    run = write_run(tmp_path / "run", structure, frames, 10.0, temperature)
+    task = run_of(ensemble="nvt", model="gfn2-xtb")
+    record, _ = measure_run(task, run)
+    assert np.isnan(record["kinetic_mean_sigma"]) == fails
+    assert ("independent kinetic energies" in record.get("notes", "")) == fails
+    head = {"case": task.name, "model": "emt", "engine": "ase", "step": "nve", "failure": ""}
+    head |= {"structure": "water", "judged": True, "failed_runs": 0, **task.identity()}
+    summary = summarise([head | record], load_thresholds())
+    assert summary.passed is not fails
+    advice = " ".join(summary.advice["emt"].not_for)
+    assert ("independent kinetic energies" in advice) == fails
+
+
+def test_spectra_of_runs_are_compared(tmp_path):
+    """A stretch at 2000 1/cm in the teacher's run, and at 2030 in the student's."""
+    hydrogen = molecule("H2")
+    structure = Structure(hydrogen, make_topology(hydrogen, [(0, 1)]))
+    time = 0.002 * np.arange(4000)
+    runs = []
+    for wavenumber in (2030.0, 2000.0):
+        phase = 2.0 * np.pi * 0.0299792458 * wavenumber * time  # cm/ps
+        frames = hydrogen.positions + 0.05 * np.sin(phase)[:, None, None] * hydrogen.positions
+        name = tmp_path / f"{wavenumber:g}"
+        runs.append(write_run(name, structure, frames, 8.0, np.full(4000, 300.0)))
+    record, series = compare_vibrations(*runs)
+    assert record["spectrum_peak_shift_per_cm"] == pytest.approx(30.0, abs=2.0)
+    assert record["spectrum_overlap_percent"] < 30.0 < record["spectrum_overlap_noise_percent"]
+    peak = np.argmax(series["power_teacher"])
+    assert series["frequency_per_cm"][peak] == pytest.approx(2000.0, abs=10.0)
+    assert compare_vibrations(runs[1], runs[1])[0]["spectrum_overlap_percent"] > 99.9
+
+
+def test_liquids_are_compared_between_molecules_and_after_the_burn_in(tmp_path):
+    """Both runs settle with their molecules 4 angstrom apart, the student's after 5 of 10 ps."""
+    pair = Atoms("H4", [[0, 0, 0], [0.74, 0, 0], [0, 4, 0], [0.74, 4, 0]], cell=[12] * 3, pbc=True)
+    structure = Structure(pair, make_topology(pair, [(0, 1), (2, 3)]))
+    rng = np.random.default_rng(1)
+    jitter = 0.05 * rng.normal(size=(2, 100, 4, 3))
+    settled = pair.positions + jitter
+    settled[0, :50, 2:, 1] -= 1.5
+    student, teacher = (
+        write_run(tmp_path / name, structure, frames, 10.0, 300.0 + rng.normal(size=100))
+        for name, frames in zip(("student", "teacher"), settled, strict=True)
+    )
+    whole, _ = compare_liquids([student], [teacher], 0.0, 10.0)
+    late, series = compare_liquids([student], [teacher], 5.0, 5.0)
+    assert late["window_ps"] == pytest.approx(5.0) and late["burn_in_ps"] == 5.0
+    assert whole["rdf_error_percent"] > 1.5 * late["rdf_error_percent"]
+    seen = np.array(series["r_angstrom"])[np.array(series["g_student_H-H"]) > 0]
+    assert seen.min() > 3.0, "the bond of 0.74 angstrom is no pair of a liquid, nor is the burn-in"
+
+
+CALCULATORS = """
+from ase.calculators.calculator import CalculationFailed
+from ase.calculators.emt import EMT
+
+class Stops(EMT):
+    words, calls = "no convergence", 0
+
+    def calculate(self, *arguments, **options):
+        self.calls += 1
+        if self.calls > 20:
+            raise CalculationFailed(self.words)
+        super().calculate(*arguments, **options)
+
+class Refuses(Stops):
+    # as a student does of atoms that came too close
+    def calculate(self, *arguments, **options):
+        from mlff_student.errors import InputError
+
+        if self.calls > 15:
+            raise InputError("atoms 0 and 1 are 0.1 angstrom apart: no convergence")
+        super().calculate(*arguments, **options)
+
+class NoSpace(Stops):
+    words = "[Errno 28] No space left on device"
+"""
+
+
+@pytest.fixture
+def calculators(tmp_path, monkeypatch) -> None:
+    (tmp_path / "stopping_calculators.py").write_text(CALCULATORS)
+    monkeypatch.syspath_prepend(tmp_path)
+
+
+def result_of(folder: Path) -> dict | None:
+    path = folder / "results" / "emt" / "ase" / "nve" / "water.json"
+    return json.loads(path.read_text())["record"] if path.exists() else None
+
+
+@pytest.mark.parametrize("name", ["Stops", "Refuses"])
+def test_failure_of_the_calculator_is_a_result_with_its_identity(name, tmp_path, calculators):
+    perform(run_of(model=f"python:stopping_calculators:{name}"), tmp_path / "out")
+    record = result_of(tmp_path / "out")
+    assert record["failed_runs"] == 1 and "no convergence" in record["failure"]
+    expected = {"ensemble": "nve", "atoms": 3, "target_temperature_k": 300.0, "timestep_fs": 0.5}
+    assert {key: record[key] for key in expected} == expected
+    assert record["duration_ps"] == pytest.approx(0.02)
+    comparison = CompareTask(
+        "emt/ase/nve/both", "nve", "water", "convergence", ("emt/ase/nve/water",)
+    )
+    perform(comparison, tmp_path / "out")
+    both = json.loads((tmp_path / "out/results/emt/ase/nve/both.json").read_text())["record"]
+    assert both["failed_runs"] == 1 and "no convergence" in both["failure"]
+
+
+def test_failure_of_the_machine_is_no_result(tmp_path, calculators):
+    with pytest.raises(InterruptedRunError, match="No space left"):
+        perform(run_of(model="python:stopping_calculators:NoSpace"), tmp_path / "out")
+    assert result_of(tmp_path / "out") is None
+
+
+def test_files_that_are_gone_are_no_result(tmp_path):
+    perform(run_of(), tmp_path)
+    assert result_of(tmp_path)["failed_runs"] == 0
+    run = RunFolder(tmp_path / "runs" / "emt/ase/nve/water")
+    run.trajectory.unlink()
+    (tmp_path / "results/emt/ase/nve/water.json").unlink()
+    with pytest.raises(InterruptedRunError, match="is gone"):
+        perform(run_of(), tmp_path)
+    assert result_of(tmp_path) is None
