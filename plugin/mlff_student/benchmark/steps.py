@@ -191,7 +191,7 @@ def _others(
 
 @contextmanager
 def _quietly() -> Iterator[None]:
-    """Without what other packages say while they compile."""
+    """Without what other packages say while they compile, and what barostats would need."""
     disabled = logging.root.manager.disable
     logging.disable(max(disabled, logging.WARNING))
     try:
@@ -235,15 +235,19 @@ def _measure(
             calls[key] = _stepping(system, atoms, platform, threads)
             heads.append((key, kernel, head | {"platform": name}))
 
-    for (model, archive), backend in product(archives.items(), settings.backends):
-        chosen = with_backend(archive, backend)
-        kernel = f"{model} {backend}"
-        calls[kernel] = _repeated(evaluate, chosen, atoms)
-        head = {"model": model, "parameters": archive.metadata["parameters"], "backend": backend}
-        for interface in settings.interfaces:
-            system = create_system(topology, model, interface=interface, backend=backend)
-            add(kernel, system, head | {"interface": interface})
     with _quietly():
+        for (model, archive), backend in product(archives.items(), settings.backends):
+            chosen = with_backend(archive, backend)
+            kernel = f"{model} {backend}"
+            calls[kernel] = _repeated(evaluate, chosen, atoms)
+            head = {
+                "model": model,
+                "parameters": archive.metadata["parameters"],
+                "backend": backend,
+            }
+            for interface in settings.interfaces:
+                system = create_system(topology, model, interface=interface, backend=backend)
+                add(kernel, system, head | {"interface": interface})
         for other in others:
             name, parameters, calculator, _ = other
             kernel = f"{name} {parameters}"
