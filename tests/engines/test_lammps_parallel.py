@@ -55,7 +55,7 @@ def cases(structures: dict[str, Atoms]) -> dict[str, Atoms]:
     slab.set_cell(slab.cell.array + np.diag([0.0, 0.0, 20.0]))
     slab.pbc = (True, True, False)
     scattered = Atoms(  # one pair with an edge, and atoms alone
-        "OHNNO",
+        "OHHHH",
         positions=[[1.0, 1, 1], [1.0, 1, 2], [30.0, 1, 1], [1.0, 30, 20], [20.0, 20, 20]],
         cell=[40.0, 40.0, 40.0],
         pbc=True,
