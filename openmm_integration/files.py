@@ -10,19 +10,19 @@ from openmm.app import PDBFile, Topology
 
 from mlff_student.archive import Archive, save_archive
 from mlff_student.calculator import evaluate
-from mlff_student.checkpoints import archive_of
 from mlff_student.errors import ArchiveError, InputError
 from mlff_student.export import DTYPES, Agreement
 from mlff_student.files import atomic_write
 from mlff_student.native import with_backend
 from mlff_student.units import KJ_PER_MOL, NM
 
-from .force import TorchForceModule, student_atoms
+from .force import TorchForceModule, archive_in, student_atoms
 from .system import system_without_student
 from .topology import load_structure
 
 MODULE, SYSTEM, SCRIPT, PROGRAM = "student.pt", "system.xml", "simulate.py", "simulate.cpp"
 START, STATE = "start.pdb", "start.xml"  # for Python, with the topology; for C++
+FILES = (MODULE, SYSTEM, START, SCRIPT, STATE, PROGRAM)
 NATIVE = """from mlff_student.native import load_library
 
 load_library()  # the kernels that student.pt was written for
@@ -59,7 +59,7 @@ def write_openmm_files(
     structure: str,
     folder: Path,
     *,
-    dtype: str = "float32",
+    dtype: str | None = None,
     backend: str = "portable",
 ) -> Agreement:
     """Write student.pt, system.xml and start.pdb with simulate.py, which puts the three together,
@@ -70,7 +70,8 @@ def write_openmm_files(
     model : shipped name, or path of a checkpoint or archive.
     structure : file or SMILES string, as `load_structure` takes.
     folder : receives the files; made if it is not there.
-    dtype : of the network, where a checkpoint is compiled.
+    dtype : of the network, "float32" or "float64", where a checkpoint is compiled (None: float32);
+        an exported archive has its own, and another is refused.
     backend : kernels. "portable": the files need nothing of this package. "native": whoever loads
         student.pt must have loaded the native library.
 
@@ -80,11 +81,12 @@ def write_openmm_files(
 
     Raises
     ------
-    InputError : unusable structure, or a folder that cannot be written.
+    InputError : unusable structure, a dtype that the archive does not have, or a folder that cannot
+        be written.
     ArchiveError : unusable model, or a written module that does not compute what the archive does.
     MissingDependencyError : the native kernels were asked for and cannot be used.
     """
-    archive = archive_of(model, DTYPES[dtype])
+    archive = archive_in(model, dtype and DTYPES[dtype])
     topology, positions = load_structure(structure)
     members = student_atoms(topology, None, archive.metadata["elements"])
     numbers = torch.tensor([atom.element.atomic_number for atom in members])

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
+FORCE_NAME = "mlff-student "  # and the model's
 INTERFACES = ("auto", "TorchForce", "PythonForce")
 
 
@@ -34,7 +35,8 @@ class TorchForceModule(nn.Module):
     """What TorchForce calls: nanometres in; kJ/mol and contiguous kJ/mol/nm out.
 
     The archive computes its own gradient, so OpenMM takes the forces as they are and runs no
-    autograd.
+    autograd. On OpenMM's CUDA platform TorchForce moves the module to the GPU; native kernels
+    compute on the CPU all the same.
     """
 
     def __init__(
@@ -49,6 +51,7 @@ class TorchForceModule(nn.Module):
         self.register_buffer("atomic_numbers", atomic_numbers)
         self.register_buffer("pbc", torch.full((3,), periodic))
         self.register_buffer("no_cell", torch.zeros(3, 3, dtype=torch.float64))
+        self.on_cpu = not hasattr(archive, "student")  # native kernels hold no module
         self.is_subset = atoms is not None
         self.register_buffer("atoms", torch.arange(len(atomic_numbers)) if atoms is None else atoms)
         self.angstrom_per_nm = NM
@@ -56,7 +59,7 @@ class TorchForceModule(nn.Module):
 
     def forward(self, positions: Tensor, boxvectors: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Positions (N, 3) of all particles, box vectors (3, 3); energy () and forces (N, 3)."""
-        device = self.atomic_numbers.device
+        device = torch.device("cpu") if self.on_cpu else self.atomic_numbers.device
         ours = positions[self.atoms.to(positions.device)] if self.is_subset else positions
         cell = self.no_cell
         if boxvectors is not None:
@@ -64,14 +67,14 @@ class TorchForceModule(nn.Module):
         with torch.no_grad():  # TorchForce asks for a graph, whether or not it needs one
             energy, forces, _ = self.archive(
                 ours.to(device, torch.float64) * self.angstrom_per_nm,
-                self.atomic_numbers,
-                cell,
-                self.pbc,
+                self.atomic_numbers.to(device),
+                cell.to(device),
+                self.pbc.to(device),
             )
         forces = forces * (self.kj_per_mol_per_ev * self.angstrom_per_nm)
         if self.is_subset:
             every = torch.zeros(positions.shape, dtype=torch.float64, device=device)
-            forces = every.index_copy(0, self.atoms, forces)
+            forces = every.index_copy(0, self.atoms.to(device), forces)
         energy = energy * self.kj_per_mol_per_ev
         return energy.to(positions.device), forces.to(positions).contiguous()
 
@@ -79,7 +82,8 @@ class TorchForceModule(nn.Module):
 class PythonForceComputation:
     """What PythonForce calls: a State in; kJ/mol and kJ/mol/nm out, for the student's atoms alone.
 
-    It pickles with its archive inside, so a serialised System needs no other file.
+    It pickles with its archive inside: a serialised System needs no other file, but this package
+    where it is read.
     """
 
     def __init__(
@@ -138,7 +142,7 @@ def student_force(
     *,
     atoms: Iterable[int] | None = None,
     periodic: bool | None = None,
-    dtype: torch.dtype = torch.float32,
+    dtype: torch.dtype | None = None,
     force_group: int = 0,
     device: str = "cpu",
     threads: int | None = None,
@@ -147,26 +151,33 @@ def student_force(
 ) -> "openmm.Force":
     """Energy and forces of a student as a Force, for `System.addForce`.
 
+    Do not `copy.deepcopy` or read back from XML (`XmlSerializer`) a System with a TorchForce: the
+    process dies of a segmentation fault in openmmtorch 1.5, whatever is in the force. With
+    interface="PythonForce" both work.
+
     Parameters
     ----------
     topology : OpenMM topology; its elements choose the species, its box the periodicity.
     model : shipped name, or path of a checkpoint or archive.
     atoms : indices the student acts on; all if None.
     periodic : overrides what the topology says.
-    dtype : of the network, where a checkpoint is compiled.
+    dtype : of the network, where a checkpoint is compiled (None: float32). An exported archive has
+        its own; another is refused.
     force_group : OpenMM force group.
-    device : torch device of the student. On OpenMM's CUDA platform a TorchForce runs where the
-        platform does, whatever this says.
+    device : torch device of the student; "cuda" with OpenMM's CUDA platform, where "auto" then
+        takes the portable kernels. With "cpu" there, native kernels stay on the CPU and every step
+        copies positions and forces; portable ones in a TorchForce follow the platform to its GPU.
     threads : for torch and the native kernels, set for the whole process; None leaves them.
     backend : kernels, "native", "portable" or "auto"; see `mlff_student.native.with_backend`.
-    interface : "TorchForce" (openmmtorch, C++ alone in the step), "PythonForce" (OpenMM 8.5 or
-        later with any torch; a subset of atoms needs 8.6) or "auto": TorchForce where it loads.
+    interface : "TorchForce" (openmmtorch, C++ alone in the step; not to be copied, see above),
+        "PythonForce" (OpenMM 8.5 or later with any torch; a subset of atoms needs 8.6) or "auto":
+        TorchForce where it loads.
 
     Raises
     ------
     MissingDependencyError : the interface or the native kernels were asked for and cannot be used.
     InputError : empty topology, element unknown to the student, index out of range, no such
-        interface or backend.
+        interface or backend, or a dtype that the archive does not have.
     ArchiveError : unusable model.
     """
     interface = _choose(interface)
@@ -174,7 +185,7 @@ def student_force(
         if threads < 1:
             raise InputError(f"threads must be at least 1, not {threads}")
         torch.set_num_threads(threads)
-    archive = archive_of(model, dtype, device)
+    archive = archive_in(model, dtype, device)
     chosen = student_atoms(topology, atoms, archive.metadata["elements"])
     if periodic is None:
         periodic = topology.getPeriodicBoxVectors() is not None
@@ -189,13 +200,33 @@ def student_force(
         )
         force = _import_openmmtorch().TorchForce(torch.jit.script(module.to(device)))
         force.setOutputsForces(True)
+        _tell_what_ends_the_process()
     else:
         computation = PythonForceComputation(archive, numbers, periodic, backend, device)
         force = _python_force(computation, subset)
     force.setUsesPeriodicBoundaryConditions(periodic)
     force.setForceGroup(force_group)
-    force.setName(f"mlff-student {archive.metadata['name']}")
+    force.setName(FORCE_NAME + archive.metadata["name"])
     return force
+
+
+def archive_in(model: str | Path, dtype: torch.dtype | None, device: str = "cpu") -> Archive:
+    """Archive of a model in a precision; None is float32 of a checkpoint, and what an exported
+    archive has.
+
+    Raises
+    ------
+    InputError : an exported archive of another precision, or no such device.
+    ArchiveError : unusable model.
+    """
+    archive = archive_of(model, torch.float32 if dtype is None else dtype, device)
+    wanted, found = str(dtype).removeprefix("torch."), archive.metadata["dtype"]
+    if dtype is not None and wanted != found:
+        raise InputError(
+            f"{model} is an archive that was exported in {found}, not {wanted}; export its "
+            f"checkpoint again with --dtype {wanted}, or give the checkpoint in its place"
+        )
+    return archive
 
 
 def student_atoms(
@@ -238,6 +269,14 @@ def _choose(interface: str) -> str:
         logger.warning("interface PythonForce: %s", error)
         return "PythonForce"
     return "TorchForce"
+
+
+@cache
+def _tell_what_ends_the_process() -> None:
+    logger.info(
+        "interface TorchForce: copy.deepcopy and XmlSerializer.deserialize of this System would "
+        "end the process; interface='PythonForce' survives both"
+    )
 
 
 def _python_force(

@@ -32,8 +32,8 @@ from mlff_student.structure import perceive_bonds
 from mlff_student.teachers import make_teacher
 from mlff_student.verdict import Threshold, load_thresholds, verdict
 
-from .force import student_atoms
-from .thermo import degrees_of_freedom, moving_particles, thermo_row
+from .force import FORCE_NAME, student_atoms
+from .thermo import cause, degrees_of_freedom, moving_particles, thermo_row
 
 logger = logging.getLogger(__name__)
 
@@ -70,10 +70,12 @@ CHANGE_TEMPERATURE_OR_VOLUME = (
 class Monitor:
     """Reporter for `Simulation.reporters` that holds a run against the project's thresholds.
 
-    Every report costs one evaluation of the student. What is judged, against
+    Every report costs two evaluations of the student: OpenMM's for the energies, and the monitor's
+    own. What is judged, against
     `mlff_student/thresholds.yaml` and the domain in the archive's metadata:
 
-    - drift of the total energy over the newest 1000 reports, where energy is constant;
+    - drift of the total energy over the newest 1000 reports, where energy is constant; it begins
+      anew where time or steps go back or leap (a restored State), and after an energy that is NaN;
     - temperature, in standard deviations of the canonical ensemble;
     - bonds among the student's atoms, against their lengths in `positions`;
     - the student's largest force, against the largest in its training data;
@@ -81,10 +83,14 @@ class Monitor:
       student squeezes it: below, the neighbourhood is like nothing the student has seen;
     - the neighbours of each atom, by element and distance, against those of atoms in the training
       data (`mlff_student.neighbourhoods`);
-    - the student's forces against a teacher's, now and then.
+    - the student's forces against a teacher's, now and then;
+    - energies and positions that are NaN or infinite (`nonfinite_rows`).
 
-    Positions that are NaN or infinite raise an error in the student itself, before any report; the
-    last good state is then the newest one before.
+    A report that finds NaN writes its row and does what `action` says. But the student refuses such
+    positions, so the next step ends in an OpenMMException with "warn" too. That exception comes
+    first, and no reporter is called, where NaN arises between two reports (`every` above 1) or
+    another reporter asks for energies at the same step. The last good state is then the newest one
+    before.
 
     Parameters
     ----------
@@ -97,12 +103,15 @@ class Monitor:
     append : to a csv that is there; else it is written over, as OpenMM's reporters do.
     last_good : file that receives the State of each report in which nothing failed, whole or not
         at all; `Simulation.loadState` goes on from it.
+    periodic : whether the student is; None: what the System does, by its student's force or, where
+        that is inside another one (openmm-ml's interpolation), by the System as a whole.
     temperature_K : of the thermostat; None: at most the highest temperature of the training data.
     constant_energy : whether drift is judged; None: with the Verlet integrators of OpenMM where no
         thermostat and no barostat is among the forces.
     teacher : name that `make_teacher` takes, or an ASE calculator.
     teacher_every : reports between comparisons with the teacher.
-    thresholds : table in place of the project's.
+    thresholds : table in place of the project's; its limits of the training data, too, go before
+        those of the archive.
     backend, device : of the student, as in `student_force`.
 
     Raises
@@ -124,6 +133,7 @@ class Monitor:
         csv: str | Path | None = None,
         append: bool = False,
         last_good: str | Path | None = None,
+        periodic: bool | None = None,
         temperature_K: float | None = None,
         constant_energy: bool | None = None,
         teacher: str | Calculator | None = None,
@@ -150,22 +160,21 @@ class Monitor:
         self._indices = [atom.index for atom in members]
         self._names = [f"{one.residue.name}{one.residue.id}-{one.name}" for one in members]
         self._symbols = [atom.element.symbol for atom in members]
-        self._periodic = topology.getPeriodicBoxVectors() is not None
-        start = self._atoms(
-            positions.value_in_unit(unit.angstrom), topology.getPeriodicBoxVectors()
-        )
-        species = archive.module.student.species_of[start.numbers]
+        self._periodic = periodic
+        self._start = positions.value_in_unit(unit.angstrom), topology.getPeriodicBoxVectors()
+        species = archive.module.student.species_of[Atoms(self._symbols).numbers]
         self._references = archive.module.student.references[species].cpu().numpy()
         place = {index: k for k, index in enumerate(self._indices)}
-        pairs = [
+        self._bonded = [
             (place[a.index], place[b.index])
             for a, b in topology.bonds()
             if a.index in place and b.index in place
         ]
-        self._pairs = np.array(pairs or perceive_bonds(start), int).reshape(-1, 2)
-        self._lengths = bond_lengths(start.positions[None], _cells(start), self._pairs)[0]
-        self._thresholds = (thresholds or load_thresholds()) | domain_limits(archive)
+        self._pairs: NDArray[np.int_] | None = None  # (B, 2), known at the first report
+        table = load_thresholds() if thresholds is None else thresholds
+        self._thresholds = domain_limits(archive) | table
         self._energies: deque[tuple[float, float]] = deque(maxlen=DRIFT_ROWS)  # ps, meV/atom
+        self._newest = (-math.inf, 0)  # time in ps and step of the last of them
         self._failing: set[str] = set()
         self._reports, self._good_step = 0, None
         self._last_good = Path(last_good) if last_good else None
@@ -174,26 +183,30 @@ class Monitor:
             print(",".join(COLUMNS), file=self._csv, flush=True)
 
     def describeNextReport(self, simulation: Simulation) -> dict[str, Any]:  # noqa: N802
-        """Ask OpenMM for energies and positions after the next `every` steps."""
+        """Ask OpenMM for positions and velocities after the next `every` steps, not for energies:
+        where it has none, no reporter would be called.
+        """
         steps = self._every - simulation.currentStep % self._every
-        return {"steps": steps, "periodic": False, "include": ["energy", "positions"]}
+        return {"steps": steps, "periodic": False, "include": ["positions", "velocities"]}
 
     def report(self, simulation: Simulation, state: openmm.State) -> None:
         """Judge one State; called by OpenMM."""
-        degrees = degrees_of_freedom(simulation.system)
-        record: dict[str, Any] = {"step": simulation.currentStep} | thermo_row(state, degrees)
+        if self._pairs is None:
+            self._begin(simulation.system)
+        degrees = degrees_of_freedom(simulation.system, state)
         atoms = self._atoms(
             state.getPositions(asNumpy=True).value_in_unit(unit.angstrom),
             state.getPeriodicBoxVectors(),
         )
+        record: dict[str, Any] = {"step": simulation.currentStep}
+        record |= self._thermo(simulation, state, atoms, degrees)
         record |= self._drift(simulation, record)
         record |= self._heat(record["temperature_k"], degrees)
         record |= self._bonds(atoms)
         record |= self._domain(atoms)
         self._reports += 1
-        judged = record | {
-            "nonfinite_rows": sum(not math.isfinite(record[key]) for key in THERMO_COLUMNS)
-        }
+        finite = all(math.isfinite(record[key]) for key in THERMO_COLUMNS)
+        judged = record | {"nonfinite_rows": int(not finite)}
         if "drift_mev_per_atom_ps" in record:
             sure = DRIFT_ERRORS * record["drift_stderr_mev_per_atom_ps"]
             judged["drift_mev_per_atom_ps"] = max(abs(record["drift_mev_per_atom_ps"]) - sure, 0.0)
@@ -211,7 +224,7 @@ class Monitor:
             f"{check.name} {check.value:.4g} (limit {check.limit:g} {check.unit}"
             f"{self._where(check.name, record)})"
             for check in checks
-            if check.name in failed - self._failing
+            if check.name in failed - (self._failing if self._action == "warn" else set())
         )
         self._failing = failed
         if failed and self._action == "stop":
@@ -220,6 +233,35 @@ class Monitor:
             )
         if words:
             logger.warning("step %d: %s", simulation.currentStep, words)
+
+    def _begin(self, system: openmm.System) -> None:
+        """What depends on whether the student is periodic."""
+        if self._periodic is None:
+            own = [one for one in system.getForces() if one.getName().startswith(FORCE_NAME)]
+            self._periodic = (own[0] if own else system).usesPeriodicBoundaryConditions()
+        positions, box = self._start
+        if self._periodic and box is None:
+            box = system.getDefaultPeriodicBoxVectors()
+        start = self._atoms(positions, box)
+        self._pairs = np.array(self._bonded or perceive_bonds(start), int).reshape(-1, 2)
+        self._lengths = bond_lengths(start.positions[None], _cells(start), self._pairs)[0]
+
+    @staticmethod
+    def _thermo(
+        simulation: Simulation, state: openmm.State, atoms: Atoms, degrees: int
+    ) -> dict[str, float]:
+        """A row of the run's log; NaN in place of what OpenMM cannot tell."""
+        nowhere = dict.fromkeys(THERMO_COLUMNS, math.nan)
+        nowhere["time_ps"] = state.getTime().value_in_unit(unit.picosecond)
+        if not np.isfinite(atoms.positions).all():
+            return nowhere
+        try:
+            if not state.getDataTypes() & openmm.State.Energy:
+                state = simulation.context.getState(energy=True)
+            return thermo_row(state, degrees)
+        except openmm.OpenMMException as error:
+            logger.warning("step %d: no energy: %s", simulation.currentStep, cause(error))
+            return nowhere
 
     def _good(self) -> str:
         if self._good_step is None:
@@ -256,6 +298,13 @@ class Monitor:
             )
         if not constant:
             return {}
+        time, step = self._newest
+        self._newest = record["time_ps"], record["step"]
+        finite = math.isfinite(record["total_ev"])
+        if not (finite and record["time_ps"] > time and record["step"] == step + self._every):
+            self._energies.clear()
+        if not finite:
+            return {}
         per_atom = 1e3 * record["total_ev"] / moving_particles(simulation.system)
         self._energies.append((record["time_ps"], per_atom))
         if len(self._energies) < FEWEST_ROWS:
@@ -284,6 +333,12 @@ class Monitor:
         }
 
     def _domain(self, atoms: Atoms) -> dict[str, Any]:
+        finite = np.isfinite(atoms.positions).all(1)
+        if not finite.all():
+            nowhere = self._names[int(finite.argmin())]
+            figures = ("largest_force_ev_per_angstrom", "network_depth_ev")
+            places = ("largest_force_atom", "network_depth_atom")
+            return dict.fromkeys(figures, math.nan) | dict.fromkeys(places, nowhere)
         energies, forces, _ = (
             one.cpu().numpy() for one in evaluate(self._archive, atoms, self._device)
         )

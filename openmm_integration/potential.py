@@ -4,6 +4,7 @@
 by `import openmmml`, of any user: nothing heavy is imported before a System is made.
 """
 
+import sys
 from collections.abc import Iterable
 from copy import deepcopy
 from inspect import Parameter, signature
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
     from openmm.app import Topology
 
 PREFIX = "mlff-student-"
-PRECISIONS = {None: "float32", "single": "float32", "double": "float64"}
+PRECISIONS = {"single": "float32", "double": "float64"}
 # createMixedSystem hands all its options to addForces, those of the embedding among them.
 MECHANICAL_EMBEDDING_ARGUMENTS = ("linkAtomDistances",)
 
@@ -73,10 +74,10 @@ class StudentPotentialImpl(MLPotentialImpl):
 
         Parameters
         ----------
-        precision : of the network: "single" (default) or "double"; an exported archive has its own.
+        precision : of the network: "single" (default) or "double"; an exported archive has its own,
+            and another is refused.
         device, threads, backend : as of `student_force`.
-        interface : as of `student_force`. openmm-ml copies forces through XML when it interpolates,
-            which TorchForce 1.5 does not survive; a PythonForce costs about 0.1 ms a step more.
+        interface : as of `student_force`; a PythonForce costs about 0.1 ms a step more.
         charge, multiplicity : must be those of the molecules that the student was trained on.
 
         Raises
@@ -88,8 +89,10 @@ class StudentPotentialImpl(MLPotentialImpl):
         known = [one.name for one in own if one.kind is Parameter.KEYWORD_ONLY]
         known += MECHANICAL_EMBEDDING_ARGUMENTS
         check_key(args, known, "options of the student")
-        if precision not in PRECISIONS:
+        if precision is not None and precision not in PRECISIONS:
             raise InputError(f"precision must be 'single' or 'double', not {precision!r}")
+        # All labels, of every teacher, are of neutral closed-shell molecules: sampling refuses
+        # others, and teachers that ask are told so. No archive can have other values.
         if charge != 0 or multiplicity != 1:
             raise InputError(
                 f"charge {charge}, multiplicity {multiplicity}: the students were trained on "
@@ -107,7 +110,7 @@ class StudentPotentialImpl(MLPotentialImpl):
                 topology,
                 self.model,
                 atoms=atoms,
-                dtype=getattr(torch, PRECISIONS[precision]),
+                dtype=precision and getattr(torch, PRECISIONS[precision]),
                 force_group=forceGroup,
                 device=str(device),
                 threads=threads,
@@ -137,12 +140,33 @@ class StudentPotentialImpl(MLPotentialImpl):
         virtual sites of water models; it takes the student's box from the topology, whatever the
         MM part does; it removes the bonds by which a barostat knows the molecules of the ML region;
         and it leaves the derivative by `lambda_interpolate` to the user.
+
+        It copies the MM System, and the student when it interpolates, through XML. No TorchForce
+        survives that: `interface="auto"` then takes PythonForce.
+
+        Raises
+        ------
+        InputError : interpolate with interface="TorchForce", or a TorchForce in the MM System; and
+            those of `addForces`.
         """
         from openmm.app.element import hydrogen
         from openmmml.embeddings.mechanicalembedding import MechanicalEmbedding
 
         from .system import bonds_without_strength
 
+        if _has_torch_force(system):
+            raise InputError(
+                "the MM System has a TorchForce; openmm-ml copies the System through XML, which "
+                "ends the process: make that force with interface='PythonForce', or add it to the "
+                "mixed System afterwards"
+            )
+        if interpolate and args.get("interface") == "TorchForce":
+            raise InputError(
+                "interpolate=True with interface='TorchForce': openmm-ml copies the force through "
+                "XML, which ends the process; leave interface out, or say 'PythonForce'"
+            )
+        if interpolate and args.get("interface") == "auto":
+            args["interface"] = "PythonForce"
         filled = deepcopy(topology)
         bare = [atom.index for atom in filled.atoms() if atom.element is None]
         _set_elements(filled, bare, hydrogen)
@@ -167,6 +191,12 @@ class StudentPotentialImpl(MLPotentialImpl):
     def getMLLongRange(self) -> bool:  # noqa: N802  (openmm-ml's name)
         """A student sees nothing beyond its cutoff."""
         return False
+
+
+def _has_torch_force(system: "openmm.System") -> bool:
+    """Whether a System has a TorchForce, which it can only have once openmmtorch is imported."""
+    plugin = sys.modules.get("openmmtorch")
+    return plugin is not None and any(map(plugin.TorchForce.isinstance, system.getForces()))
 
 
 def _set_elements(topology: "Topology", atoms: list[int], element: Any) -> None:

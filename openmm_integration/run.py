@@ -27,8 +27,8 @@ from mlff_student.md import COLDEST_START, THERMO_COLUMNS, MDSettings, RunFolder
 from mlff_student.structure import Structure
 from mlff_student.units import KB, KJ_PER_MOL
 
-from .system import create_system
-from .thermo import thermo_row
+from .system import check_molecules, create_system
+from .thermo import cause, degrees_of_freedom, thermo_row
 from .topology import openmm_topology
 
 STEPS_BETWEEN_SAMPLES = 10  # of the mean potential energy
@@ -36,8 +36,8 @@ MINIMISE_TOLERANCE = 10.0 * unit.kilojoule_per_mole / unit.nanometer
 
 
 class ThermoReporter:
-    """Rows of the run's log: time in ps, energies in eV, temperature in K (3N - 3 degrees of
-    freedom: the centre of mass is at rest).
+    """Rows of the run's log: time in ps, energies in eV, temperature in K (of the 3N - 3 degrees
+    of freedom of a run whose centre of mass is at rest).
     """
 
     def __init__(self, path: os.PathLike[str], every: int) -> None:
@@ -48,11 +48,11 @@ class ThermoReporter:
     def describeNextReport(self, simulation: Simulation) -> dict:  # noqa: N802  (OpenMM's name)
         """Ask OpenMM for the energies after the next `every` steps."""
         steps = self._every - simulation.currentStep % self._every
-        return {"steps": steps, "periodic": None, "include": ["energy"]}
+        return {"steps": steps, "periodic": None, "include": ["energy", "velocities"]}
 
     def report(self, simulation: Simulation, state) -> None:
         """Write one row."""
-        row = thermo_row(state, max(1, 3 * simulation.topology.getNumAtoms() - 3))
+        row = thermo_row(state, degrees_of_freedom(simulation.system, state))
         print(",".join(f"{value:.12g}" for value in row.values()), file=self._file, flush=True)
 
 
@@ -65,6 +65,8 @@ def run_openmm(
     """Engine of `mlff_student.md.run_md`; see `mlff_student.md.Engine`."""
     torch.set_num_threads(settings.threads_for(len(structure.atoms)))
     topology = openmm_topology(structure)
+    if settings.ensemble == "npt":
+        check_molecules(topology, structure.atoms)
     system = create_system(topology, folder.archive, backend=settings.backend)
     if settings.ensemble != "nve":
         system.addForce(CMMotionRemover())
@@ -111,7 +113,7 @@ def run_openmm(
         production.integrator.setStepSize(settings.timestep_fs * unit.femtosecond)
         return _produce(production, settings, folder, checkpoint, progress)
     except OpenMMException as error:
-        raise StudentError(f"OpenMM stopped: {_cause(error)}") from error
+        raise StudentError(f"OpenMM stopped: {cause(error)}") from error
 
 
 def _produce(
@@ -136,12 +138,6 @@ def _produce(
             _save(simulation, checkpoint)
     steps = settings.steps - first
     return 1e3 * (time.perf_counter() - began) / steps if steps else math.nan
-
-
-def _cause(error: OpenMMException) -> str:
-    """The line of a message that names the cause: the last error of a TorchScript traceback."""
-    lines = str(error).strip().splitlines() or ["no reason given"]
-    return next((line for line in reversed(lines) if "Error: " in line), lines[0])
 
 
 def _save(simulation: Simulation, checkpoint: os.PathLike[str]) -> None:

@@ -9,16 +9,16 @@ import openmm
 import pytest
 from ase import Atoms
 from openmm import app, unit
+from openmm_contexts import topology_of
 
 from mlff_student.analysis.thermo import read_thermo
 from mlff_student.calculator import StudentForceFieldCalculator
 from mlff_student.checkpoints import available_models, read_card
 from mlff_student.errors import InputError, RunStoppedError
-from mlff_student.structure import Structure, make_topology, perceive_bonds
-from mlff_student.units import KJ_PER_MOL, NM
-from mlff_student.verdict import load_thresholds
+from mlff_student.units import KB, KJ_PER_MOL, NM
+from mlff_student.verdict import Threshold, load_thresholds
 from openmm_integration import Monitor, create_system, load_structure
-from openmm_integration.topology import openmm_topology
+from openmm_integration.run import ThermoReporter
 
 TIMESTEP = 0.0005  # ps
 
@@ -174,6 +174,116 @@ def test_energy_that_drifts(ethanol, tmp_path):
     assert 3.0 < drift < 20.0 and 0.0 < error < 1.0
 
 
+def test_drift_begins_anew_with_a_restored_state(ethanol, tmp_path):
+    """What the run did in between, at 900 K, is forgotten."""
+    log = tmp_path / "run.csv"
+    simulation = simulation_of(*ethanol, openmm.VerletIntegrator(TIMESTEP))
+    simulation.reporters.append(Monitor(*ethanol, "tiny", every=4, csv=log))
+    simulation.step(60)
+    simulation.saveState(str(tmp_path / "good.xml"))
+    simulation.context.setVelocitiesToTemperature(900.0, 3)
+    simulation.step(40)
+    simulation.loadState(str(tmp_path / "good.xml"))
+    simulation.step(60)
+    errors = [row["drift_stderr_mev_per_atom_ps"] for row in rows_of(log)]
+    assert len(errors) == 15 + 10 + 15
+    assert [k for k, error in enumerate(errors) if error] == [*range(9, 25), *range(34, 40)]
+    assert float(errors[-1]) < 0.1 * float(errors[24])
+
+
+@pytest.mark.parametrize("action", ["warn", "stop"])
+def test_nan_in_a_report(action, ethanol, tmp_path, caplog):
+    """It has its row, is judged at once, and leaves the drift of what comes after alone."""
+    log, kept = tmp_path / "run.csv", tmp_path / "good.xml"
+    simulation = simulation_of(*ethanol, openmm.VerletIntegrator(TIMESTEP))
+    simulation.reporters.append(
+        Monitor(*ethanol, "tiny", every=1, csv=log, last_good=kept, action=action)
+    )
+    simulation.step(12)
+    velocities = simulation.context.getState(velocities=True).getVelocities(asNumpy=True)._value
+    velocities[8, 1] = np.nan
+    simulation.context.setVelocities(velocities)
+    if action == "stop":
+        with pytest.raises(
+            RunStoppedError, match=r"nonfinite_rows 1 .* good report was at step 12"
+        ):
+            simulation.step(1)
+    else:
+        simulation.step(1)
+        assert "step 13: nonfinite_rows 1" in caplog.text or "; nonfinite_rows 1" in caplog.text
+    row = rows_of(log)[-1]
+    assert (row["step"], row["total_ev"], row["largest_force_atom"]) == ("13", "nan", "MOL1-H6")
+    assert {"nonfinite_rows", "largest_force_ev_per_angstrom"} <= set(row["failed"].split())
+    with pytest.raises(openmm.OpenMMException, match="NaN"):
+        simulation.step(1)
+    simulation.loadState(str(kept))
+    simulation.step(12)
+    rows = rows_of(log)
+    assert [row["step"] for row in rows[12:]] == [str(step) for step in (13, *range(13, 25))]
+    assert not any(row["failed"] for row in rows[13:])
+    drifts = [float(row["drift_mev_per_atom_ps"] or "nan") for row in rows[13:]]
+    assert np.isfinite(drifts).tolist() == [False] * 9 + [True] * 3
+
+
+def test_limits_of_the_user_go_before_those_of_the_archive(ethanol, tmp_path):
+    log = tmp_path / "run.csv"
+    name = "largest_force_ev_per_angstrom"
+    table = load_thresholds() | {name: Threshold(1e-6, "eV/angstrom", "none is allowed")}
+    simulation = simulation_of(*ethanol, langevin())
+    simulation.reporters.append(Monitor(*ethanol, "tiny", every=1, csv=log, thresholds=table))
+    simulation.step(1)
+    assert rows_of(log)[0]["failed"] == name
+
+
+@pytest.mark.parametrize("periodic", [True, False])
+def test_periodic_as_the_system_is(periodic, structures, tmp_path):
+    """Not as the topology is: the largest force is that of the run."""
+    box: Atoms = structures["water_box"]
+    topology = topology_of(box)
+    system = create_system(topology, "tiny", periodic=periodic)
+    platform = openmm.Platform.getPlatformByName("Reference")
+    simulation = app.Simulation(topology, system, openmm.VerletIntegrator(1e-9), platform)
+    positions = box.positions / NM * unit.nanometer
+    simulation.context.setPositions(positions)
+    logs = {said: tmp_path / f"{said}.csv" for said in (None, True, False)}
+    for said, log in logs.items():
+        simulation.reporters.append(
+            Monitor(topology, positions, "tiny", every=1, csv=log, periodic=said)
+        )
+    simulation.step(1)
+    forces = simulation.context.getState(forces=True).getForces(asNumpy=True)._value
+    expected = np.linalg.norm(forces, axis=1).max() * KJ_PER_MOL / NM
+    found = {
+        said: float(rows_of(log)[0]["largest_force_ev_per_angstrom"]) for said, log in logs.items()
+    }
+    assert found[None] == found[periodic] == pytest.approx(expected, rel=1e-5)
+    assert abs(found[not periodic] / expected - 1.0) > 1e-3
+
+
+@pytest.mark.parametrize("at_rest", [True, False])
+def test_temperature_is_that_of_the_log(at_rest, ethanol, tmp_path):
+    """Of `mlff-student md`: one run has one temperature, of 3N - 3 degrees of freedom where the
+    centre of mass is at rest.
+    """
+    simulation = simulation_of(*ethanol, openmm.VerletIntegrator(TIMESTEP))
+    if at_rest:
+        masses = [simulation.system.getParticleMass(k)._value for k in range(9)]
+        velocities = simulation.context.getState(velocities=True).getVelocities(asNumpy=True)._value
+        simulation.context.setVelocities(velocities - np.average(velocities, 0, masses))
+    log, thermo = tmp_path / "run.csv", tmp_path / "thermo.csv"
+    simulation.reporters.append(Monitor(*ethanol, "tiny", every=2, csv=log))
+    simulation.reporters.append(ThermoReporter(thermo, 2))
+    simulation.step(8)
+    rows = rows_of(log)
+    assert [row["temperature_k"] for row in rows] == [
+        row["temperature_k"] for row in rows_of(thermo)
+    ]
+    degrees = 3 * 9 - 3 * at_rest
+    for row in rows:
+        kelvin = 2.0 * float(row["kinetic_ev"]) / (degrees * KB)
+        assert float(row["temperature_k"]) == pytest.approx(kelvin, rel=1e-9)
+
+
 def test_no_drift_is_judged_where_energy_is_not_constant(ethanol, tmp_path):
     log = tmp_path / "run.csv"
     simulation = simulation_of(*ethanol, langevin())
@@ -214,8 +324,8 @@ def test_neighbourhoods_unknown_to_the_student(ethanol, tmp_path):
     assert "largest_force_ev_per_angstrom" not in row["failed"]
 
 
-def test_nan_stops_before_any_report(ethanol, tmp_path):
-    """The last good state is from before."""
+def test_nan_between_reports(ethanol, tmp_path):
+    """The student refuses it before a report; the last good state is from before."""
     topology, positions = ethanol
     kept = tmp_path / "good.xml"
     simulation = simulation_of(topology, positions, langevin())
@@ -294,7 +404,7 @@ def test_part_of_a_periodic_system(structures, tmp_path):
     box: Atoms = structures["water_box"]
     box.positions += 3.0
     box.wrap()
-    topology = openmm_topology(Structure(box, make_topology(box, perceive_bonds(box))))
+    topology = topology_of(box)
     region = [3, 4, 5, 21, 22, 23]
     system = create_system(topology, "tiny", atoms=region)
     platform = openmm.Platform.getPlatformByName("Reference")

@@ -16,9 +16,9 @@ import pytest
 import torch
 from ase import Atoms
 from ase.io import write
-from numpy.typing import NDArray
 from openmm import unit
-from openmm.app import Element, PDBxFile, Topology
+from openmm.app import Element, PDBxFile
+from openmm_contexts import context_of, energy_at, forces_at, topology_of
 from rdkit import Chem
 from rdkit.Chem import AllChem
 
@@ -38,40 +38,18 @@ both_platforms = pytest.mark.parametrize("platform", ["Reference", "CPU"])
 ROUNDED = 0.3  # kJ/mol/nm
 
 
-def topology_of(atoms: Atoms) -> Topology:
-    return openmm_topology(Structure(atoms, make_topology(atoms, perceive_bonds(atoms))))
-
-
-def context_of(system: openmm.System, platform: str = "Reference") -> openmm.Context:
-    return openmm.Context(
-        system, openmm.VerletIntegrator(0.001), openmm.Platform.getPlatformByName(platform)
-    )
-
-
-def energy_at(context: openmm.Context, positions_nm: NDArray[np.float64]) -> float:
-    """Potential energy, kJ/mol."""
-    context.setPositions(positions_nm)
-    energy = context.getState(energy=True).getPotentialEnergy()
-    return energy.value_in_unit(unit.kilojoule_per_mole)
-
-
-def forces_at(context: openmm.Context, positions_nm: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Forces (N, 3), kJ/mol/nm."""
-    context.setPositions(positions_nm)
-    forces = context.getState(forces=True).getForces(asNumpy=True)
-    return forces.value_in_unit(unit.kilojoule_per_mole / unit.nanometer)
-
-
 @pytest.mark.parametrize("name", ["ethanol", "triclinic"])
-def test_native_and_portable_kernels_give_the_same_forces(name, structures):
+def test_native_and_portable_kernels_give_the_same_numbers(name, structures):
     atoms = structures[name]
-    found = [
-        forces_at(
-            context_of(create_system(topology_of(atoms), "tiny", backend=backend), "CPU"),
-            atoms.positions / NM,
-        )
+    positions = atoms.positions / NM
+    contexts = [
+        context_of(create_system(topology_of(atoms), "tiny", backend=backend), "CPU")
         for backend in ("native", "portable")
     ]
+    energies = [energy_at(context, positions) for context in contexts]
+    # float32 sums in another order: 1e-6 eV an atom, as between the engines.
+    assert energies[0] == pytest.approx(energies[1], rel=0, abs=1e-6 / KJ_PER_MOL * len(atoms))
+    found = [forces_at(context, positions) for context in contexts]
     np.testing.assert_allclose(*found, rtol=1e-5, atol=2e-5 / KJ_PER_MOL * NM)
     assert (found[0] != found[1]).any()  # else the same kernels ran
 
@@ -91,9 +69,33 @@ def test_both_interfaces_give_the_same_numbers(name, backend, platform, structur
             )
         ]
     )
-    # The CPU platform rounds positions and forces to float32.
-    assert other_energy == pytest.approx(energy, rel=1e-5)
-    np.testing.assert_allclose(other_forces, forces, atol=1e-5 * np.abs(forces).max())
+    # The same kernels in another unit: 1e-6 eV and 1e-5 eV/angstrom, the float32 of the network
+    # and, on the CPU platform, of positions and forces.
+    tolerance = 1e-6 / KJ_PER_MOL * len(atoms)
+    assert other_energy == pytest.approx(energy, rel=0, abs=tolerance)
+    np.testing.assert_allclose(other_forces, forces, rtol=0, atol=1e-5 / KJ_PER_MOL * NM)
+
+
+@pytest.mark.skipif(
+    "CUDA"
+    not in {
+        openmm.Platform.getPlatform(k).getName() for k in range(openmm.Platform.getNumPlatforms())
+    },
+    reason="OpenMM has no CUDA platform here",
+)
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+@pytest.mark.parametrize("atoms", [None, [5, 0, 1, 2, 3, 4, 6, 7, 8]])
+@both_interfaces
+def test_cuda_platform(interface, atoms, device, structures):
+    """Native kernels compute on the CPU there, portable ones where they are told: one result."""
+    ethanol = structures["ethanol"]
+    topology, positions = topology_of(ethanol), ethanol.positions / NM
+    options = {"atoms": atoms, "interface": interface}
+    here = context_of(create_system(topology, "tiny", **options), "CPU")
+    there = context_of(create_system(topology, "tiny", device=device, **options), "CUDA")
+    np.testing.assert_allclose(
+        forces_at(there, positions), forces_at(here, positions), rtol=1e-4, atol=ROUNDED
+    )
 
 
 @both_interfaces
@@ -238,6 +240,15 @@ def test_precision(interface, structures, tiny_checkpoint):
         energy = energy_at(context_of(system), atoms.positions / NM) * KJ_PER_MOL
         error[dtype] = abs(energy / expected - 1.0)
     assert error[torch.float64] < 1e-12 < error[torch.float32] < 1e-6
+
+
+@both_interfaces
+def test_archive_of_another_precision_is_refused(interface, structures, tiny_archive):
+    """An exported archive has one precision: it is taken unless another one is asked for."""
+    topology = topology_of(structures["water"])
+    student_force(topology, tiny_archive, dtype=torch.float32, interface=interface)
+    with pytest.raises(InputError, match=r"exported in float32, not float64.*--dtype float64"):
+        student_force(topology, tiny_archive, dtype=torch.float64, interface=interface)
 
 
 def test_threads_are_those_of_torch(structures, tiny_archive):

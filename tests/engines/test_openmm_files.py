@@ -18,15 +18,7 @@ from mlff_student.calculator import StudentForceFieldCalculator
 from mlff_student.errors import InputError, MissingDependencyError
 from mlff_student.native import library_path
 from mlff_student.units import KJ_PER_MOL, NM
-from openmm_integration.files import (
-    MODULE,
-    PROGRAM,
-    SCRIPT,
-    START,
-    STATE,
-    SYSTEM,
-    write_openmm_files,
-)
+from openmm_integration.files import FILES, PROGRAM, SCRIPT, write_openmm_files
 
 ROOT = Path(__file__).parents[2]
 # The script's own first part, then numbers in place of its run.
@@ -63,9 +55,7 @@ def test_fresh_process_computes_the_students_numbers(backend, name, structures, 
     write(source, atoms)
     folder = tmp_path / "files"
     write_openmm_files("tiny", str(source), folder, backend=backend)
-    assert {path.name for path in folder.iterdir()} == {
-        MODULE, SYSTEM, START, STATE, SCRIPT, PROGRAM,
-    }  # fmt: skip
+    assert {path.name for path in folder.iterdir()} == set(FILES)
     atoms = read(source)  # rounded as the file rounds them
     np.save(folder / "positions.npy", atoms.positions / NM)
     result = run_in(folder, "-c", NUMBERS.format(blocked=backend == "portable"))
@@ -138,6 +128,29 @@ def test_export_script(tmp_path):
     (record,) = json.loads((tmp_path / "export.json").read_text())["results"]
     assert record["folder"] == "tiny-openmm"
     assert record["forces_ev_per_angstrom"] < 1e-9  # the same kernels, in another unit
+
+
+def test_own_checkpoint(tiny_checkpoint, tmp_path):
+    """`random_tiny/model.pt` goes to a folder of its model's name; the files that were there before
+    are not said to be written.
+    """
+    folder = tmp_path / "random_tiny-openmm"
+    folder.mkdir()
+    (folder / "notes.txt").write_text("mine")
+    options = ("--checkpoint", str(tiny_checkpoint), "--engine", "openmm", "--topology", "O")
+    result = run_in(tmp_path, str(ROOT / "export.py"), *options)
+    assert result.returncode == 0, result.stderr
+    assert {path.name for path in folder.iterdir()} == {"notes.txt", *FILES}
+    written = " ".join(result.stdout.split("difference")[0].split())
+    assert written == f"wrote {', '.join(FILES)} in random_tiny-openmm"
+
+
+def test_archive_of_another_precision_is_refused(tiny_archive, tiny_archive64, tmp_path):
+    folder = tmp_path / "files"
+    with pytest.raises(InputError, match="exported in float32, not float64"):
+        write_openmm_files(tiny_archive, "O", folder, dtype="float64")
+    assert not folder.exists()
+    assert write_openmm_files(tiny_archive64, "O", folder).dtype == "float64"
 
 
 @pytest.mark.parametrize(

@@ -16,12 +16,13 @@ import pytest
 from ase import Atoms
 from numpy.typing import NDArray
 from openmm import app, unit
+from openmm_contexts import context_at, energy_of, forces_of
 from openmmml import MLPotential
 
 from mlff_student.calculator import StudentForceFieldCalculator
 from mlff_student.errors import InputError
 from mlff_student.structure import read_structure
-from mlff_student.units import KJ_PER_MOL, NM
+from mlff_student.units import KB, KJ_PER_MOL, NM
 from openmm_integration import create_system, load_structure
 
 README = Path(__file__).parents[2] / "openmm_integration" / "README.md"
@@ -74,32 +75,6 @@ COULOMB = 138.935456  # kJ nm/mol/e^2, as openmm-ml has it
 PME = {"nonbondedMethod": app.PME, "nonbondedCutoff": 0.7 * unit.nanometer}
 
 
-def context_of(
-    system: openmm.System, positions: unit.Quantity, platform: str = "Reference"
-) -> openmm.Context:
-    """Context with the positions, and more for link atoms, which lie where their bonds do."""
-    context = openmm.Context(
-        system, openmm.VerletIntegrator(0.0005), openmm.Platform.getPlatformByName(platform)
-    )
-    values = np.zeros((system.getNumParticles(), 3))
-    values[: len(positions)] = positions.value_in_unit(unit.nanometer)
-    context.setPositions(values)
-    context.computeVirtualSites()
-    return context
-
-
-def energy_of(context: openmm.Context) -> float:
-    """Potential energy, kJ/mol."""
-    energy = context.getState(energy=True).getPotentialEnergy()
-    return energy.value_in_unit(unit.kilojoule_per_mole)
-
-
-def forces_of(context: openmm.Context) -> NDArray[np.float64]:
-    """Forces (N, 3), kJ/mol/nm."""
-    forces = context.getState(forces=True).getForces(asNumpy=True)
-    return forces.value_in_unit(unit.kilojoule_per_mole / unit.nanometer)
-
-
 def student_energy(archive: Path, symbols: list[str], positions: NDArray[np.float64]) -> float:
     """Energy of atoms in vacuum, positions (N, 3) in nm; kJ/mol."""
     atoms = Atoms(symbols, positions=positions * NM)
@@ -116,8 +91,8 @@ def potential(tiny_archive64) -> MLPotential:
 def test_shipped_models_are_registered(name):
     topology, positions = load_structure("CCO")
     system = MLPotential(f"mlff-student-{name}").createSystem(topology)
-    assert energy_of(context_of(system, positions)) == pytest.approx(
-        energy_of(context_of(create_system(topology, name), positions)), rel=1e-12
+    assert energy_of(context_at(system, positions)) == pytest.approx(
+        energy_of(context_at(create_system(topology, name), positions)), rel=1e-12
     )
 
 
@@ -126,8 +101,8 @@ def test_create_system(interface, potential, tiny_archive64):
     topology, positions = load_structure("CCO")
     system = potential.createSystem(topology, removeCMMotion=False, interface=interface)
     plain = create_system(topology, tiny_archive64)
-    assert energy_of(context_of(system, positions)) == pytest.approx(
-        energy_of(context_of(plain, positions)), rel=1e-12
+    assert energy_of(context_at(system, positions)) == pytest.approx(
+        energy_of(context_at(plain, positions)), rel=1e-12
     )
     assert system.getNumForces() == 1
     assert isinstance(system.getForce(0), openmm.PythonForce) == (interface == "PythonForce")
@@ -142,7 +117,7 @@ def test_mixed_system_is_the_sum_of_its_parts(water, potential, tiny_archive64):
     positions = everything.positions
     mixed = potential.createMixedSystem(everything.topology, everything.mm_system(), SOLUTE)
     contexts = [
-        context_of(system, positions[: system.getNumParticles()])
+        context_at(system, positions[: system.getNumParticles()])
         for system in (
             mixed,
             everything.mm_system(),
@@ -176,9 +151,9 @@ def test_interpolation(water, options, platform, tolerance, potential):
     box = solution(water, 0.6)
     mm_system = box.mm_system(**options)
     expected = {
-        0.0: energy_of(context_of(mm_system, box.positions, platform)),
+        0.0: energy_of(context_at(mm_system, box.positions, platform)),
         1.0: energy_of(
-            context_of(
+            context_at(
                 potential.createMixedSystem(box.topology, mm_system, SOLUTE),
                 box.positions,
                 platform,
@@ -187,7 +162,7 @@ def test_interpolation(water, options, platform, tolerance, potential):
     }
     expected[0.3] = 0.7 * expected[0.0] + 0.3 * expected[1.0]
     system = potential.createMixedSystem(box.topology, mm_system, SOLUTE, interpolate=True)
-    context = context_of(system, box.positions, platform)
+    context = context_at(system, box.positions, platform)
     slope = expected[1.0] - expected[0.0]
     for value, energy in expected.items():
         context.setParameter("lambda_interpolate", value)
@@ -229,9 +204,9 @@ def test_interpolation_with_a_cutoff_and_reaction_field(potential):
         field = COULOMB * q1 * q2 * (krf * r * r - crf)
         expected += -field if r < cutoff else given
     system = potential.createMixedSystem(box.topology, mm_system, SOLUTE, interpolate=True)
-    context = context_of(system, box.positions)
+    context = context_at(system, box.positions)
     context.setParameter("lambda_interpolate", 0.0)
-    deviation = energy_of(context) - energy_of(context_of(mm_system, box.positions))
+    deviation = energy_of(context) - energy_of(context_at(mm_system, box.positions))
     assert abs(expected) > 10.0
     assert deviation == pytest.approx(expected, abs=1e-2)
 
@@ -240,7 +215,7 @@ def test_forces_while_interpolating(potential):
     """Central differences of the energy along random directions, at lambda 0.3."""
     box = solution("tip3p", 0.3)
     system = potential.createMixedSystem(box.topology, box.mm_system(), SOLUTE, interpolate=True)
-    context = context_of(system, box.positions)
+    context = context_at(system, box.positions)
     openmm.LocalEnergyMinimizer.minimize(context, maxIterations=50)  # off the clashes
     context.setParameter("lambda_interpolate", 0.3)
     assert_forces_are_the_slope(context)
@@ -284,7 +259,7 @@ def test_link_atoms(interpolate, potential, tiny_archive64):
     system = info["system"]
     assert system.getNumParticles() == info["topology"].getNumAtoms() == 23
     assert info["oldToNew"] == SOLUTE
-    context = context_of(system, molecule.positions)
+    context = context_at(system, molecule.positions)
     positions = context.getState(positions=True).getPositions(asNumpy=True)._value
     assert np.linalg.norm(positions[22] - positions[1]) == pytest.approx(0.105)
     symbols = [atom.element.symbol for atom in info["topology"].atoms()]
@@ -318,7 +293,7 @@ def test_generator_of_atoms(potential):
     box = solution("tip3p", 0.3)
     energies = [
         energy_of(
-            context_of(
+            context_at(
                 potential.createMixedSystem(box.topology, box.mm_system(), atoms), box.positions
             )
         )
@@ -368,6 +343,26 @@ def test_box_of_the_student_is_that_of_the_mm_part(periodic, interpolate, potent
     assert force.usesPeriodicBoundaryConditions() == periodic
 
 
+def test_interpolation_takes_no_torch_force(potential):
+    """Whose copy through XML would end the process: refused where asked for, avoided by "auto"."""
+    molecule = solution("tip3p")
+    mm_system = molecule.mm_system()
+
+    def mixed(system: openmm.System, **options) -> openmm.System:
+        return potential.createMixedSystem(molecule.topology, system, SOLUTE, **options)
+
+    with pytest.raises(InputError, match="interpolate=True with interface='TorchForce'"):
+        mixed(mm_system, interpolate=True, interface="TorchForce")
+    system = mixed(mm_system, interpolate=True, interface="auto")
+    (force,) = (one for one in system.getForces() if isinstance(one, openmm.CustomCVForce))
+    kinds = {type(force.getCollectiveVariable(k)) for k in range(force.getNumCollectiveVariables())}
+    assert openmm.PythonForce in kinds
+    with_torch_force = mixed(mm_system, interface="TorchForce")  # no copy is made of it
+    for interpolate in (False, True):
+        with pytest.raises(InputError, match="the MM System has a TorchForce"):
+            mixed(with_torch_force, interpolate=interpolate)
+
+
 @pytest.mark.parametrize("interpolate", [False, True])
 def test_workflow_of_a_solute_in_solvent(interpolate, tmp_path):
     """Student in rigid water: minimise, heat, constant pressure, a trajectory. The barostat knows
@@ -406,6 +401,40 @@ def test_workflow_of_a_solute_in_solvent(interpolate, tmp_path):
     assert 0.08 < lengths.min() and lengths.max() < 0.18  # the student holds the solute together
 
 
+def test_solute_in_solvent_at_constant_temperature():
+    """Student and rigid water have the kinetic energy of their degrees of freedom at 300 K, within
+    four standard errors, in a box that stays as it is.
+    """
+    box = solution("tip3p", 0.6)
+    mm_system = box.mm_system(**PME, constraints=app.HBonds)
+    mixed = MLPotential("mlff-student-tiny").createMixedSystem(box.topology, mm_system, SOLUTE)
+    integrator = openmm.LangevinMiddleIntegrator(300.0, 50.0, 0.0005)
+    integrator.setRandomNumberSeed(6)
+    platform = openmm.Platform.getPlatformByName("CPU")
+    simulation = app.Simulation(box.topology, mixed, integrator, platform)
+    simulation.context.setPositions(box.positions)
+    simulation.minimizeEnergy(maxIterations=100)
+    simulation.context.setVelocitiesToTemperature(300.0, 1)
+    simulation.step(100)
+    masses = np.array([mixed.getParticleMass(k)._value for k in range(mixed.getNumParticles())])
+    volume = simulation.context.getState().getPeriodicBoxVolume()
+    solute, all_of_it = [], []
+    for _ in range(20):
+        simulation.step(20)
+        state = simulation.context.getState(energy=True, velocities=True)
+        velocities = state.getVelocities(asNumpy=True)._value
+        solute.append(0.5 * masses[SOLUTE] @ (velocities[SOLUTE] ** 2).sum(1))
+        all_of_it.append(state.getKineticEnergy()._value)
+    assert state.getPeriodicBoxVolume() == volume
+    everything = 3 * (masses > 0).sum() - mixed.getNumConstraints() - 3  # a CMMotionRemover
+    for kinetic, degrees in ((solute, 3 * len(SOLUTE)), (all_of_it, everything)):
+        expected = 0.5 * degrees * KB * 300.0 / KJ_PER_MOL
+        # Samples are 10 fs apart, velocities forget themselves within 20 fs: a quarter are
+        # independent.
+        error = expected * np.sqrt(2.0 / degrees) / np.sqrt(len(kinetic) / 4)
+        assert np.mean(kinetic) == pytest.approx(expected, rel=0, abs=4 * error)
+
+
 def test_torsion_between_atoms_that_are_not_bonded(potential):
     """openmm-ml 1.8 refuses any such torsion, far from the ML region too: removeBonds in its
     embeddings/utilities.py knows proper and improper ones alone. Added afterwards it works.
@@ -418,9 +447,9 @@ def test_torsion_between_atoms_that_are_not_bonded(potential):
     with pytest.raises(ValueError, match="Unrecognized torsion kind"):
         potential.createMixedSystem(box.topology, mm_system, SOLUTE)
     mixed = potential.createMixedSystem(box.topology, box.mm_system(), SOLUTE)
-    before = energy_of(context_of(mixed, box.positions))
+    before = energy_of(context_at(mixed, box.positions))
     mixed.addForce(torsion)
-    assert 0.0 < abs(energy_of(context_of(mixed, box.positions)) - before) <= 10.0
+    assert 0.0 < abs(energy_of(context_at(mixed, box.positions)) - before) <= 10.0
 
 
 @pytest.mark.parametrize(
@@ -463,10 +492,18 @@ def test_precision(tiny_checkpoint):
     potential = MLPotential("mlff-student", modelPath=str(tiny_checkpoint))
     topology, positions = load_structure("CCO")
     single, double = (
-        energy_of(context_of(potential.createSystem(topology, precision=precision), positions))
+        energy_of(context_at(potential.createSystem(topology, precision=precision), positions))
         for precision in ("single", "double")
     )
     assert 1e-12 < abs(single / double - 1.0) < 1e-6
+
+
+def test_precision_that_an_archive_does_not_have_is_refused(tiny_archive):
+    potential = MLPotential("mlff-student", modelPath=str(tiny_archive))
+    topology, _ = load_structure("O")
+    potential.createSystem(topology, precision="single")
+    with pytest.raises(InputError, match="exported in float32, not float64"):
+        potential.createSystem(topology, precision="double")
 
 
 def test_readme(tmp_path, monkeypatch):

@@ -41,7 +41,9 @@ def export_command(
     file_format: Annotated[
         Format, typer.Option("--format", help="TorchScript (.pt), or ONNX for other programs.")
     ] = Format.torchscript,
-    dtype: Annotated[Dtype, typer.Option(help="Precision of the network.")] = Dtype.float32,
+    dtype: Annotated[
+        Dtype | None, typer.Option(help="Precision of the network; float32 if not given.")
+    ] = None,
     verify: Annotated[
         bool, typer.Option(help="Prove the archive against eager evaluation.")
     ] = True,
@@ -84,8 +86,16 @@ def export_command(
     if engine and file_format is Format.onnx:
         raise InputError("--engine openmm writes TorchScript; leave --format onnx out")
     if engine:
+        name = Path(model).stem or model_name(checkpoint.resolve())
+        folder = output or Path(f"{name}-openmm")
         _export_for_openmm(
-            model or str(checkpoint), topology, output, dtype.value, backend.value, json, quiet
+            model or str(checkpoint),
+            topology,
+            folder,
+            dtype.value if dtype else None,
+            backend.value,
+            json,
+            quiet,
         )
         return
     suffix, write = ".pt", export
@@ -106,7 +116,7 @@ def export_command(
         if model == "all" and output:
             output.mkdir(parents=True, exist_ok=True)
             target = output / f"{name}{suffix}"
-        agreements = write(weights, target, dtype.value, verify)
+        agreements = write(weights, target, (dtype or Dtype.float32).value, verify)
         for one in agreements:
             table.add_row(
                 f"{name}: {one.structure}",
@@ -133,8 +143,8 @@ def export_command(
 def _export_for_openmm(
     model: str,
     topology: str,
-    output: Path | None,
-    dtype: str,
+    folder: Path,
+    dtype: str | None,
     backend: str,
     json: Path | None,
     quiet: bool,
@@ -143,16 +153,15 @@ def _export_for_openmm(
     from ..results import write_results
 
     try:
-        from openmm_integration.files import write_openmm_files
+        from openmm_integration.files import FILES, write_openmm_files
     except ImportError as error:
         raise MissingDependencyError(
             f"OpenMM does not load ({error}); pip install 'mlff-student[openmm]'"
         ) from error
-    folder = output or Path(f"{Path(model).stem}-openmm")
     agreement = write_openmm_files(model, topology, folder, dtype=dtype, backend=backend)
     if not quiet:
         console.print(
-            f"wrote {', '.join(sorted(path.name for path in folder.iterdir()))} in {folder}\n"
+            f"wrote {', '.join(FILES)} in {folder}\n"
             f"difference from the archive: {agreement.energy_ev_per_atom:.1e} eV/atom, "
             f"{agreement.forces_ev_per_angstrom:.1e} eV/angstrom\n"
             f"to run it: cd {folder} && python simulate.py",

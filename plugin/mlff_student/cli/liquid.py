@@ -36,9 +36,10 @@ def liquid_command(
 ) -> None:
     """Density of a liquid by a student at constant pressure, beside the experiment's.
 
-    The box is packed at random. The folder receives density.png and the files of `md`. A killed run
-    goes on with the same command. The exit status is 1 where the density or a bond fails its
-    threshold.
+    The box is packed at random and thermalised for 2 ps: in OpenMM with the barostat on already, in
+    LAMMPS in the box as it was packed. The folder receives density.png and the files of `md`. A
+    killed run goes on with the same command. The exit status is 1 where the density or a bond fails
+    its threshold.
 
     Example: mlff-student liquid water --model tiny --ps 50 -o runs/water-tiny
     """
