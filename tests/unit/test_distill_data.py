@@ -884,6 +884,23 @@ def test_periodic_structures_have_stress():
     assert_labels_are_the_teachers(one)
 
 
+def test_molecules_keep_their_shape_at_other_volumes():
+    (box,) = build(Source("l", "l", "liquid", "liquid", "train", ("O",) * 2), seed=2)
+    one = sampled(given(box), Methods(starts=True, volumes=3))
+    assert one.methods == ["start", *["volume"] * 3]
+    factors = np.linalg.det(one.cells) / box.cell.volume
+    assert factors[0] == pytest.approx(1.0)
+    assert len(set(factors.round(4))) == 4
+    assert (factors > 0.8).all()
+    assert (factors < 2.0).all()
+    inside = np.linalg.norm(one.positions[:, [0, 0, 3, 3]] - one.positions[:, [1, 2, 4, 5]], axis=2)
+    between = np.linalg.norm(one.positions[:, 0] - one.positions[:, 3], axis=1)
+    np.testing.assert_allclose(inside, inside[:1].repeat(4, 0), atol=1e-5)
+    # Centres of molecules, not oxygens, move with the box.
+    np.testing.assert_allclose(between, between[0] * factors ** (1 / 3), rtol=0.05)
+    assert_labels_are_the_teachers(one)
+
+
 def test_slab_is_refused_by_a_teacher_that_takes_it_for_a_crystal():
     slab = g2("H2O")
     slab.set_cell([5.0, 5.0, 5.0])

@@ -317,7 +317,7 @@ def test_labels_lose_references_and_repulsion_only(
     frames = frames_of([*squeezed, *mixed])
     student = random_student(PRESET, torch.float32)
     graphs = build_graphs(frames, student)
-    energies, forces = predict(
+    energies, forces, _ = predict(
         student.network, make_batch(graphs, list(range(len(frames.energies))))
     )
     taken = frames.energies - graphs.energies.double(), frames.forces - graphs.forces
@@ -326,6 +326,34 @@ def test_labels_lose_references_and_repulsion_only(
     # Labels without references are float32: 1e-7 of up to 1000 eV and of 100 eV/angstrom.
     torch.testing.assert_close(energies.double() + taken[0], whole[0], rtol=1e-6, atol=1e-4)
     torch.testing.assert_close((forces + taken[1]).double(), whole[1], rtol=1e-5, atol=1e-4)
+
+
+def test_virial_is_the_answer_to_strain(tiny_checkpoint: Path):
+    """-dE/dstrain by central differences, which the label of stress without repulsion is too."""
+    student, _ = load_student(tiny_checkpoint, torch.float64)
+    several = [molecule("H2O"), periodic_water(), periodic_water()]
+    several[2].set_cell(0.6 * several[2].cell.array, scale_atoms=True)  # within the repulsion
+    calculator = StudentForceFieldCalculator(tiny_checkpoint, dtype=torch.float64)
+    stresses = torch.full((3, 6), torch.nan)
+    for k, atoms in enumerate(several[1:], 1):
+        atoms.calc = calculator
+        stresses[k] = torch.tensor(atoms.get_stress())
+    graphs = build_graphs(frames_of(several, stresses=stresses), student)
+    assert graphs.virials[0].isnan().all()
+    batch = make_batch(graphs, [0, 1, 2])
+    batch = batch._replace(vectors=batch.vectors.double())
+    found = predict(student.network, batch).virials
+    assert (found[0] == 0.0).all()
+    for a, b in np.ndindex(3, 3):
+        strain = torch.zeros(3, 3).double()
+        strain[a, b] = 1e-5
+        more, less = (
+            predict(student.network, batch._replace(vectors=batch.vectors + moved)).energies
+            for moved in (batch.vectors @ strain, -batch.vectors @ strain)
+        )
+        slope = (more - less) / 2e-5
+        torch.testing.assert_close(found[1:, b, a], -slope[1:], rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(graphs.virials[1:].double(), found[1:], rtol=1e-4, atol=1e-4)
 
 
 def same_batch(one: Batch, other: Batch) -> None:
@@ -341,7 +369,7 @@ def test_a_batch_is_its_frames(mixed: list[Atoms], random_student: Callable[...,
     alone = [predict(student.network, make_batch(graphs, [k])) for k in range(len(graphs.energies))]
     for chosen in ([0], [6], [7, 6], [3, 0, 9, 6, 1], [2, 2], list(range(len(alone)))):
         batch = make_batch(graphs, chosen)
-        energies, forces = predict(student.network, batch)
+        energies, forces, _ = predict(student.network, batch)
         # Matrix products of other shapes round differently: 1e-13 of 100 eV.
         torch.testing.assert_close(
             energies, torch.cat([alone[k][0] for k in chosen]), rtol=0, atol=1e-11
@@ -489,7 +517,7 @@ def test_a_displaced_frame_costs_only_what_it_is_too_low(
     graphs = build_graphs(frames_of(mixed), student)
     plain = make_batch(graphs, [0])
     (thrown,) = displaced_batch(graphs, [0], [[1]], student.cutoff)
-    (energy,), _ = predict(student.network, thrown)
+    (energy,), *_ = predict(student.network, thrown)
     settings = replace(distillation.recipe.training[PRESET], displaced_weight=0.5)
 
     def loss(bound: torch.Tensor) -> torch.Tensor:
@@ -561,6 +589,11 @@ def test_loss_of_a_student_that_answers_nothing(distillation: Distillation):
     loss, squared = training.loss_of(student.network, batch, settings, 3, atoms, 0)
     assert loss.item() == pytest.approx(float(energy + huber), rel=1e-5)
     assert float(squared) == pytest.approx(float((size**2).sum()), rel=1e-5)
+    pulled = batch._replace(virials=torch.full((3, 3, 3), torch.nan))
+    pulled.virials[1] = 5.0
+    pulled_loss, _ = training.loss_of(student.network, pulled, settings, 3, atoms, 0)
+    virial = settings.virial_weight * (5.0 / int(batch.atoms[1])) ** 2 / 3
+    assert pulled_loss.item() == pytest.approx(float(energy + huber) + virial, rel=1e-5)
     plain = replace(settings, huber=0.0, hessian_weight=2.0)
     known = int(batch.products[:, 0].isfinite().sum())
     assert 0 < known < atoms

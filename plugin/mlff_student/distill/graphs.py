@@ -20,6 +20,7 @@ Network = Callable[[Tensor, Tensor, Tensor, int], tuple[Tensor, Tensor]]  # Stud
 PAIRS_AT_ONCE = 4_000_000  # bounds the scratch memory of the neighbour search
 SHORTEST_THROW = 0.25  # angstrom an atom, root mean square; thermal motion is a third of it
 LONGEST_THROW = 10.0  # angstrom, norm over all atoms
+VOIGT = torch.tensor([[0, 5, 4], [5, 1, 3], [4, 3, 2]])  # of xx, yy, zz, yz, xz, xy
 PROBE_STEP = 0.005  # angstrom a unit of the probe, for the central difference of H v
 
 
@@ -34,6 +35,7 @@ class Graphs(NamedTuple):
     energies: Tensor  # (T,) float32, eV, without references and repulsion
     forces: Tensor  # (A, 3) float32, eV/angstrom, without repulsion
     products: Tensor  # (A, 3) float32, eV/angstrom^2, without repulsion; NaN where there is none
+    virials: Tensor  # (T, 3, 3) float32, eV, -dE/dstrain without repulsion; NaN where not labelled
 
 
 class Batch(NamedTuple):
@@ -49,6 +51,7 @@ class Batch(NamedTuple):
     forces: Tensor  # (N, 3)
     probes: Tensor  # (N, 3), NaN where there is no product
     products: Tensor  # (N, 3)
+    virials: Tensor  # (B, 3, 3), NaN where not labelled
 
     def to(self, device: torch.device) -> "Batch":
         """The same batch on another device."""
@@ -59,6 +62,13 @@ def forces_from_gradient(gradient: Tensor, edge_index: Tensor, atoms: int) -> Te
     """Forces (atoms, 3) from dE/d edge_vectors (E, 3): r_ij = x_j - x_i pulls on both ends."""
     return sum_to_atoms(gradient, edge_index[0], atoms) - sum_to_atoms(
         gradient, edge_index[1], atoms
+    )
+
+
+def virials_from_gradient(gradient: Tensor, vectors: Tensor, frame: Tensor, frames: int) -> Tensor:
+    """-dE/dstrain (frames, 3, 3) from dE/d edge_vectors (E, 3), which belong to `frame` (E,)."""
+    return -sum_to_atoms((gradient[:, :, None] * vectors[:, None]).flatten(1), frame, frames).view(
+        frames, 3, 3
     )
 
 
@@ -113,6 +123,8 @@ def build_graphs(frames: Frames, student: Student) -> Graphs:
     near = pair != 0.0
     gradient = (0.5 * slope / distances)[:, None] * vectors
     repulsive = forces_from_gradient(gradient[near], atoms[:, near], len(species))
+    virials = -frames.stresses.double()[:, VOIGT] * frames.cells.double().det().abs()[:, None, None]
+    virials -= virials_from_gradient(gradient[near], vectors[near], frame[near], len(energies))
     curved = _repulsive_product(frames, student, atoms[:, near], vectors[near], species)
     return Graphs(
         frames=frames,
@@ -123,6 +135,7 @@ def build_graphs(frames: Frames, student: Student) -> Graphs:
         energies=energies.float(),
         forces=frames.forces - repulsive.float(),
         products=frames.products - curved.float(),
+        virials=virials.float(),
     )
 
 
@@ -201,6 +214,7 @@ def make_batch(graphs: Graphs, chosen: list[int]) -> Batch:
         forces=graphs.forces[rows],
         probes=graphs.frames.probes[rows],
         products=graphs.products[rows],
+        virials=graphs.virials[some],
     )
 
 
@@ -260,6 +274,7 @@ def displaced_batch(
                 forces=unknown,
                 probes=unknown,
                 products=unknown,
+                virials=torch.full((1, 3, 3), torch.nan),
             )
         )
     return batches
@@ -282,6 +297,7 @@ def with_products(batch: Batch) -> Batch:
         forces=batch.forces[rows],
         probes=batch.probes[rows],
         products=batch.products[rows],
+        virials=batch.virials[frames],
     )
 
 
@@ -291,19 +307,32 @@ def _ranges(start: Tensor, count: Tensor) -> Tensor:
     return first + torch.arange(int(count.sum()))
 
 
-def predict(network: Network, batch: Batch) -> tuple[Tensor, Tensor]:
-    """Network energies (B,) and forces (N, 3), without references and repulsion."""
-    atoms = len(batch.species)
+class Prediction(NamedTuple):
+    """What the network says of a batch, without references and repulsion."""
+
+    energies: Tensor  # (B,)
+    forces: Tensor  # (N, 3)
+    virials: Tensor  # (B, 3, 3), of the frames that have a label; zeros of the others
+
+
+def predict(network: Network, batch: Batch) -> Prediction:
+    """Energies, forces and virials by the network."""
+    atoms, frames = len(batch.species), len(batch.atoms)
     eps, gradient = network(batch.vectors, batch.edge_index, batch.species, atoms)
-    energies = sum_to_atoms(eps, batch.frame, len(batch.atoms))
-    return energies, forces_from_gradient(gradient, batch.edge_index, atoms)
+    frame = batch.frame[batch.edge_index[0]]
+    some = batch.virials[:, 0, 0].isfinite()[frame]  # (E,)
+    return Prediction(
+        energies=sum_to_atoms(eps, batch.frame, frames),
+        forces=forces_from_gradient(gradient, batch.edge_index, atoms),
+        virials=virials_from_gradient(gradient[some], batch.vectors[some], frame[some], frames),
+    )
 
 
 def predict_products(network: Network, batch: Batch) -> Tensor:
     """H v (N, 3) of the network, by the central difference that the labels were made with."""
     moved = PROBE_STEP * (batch.probes[batch.edge_index[1]] - batch.probes[batch.edge_index[0]])
     forces = [
-        predict(network, batch._replace(vectors=batch.vectors + sign * moved))[1]
+        predict(network, batch._replace(vectors=batch.vectors + sign * moved)).forces
         for sign in (1.0, -1.0)
     ]
     return (forces[1] - forces[0]) / (2.0 * PROBE_STEP)

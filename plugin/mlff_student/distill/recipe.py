@@ -117,6 +117,7 @@ class Methods:
     starts : label the starting geometries themselves.
     rattle : angstrom, normal displacement of the starting geometries before they are labelled.
     contacts : frames with one bond or contact compressed or stretched.
+    volumes : frames of periodic boxes with the molecules, rigid, moved apart or together.
     hessian_products : frames a structure that also get a random Hessian-vector product.
     """
 
@@ -126,6 +127,7 @@ class Methods:
     normal_modes: NormalModes | None = None
     augment: Augmentation | None = None
     contacts: int = 0
+    volumes: int = 0
     hessian_products: int = 0
 
 
@@ -170,6 +172,8 @@ class TrainingRecipe:
         (eV^2/angstrom^2).
     huber : eV/angstrom; a larger error of a force component counts linearly, not squared, so that
         few strained frames do not lead (Huber 1964, doi:10.1214/aoms/1177703732); 0: all squared.
+    virial_weight : of the squared error an atom of a component of the virial (eV^2), of periodic
+        frames, which may be few.
     hessian_weight : of the squared error of a component of H v (eV^2/angstrom^4).
     displaced_weight : of ln(1 + d), where d (eV/atom) is how far a frame whose atoms were thrown
         about lies below the frame. One in four is also shown thrown about: without it the network
@@ -185,6 +189,7 @@ class TrainingRecipe:
     warmup: int = 300
     energy_weight: float = 10.0
     huber: float = 0.1
+    virial_weight: float = 100.0
     hessian_weight: float = 0.0
     displaced_weight: float = 0.02
     clip: float = 5.0

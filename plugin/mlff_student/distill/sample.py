@@ -28,6 +28,7 @@ from .recipe import MD, Augmentation, Methods, NormalModes, Recipe
 from .structures import Source, build
 
 CONTACT_SCALES = (0.8, 1.3)  # of a bond's or contact's length, least and most
+VOLUME_FACTORS = (0.8, 2.0)  # of a box's volume, least and most
 PROBE_STEP = 0.005  # angstrom an atom, for the central difference of H v
 SOFTEST_MODE = 100.0  # 1/cm; softer ones are not harmonic and would be displaced without bounds
 AUGMENT_CALLS = 500  # of the teacher for a frame, at most
@@ -102,6 +103,8 @@ class Labeller:
                         self._displace(atoms, methods.normal_modes)
                 if methods.md:
                     self._simulate(atoms, methods.md, mover)
+                for _ in range(methods.volumes):
+                    self._add(self._at_another_volume(atoms), "volume")
         chosen = self.rng.permutation(len(self.frames))[: methods.hessian_products]
         for k in chosen:
             with self._counted():
@@ -183,6 +186,22 @@ class Labeller:
                 whole = np.arange(len(atoms)) == bond[1]
             vector = atoms.get_distance(*bond, mic=atoms.pbc.any(), vector=True)
             moved.positions[whole] += (self.rng.uniform(*CONTACT_SCALES) - 1.0) * vector
+        return moved
+
+    def _at_another_volume(self, atoms: Atoms) -> Atoms:
+        """One of the frames so far, or the structure itself, with its molecules moved apart or
+        together as they are.
+        """
+        moved = atoms.copy()
+        known = [frame for frame in self.frames if frame["methods"] != "volume"]
+        if known:
+            moved.positions = known[self.rng.integers(len(known))]["positions"]
+        factor = self.rng.uniform(*VOLUME_FACTORS) ** (1.0 / 3.0)
+        owner = connected_fragments(len(atoms), perceive_bonds(moved))
+        for molecule in range(owner.max() + 1):
+            rows = owner == molecule
+            moved.positions[rows] += (factor - 1.0) * moved.positions[rows].mean(0)
+        moved.cell[:] = factor * moved.cell.array
         return moved
 
     def _augment(self, atoms: Atoms, settings: Augmentation) -> None:

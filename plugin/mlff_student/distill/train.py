@@ -137,9 +137,9 @@ def evaluate(
         for first in range(0, len(graphs.energies), batch):
             chosen = list(range(first, min(first + batch, len(graphs.energies))))
             part = make_batch(graphs, chosen).to(torch.device(device))
-            energies, forces = predict(network, part)
-            energy.append((energies - part.energies) / part.atoms)
-            force.append((forces - part.forces).flatten())
+            found = predict(network, part)
+            energy.append((found.energies - part.energies) / part.atoms)
+            force.append((found.forces - part.forces).flatten())
             label.append(part.forces.flatten())
     energy_error, force_error, target = torch.cat(energy), torch.cat(force), torch.cat(label)
     return Errors(
@@ -171,7 +171,7 @@ def loss_of(
     frames, atoms, probed : frames, atoms, and atoms with a Hessian-vector product, of the whole
         batch.
     """
-    energies, forces = predict(network, batch)
+    energies, forces, virials = predict(network, batch)
     excess_energy = (energies - batch.energies) / batch.atoms
     energy = torch.where(batch.displaced, 0.0, excess_energy).square().sum() / frames
     unlabelled = batch.displaced[batch.frame, None]  # (N, 1)
@@ -181,6 +181,9 @@ def loss_of(
         excess = (residual.abs() - settings.huber).clamp(min=0.0)
         force = force - excess.square()
     loss = settings.energy_weight * energy + force.sum() / (3 * atoms)
+    labelled = batch.virials.isfinite()
+    virial = torch.where(labelled, virials - batch.virials, 0.0) / batch.atoms[:, None, None]
+    loss = loss + settings.virial_weight * virial.square().sum() / (9 * frames)
     below = torch.where(batch.displaced, -excess_energy, 0.0).clamp(min=0.0)
     loss = loss + settings.displaced_weight * torch.log1p(below).sum() / frames
     if settings.hessian_weight and probed:
