@@ -10,13 +10,14 @@ from openmm.app import PDBFile, Topology
 
 from mlff_student.archive import Archive, save_archive
 from mlff_student.calculator import evaluate
+from mlff_student.checkpoints import archive_of
 from mlff_student.errors import ArchiveError, InputError
 from mlff_student.export import DTYPES, Agreement
 from mlff_student.files import atomic_write
 from mlff_student.native import with_backend
 from mlff_student.units import KJ_PER_MOL, NM
 
-from .force import TorchForceModule, archive_in, student_atoms
+from .force import TorchForceModule, student_atoms
 from .system import system_without_student
 from .topology import load_structure
 
@@ -86,7 +87,7 @@ def write_openmm_files(
     ArchiveError : unusable model, or a written module that does not compute what the archive does.
     MissingDependencyError : the native kernels were asked for and cannot be used.
     """
-    archive = archive_in(model, dtype and DTYPES[dtype])
+    archive = archive_of(model, dtype and DTYPES[dtype])
     topology, positions = load_structure(structure)
     members = student_atoms(topology, None, archive.metadata["elements"])
     numbers = torch.tensor([atom.element.atomic_number for atom in members])

@@ -185,7 +185,7 @@ def student_force(
         if threads < 1:
             raise InputError(f"threads must be at least 1, not {threads}")
         torch.set_num_threads(threads)
-    archive = archive_in(model, dtype, device)
+    archive = archive_of(model, dtype, device)
     chosen = student_atoms(topology, atoms, archive.metadata["elements"])
     if periodic is None:
         periodic = topology.getPeriodicBoxVectors() is not None
@@ -208,25 +208,6 @@ def student_force(
     force.setForceGroup(force_group)
     force.setName(FORCE_NAME + archive.metadata["name"])
     return force
-
-
-def archive_in(model: str | Path, dtype: torch.dtype | None, device: str = "cpu") -> Archive:
-    """Archive of a model in a precision; None is float32 of a checkpoint, and what an exported
-    archive has.
-
-    Raises
-    ------
-    InputError : an exported archive of another precision, or no such device.
-    ArchiveError : unusable model.
-    """
-    archive = archive_of(model, torch.float32 if dtype is None else dtype, device)
-    wanted, found = str(dtype).removeprefix("torch."), archive.metadata["dtype"]
-    if dtype is not None and wanted != found:
-        raise InputError(
-            f"{model} is an archive that was exported in {found}, not {wanted}; export its "
-            f"checkpoint again with --dtype {wanted}, or give the checkpoint in its place"
-        )
-    return archive
 
 
 def student_atoms(

@@ -91,15 +91,13 @@ def _run(
     atoms.set_momenta(state.momenta)
     rng.bit_generator.state = json.loads(str(state.randomness))
     first = step = int(state.step)
-    dynamics = _dynamics(settings, atoms, rng, settings.ensemble, settings.timestep_fs)
+    timestep_fs = settings.timestep_fs
     if guide:
         dynamics = HybridMonteCarlo(
-            atoms,
-            guide,
-            settings.timestep_fs * units.fs,
-            temperature_K=settings.temperature_K,
-            rng=rng,
+            atoms, guide, timestep_fs * units.fs, temperature_K=settings.temperature_K, rng=rng
         )
+    else:
+        dynamics = _dynamics(settings, atoms, rng, settings.ensemble, timestep_fs)
     began = time.perf_counter()
     progress(first)
     while step < settings.steps:  # one segment to a checkpoint: a DCD file is whole once closed

@@ -128,18 +128,13 @@ class StudentForceFieldCalculator(Calculator):
             raise InputError(f"batch_memory_mb must be positive, got {batch_memory_mb}")
         chosen = model if model is not None else checkpoint_path
         chosen = "original" if chosen is None else chosen
-        precision = "float32" if dtype is None else _precision(dtype)
         self.device = str(device)
         self.enable_stress = enable_stress
         self.enable_timing = enable_timing
         self.batch_memory_mb = batch_memory_mb
-        self._portable = archive_of(chosen, getattr(torch, precision), self.device)
+        precision = None if dtype is None else getattr(torch, _precision(dtype))
+        self._portable = archive_of(chosen, precision, self.device)
         own = self._portable.metadata["dtype"]
-        if dtype is not None and own != precision:
-            raise InputError(
-                f"{chosen} was exported in {own}, not in {precision}; export it again with "
-                f"--dtype {precision}"
-            )
         self.parameters.update(model=str(chosen), device=self.device, dtype=own, backend=backend)
         self._seconds = array("d")
         self._start()

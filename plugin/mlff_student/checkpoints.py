@@ -71,20 +71,19 @@ def load_student(
     return student.eval().requires_grad_(False), config
 
 
-def archive_of(
-    model: str | Path, dtype: torch.dtype = torch.float32, device: str = "cpu"
-) -> Archive:
+def archive_of(model: str | Path, dtype: torch.dtype | None = None, device: str = "cpu") -> Archive:
     """Archive of a shipped model, a checkpoint (file or folder) or an exported archive file.
 
     Parameters
     ----------
     model : "original", "tiny", "ultra_tiny" or a path; of a folder, its model.pt is taken.
-    dtype : of the weights where a checkpoint is compiled; an exported archive has its own.
+    dtype : of the weights where a checkpoint is compiled (None: float32); an exported archive has
+        its own, and another is refused.
 
     Raises
     ------
     ArchiveError : missing or unusable file.
-    InputError : no such device here.
+    InputError : no such device here, or an exported archive of another precision.
     """
     try:
         torch.empty(0, device=device)
@@ -102,10 +101,17 @@ def archive_of(
         if not path.is_file():
             raise ArchiveError(f"the folder {model} holds no checkpoint: there is no {path}")
     if is_checkpoint(path):
-        student, config = load_student(path, dtype)
+        student, config = load_student(path, dtype or torch.float32)
         archive = build_archive(student, config, model_name(path), read_card(path))
         return Archive(archive.module.to(device), archive.metadata)
-    return load_archive(path, device)
+    archive = load_archive(path, device)
+    wanted, found = str(dtype).removeprefix("torch."), archive.metadata["dtype"]
+    if dtype is not None and wanted != found:
+        raise InputError(
+            f"{model} is an archive that was exported in {found}, not {wanted}; export its "
+            f"checkpoint again with --dtype {wanted}, or give the checkpoint in its place"
+        )
+    return archive
 
 
 def is_checkpoint(path: Path) -> bool:
