@@ -30,6 +30,7 @@ from .teachers import is_teacher, make_teacher
 
 MINIMISE_FORCE = 0.1  # eV/angstrom, the largest component left
 MINIMISE_STEPS = 200
+PRESSURE = "pressure_gpa"  # column of the log where the calculator gives a stress
 CHECKPOINT = "checkpoint.npz"
 
 
@@ -124,20 +125,30 @@ def _write_segment(
         closing(mdtraj.formats.DCDTrajectoryFile(str(segment.trajectory), "w")) as frames,
         open(segment.thermo, "w") as log,
     ):
-        print(",".join(THERMO_COLUMNS), file=log, flush=True)
+        columns = (*THERMO_COLUMNS, PRESSURE) if _has_stress(atoms) else THERMO_COLUMNS
+        print(",".join(columns), file=log, flush=True)
         for step in range(first + settings.every, last + 1, settings.every):
             dynamics.run(settings.every)
             potential, kinetic = atoms.get_potential_energy(), atoms.get_kinetic_energy()
-            row = (
+            row = [
                 step * settings.timestep_fs * 1e-3,
                 potential,
                 kinetic,
                 potential + kinetic,
                 2.0 * kinetic / (degrees * units.kB),
-            )
+            ]
+            if PRESSURE in columns:
+                stress = atoms.get_stress(include_ideal_gas=True)
+                row.append(-stress[:3].mean() / units.GPa)
             frames.write(atoms.positions[None].astype(np.float32), **box)
             print(",".join(f"{value:.12g}" for value in row), file=log, flush=True)
             progress(step)
+
+
+def _has_stress(atoms: Atoms) -> bool:
+    """Whether the calculator gives it along with the forces."""
+    atoms.get_forces()
+    return bool(atoms.pbc.all()) and "stress" in atoms.calc.results
 
 
 def _box(atoms: Atoms) -> dict[str, np.ndarray]:

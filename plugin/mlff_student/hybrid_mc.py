@@ -16,6 +16,8 @@ from ase.md.verlet import VelocityVerlet
 
 from .units import KB
 
+KEPT = ("energy", "forces", "stress")  # of the target's results
+
 
 class HybridMonteCarlo:
     """Moves atoms as ASE's dynamics do; `run` makes one move.
@@ -23,7 +25,7 @@ class HybridMonteCarlo:
     Parameters
     ----------
     atoms : with the target as their calculator; it is asked once a move, and `atoms` have its last
-        energy and forces after each.
+        energy, forces and, where it gives one, stress after each.
     guide : asked at every step.
     timestep : of the guide's dynamics, ASE's units.
     rng : draws momenta, with the centre of mass at rest, and what is accepted.
@@ -56,8 +58,9 @@ class HybridMonteCarlo:
         change = trial.get_total_energy() - self.atoms.get_total_energy()
         accepted = self.rng.random() < np.exp(-max(change, 0.0) / (KB * self.temperature_K))
         state = trial if accepted else self.atoms
-        energy, forces = state.get_potential_energy(), state.get_forces()
+        state.get_forces()  # whatever was not computed with the energy
+        results = {key: state.calc.results[key] for key in KEPT if key in state.calc.results}
         self.atoms.positions = state.positions
         self.atoms.set_momenta(state.get_momenta())
-        self.atoms.calc = SinglePointCalculator(self.atoms, energy=energy, forces=forces)
+        self.atoms.calc = SinglePointCalculator(self.atoms, **results)
         return bool(accepted)

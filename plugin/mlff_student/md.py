@@ -355,13 +355,14 @@ def join_segments(folder: RunFolder, every: int, periodic: bool) -> None:
     segments = folder.segments()
     ends = [segment.first_step for segment in segments[1:]] + [None]
     topology = mdtraj.load_topology(str(folder.topology))
-    rows = [",".join(THERMO_COLUMNS)]
+    rows: list[str] = []
     with (
         atomic_write(folder.trajectory) as temporary,
         mdtraj.formats.DCDTrajectoryFile(str(temporary), "w") as output,
     ):
         for segment, end in zip(segments, ends, strict=True):
-            lines = segment.thermo.read_text().splitlines()[1:]
+            header, *lines = segment.thermo.read_text().splitlines() or [",".join(THERMO_COLUMNS)]
+            rows = rows or [header]
             count = len(lines) if end is None else (end - segment.first_step) // every
             rows += lines[:count]
             if count <= 0:

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from ase import Atoms, units
 from ase.calculators.harmonic import SpringCalculator
+from ase.calculators.lj import LennardJones
 
 from mlff_student.hybrid_mc import HybridMonteCarlo
 from mlff_student.units import KB
@@ -62,6 +63,25 @@ def test_ensemble_is_the_targets():
 def test_a_perfect_guide_is_nearly_always_right():
     assert np.mean(moves(200, TARGET)[0]) > 0.9
     assert np.mean(moves(200, 4 * TARGET)[0]) < 0.5
+
+
+def test_the_targets_stress_is_kept_and_not_the_guides():
+    box = Atoms("Ar8", 3.8 * np.indices((2, 2, 2)).reshape(3, 8).T)
+    box.set_cell(3 * [7.6])
+    box.pbc = True
+    box.calc = LennardJones(sigma=3.4, epsilon=0.01, rc=7.0)
+    dynamics = HybridMonteCarlo(
+        box,
+        LennardJones(sigma=3.4, epsilon=0.02, rc=7.0),
+        10.0 * units.fs,
+        temperature_K=T,
+        rng=np.random.default_rng(3),
+    )
+    for _ in range(5):
+        dynamics.run(8)
+        again = box.copy()
+        again.calc = LennardJones(sigma=3.4, epsilon=0.01, rc=7.0)
+        assert box.get_stress() == pytest.approx(again.get_stress(), rel=1e-6)
 
 
 def test_a_rejected_move_leaves_the_atoms_where_they_were():

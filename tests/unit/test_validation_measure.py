@@ -6,15 +6,23 @@ from pathlib import Path
 import mdtraj
 import numpy as np
 import pytest
-from ase import Atoms
+from ase import Atoms, units
 from ase.build import molecule
+from ase.calculators.lj import LennardJones
 
+from mlff_student.analysis.frames import read_topology
+from mlff_student.analysis.thermo import read_thermo
 from mlff_student.errors import InterruptedRunError
-from mlff_student.md import MDSettings, RunFolder
+from mlff_student.md import MDSettings, RunFolder, run_md
 from mlff_student.structure import Structure, make_topology, perceive_bonds, write_topology
 from mlff_student.units import KB
 from mlff_student.validation.campaign import perform
-from mlff_student.validation.measure import compare_liquids, compare_vibrations, measure_run
+from mlff_student.validation.measure import (
+    compare_liquids,
+    compare_pressures,
+    compare_vibrations,
+    measure_run,
+)
 from mlff_student.validation.summary import summarise
 from mlff_student.validation.tasks import CompareTask, RunTask
 from mlff_student.verdict import load_thresholds
@@ -120,6 +128,27 @@ def test_liquids_are_compared_between_molecules_and_after_the_burn_in(tmp_path):
     assert whole["rdf_error_percent"] > 1.5 * late["rdf_error_percent"]
     seen = np.array(series["r_angstrom"])[np.array(series["g_student_H-H"]) > 0]
     assert seen.min() > 3.0, "the bond of 0.74 angstrom is no pair of a liquid, nor is the burn-in"
+
+
+def test_pressure_is_compared_on_the_teachers_frames(tmp_path):
+    """A well of the Lennard-Jones potential a tenth deeper makes the virial a tenth larger, after
+    the burn-in of 0.1 of 0.4 ps; the kinetic part of the pressure is the same.
+    """
+    box = Atoms("Ar8", 3.8 * np.indices((2, 2, 2)).reshape(3, 8).T, cell=[7.6] * 3, pbc=True)
+    write_topology(Structure(box, make_topology(box, [])), tmp_path / "box.pdb")
+    teacher, student = (LennardJones(sigma=3.4, epsilon=e, rc=7.0) for e in (0.010, 0.011))
+    chosen = settings(structure=str(tmp_path / "box.pdb"), ensemble="nvt", steps=400, timestep_fs=1)
+    run_md(chosen, tmp_path / "run", quiet=True, calculator=teacher)
+    run = RunFolder(tmp_path / "run")
+    log = read_thermo(run.thermo)
+    late = log.time_ps > 0.1
+    ideal = 2.0 / 3.0 * log.kinetic_ev / box.get_volume() / units.GPa
+    record = compare_pressures([run], read_topology(run.topology), student, 0.1, np.inf)
+    assert record["pressure_teacher_gpa"] == pytest.approx(log.pressure_gpa[late].mean())
+    virial = (log.pressure_gpa - ideal)[late].mean()
+    assert abs(virial) > 1e-3
+    assert record["pressure_error_gpa"] == pytest.approx(0.1 * virial, rel=1e-3)
+    assert 0.0 < record["pressure_error_stderr_gpa"] < abs(virial)
 
 
 CALCULATORS = """

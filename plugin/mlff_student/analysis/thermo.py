@@ -62,15 +62,18 @@ ENERGIES = ("potential_ev", "kinetic_ev", "total_ev", "e_pair", "e_mol")
 
 
 class Thermo(NamedTuple):
-    """Log of a run, each (rows,) float64. Time is finite and increases; the rest may be NaN."""
+    """Log of a run, each (rows,) float64, or None: not in the log. Time is finite and increases; the
+    rest may be NaN.
+    """
 
     time_ps: NDArray[np.float64]
     potential_ev: NDArray[np.float64]
     kinetic_ev: NDArray[np.float64]
     total_ev: NDArray[np.float64]
     temperature_k: NDArray[np.float64]
-    volume_angstrom3: NDArray[np.float64] | None = None  # None: not in the log
+    volume_angstrom3: NDArray[np.float64] | None = None
     density_g_per_cm3: NDArray[np.float64] | None = None
+    pressure_gpa: NDArray[np.float64] | None = None  # of this project's logs alone
 
 
 class _Table(NamedTuple):

@@ -5,10 +5,12 @@ from itertools import chain
 from typing import Any
 
 import numpy as np
+from ase import units
 from ase.calculators.calculator import Calculator
 from numpy.typing import NDArray
 
 from ..analysis import Analysis, analyze
+from ..analysis.blocks import mean_of_blocks
 from ..analysis.ensemble import convergence
 from ..analysis.frames import Frames, between_frames, read_topology, stream_frames
 from ..analysis.rdf import compare_rdf, measure_rdf
@@ -105,7 +107,9 @@ def measure_comparison(
     InputError : runs that cannot be compared.
     """
     if task.kind == "rdf":
-        return compare_liquids(runs, references, task.burn_in_ps, task.window_ps)
+        archive = runs[0].archive
+        calculator = StudentForceFieldCalculator(model=archive) if archive.exists() else None
+        return compare_liquids(runs, references, task.burn_in_ps, task.window_ps, calculator)
     if task.kind == "spectrum":
         return compare_vibrations(runs[0], references[0])
     energies = {}
@@ -145,17 +149,22 @@ def compare_vibrations(run: RunFolder, reference: RunFolder) -> tuple[Record, Se
 
 
 def compare_liquids(
-    runs: list[RunFolder], references: list[RunFolder], burn_in_ps: float, window_ps: float
+    runs: list[RunFolder],
+    references: list[RunFolder],
+    burn_in_ps: float,
+    window_ps: float,
+    calculator: Calculator | None = None,
 ) -> tuple[Record, Series]:
     """Radial distributions between molecules, of all replicas against the teacher's, up to half the
     box. Pairs within a molecule are left out: their peaks would be most of the figure, and an error
-    of the liquid a small part of it.
+    of the liquid a small part of it. And pressures on the frames of the teacher's runs.
 
     Parameters
     ----------
     burn_in_ps : that is left out at the start of each run.
     window_ps : of each run that counts, from there: as much of the student's as of the teacher's,
         so that both have come as far from the packing they started with.
+    calculator : the student, whose pressure is compared; None leaves it out.
     """
     structure = read_topology(runs[0].topology)
     half = 0.5 * float(structure.atoms.cell.cellpar()[:3].min())
@@ -185,17 +194,58 @@ def compare_liquids(
         "replicas": len(references),
         "teacher_acceptance": float(np.mean(moved)),  # of hybrid Monte Carlo; of MD it is 1
     }
+    if calculator and all(log.pressure_gpa is not None for log in of_teacher):
+        record |= compare_pressures(references, structure, calculator, burn_in_ps, window_ps)
     return record, {name: thinned(values) for name, values in series.items()}
+
+
+def compare_pressures(
+    references: list[RunFolder],
+    structure: Structure,
+    calculator: Calculator,
+    burn_in_ps: float,
+    window_ps: float,
+) -> Record:
+    """Mean pressure of the teacher in its own ensemble, GPa, and how far a student's is off on the
+    same frames, which have the same kinetic part: to first order what moves the student's density
+    away from the teacher's at one pressure.
+    """
+    teacher, error = [], []
+    atoms = structure.atoms.copy()
+    atoms.calc = calculator
+    for run in references:
+        log = read_thermo(run.thermo)
+        counted = _counted(log.time_ps, burn_in_ps, window_ps)
+        of_frames = log.pressure_gpa[counted]
+        kinetic = 2.0 / 3.0 * log.kinetic_ev[counted]
+        rows = zip(of_frames, kinetic, strict=True)
+        for part in _window(run, structure, burn_in_ps, window_ps):
+            for positions in part.positions:
+                expected, ideal = next(rows)
+                atoms.positions = positions
+                virial = -atoms.get_stress()[:3].mean()
+                teacher.append(expected)
+                error.append((virial + ideal / atoms.get_volume()) / units.GPa - expected)
+    record: Record = {}
+    for name, series in (("teacher", teacher), ("error", error)):
+        mean = mean_of_blocks(series)
+        record |= {f"pressure_{name}_gpa": mean.value, f"pressure_{name}_stderr_gpa": mean.stderr}
+    return record
 
 
 def _window(
     run: RunFolder, structure: Structure, burn_in_ps: float, window_ps: float
 ) -> Iterator[Frames]:
     """Frames after the burn-in, up to the window's end."""
-    time = read_thermo(run.thermo).time_ps
+    counted = _counted(read_thermo(run.thermo).time_ps, burn_in_ps, window_ps)
+    frames = stream_frames(run.trajectory, structure)
+    return between_frames(frames, counted.start, counted.stop)
+
+
+def _counted(time_ps: NDArray[np.float64], burn_in_ps: float, window_ps: float) -> slice:
+    """Rows, which are frames, of the window."""
     ends = (burn_in_ps, burn_in_ps + window_ps)
-    first, last = (int((time <= end * (1.0 + 1e-9)).sum()) for end in ends)
-    return between_frames(stream_frames(run.trajectory, structure), first, last)
+    return slice(*(int((time_ps <= end * (1.0 + 1e-9)).sum()) for end in ends))
 
 
 def thinned(values: NDArray[np.float64]) -> list[float]:

@@ -46,6 +46,8 @@ COLUMNS = (
     ("diffusion_friction_per_ps", "slowed by friction", "1/ps"),
     ("rdf_error_percent", "g(r) error, between molecules", "%"),
     ("rdf_noise_percent", "its noise", "%"),
+    ("pressure_teacher_gpa", "teacher's pressure", "GPa"),
+    ("pressure_error_gpa", "pressure off", "GPa"),
     ("burn_in_ps", "left out", "ps"),
     ("window_ps", "then compared", "ps"),
     ("teacher_window_ps", "with teacher's", "ps"),

@@ -21,6 +21,7 @@ EXPECTED = {
     "kinetic_mean_sigma": "a liquid box at constant temperature, for 5 ps or more",
     "density_g_per_cm3": "a liquid box at constant pressure",
     "rdf_error_percent": "a liquid box and a teacher's run of it",
+    "pressure_error_gpa": "a liquid box and a run of it by a teacher that has stresses",
     "spectrum_overlap_percent": "a spectrum_teacher_ps of the protocol",
     "equipartition_sigma": "velocities in the trajectory, as mlff-student analyze reads them",
 }
