@@ -62,8 +62,8 @@ ENERGIES = ("potential_ev", "kinetic_ev", "total_ev", "e_pair", "e_mol")
 
 
 class Thermo(NamedTuple):
-    """Log of a run, each (rows,) float64, or None: not in the log. Time is finite and increases; the
-    rest may be NaN.
+    """Log of a run, each (rows,) float64, or None where the log has no such column. Time is finite
+    and increases; the rest may be NaN.
     """
 
     time_ps: NDArray[np.float64]
