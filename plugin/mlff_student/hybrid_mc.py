@@ -4,7 +4,9 @@ Hybrid Monte Carlo (Duane, Kennedy, Pendleton & Roweth 1987, doi:10.1016/0370-26
 the forces of another potential as guide, as in Iftimie, Salahub, Wei & Schofield 2000
 (doi:10.1063/1.1289534): velocity Verlet is reversible and keeps volume in phase space whatever the
 forces, so that accepting its end with min(1, exp(-dH / kT)), H being the target's, leaves the
-target's ensemble as it is. A poor guide costs acceptance, never correctness.
+target's ensemble as it is. A poor guide costs acceptance, never correctness: where acceptance is
+low, teach a student the very box from the target's labels, as in self-learning hybrid Monte Carlo
+(Nagai, Okumura, Kobayashi & Shiga 2020, doi:10.1103/PhysRevB.102.041124), and let it guide.
 """
 
 import numpy as np

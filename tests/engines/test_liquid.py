@@ -85,7 +85,7 @@ def test_command(finished, tmp_path):
 
 @pytest.mark.slow
 def test_barostats_of_both_engines_give_one_density(tmp_path):
-    """Monte Carlo in OpenMM, Martyna, Tobias and Klein's equations in LAMMPS: 16 methanols at 5 kbar,
+    """Monte Carlo in OpenMM, Martyna, Tobias and Klein in LAMMPS: 16 methanols at 5 kbar,
     which keeps them a liquid whatever the student makes of their cohesion.
     """
     found = []

@@ -14,6 +14,7 @@ import jsonschema
 import numpy as np
 import pytest
 
+from mlff_student.checkpoints import archive_of, available_models, read_card
 from mlff_student.errors import InputError
 from mlff_student.md import MDSettings
 from mlff_student.results import write_json
@@ -25,6 +26,7 @@ from mlff_student.validation.summary import summarise
 from mlff_student.validation.tasks import Subject, prepare_structures, tasks_of
 from mlff_student.verdict import load_thresholds
 
+ROOT = Path(__file__).parents[2]
 THRESHOLDS = load_thresholds()
 PROTOCOL = """
 about: For tests.
@@ -116,7 +118,6 @@ def test_campaign_is_what_was_asked_for(tmp_path):
     """Three students in two engines: five molecules of 15 to 32 atoms with hydrogens, one of them
     with fluorine, 10 and 50 ps, and one for a nanosecond.
     """
-    from mlff_student.checkpoints import available_models, read_card
     from mlff_student.structure import read_structure
 
     protocol = load_protocol("campaign")
@@ -151,14 +152,15 @@ def test_campaign_has_its_liquid_and_its_ladders(tmp_path):
     sizes = [len(read_structure(sources[n]).atoms) for n in steps["size_ladder"].structures]
     assert sizes == sorted(sizes)
     assert (sizes[0], sizes[-1]) == (3, 495)
-    box = steps["liquid"]
-    assert box.nvt_ps > box.burn_in_ps > 0 and box.npt_ps > 0 and box.guide
-    assert box.teacher_ps > 2 * box.burn_in_ps
-    assert box.timestep_fs == 0.5
+    for box in (steps["liquid"], steps["liquid_water"]):
+        assert box.nvt_ps > box.burn_in_ps > 0 and box.npt_ps > 0
+        assert box.teacher_ps > 2 * box.burn_in_ps
+        assert box.timestep_fs == 0.5
+        assert archive_of(ROOT / box.guide).metadata["teacher"] == "gfn2-xtb"
     subject = Subject(("tiny",), ("openmm",), "gfn2-xtb")
     tasks = tasks_of(protocol, subject, sources)
     kinds = [task.identity()["kind"] for task in tasks]
-    assert kinds.count("rdf") == 1 and kinds.count("convergence") == 2
+    assert kinds.count("rdf") == 2 and kinds.count("convergence") == 2
     assert kinds.count("spectrum") == 2
 
 
@@ -311,6 +313,7 @@ def liquid(**figures: Any) -> list[dict[str, Any]]:
         record(f"tiny/openmm/liquid/box-{ensemble}-1", ensemble=ensemble, **box, **bath)
         for ensemble in ("nvt", "npt")
     ]
+    records[1]["density_g_per_cm3"] = 0.789
     rdf = {"rdf_error_percent": 2.0, "rdf_error_stderr_percent": 0.5, "rdf_noise_percent": 3.0}
     both = record("tiny/openmm/liquid/box-rdf", kind="rdf", **box, **(rdf | figures))
     return [*records, {key: value for key, value in both.items() if key != "ensemble"}]
@@ -319,7 +322,7 @@ def liquid(**figures: Any) -> list[dict[str, Any]]:
 def test_advice_says_how_long_a_liquid_was_and_how_large():
     advice = summarise(liquid(), THRESHOLDS).advice["tiny"]
     (line,) = advice.use_for
-    for words in ("11 molecules", "99 atoms", "20 ps nvt", "20 ps npt"):
+    for words in ("11 molecules", "99 atoms", "20 ps nvt", "20 ps npt at 0.79 g/cm³"):
         assert words in line
     assert not any("liquid" in line for line in advice.not_for)
 

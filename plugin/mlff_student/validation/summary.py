@@ -209,7 +209,7 @@ def _liquids(records: list[Record], failed: Mapping[str, str]) -> list[_Line]:
             lines.append(_Line(f"liquids such as {name} ({engine}, {what}): {why}", True))
         if not bad:
             lengths = ", ".join(
-                f"{one['duration_ps']:.0f} ps {one['ensemble']}"
+                f"{one['duration_ps']:.0f} ps {one['ensemble']}{_density(one)}"
                 for one in of_box
                 if "ensemble" in one
             )
@@ -219,6 +219,11 @@ def _liquids(records: list[Record], failed: Mapping[str, str]) -> list[_Line]:
                 _Line(f"liquids such as {name} ({engine}): {size}, {lengths}{against}", False)
             )
     return lines
+
+
+def _density(record: Record) -> str:
+    value = record.get("density_g_per_cm3")
+    return "" if value is None else f" at {value:.2f} g/cm³"
 
 
 NO_RDF = "; its structure was not held against the teacher's"
