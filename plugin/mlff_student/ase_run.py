@@ -13,7 +13,7 @@ import mdtraj
 import numpy as np
 import torch
 from ase import Atoms, units
-from ase.calculators.calculator import Calculator, CalculatorError
+from ase.calculators.calculator import Calculator
 from ase.md.langevin import Langevin
 from ase.md.md import MolecularDynamics
 from ase.md.velocitydistribution import Stationary, thermalize_momenta
@@ -21,9 +21,9 @@ from ase.md.verlet import VelocityVerlet
 from ase.optimize import LBFGS
 
 from .calculator import StudentForceFieldCalculator
-from .errors import InputError, StudentError
+from .errors import StudentError
 from .files import atomic_write
-from .hybrid_mc import HybridMonteCarlo
+from .hybrid_mc import CALCULATOR_ERRORS, HybridMonteCarlo
 from .md import COLDEST_START, THERMO_COLUMNS, Engine, MDSettings, RunFolder, Segment
 from .structure import Structure
 from .teachers import is_teacher, make_teacher
@@ -62,8 +62,7 @@ def engine_with(calculator: Calculator | None) -> Engine:
         atoms.calc = calculator or _calculator_of(settings, folder)
         try:
             return _run(settings, atoms, folder, progress)
-        except (CalculatorError, FloatingPointError, np.linalg.LinAlgError, InputError) as error:
-            # InputError: positions that a student refuses, where its own forces led to.
+        except CALCULATOR_ERRORS as error:
             raise StudentError(f"the calculator stopped: {error}") from error
 
     return run_ase

@@ -4,20 +4,24 @@ Hybrid Monte Carlo (Duane, Kennedy, Pendleton & Roweth 1987, doi:10.1016/0370-26
 the forces of another potential as guide, as in Iftimie, Salahub, Wei & Schofield 2000
 (doi:10.1063/1.1289534): velocity Verlet is reversible and keeps volume in phase space whatever the
 forces, so that accepting its end with min(1, exp(-dH / kT)), H being the target's, leaves the
-target's ensemble as it is. A poor guide costs acceptance, never correctness: where acceptance is
-low, teach a student the very box from the target's labels, as in self-learning hybrid Monte Carlo
-(Nagai, Okumura, Kobayashi & Shiga 2020, doi:10.1103/PhysRevB.102.041124), and let it guide.
+target's ensemble as it is. A poor guide costs acceptance: the run is then too short, and not wrong.
+Where acceptance is low, teach a student the very box from the target's labels, as in self-learning
+hybrid Monte Carlo (Nagai, Okumura, Kobayashi & Shiga 2020, doi:10.1103/PhysRevB.102.041124), and
+let it guide.
 """
 
 import numpy as np
 from ase import Atoms
-from ase.calculators.calculator import Calculator
+from ase.calculators.calculator import Calculator, CalculatorError
 from ase.calculators.singlepoint import SinglePointCalculator
 from ase.md.velocitydistribution import Stationary, thermalize_momenta
 from ase.md.verlet import VelocityVerlet
 
+from .errors import InputError
 from .units import KB
 
+# What calculators raise of a geometry; InputError: positions that a student refuses.
+CALCULATOR_ERRORS = (CalculatorError, FloatingPointError, np.linalg.LinAlgError, InputError)
 KEPT = ("energy", "forces", "stress")  # of the target's results
 
 
@@ -50,14 +54,24 @@ class HybridMonteCarlo:
         self.rng = rng
 
     def run(self, steps: int) -> bool:
-        """One move of so many steps; whether it was accepted."""
+        """One move of so many steps on average; whether it was accepted.
+
+        Lengths are drawn between half and one and a half of that: of one length, a mode whose half
+        periods it is a multiple of would never mix (Mackenzie 1989,
+        Phys. Lett. B 226, 369). A move that ends where one of the calculators fails is rejected.
+        """
         thermalize_momenta(self.atoms, temperature_K=self.temperature_K, rng=self.rng)
         Stationary(self.atoms, preserve_temperature=False)
+        before = self.atoms.get_total_energy()
+        length = self.rng.integers((steps + 1) // 2, steps + steps // 2 + 1)
         trial = self.atoms.copy()
         trial.calc = self.guide
-        VelocityVerlet(trial, self.timestep).run(steps)
-        trial.calc = self.target
-        change = trial.get_total_energy() - self.atoms.get_total_energy()
+        try:
+            VelocityVerlet(trial, self.timestep).run(length)
+            trial.calc = self.target
+            change = trial.get_total_energy() - before
+        except CALCULATOR_ERRORS:
+            change = np.inf
         accepted = self.rng.random() < np.exp(-max(change, 0.0) / (KB * self.temperature_K))
         state = trial if accepted else self.atoms
         state.get_forces()  # whatever was not computed with the energy

@@ -106,8 +106,8 @@ def verdict(record: Mapping[str, Any], thresholds: Mapping[str, Threshold]) -> l
 
 def judge(record: Mapping[str, Any], thresholds: Mapping[str, Threshold]) -> list[Check]:
     """The checks of `verdict`, of which those do not pass either that the run cannot tell
-    (`Check.resolved`): within the threshold, but with a standard error larger than that; or beyond
-    it by no more than the standard error or the noise.
+    (`Check.resolved`): within one standard error of the threshold, on either side; or beyond it by
+    no more than the noise.
 
     Raises
     ------
@@ -117,7 +117,7 @@ def judge(record: Mapping[str, Any], thresholds: Mapping[str, Threshold]) -> lis
     for check in verdict(record, thresholds):
         stderr, noise = stderr_of(record, check.name), noise_of(record, check.name)
         if check.passed:
-            unresolved = stderr > check.limit
+            unresolved = abs(check.value) + stderr > check.limit
         else:
             unresolved = bool(np.fmax(stderr, noise) >= abs(check.value) - check.limit)
         checks.append(

@@ -8,6 +8,7 @@ from ase import Atoms, units
 from ase.calculators.harmonic import SpringCalculator
 from ase.calculators.lj import LennardJones
 
+from mlff_student.errors import InputError
 from mlff_student.hybrid_mc import HybridMonteCarlo
 from mlff_student.units import KB
 
@@ -82,6 +83,29 @@ def test_the_targets_stress_is_kept_and_not_the_guides():
         again = box.copy()
         again.calc = LennardJones(sigma=3.4, epsilon=0.01, rc=7.0)
         assert box.get_stress() == pytest.approx(again.get_stress(), rel=1e-6)
+
+
+class Fragile(SpringCalculator):
+    """Springs that refuse what a student would refuse: here, an atom too far to one side."""
+
+    def calculate(self, *arguments, **options) -> None:
+        super().calculate(*arguments, **options)
+        if self.atoms.positions[0, 0] > 0.12:
+            raise InputError("too far")
+
+
+def test_a_move_to_where_a_calculator_fails_is_rejected():
+    """In 200 moves of springs, half of which pass 0.12 angstrom somewhere on their way."""
+    atoms = Atoms("Ar8", PLACES)
+    atoms.calc = springs(TARGET)
+    guide = Fragile(PLACES, TARGET)
+    rng = np.random.default_rng(3)
+    dynamics = HybridMonteCarlo(atoms, guide, 20.0 * units.fs, temperature_K=T, rng=rng)
+    accepted, places = [], []
+    for _ in range(200):
+        accepted.append(dynamics.run(8))
+        places.append(atoms.positions[0, 0])
+    assert 0.2 < np.mean(accepted) < 0.9 and max(places) <= 0.12
 
 
 def test_a_rejected_move_leaves_the_atoms_where_they_were():

@@ -15,6 +15,7 @@ from .blocks import Stretches, stderr_of
 from .bonds import bond_pairs
 from .frames import Frames, make_whole
 
+MEAN_OF_NORMAL = np.sqrt(2.0 / np.pi)  # of |x|, width 1
 BLOCKS = 8  # of a run: what the error of a g(r) is told by
 
 
@@ -46,8 +47,10 @@ class RdfError:
     ----------
     rdf_error_percent, rdf_error_pair : of the pair of elements that is farthest off.
     rdf_error_stderr_percent : its standard error, by jackknife over stretches of both runs.
-    rdf_noise_percent : the same measure between the halves of the teacher's own run, of that pair:
-        an error below cannot be told from no error.
+    rdf_noise_percent : what the error of that pair would be on average if both runs were of one
+        potential: the mean of |x| of a normal distribution, sqrt(2 / pi) of its width, with the
+        widths of both runs, each the larger one by stretches and by halves. An error is never
+        smaller than none, so that noise adds to it, and takes nothing away.
     rdf_mean_error_percent : sum of the numerators of all pairs over that of the denominators.
     by_pair : error of each pair.
     """
@@ -83,21 +86,28 @@ def measure_rdf(
 
     Parameters
     ----------
-    intermolecular : leaves out pairs of the same molecule (but not of its images).
+    intermolecular : leaves out pairs of the same molecule (but not of its images), also from the
+        number of pairs that an ideal gas would have.
 
     Raises
     ------
     InputError : fewer than two frames, one atom, or positions that are not finite.
     """
     numbers = structure.atoms.numbers
+    bonds = bond_pairs(structure.topology)
+    fragment = connected_fragments(len(numbers), bonds.tolist())
     names, kind_of, pairs_of_kind = _kinds(numbers)
+    if intermolecular:
+        i, j = np.triu_indices(len(numbers), 1)
+        own = fragment[i] == fragment[j]
+        pairs_of_kind = pairs_of_kind - np.bincount(
+            kind_of[numbers[i[own]], numbers[j[own]]], minlength=len(names)
+        )
     if not pairs_of_kind.any():
         raise InputError("a radial distribution function needs two atoms or more")
     edges = np.arange(0.0, r_max + 0.5 * bin_width, bin_width)
     shells = 4.0 / 3.0 * np.pi * np.diff(edges**3)  # angstrom^3
     neighbours = NeighborList(cutoff=edges[-1], full_list=False)
-    bonds = bond_pairs(structure.topology)
-    fragment = connected_fragments(len(numbers), bonds.tolist())
     stretches = Stretches(BLOCKS)
     for part in frames:
         if not np.isfinite(part.positions).all():
@@ -148,13 +158,12 @@ def compare_rdf(student: Rdf, teacher: Rdf) -> RdfError:
         for k in range(len(one.blocks))
     ]
     of_student, of_teacher = np.split(np.array(left_out)[:, worst], [len(student.blocks)])
-    half = len(teacher.blocks) // 2
-    halves = [teacher.blocks[:half].mean(axis=0), teacher.blocks[half:].mean(axis=0)]
+    noise = np.hypot(_width(student), _width(teacher))[worst] / total[worst]
     return RdfError(
         rdf_error_percent=float(errors[worst]),
         rdf_error_pair=student.pairs[worst],
         rdf_error_stderr_percent=float(np.hypot(_jackknife(of_student), _jackknife(of_teacher))),
-        rdf_noise_percent=float(_error(*halves)[worst]),
+        rdf_noise_percent=float(100.0 * MEAN_OF_NORMAL * noise),
         rdf_mean_error_percent=float(
             100.0 * np.abs(student.g - teacher.g)[seen].sum() / total[seen].sum()
         ),
@@ -186,6 +195,17 @@ def _error(student: NDArray[np.float64], teacher: NDArray[np.float64]) -> NDArra
     """Percent, of each pair (pairs,)."""
     with np.errstate(all="ignore"):
         return 100.0 * np.abs(student - teacher).sum(axis=1) / teacher.sum(axis=1)
+
+
+def _width(rdf: Rdf) -> NDArray[np.float64]:
+    """Standard error of g(r) summed over r, (pairs,)."""
+    half = len(rdf.blocks) // 2
+    halves = [
+        np.average(rdf.blocks[part], axis=0, weights=rdf.weights[part])
+        for part in (slice(half), slice(half, None))
+    ]
+    by_halves = np.abs(halves[0] - halves[1]).sum(axis=1) / (2.0 * MEAN_OF_NORMAL)
+    return np.maximum(rdf.stderr.sum(axis=1), by_halves)
 
 
 def _without(rdf: Rdf, left_out: int) -> NDArray[np.float64]:

@@ -140,7 +140,7 @@ class Campaign:
 
     def _identity(self) -> dict[str, Any]:
         return {
-            "protocol": repr(self.protocol),
+            "protocol": self.protocol.digest,  # whatever it is called, and said to be about
             "teacher": self.subject.teacher,
             "engines": list(self.subject.engines),
             "models": {
