@@ -20,6 +20,7 @@ EXPECTED = {
     "convergence_deviation": "a ladder of timesteps",
     "kinetic_mean_sigma": "a liquid box at constant temperature, for 5 ps or more",
     "density_g_per_cm3": "a liquid box at constant pressure",
+    "density_change_percent": "a liquid box at constant pressure",
     "rdf_error_percent": "a liquid box and a teacher's run of it",
     "pressure_error_gpa": "a liquid box and a run of it by a teacher that has stresses",
     "spectrum_overlap_percent": "a spectrum_teacher_ps of the protocol",
@@ -28,6 +29,7 @@ EXPECTED = {
 # Figures that every finished run of an ensemble has: one that is missing fails.
 OF_NVE = ("drift_mev_per_atom_ps", "exchange_ratio", "bond_deviation_angstrom")
 OF_THERMOSTAT = ("kinetic_mean_sigma", "kinetic_width_sigma")  # of runs of `TELLING_PS`
+OF_BAROSTAT = ("density_g_per_cm3", "density_change_percent")  # of these as well, at npt
 NEEDED = {"rdf": ("rdf_error_percent",), "convergence": ("convergence_deviation",)}
 
 
@@ -136,7 +138,9 @@ def _needed(record: Record) -> tuple[str, ...]:
         return ()
     ensemble = record.get("ensemble")
     if ensemble in ("nvt", "npt"):
-        return OF_THERMOSTAT if record["duration_ps"] >= TELLING_PS else ()
+        if record["duration_ps"] < TELLING_PS:
+            return ()
+        return OF_THERMOSTAT + (OF_BAROSTAT if ensemble == "npt" else ())
     return OF_NVE if ensemble == "nve" else NEEDED.get(record.get("kind", ""), ())
 
 
