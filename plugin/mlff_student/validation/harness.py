@@ -6,6 +6,7 @@ result = nve(atoms, calculator, ps=1)
 assert result.passed, result
 """
 
+import math
 import tempfile
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -18,6 +19,7 @@ from ase.calculators.calculator import Calculator
 from ase.io import write
 from rich.console import Console
 
+from ..analysis.thermo import FEWEST_ROWS
 from ..errors import InputError, StudentError
 from ..md import MDSettings, RunFolder, run_md
 from ..verdict import Check, drift_table, judge, load_thresholds
@@ -86,10 +88,18 @@ def nve(
     ------
     InputError : no atoms, or lengths that are no run.
     """
+    for name, value in (("ps", ps), ("timestep_fs", timestep_fs), ("temperature_K", temperature_K)):
+        if not 0.0 < value < math.inf:
+            raise InputError(f"{name} must be positive, got {value}")
+    if not 0.0 <= thermalise_ps < math.inf:
+        raise InputError(f"thermalise_ps must not be negative, got {thermalise_ps}")
     steps = round(1000.0 * ps / timestep_fs)
     every = max(1, steps // FRAMES)
-    if not len(atoms) or steps < every:
-        raise InputError(f"{len(atoms)} atoms for {ps} ps of {timestep_fs} fs: there is no run")
+    if not len(atoms) or steps < FEWEST_ROWS:
+        raise InputError(
+            f"{len(atoms)} atoms for {ps} ps of {timestep_fs} fs: a run has an atom and "
+            f"{FEWEST_ROWS} steps or more"
+        )
     with ExitStack() as stack:
         if folder is None:
             folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))

@@ -15,7 +15,7 @@ from ..analysis.ensemble import convergence
 from ..analysis.frames import Frames, between_frames, every_nth, read_topology, stream_frames
 from ..analysis.rdf import compare_rdf, measure_rdf
 from ..analysis.spectrum import HIGHEST, compare_spectra, measure_spectrum
-from ..analysis.thermo import read_thermo
+from ..analysis.thermo import FEWEST_ROWS, read_thermo
 from ..calculator import StudentForceFieldCalculator
 from ..errors import InputError
 from ..md import RunFolder
@@ -24,7 +24,6 @@ from ..teachers import is_teacher, make_teacher
 from .tasks import CompareTask, RunTask
 
 POINTS = 400  # of a series kept for plots
-FEWEST_ROWS = 10  # that a fluctuation is told by
 # Of radial distributions, angstrom. 28 pairs of atoms, seen by two runs of the teacher of 800 moves
 # each, have a noise of 8 % in bins a quarter as wide, and 5 % in these.
 BIN = 0.2
@@ -61,9 +60,33 @@ def measure_run(task: RunTask, run: RunFolder) -> tuple[Record, Series]:
         record = {key: value for key, value in record.items() if key not in OF_DIFFUSION}
     elif settings.ensemble != "nve" and "diffusion_cm2_per_s" in record:  # friction slows it
         record["diffusion_friction_per_ps"] = settings.friction_per_ps
+    if analysis.density:
+        record |= density_change(_volumes(run), read_topology(run.topology))
     if analysis.notes:
         record["notes"] = "; ".join(analysis.notes)
     return record, _course(analysis, run)
+
+
+def density_change(volume: NDArray[np.float64], packed: Structure) -> Record:
+    """Mean density after the first half of a run at constant pressure, in percent above that of the
+    box it was packed in; a gas has -100.
+
+    Parameters
+    ----------
+    volume : of each frame, angstrom^3.
+    packed : with the cell of that box.
+    """
+    ratio = mean_of_blocks(packed.atoms.get_volume() / volume[len(volume) // 2 :])
+    return {
+        "density_change_percent": 100.0 * (ratio.value - 1.0),
+        "density_change_stderr_percent": 100.0 * ratio.stderr,
+    }
+
+
+def _volumes(run: RunFolder) -> NDArray[np.float64]:
+    """Of the box in each frame, angstrom^3."""
+    parts = stream_frames(run.trajectory, run.topology)
+    return np.concatenate([np.abs(np.linalg.det(part.cells)) for part in parts])
 
 
 def measure_nve(run: RunFolder, calculator: Calculator | None = None) -> Record:
@@ -89,8 +112,7 @@ def _course(analysis: Analysis, run: RunFolder) -> Series:
             1e3 * (thermo.total_ev - thermo.total_ev[0]) / analysis.atoms
         )
     if analysis.density:
-        parts = stream_frames(run.trajectory, run.topology)
-        volume = np.concatenate([np.abs(np.linalg.det(part.cells)) for part in parts])
+        volume = _volumes(run)
         mean = analysis.density.density_g_per_cm3 / (1.0 / volume).mean()
         series["density_g_per_cm3"] = mean / volume
     if analysis.forces:

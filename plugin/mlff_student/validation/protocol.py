@@ -1,22 +1,45 @@
 """Protocols: which runs a model must stand, read from YAML files."""
 
+import re
 from dataclasses import asdict, dataclass, field, replace
 from hashlib import sha256
 from pathlib import Path
 
+from ..analysis.thermo import FEWEST_ROWS
 from ..errors import InputError, check_key
 from ..md import ENGINES
 from ..settings import read_settings
 
 PROTOCOLS = Path(__file__).with_name("protocols")
 SPECTRUM_FRAME_FS = 4.0  # resolves the O-H stretch
+# Welch windows of 10 1/cm last 3.34 ps and overlap by half: one for the run, and two, whose
+# difference is the noise, for the teacher's.
+SPECTRUM_PS, SPECTRUM_TEACHER_PS = 3.4, 5.1
+# Runs of several timesteps from one state are one trajectory for as long: only then do their energy
+# errors differ by the timestep alone.
+CONVERGENCE_PS = 0.3
+NONE = ("thermalise_ps", "teacher_frames", "spectrum_teacher_ps")  # that may be 0
+NONE += ("nvt_ps", "npt_ps", "teacher_ps", "burn_in_ps", "judged")
+FILE_NAME = re.compile(r"\w[\w.+-]*")
 
 
-def _refuse_negative(step: "Box | Runs | Liquid") -> None:
+def _check_numbers(step: "Box | Runs | Liquid") -> None:
     for name, value in asdict(step).items():
         for one in value if isinstance(value, tuple) else (value,):
-            if not isinstance(one, str) and not one >= 0:
-                raise InputError(f"{name} must not be negative, got {one}")
+            if isinstance(one, str):
+                continue
+            if not (one >= 0 if name in NONE else one > 0):
+                kind = "not be negative" if name in NONE else "be positive"
+                raise InputError(f"{name} must {kind}, got {one}")
+            if one == float("inf") and not name.startswith("judged_to"):
+                raise InputError(f"{name} must be finite, got {one}")
+
+
+def _check_name(name: str, of: str) -> None:
+    if not FILE_NAME.fullmatch(name):
+        raise InputError(
+            f"{of} {name!r} is a folder's name as well; take letters, digits, '_', '-', '+' and '.'"
+        )
 
 
 @dataclass(frozen=True)
@@ -32,7 +55,7 @@ class Box:
     smiles: str
     count: int
 
-    __post_init__ = _refuse_negative
+    __post_init__ = _check_numbers
 
 
 @dataclass(frozen=True)
@@ -70,12 +93,47 @@ class Runs:
     judged_to_atoms: float = float("inf")
 
     def __post_init__(self) -> None:
-        _refuse_negative(self)
-        frame_fs = 1e3 * max(self.ps) / max(1, self.frames)
+        _check_numbers(self)
+        frame_fs = 1e3 * max(self.ps) / self.frames
         if self.spectrum_teacher_ps and frame_fs > SPECTRUM_FRAME_FS:
             raise InputError(
                 f"step {self.step}: a spectrum needs a frame every {SPECTRUM_FRAME_FS:g} fs, got "
                 f"one every {frame_fs:g}; raise frames"
+            )
+        if 0.0 < self.spectrum_teacher_ps < SPECTRUM_TEACHER_PS:
+            raise InputError(
+                f"step {self.step}: a spectrum and its noise need {SPECTRUM_TEACHER_PS:g} ps of "
+                f"the teacher, got spectrum_teacher_ps {self.spectrum_teacher_ps:g}"
+            )
+        if self.spectrum_teacher_ps and min(self.ps) < SPECTRUM_PS:
+            raise InputError(
+                f"step {self.step}: a spectrum needs {SPECTRUM_PS:g} ps, got ps {min(self.ps):g}"
+            )
+        for what, least in (("K", min(self.temperatures_K)), ("fs", min(self.timesteps_fs))):
+            if least > (limit := getattr(self, f"judged_to_{what}")):
+                raise InputError(
+                    f"step {self.step}: judged_to_{what} {limit:g} leaves nothing to judge, the "
+                    f"lowest is {least:g} {what}"
+                )
+        ladder = [one for one in self.timesteps_fs if one <= self.judged_to_fs]
+        for ps in self.ps:
+            for timestep_fs in self.timesteps_fs:
+                self._check_rows(ps, timestep_fs, "a run")
+            for timestep_fs in ladder if len(ladder) > 1 else ():
+                self._check_rows(min(ps, CONVERGENCE_PS), timestep_fs, "convergence", ps)
+
+    def every(self, ps: float, timestep_fs: float) -> int:
+        """Steps between frames of a run of that length."""
+        return max(1, round(1e3 * ps / timestep_fs / self.frames))
+
+    def _check_rows(
+        self, ps: float, timestep_fs: float, what: str, of_ps: float | None = None
+    ) -> None:
+        rows = int(1e3 * ps / timestep_fs / self.every(of_ps or ps, timestep_fs) + 1e-6)
+        if rows < FEWEST_ROWS:
+            raise InputError(
+                f"step {self.step}: {what} is told by {FEWEST_ROWS} frames or more, got {rows} in "
+                f"{ps:g} ps at {timestep_fs:g} fs; raise frames or ps"
             )
 
 
@@ -119,7 +177,16 @@ class Liquid:
     judged: bool = True
 
     def __post_init__(self) -> None:
-        _refuse_negative(self)
+        _check_numbers(self)
+        if not self.nvt_ps and not self.npt_ps:
+            raise InputError(f"step {self.step}: nvt_ps and npt_ps are 0, there is nothing to run")
+        for name in ("nvt_ps", "npt_ps"):
+            ps = getattr(self, name)
+            if ps and 1e3 * ps < FEWEST_ROWS * self.frame_fs:
+                raise InputError(
+                    f"step {self.step}: a run is told by {FEWEST_ROWS} frames or more, got {name} "
+                    f"{ps:g} with one every {self.frame_fs:g} fs"
+                )
         for name in ("nvt_ps", "teacher_ps"):
             if self.teacher_ps and self.nvt_ps and getattr(self, name) <= self.burn_in_ps:
                 raise InputError(
@@ -166,8 +233,9 @@ def load_protocol(source: str) -> Protocol:
 
     Raises
     ------
-    InputError : no such file, or what `read_settings` refuses; negative numbers, two steps of one
-        name, unknown boxes or engines.
+    InputError : no such file, or what `read_settings` refuses; numbers that are no run, too few
+        frames or too short a run for what is to be measured, nothing to judge; names that no folder
+        may have, two steps of one name, unknown boxes or engines.
     """
     path = PROTOCOLS / f"{source}.yaml"
     if not path.is_file():
@@ -180,7 +248,10 @@ def load_protocol(source: str) -> Protocol:
     names = [step.step for step in protocol.steps]
     if twice := {name for name in names if names.count(name) > 1}:
         raise InputError(f"two steps are called {min(twice)!r}")
+    for box in protocol.boxes:
+        _check_name(box, "box")
     for step in protocol.steps:
+        _check_name(step.step, "step")
         if isinstance(step, Liquid):
             check_key([step.box], protocol.boxes, f"step {step.step}, box")
     check_key(protocol.engines, ENGINES, "engines")

@@ -20,12 +20,9 @@ from ..structure import (
     read_structure,
     write_topology,
 )
-from .protocol import Liquid, Protocol, Runs
+from .protocol import CONVERGENCE_PS, Liquid, Protocol, Runs
 
 FRICTION_PER_PS = 10.0  # of Langevin dynamics: heat comes in within some tenths of a picosecond
-# Runs of several timesteps from one state are one trajectory for as long: only then do their energy
-# errors differ by the timestep alone.
-CONVERGENCE_PS = 0.3
 Sizes = dict[str, dict[str, int]]  # atoms and molecules of each structure
 
 
@@ -168,7 +165,7 @@ def tasks_of(protocol: Protocol, subject: Subject, sources: dict[str, str]) -> l
 
     Raises
     ------
-    InputError : nothing to run, or lengths that are no run.
+    InputError : nothing to run or to judge, or lengths that are no run.
     """
     if not subject.models:
         raise InputError("no model to validate; give one, as in: mlff-student validate tiny")
@@ -183,6 +180,8 @@ def tasks_of(protocol: Protocol, subject: Subject, sources: dict[str, str]) -> l
                         raise InputError(
                             f"two runs are called {task.name}; rename a structure or a step"
                         )
+    if not any(task.judged for task in tasks.values()):
+        raise InputError("the protocol has nothing that a verdict could be made of")
     return list(tasks.values())
 
 
@@ -232,7 +231,7 @@ def _runs(
                 cold = temperature <= step.judged_to_K
                 names: dict[float, str] = {}
                 for timestep in step.timesteps_fs:
-                    every = max(1, round(1000.0 * ps / timestep / step.frames))
+                    every = step.every(ps, timestep)
                     case = f"{temperature:g}K-{timestep:g}fs"
                     name = f"{head}/{label}-{ps:g}ps-{case}"
                     if timestep <= step.judged_to_fs:
