@@ -4,8 +4,8 @@ import json
 import math
 import os
 import time
-from collections.abc import Callable
-from contextlib import closing
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
@@ -21,9 +21,9 @@ from ase.md.verlet import VelocityVerlet
 from ase.optimize import LBFGS
 
 from .calculator import StudentForceFieldCalculator
-from .errors import StudentError
+from .errors import InputError, StudentError
 from .files import atomic_write
-from .hybrid_mc import CALCULATOR_ERRORS, HybridMonteCarlo
+from .hybrid_mc import HybridMonteCarlo
 from .md import COLDEST_START, THERMO_COLUMNS, Engine, MDSettings, RunFolder, Segment
 from .structure import Structure
 from .teachers import is_teacher, make_teacher
@@ -60,12 +60,25 @@ def engine_with(calculator: Calculator | None) -> Engine:
         torch.set_num_threads(settings.threads_for(len(structure.atoms)))
         atoms = structure.atoms.copy()
         atoms.calc = calculator or _calculator_of(settings, folder)
-        try:
-            return _run(settings, atoms, folder, progress)
-        except CALCULATOR_ERRORS as error:
-            raise StudentError(f"the calculator stopped: {error}") from error
+        return _run(settings, atoms, folder, progress)
 
     return run_ase
+
+
+@contextmanager
+def _charged_to_calculator() -> Iterator[None]:
+    """StudentError of whatever a calculator raises, which may be anything; but what the machine is
+    to blame for passes, and what this package says of the installation.
+    """
+    try:
+        yield
+    except (OSError, MemoryError):
+        raise
+    except Exception as error:
+        if isinstance(error, StudentError) and not isinstance(error, InputError):
+            raise
+        what = str(error) or type(error).__name__
+        raise StudentError(f"the calculator stopped: {what}") from error
 
 
 def _calculator_of(settings: MDSettings, folder: RunFolder) -> Calculator:
@@ -82,7 +95,8 @@ def _run(
     guide = StudentForceFieldCalculator(settings.guide) if settings.guide else None
     if not checkpoint.exists():
         target, atoms.calc = atoms.calc, guide or atoms.calc
-        _thermalise(settings, atoms, rng)
+        with _charged_to_calculator():
+            _thermalise(settings, atoms, rng)
         atoms.calc = target
         _save(checkpoint, 0, atoms, rng)
     with np.load(checkpoint) as content:
@@ -102,7 +116,8 @@ def _run(
     progress(first)
     while step < settings.steps:  # one segment to a checkpoint: a DCD file is whole once closed
         last = min(step + settings.checkpoint_every, settings.steps)
-        _write_segment(settings, dynamics, folder.segment(step), step, last, progress)
+        with _charged_to_calculator():
+            _write_segment(settings, dynamics, folder.segment(step), step, last, progress)
         _save(checkpoint, last, atoms, rng)
         step = last
     steps = settings.steps - first

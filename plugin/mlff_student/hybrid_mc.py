@@ -12,16 +12,16 @@ let it guide.
 
 import numpy as np
 from ase import Atoms
-from ase.calculators.calculator import Calculator, CalculatorError
+from ase.calculators.calculator import Calculator
 from ase.calculators.singlepoint import SinglePointCalculator
 from ase.md.velocitydistribution import Stationary, thermalize_momenta
 from ase.md.verlet import VelocityVerlet
 
-from .errors import InputError
 from .units import KB
 
-# What calculators raise of a geometry; InputError: positions that a student refuses.
-CALCULATOR_ERRORS = (CalculatorError, FloatingPointError, np.linalg.LinAlgError, InputError)
+# What calculators raise of a geometry: ASE's CalculatorError and what torch says are RuntimeError,
+# LinAlgError and InputError (positions that a student refuses) ValueError.
+CALCULATOR_ERRORS = (RuntimeError, ValueError, FloatingPointError)
 KEPT = ("energy", "forces", "stress")  # of the target's results
 
 

@@ -17,7 +17,8 @@ from mlff_student.structure import perceive_bonds, read_structure
 from mlff_student.validation import nve
 from mlff_student.validation.harness import judge_nve
 from mlff_student.validation.measure import measure_comparison
-from mlff_student.validation.tasks import CONVERGENCE_PS, CompareTask
+from mlff_student.validation.protocol import CONVERGENCE_PS
+from mlff_student.validation.tasks import CompareTask
 from mlff_student.verdict import load_thresholds
 
 ETHANOL = molecule("CH3CH2OH")
@@ -120,6 +121,31 @@ def test_sound_molecule_passes():
     result = nve(ETHANOL, Springs(ETHANOL), ps=1)
     assert result.passed, result
     assert 200.0 < result.record["temperature_k"] < 400.0  # a molecule of nine, 300 K, one run
+
+
+@pytest.mark.parametrize("calls", [3, 400])
+def test_calculator_that_raises_fails_its_run(calls):
+    """As torch's models do: while it is minimised or thermalised, and in production."""
+
+    class Stops(Springs):
+        def calculate(self, *arguments, **options):
+            self.calls = getattr(self, "calls", 0) + 1
+            if self.calls > calls:
+                raise RuntimeError("SCF did not converge")
+            super().calculate(*arguments, **options)
+
+    result = nve(ETHANOL, Stops(ETHANOL), ps=0.2, thermalise_ps=0.05)
+    assert not result.passed
+    assert "SCF did not converge" in str(result)
+
+
+def test_full_disk_is_no_failure_of_the_calculator():
+    class Full(Springs):
+        def calculate(self, *arguments, **options):
+            raise OSError(28, "No space left on device")
+
+    with pytest.raises(OSError, match="No space left"):
+        nve(ETHANOL, Full(ETHANOL), ps=0.2)
 
 
 def test_forces_without_energy():

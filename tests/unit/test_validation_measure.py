@@ -12,20 +12,22 @@ from ase.calculators.lj import LennardJones
 
 from mlff_student.analysis.frames import read_topology
 from mlff_student.analysis.thermo import read_thermo
-from mlff_student.errors import InterruptedRunError
+from mlff_student.errors import InterruptedRunError, StudentError
 from mlff_student.md import MDSettings, RunFolder, run_md
 from mlff_student.structure import Structure, make_topology, perceive_bonds, write_topology
 from mlff_student.units import KB
-from mlff_student.validation.campaign import perform
+from mlff_student.validation.campaign import Campaign, perform
 from mlff_student.validation.measure import (
     _longest_rest,
     compare_liquids,
     compare_pressures,
     compare_vibrations,
+    density_change,
     measure_run,
 )
+from mlff_student.validation.protocol import load_protocol
 from mlff_student.validation.summary import summarise
-from mlff_student.validation.tasks import CompareTask, RunTask
+from mlff_student.validation.tasks import CompareTask, RunTask, Subject
 from mlff_student.verdict import load_thresholds
 
 
@@ -45,9 +47,10 @@ def write_run(
         file.write(frames.astype(np.float32), **cell)
     time = ps / len(frames) * np.arange(1, len(frames) + 1)
     kinetic = 0.5 * (3 * len(structure.atoms) - 3) * KB * temperature
+    total = -100.0 + 1e-6 * np.cos(np.arange(len(time)))  # the last digit of a log
     np.savetxt(
         run.thermo,
-        np.stack([time, -100.0 - kinetic, kinetic, np.full_like(time, -100.0), temperature], 1),
+        np.stack([time, total - kinetic, kinetic, total, temperature], 1),
         delimiter=",",
         header="time_ps,potential_ev,kinetic_ev,total_ev,temperature_k",
         comments="",
@@ -90,6 +93,27 @@ def test_run_that_heats_does_not_escape_the_test_of_its_temperature(tmp_path, he
     assert summary.passed is not fails
     advice = " ".join(summary.advice["emt"].not_for)
     assert ("independent kinetic energies" in advice) == fails
+
+
+def test_density_is_held_against_the_packed_box(tmp_path):
+    """A box that grows from 10 to 12 angstrom in its first half, in the figures of its run."""
+    water = molecule("H2O", cell=[10.0] * 3, pbc=True)
+    structure = Structure(water, make_topology(water, perceive_bonds(water)))
+    edges = np.r_[np.linspace(10.0, 12.0, 50), np.full(50, 12.0) + 0.01 * np.tile([1, -1], 25)]
+    found = density_change(edges**3, structure)
+    assert found["density_change_percent"] == pytest.approx(100.0 * ((10 / 12) ** 3 - 1), abs=0.01)
+    assert 0.0 <= found["density_change_stderr_percent"] < 0.1
+    temperature = 300.0 + np.random.default_rng(1).normal(size=100)
+    frames = np.tile(water.positions, (100, 1, 1))
+    run = write_run(tmp_path / "run", structure, frames, 1.0, temperature)
+    with mdtraj.formats.DCDTrajectoryFile(str(run.trajectory), "w", force_overwrite=True) as file:
+        for edge in edges:
+            box = {"cell_lengths": np.full((1, 3), edge), "cell_angles": np.full((1, 3), 90.0)}
+            file.write(water.positions[None].astype(np.float32), **box)
+    record, _ = measure_run(run_of(ensemble="npt", model="gfn2-xtb", engine="openmm"), run)
+    assert record["density_change_percent"] == pytest.approx(
+        found["density_change_percent"], abs=0.1
+    )
 
 
 def test_spectra_of_runs_are_compared(tmp_path):
@@ -183,6 +207,13 @@ class Refuses(Stops):
             raise InputError("atoms 0 and 1 are 0.1 angstrom apart: no convergence")
         super().calculate(*arguments, **options)
 
+class Raises(Stops):
+    # as a torch model does
+    def calculate(self, *arguments, **options):
+        if self.calls > 15:
+            raise RuntimeError("shapes do not match: no convergence")
+        super().calculate(*arguments, **options)
+
 class NoSpace(Stops):
     words = "[Errno 28] No space left on device"
 """
@@ -199,7 +230,20 @@ def result_of(folder: Path) -> dict | None:
     return json.loads(path.read_text())["record"] if path.exists() else None
 
 
-@pytest.mark.parametrize("name", ["Stops", "Refuses"])
+def test_task_that_raises_anything_stops_no_other(tmp_path, calculators):
+    """A teacher that fails on the frames of the first run: the second is made all the same."""
+    step = "structures: [water], ps: 0.02, thermalise_ps: 0.01, frames: 20"
+    path = tmp_path / "two.yaml"
+    path.write_text(f"steps: [{{step: a, {step}, teacher_frames: 20}}, {{step: b, {step}}}]")
+    emt = "python:ase.calculators.emt:EMT"
+    subject = Subject((emt,), ("ase",), "python:stopping_calculators:Raises")
+    campaign = Campaign(load_protocol(str(path)), subject, tmp_path / "out")
+    with pytest.raises(StudentError, match=r"1 task.*/a/.*RuntimeError: shapes do not match"):
+        campaign.run(1, quiet=True)
+    assert [name.split("/")[2] for name in campaign.results()] == ["b"]
+
+
+@pytest.mark.parametrize("name", ["Stops", "Refuses", "Raises"])
 def test_failure_of_the_calculator_is_a_result_with_its_identity(name, tmp_path, calculators):
     perform(run_of(model=f"python:stopping_calculators:{name}"), tmp_path / "out")
     record = result_of(tmp_path / "out")

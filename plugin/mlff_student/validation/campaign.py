@@ -205,7 +205,7 @@ class Campaign:
                         except (BrokenProcessPool, MissingDependencyError):
                             running[future] = task
                             raise
-                        except (StudentError, OSError, MemoryError) as error:
+                        except Exception as error:  # a calculator's may be anything
                             undone[task.name] = error
                     waiting = [task for task in waiting if not set(task.needs) & set(undone)]
                     show(list(running.values()), done)
@@ -222,9 +222,10 @@ class Campaign:
             pool.shutdown(wait=True, cancel_futures=True)
         if undone:
             name, error = next(iter(undone.items()))
+            what = error if isinstance(error, StudentError) else f"{type(error).__name__}: {error}"
             raise StudentError(
                 f"{len(undone)} task(s) could not be done, and those that need them, {name} the "
-                f"first: {error}; the same command tries them again"
+                f"first: {what}; the same command tries them again"
             ) from error
 
 
