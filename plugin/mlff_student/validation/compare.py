@@ -14,6 +14,7 @@ from ..verdict import Threshold, stderr_of
 SIGMAS = 3.0  # combined standard errors that a change must exceed
 RELEVANT = 0.05  # of the threshold: a smaller change matters to nobody, unless it is
 TIMES = 2.0  # as large as before
+NOTABLE = 0.25  # of the threshold: a growth that counts where no standard error tells chance
 COMPARABLE = 2.0  # as large as before, a standard error still tells what the old one did
 FEWEST_CASES = 3  # that a mean change has a standard error of
 CRASHES = ("failed_runs", "nonfinite_rows")  # also of cases that the verdict leaves out
@@ -68,10 +69,11 @@ def compare(old: Read, new: Read, thresholds: Mapping[str, Threshold]) -> list[W
 
     Worse is: a case that is missing; a figure that was within its threshold and is not, or was
     beyond it already and grew; a figure that grew by more than three combined standard errors, and
-    by a twentieth of its threshold or to twice its size; one that grew so on average over three
-    cases or more, by the scatter between the cases; a standard error so much larger than before
-    that it would hide all this; and a run that breaks off and did not, also where the verdict does
-    not count it.
+    by a twentieth of its threshold or to twice its size; one that has no standard error and grew to
+    more than twice its size and by more than a quarter of its threshold; one that grew on average
+    over three cases or more, by the scatter between the cases; a standard error so much larger than
+    before that it would hide all this; and a run that breaks off and did not, also where the
+    verdict does not count it.
 
     Raises
     ------
@@ -138,6 +140,9 @@ def _growth(before: dict[str, Any], after: dict[str, Any], name: str, limit: flo
     least = RELEVANT * max(limit, a)
     if a > limit and b - a > np.fmax(SIGMAS * combined, least):
         return f"was beyond the threshold {limit:g} and grew"
+    if np.isnan(combined):
+        notable = b > TIMES * a and b - a > NOTABLE * limit
+        return "grew to more than twice its size, and has no standard error" if notable else ""
     if b - a > SIGMAS * combined and (b - a > least or b > TIMES * a):
         return f"grew by {(b - a) / combined:.1f} standard errors"
     return ""
