@@ -3,6 +3,7 @@
 import csv
 import json
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -21,7 +22,7 @@ from mlff_student.errors import InputError
 from mlff_student.md import MDSettings, run_md
 from mlff_student.validation.campaign import Campaign
 from mlff_student.validation.protocol import load_protocol
-from mlff_student.validation.report import load_schema
+from mlff_student.validation.report import load_schema, md_command
 from mlff_student.validation.tasks import Subject
 
 COMMAND = str(Path(sys.executable).with_name("mlff-student"))
@@ -261,6 +262,21 @@ def test_teacher_runs_by_the_same_protocol(tmp_path):
     thermo = read_thermo(tmp_path / "run" / "run.csv")
     assert record["atoms"] == 3
     assert thermo.total_ev.std() < 0.02 * thermo.kinetic_ev.std()
+
+
+def test_command_of_a_rung_makes_that_run_again(tmp_path, call):
+    """From the state that all rungs start from, thermalised at the shortest timestep."""
+    rung = ase_run(ensemble="nve", timestep_fs=1.0, thermalise_timestep_fs=0.25, structure="O")
+    run_md(rung, tmp_path / "rung", quiet=True)
+    words = shlex.split(md_command(rung, str(tmp_path / "again"), ""))
+    assert call(tmp_path, *words[1:], "--quiet")[0] == 0
+    found, expected = (read_thermo(tmp_path / name / "run.csv") for name in ("again", "rung"))
+    # Float32 sums in another order are some 1e-6 eV off.
+    assert found.total_ev[0] == pytest.approx(expected.total_ev[0], abs=1e-5)
+    other = replace(rung, thermalise_timestep_fs=1.0, thermalise_steps=10)
+    run_md(other, tmp_path / "other", quiet=True)
+    start = read_thermo(tmp_path / "other" / "run.csv").total_ev[0]
+    assert abs(start - expected.total_ev[0]) > 1e-3
 
 
 def test_ase_has_no_barostat():

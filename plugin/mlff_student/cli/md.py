@@ -46,6 +46,14 @@ def md_command(
     thermalise_ps: Annotated[
         float, typer.Option("--thermalise-ps", help="Langevin dynamics before production, ps.")
     ] = 2.0,
+    thermalise_timestep_fs: Annotated[
+        float,
+        typer.Option(
+            "--thermalise-timestep-fs",
+            help="Of that, fs; 0: as in production. Runs of several timesteps that thermalise with "
+            "one start from the same state.",
+        ),
+    ] = 0.0,
     friction_per_ps: Annotated[
         float, typer.Option("--friction-per-ps", help="Of Langevin dynamics, 1/ps.")
     ] = 10.0,
@@ -70,8 +78,12 @@ def md_command(
     for option, value in (("--timestep-fs", timestep_fs), ("--ps", ps), ("--every", every)):
         if not 0 < value < math.inf:
             raise InputError(f"{option} must be positive, got {value}")
-    if not 0 <= thermalise_ps < math.inf:
-        raise InputError(f"--thermalise-ps must not be negative, got {thermalise_ps}")
+    for option, value in (
+        ("--thermalise-ps", thermalise_ps),
+        ("--thermalise-timestep-fs", thermalise_timestep_fs),
+    ):
+        if not 0 <= value < math.inf:
+            raise InputError(f"{option} must not be negative, got {value}")
     if round(ps * 1000.0 / timestep_fs / every) == 0:
         raise InputError(
             f"--ps {ps} is less than the {every} steps of {timestep_fs} fs between two frames"
@@ -85,13 +97,14 @@ def md_command(
         temperature_K=temperature_k,
         ensemble=ensemble.value,
         every=every,
-        thermalise_steps=round(thermalise_ps * 1000.0 / timestep_fs),
+        thermalise_steps=round(thermalise_ps * 1000.0 / (thermalise_timestep_fs or timestep_fs)),
         friction_per_ps=friction_per_ps,
         seed=seed,
         platform=platform,
         threads=threads,
         backend=backend.value,
         pressure_bar=pressure_bar,
+        thermalise_timestep_fs=thermalise_timestep_fs,
     )
     folder = output or Path("runs") / f"{Path(structure).stem or 'molecule'}-{engine.value}"
     try:

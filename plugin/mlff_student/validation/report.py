@@ -35,12 +35,16 @@ COLUMNS = (
     ("drift_mev_per_atom_ps", "energy drift", "meV/atom/ps"),
     ("drift_percent", "last - first", "%"),
     ("exchange_ratio", "std total / kinetic", ""),
+    ("conservation_ratio", "with their trends", ""),
+    ("stable_ps", "stable", "ps"),
     ("temperature_k", "temperature", "K"),
     ("bond_deviation_angstrom", "bond deviation", "Å"),
+    ("rmsd_angstrom", "RMSD", "Å"),
     ("force_rmse_ev_per_angstrom", "force RMSE", "eV/Å"),
     ("force_r2", "force R²", ""),
     ("force_angle_deg", "force angle", "deg"),
     ("density_g_per_cm3", "density", "g/cm³"),
+    ("density_change_percent", "above the packed box's", "%"),
     ("density_drift_percent_per_ns", "its trend", "%/ns"),
     ("diffusion_cm2_per_s", "diffusion of this box", "cm²/s"),
     ("diffusion_friction_per_ps", "slowed by friction", "1/ps"),
@@ -229,11 +233,12 @@ def md_command(settings: MDSettings, folder: str, campaign: str) -> str:
         ("--temperature-K", settings.temperature_K),
         ("--every", settings.every),
         ("--thermalise-ps", settings.thermalise_steps * settings.start_timestep_fs * 1e-3),
+        ("--thermalise-timestep-fs", settings.thermalise_timestep_fs),
         ("--friction-per-ps", settings.friction_per_ps),
         ("--seed", settings.seed),
         ("--threads", settings.threads),
     ):
-        words += [option, f"{value:g}"]
+        words += [option, f"{value:.12g}"]
     return shlex.join([*words, "-o", folder])
 
 
