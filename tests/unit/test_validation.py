@@ -13,11 +13,14 @@ from typing import Any
 import jsonschema
 import numpy as np
 import pytest
+from ase import Atoms
+from ase.calculators.emt import EMT
 
 from mlff_student.checkpoints import archive_of, available_models, read_card
 from mlff_student.errors import InputError
 from mlff_student.md import MDSettings
 from mlff_student.results import write_json
+from mlff_student.validation import nve
 from mlff_student.validation.campaign import Folder
 from mlff_student.validation.compare import Read, compare, read_report
 from mlff_student.validation.protocol import load_protocol, protocol_names
@@ -206,7 +209,7 @@ BAD_PROTOCOLS = {
     "text for a number": ("steps: [{step: a, structures: [water], ps: long}]", "'long'"),
     "negative": (
         "steps: [{step: a, structures: [water], ps: -1}]",
-        "ps must not be negative, got -1",
+        "ps must be positive, got -1",
     ),
     "empty": ("steps: [{step: a, structures: []}]", "structures is empty"),
     "nothing but text": ("hello", "protocol must be a mapping"),
@@ -222,6 +225,48 @@ BAD_PROTOCOLS = {
         "steps: [{step: a, box: b, nvt_ps: 10, teacher_ps: 5, burn_in_ps: 6}]",
         "burn_in_ps 6 leaves nothing of teacher_ps 5",
     ),
+    "frames 0": ("steps: [{step: a, structures: [water], frames: 0}]", "frames must be positive"),
+    "few frames": (
+        "steps: [{step: a, structures: [water], ps: 1, frames: 5}]",
+        "10 frames or more, got 5 in 1 ps",
+    ),
+    "few steps": ("steps: [{step: a, structures: [water], ps: 0.003}]", "10 frames or more, got 6"),
+    "few frames for a ladder": (
+        "steps: [{step: a, structures: [water], ps: 1, frames: 12, timesteps_fs: [0.5, 1]}]",
+        "convergence is told by 10 frames or more, got 3 in 0.3 ps at 0.5 fs",
+    ),
+    "short spectrum": (
+        "steps: [{step: a, structures: [water], ps: 5, frames: 5000, spectrum_teacher_ps: 4}]",
+        "need 5.1 ps of the teacher, got spectrum_teacher_ps 4",
+    ),
+    "short run for a spectrum": (
+        "steps: [{step: a, structures: [water], ps: 3, spectrum_teacher_ps: 10}]",
+        "a spectrum needs 3.4 ps, got ps 3",
+    ),
+    "nothing judged": (
+        "steps: [{step: a, structures: [water], judged_to_fs: 0.1}]",
+        "judged_to_fs 0.1 leaves nothing to judge, the lowest is 0.5 fs",
+    ),
+    "no time": ("steps: [{step: a, structures: [water], timesteps_fs: 0}]", "timesteps_fs must be"),
+    "for ever": ("steps: [{step: a, structures: [water], ps: .inf}]", "ps must be finite, got inf"),
+    "not a number": ("steps: [{step: a, structures: [water], ps: .nan}]", "ps must be positive"),
+    "empty box": (
+        "boxes: {b: {smiles: O, count: 0}}\nsteps: [{step: a, box: b}]",
+        "count must be positive, got 0",
+    ),
+    "no run of a liquid": (
+        "boxes: {b: {smiles: O, count: 2}}\nsteps: [{step: a, box: b, nvt_ps: 0, npt_ps: 0}]",
+        "nothing to run",
+    ),
+    "few frames of a liquid": (
+        "boxes: {b: {smiles: O, count: 2}}\nsteps: [{step: a, box: b, frame_fs: 2000}]",
+        "nvt_ps 10 with one every 2000 fs",
+    ),
+    "step elsewhere": ("steps: [{step: ../../x, structures: [water]}]", r"step '\.\./\.\./x'"),
+    "box elsewhere": (
+        "boxes: {../b: {smiles: O, count: 2}}\nsteps: [{step: a, box: ../b}]",
+        r"box '\.\./b'",
+    ),
     "twice": ("steps: [{step: a, structures: [water]}, {step: a, structures: [CO]}]", "'a'"),
 }
 
@@ -233,6 +278,30 @@ def test_bad_protocols_are_refused(name, tmp_path):
     path.write_text(text)
     with pytest.raises(InputError, match=words):
         load_protocol(str(path))
+
+
+def test_protocol_without_anything_judged_is_refused(tmp_path):
+    """Structures have their sizes only once they are there."""
+    path = tmp_path / "large.yaml"
+    path.write_text("steps: [{step: a, structures: [water], judged_to_atoms: 2}]")
+    protocol = load_protocol(str(path))
+    sources = prepare_structures(protocol, tmp_path)
+    with pytest.raises(InputError, match="nothing that a verdict"):
+        tasks_of(protocol, Subject(("tiny",), ("openmm",)), sources)
+
+
+@pytest.mark.parametrize(
+    ("option", "words"),
+    [
+        ({"timestep_fs": 0}, "timestep_fs must be positive"),
+        ({"ps": float("inf")}, "ps must be positive"),
+        ({"ps": 0.003}, "10 steps or more"),
+        ({"thermalise_ps": -1}, "thermalise_ps must not be negative"),
+    ],
+)
+def test_lengths_that_are_no_run_are_refused(option, words):
+    with pytest.raises(InputError, match=words):
+        nve(Atoms("H2", [[0, 0, 0], [0.74, 0, 0]]), EMT(), **option)
 
 
 def test_unknown_protocol_names_the_known():
@@ -313,7 +382,8 @@ def liquid(**figures: Any) -> list[dict[str, Any]]:
         record(f"tiny/openmm/liquid/box-{ensemble}-1", ensemble=ensemble, **box, **bath)
         for ensemble in ("nvt", "npt")
     ]
-    records[1]["density_g_per_cm3"] = 0.789
+    records[1] |= {"density_g_per_cm3": 0.789, "density_change_percent": -4.0}
+    records[1]["density_change_stderr_percent"] = 2.0
     rdf = {"rdf_error_percent": 2.0, "rdf_error_stderr_percent": 0.5, "rdf_noise_percent": 3.0}
     both = record("tiny/openmm/liquid/box-rdf", kind="rdf", **box, **(rdf | figures))
     return [*records, {key: value for key, value in both.items() if key != "ensemble"}]
@@ -345,6 +415,24 @@ def test_liquid_without_its_temperature_test_does_not_pass(missing):
     assert [one.check.name for one in summary.failures] == [missing]
     records[0]["duration_ps"] = 1.0  # too short to tell
     assert summarise(records, THRESHOLDS).passed
+
+
+@pytest.mark.parametrize("change", [-97.0, -24.0, None])
+def test_liquid_that_evaporated_is_not_recommended(change):
+    """Nor one whose density nobody knows; -24 +- 2 % is not resolved."""
+    records = liquid()
+    records[1]["density_change_percent"] = change
+    summary = summarise(records, THRESHOLDS)
+    assert [one.check.name for one in summary.failures] == ["density_change_percent"]
+    (line,) = (line for line in summary.advice["tiny"].not_for if "liquids" in line)
+    assert "npt" in line and "density_change_percent is" in line
+    assert not any("liquid" in line for line in summary.advice["tiny"].use_for)
+
+
+def test_kinetic_energy_that_is_not_shared_out_fails():
+    case = record("tiny/openmm/nve/water", equipartition_sigma=80.0)
+    (failure,) = summarise([case], THRESHOLDS).failures
+    assert failure.check.name == "equipartition_sigma"
 
 
 def test_advice_names_sizes_that_held():
@@ -513,6 +601,27 @@ def test_failing_figure_that_grew_is_worse():
     assert "beyond the threshold 0.5 and grew" in worse.reason
 
 
+@pytest.mark.parametrize(
+    ("figure", "before", "after", "is_worse"),
+    [
+        ("exchange_ratio", 0.01, 0.099, True),
+        ("exchange_ratio", 0.01, 0.03, False),  # by a fifth of the threshold
+        ("convergence_deviation", 0.02, 0.24, True),
+        ("bond_deviation_angstrom", 0.15, 0.49, True),
+        ("bond_deviation_angstrom", 0.25, 0.49, False),  # a maximum fluctuates
+        ("bond_deviation_angstrom", 0.49, 0.15, False),
+        ("exchange_ratio", 0.0, 0.09, True),
+    ],
+)
+def test_figure_without_standard_error_that_grew_notably_is_worse(figure, before, after, is_worse):
+    """In one case, where no scatter between cases tells."""
+    old, new = molecules(), molecules()
+    old.cases["openmm/nve/3"][figure] = before
+    new.cases["openmm/nve/3"][figure] = after
+    worse = compare(old, new, THRESHOLDS)
+    assert [(one.figure, one.case) for one in worse] == [(figure, "openmm/nve/3")] * is_worse
+
+
 def test_small_figure_of_one_case_that_grew_much_is_worse():
     """From 0.0002 to 0.0015 +- 0.0001: far below the threshold of 0.05, and beyond all doubt."""
     old, new = molecules(), molecules()
@@ -570,7 +679,9 @@ def test_command_line_does_not_wait_for_torch():
 PYTEST_FILE = """
 import numpy as np
 from ase import Atoms
+import pytest
 from ase.calculators.lj import LennardJones
+from mlff_student.validation.pytest_plugin import energy_conserved
 
 ARGON = Atoms("Ar4", 2.7 * np.array([[0, 0, 0], [1, 1, 0], [1, 0, 1], [0, 1, 1]]))
 FIELD = dict(sigma=3.4, epsilon=0.0104, rc=12.0, smooth=True)
@@ -587,6 +698,11 @@ def test_sound(conserves_energy):
 
 def test_unsound(conserves_energy):
     conserves_energy(ARGON, Wind(**FIELD), **RUN)
+
+@pytest.mark.parametrize("field", [LennardJones, Wind])
+@energy_conserved(**RUN)
+def test_decorated(field):
+    return ARGON, field(**FIELD)
 """
 
 
@@ -597,5 +713,5 @@ def test_pytest_fixture(tmp_path):
     (tmp_path / "test_argon.py").write_text(PYTEST_FILE)
     words = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "test_argon.py"]
     run = subprocess.run(words, cwd=tmp_path, capture_output=True, text=True, check=False)
-    assert "1 failed, 1 passed" in run.stdout, run.stdout + run.stderr
-    assert "energy is not conserved" in run.stdout
+    assert "2 failed, 2 passed" in run.stdout, run.stdout + run.stderr
+    assert run.stdout.count("energy is not conserved: \n") == 2 and "[Wind]" in run.stdout
