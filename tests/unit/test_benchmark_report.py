@@ -70,6 +70,9 @@ def test_report_has_every_measurement(measured):
     for kind in ("single", "batch", "md", "scaling", "memory", "stages"):
         assert (kind, "ultra_tiny") in kinds
     assert {("single", TEACHER), ("md", TEACHER)} <= kinds
+    for one in records:
+        if one["measurement"] == "scaling":  # 100 and 200 atoms: the search is no small part
+            assert one["ms_with_search"] > one["ms"]
     times = [one[key] for one in records for key in ("ms", "ms_per_step") if one.get(key)]
     assert len(times) >= 6 and min(times) > 0
     page = (folder / "benchmark.html").read_text()

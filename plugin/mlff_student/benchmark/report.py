@@ -251,21 +251,28 @@ def _batches(model: str, molecule: Atoms, settings: ReportSettings) -> list[Reco
 
 
 def _scaling(archives: dict[str, Archive], size: int, seconds: float) -> list[Record]:
-    """Energy and forces by size, the neighbour list made anew now and then as MD makes it."""
-    calls = {}
+    """Energy and forces by size: `ms` while the neighbour list lasts, as in most steps of MD, and
+    `ms_with_search` where it is made anew.
+    """
+    calls, searches = {}, {}
     for model, archive in archives.items():
         atoms = thermal_structure(size, archive.metadata["elements"], archive.metadata["cutoff"])
         module = with_backend(archive, "auto").module
         places = [archive_arguments(copy) for copy in displaced(atoms, SMALL_MOVE, 4)]
         calls[model] = moving(lambda place, module=module: module.evaluate(*place), places)
         calls[model]()
+        positions, *rest = places[0]
+        apart = [(positions + BEYOND_SKIN, *rest), places[0]]
+        searches[model] = lambda apart=apart, module=module: [module.evaluate(*p) for p in apart]
     times = in_turns(calls, seconds)
+    searching = in_turns(searches, 0.0)
     return [
         {
             "measurement": "scaling",
             "model": model,
             "atoms": size,
             "ms": times[model].ms,
+            "ms_with_search": 0.5 * searching[model].ms,
             "us_per_atom": 1e3 * times[model].ms / size,
         }
         for model in archives
@@ -439,19 +446,27 @@ def _speed_against_accuracy(
 def _scaling_plot(records: list[Record], models: list[str]) -> Plot | None:
     sink: list[str] = []
     with svg_figure("atoms", "energy and forces (ms)", sink) as axes:
-        for model in models:
-            points = sorted(
-                (one["atoms"], one["ms"])
-                for one in records
-                if one["measurement"] == "scaling" and one["model"] == model
-            )
-            if points:
-                label = f"{Path(model).stem}: exponent {scaling_exponent(records, model):.2f}"
-                axes.plot(*zip(*points, strict=True), marker="o", label=label)
+        for model, colour in zip(models, COLOURS, strict=False):
+            exponent = f"exponent {scaling_exponent(records, model):.2f}"
+            for key, line, what in (
+                ("ms", "-", exponent),
+                ("ms_with_search", ":", "with neighbour search"),
+            ):
+                points = sorted(
+                    (one["atoms"], one[key])
+                    for one in records
+                    if one["measurement"] == "scaling" and one["model"] == model and key in one
+                )
+                if points:
+                    label = f"{Path(model).stem}: {what}"
+                    axes.plot(
+                        *zip(*points, strict=True), line, marker="o", color=colour, label=label
+                    )
         logarithmic(axes, "x")
         logarithmic(axes, "y")
     caption = (
-        f"Random thermal structures, one thread; exponents from {FEWEST_FOR_EXPONENT} atoms on."
+        f"Random thermal structures, one thread; exponents from {FEWEST_FOR_EXPONENT} atoms on. "
+        "Most steps of MD use the last neighbour list."
     )
     return Plot("Time against size", caption, sink[0])
 
