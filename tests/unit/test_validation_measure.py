@@ -17,6 +17,7 @@ from mlff_student.md import MDSettings, RunFolder, run_md
 from mlff_student.structure import Structure, make_topology, perceive_bonds, write_topology
 from mlff_student.units import KB
 from mlff_student.validation.campaign import Campaign, perform
+from mlff_student.validation.estimate import seconds_per_evaluation
 from mlff_student.validation.measure import (
     _longest_rest,
     compare_liquids,
@@ -214,6 +215,10 @@ class Raises(Stops):
             raise RuntimeError("shapes do not match: no convergence")
         super().calculate(*arguments, **options)
 
+class Never(Stops):
+    def calculate(self, *arguments, **options):
+        raise TypeError("no such element")
+
 class NoSpace(Stops):
     words = "[Errno 28] No space left on device"
 """
@@ -230,15 +235,21 @@ def result_of(folder: Path) -> dict | None:
     return json.loads(path.read_text())["record"] if path.exists() else None
 
 
-def test_task_that_raises_anything_stops_no_other(tmp_path, calculators):
-    """A teacher that fails on the frames of the first run: the second is made all the same."""
+def test_estimate_leaves_failures_to_the_run(calculators):
+    assert seconds_per_evaluation("python:stopping_calculators:Never", "O") == 0.0
+
+
+def test_task_that_raises_anything_stops_no_other(tmp_path):
+    """A run's settings were cut short: the other run is made all the same."""
     step = "structures: [water], ps: 0.02, thermalise_ps: 0.01, frames: 20"
     path = tmp_path / "two.yaml"
-    path.write_text(f"steps: [{{step: a, {step}, teacher_frames: 20}}, {{step: b, {step}}}]")
+    path.write_text(f"steps: [{{step: a, {step}}}, {{step: b, {step}}}]")
     emt = "python:ase.calculators.emt:EMT"
-    subject = Subject((emt,), ("ase",), "python:stopping_calculators:Raises")
-    campaign = Campaign(load_protocol(str(path)), subject, tmp_path / "out")
-    with pytest.raises(StudentError, match=r"1 task.*/a/.*RuntimeError: shapes do not match"):
+    campaign = Campaign(load_protocol(str(path)), Subject((emt,), ("ase",)), tmp_path / "out")
+    damaged = campaign.folder.run(campaign.runs()[0].name)
+    damaged.path.mkdir(parents=True)
+    damaged.settings.write_text("{")
+    with pytest.raises(StudentError, match=r"1 task.*/a/.*JSONDecodeError"):
         campaign.run(1, quiet=True)
     assert [name.split("/")[2] for name in campaign.results()] == ["b"]
 

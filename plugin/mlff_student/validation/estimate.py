@@ -8,6 +8,7 @@ from ase import Atoms
 from ase.calculators.calculator import Calculator
 
 from ..calculator import StudentForceFieldCalculator
+from ..errors import StudentError
 from ..structure import read_structure
 from ..teachers import is_teacher, make_teacher
 from .tasks import RunTask, Task
@@ -50,12 +51,19 @@ class Estimate:
 
 
 def seconds_per_evaluation(model: str, source: str) -> float:
-    """Time of energy and forces of a structure, by a student or teacher, moved every time."""
+    """Time of energy and forces of a structure, by a student or teacher, moved every time; 0 where
+    a calculator fails, which is its run's to say.
+    """
     atoms = read_structure(source).atoms
     calculator: Calculator = (
         make_teacher(model) if is_teacher(model) else StudentForceFieldCalculator(model=model)
     )
-    return measured_seconds(atoms, calculator, LEAST_S)
+    try:
+        return measured_seconds(atoms, calculator, LEAST_S)
+    except StudentError:
+        raise
+    except Exception:  # a calculator's may be anything
+        return 0.0
 
 
 def measured_seconds(atoms: Atoms, calculator: Calculator, least_s: float) -> float:
