@@ -234,6 +234,30 @@ def test_malformed_log_is_refused_by_what_is_wrong(
         read_thermo(log)
 
 
+@pytest.mark.parametrize("kind", ["conserved quantity", "rounded constant"])
+def test_total_energy_that_is_not_potential_plus_kinetic_is_refused(
+    tmp_path: Path, kind: str
+) -> None:
+    """Either would pass as a run without drift, whatever the energy did."""
+    thermo = make_thermo(slope_mev=5.0, noise_mev=20.0)
+    total = {
+        "conserved quantity": np.linspace(-4200.0, -4200.001, len(thermo.time_ps)),
+        "rounded constant": np.round(thermo.total_ev, -2),
+    }[kind]
+    with pytest.raises(InputError, match=r"off potential \+ kinetic.* Delete the column"):
+        read_thermo(write_log(tmp_path / "run.csv", thermo._replace(total_ev=total)))
+
+
+@pytest.mark.parametrize("digits", [6, 8], ids="{} digits".format)
+def test_total_energy_may_be_rounded_and_have_another_zero(tmp_path: Path, digits: int) -> None:
+    columns = np.stack(make_thermo(noise_mev=0.5)[:5], axis=1)
+    columns[:, 3] += 1000.0
+    columns[5, 1:] = np.nan  # a figure, not an error
+    log, header = tmp_path / "run.csv", ",".join(Thermo._fields[:5])
+    np.savetxt(log, columns, f"%.{digits}g", delimiter=",", header=header, comments="")
+    assert np.isnan(read_thermo(log).total_ev).sum() == 1
+
+
 def test_missing_and_binary_logs_are_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"no log file .*none\.csv"):
         read_thermo(tmp_path / "none.csv")

@@ -15,6 +15,9 @@ from ..errors import InputError
 from ..units import KB, KJ_PER_MOL
 
 FEWEST_ROWS = 10  # of a log
+# How far a total energy may be from potential + kinetic, about a constant: rounding of six digits,
+# or so little of the kinetic energy's fluctuation that it is no exchange of energy.
+ROUNDING, OF_KINETIC = 2e-6, 0.1
 
 # Name of a column, in small letters and without its unit, to the field that it fills.
 NAMES = {
@@ -108,8 +111,9 @@ def read_thermo(
 
     Raises
     ------
-    InputError : no such file, missing columns, a field that is not a number, fewer than 10 rows, or
-        time that does not increase. NaN and infinite energies are results, not errors.
+    InputError : no such file, missing columns, a field that is not a number, fewer than 10 rows,
+        time that does not increase, or a total energy that is not potential + kinetic. NaN and
+        infinite energies are results, not errors.
     """
     path = Path(path)
     if not path.is_file():
@@ -172,6 +176,7 @@ def _read_lammps(path: Path, file: TextIO, style: str | None) -> _Table:
     """Last run in a LAMMPS log, or in YAML thermo output by itself."""
     names: list[str] = []
     rows: list[list[float]] = []
+    runs = 0
     timestep: str | None = None
     may_default = False  # of the timestep: where all commands of the run are in the file
     for what, words in _lammps_lines(file):
@@ -187,11 +192,16 @@ def _read_lammps(path: Path, file: TextIO, style: str | None) -> _Table:
             case "timestep":
                 timestep = words[0]
             case "names":
-                names, rows = words, []
+                names, rows, runs = words, [], runs + 1
             case "row" if len(words) == len(names):
                 rows.append([float(word) for word in words])
             case "thermo_modify" if {"norm", "yes"} <= set(words):
                 raise InputError(f"{path} has energies per atom; use thermo_modify norm no")
+    if len(rows) < FEWEST_ROWS and runs > 1:
+        raise InputError(
+            f"{path} has {runs} runs, of which the last is read: it has {len(rows)} rows, a drift "
+            f"needs at least {FEWEST_ROWS}. Delete the runs after the one that is meant"
+        )
     if style not in LAMMPS_UNITS:
         raise InputError(
             f"{path}: units {style or 'are not in the file'}; expected {' or '.join(LAMMPS_UNITS)}"
@@ -291,7 +301,9 @@ def _complete(path: Path, table: _Table, degrees_of_freedom: int | None) -> Ther
     potential, kinetic, total = (
         have.get(f"{kind}_ev") for kind in ("potential", "kinetic", "total")
     )
-    if total is None and potential is not None and kinetic is not None:
+    if total is not None and potential is not None and kinetic is not None:
+        _check_sum(path, potential, kinetic, total)
+    elif total is None and potential is not None and kinetic is not None:
         have["total_ev"] = potential + kinetic
     elif potential is None and total is not None and kinetic is not None:
         have["potential_ev"] = total - kinetic
@@ -312,6 +324,26 @@ def _complete(path: Path, table: _Table, degrees_of_freedom: int | None) -> Ther
             "temperature"
         )
     return Thermo(**{name: have.get(name) for name in Thermo._fields})
+
+
+def _check_sum(
+    path: Path,
+    potential: NDArray[np.float64],
+    kinetic: NDArray[np.float64],
+    total: NDArray[np.float64],
+) -> None:
+    """Refuse a total energy that does not follow potential + kinetic, but for a constant."""
+    off = total - potential - kinetic
+    finite = np.isfinite(off)
+    if not finite.any():
+        return
+    allowed = max(OF_KINETIC * kinetic[finite].std(), ROUNDING * np.abs(total[finite]).mean())
+    if (found := float(off[finite].std())) > allowed:
+        raise InputError(
+            f"{path}: the total energy is {found:.3g} eV off potential + kinetic, root mean square "
+            "about a constant. Is it a thermostat's conserved quantity, or rounded? Delete the "
+            "column, or log it with more digits"
+        )
 
 
 def _checked(path: Path, thermo: Thermo) -> Thermo:
