@@ -251,6 +251,17 @@ def test_logs_of_lammps_agree_whichever_style_they_have(
     assert len(read_thermo(log, degrees_of_freedom=321).time_ps) in (19, 20)
 
 
+def test_log_that_ends_with_a_single_point_says_that_the_last_run_is_read(
+    lammps_nve: Path, tmp_path: Path
+) -> None:
+    text = (lammps_nve / "log.lammps").read_text()
+    last = text[text.rindex("Per MPI rank memory") :].splitlines(keepends=True)
+    log = tmp_path / "log.lammps"
+    log.write_text(text + "".join([*last[:3], "Loop time of 0 on 1 procs for 0 steps\n"]))
+    with pytest.raises(InputError, match=r"runs, of which the last is read: it has 1 rows"):
+        read_thermo(log)
+
+
 def test_real_units_are_the_same_run(lammps_nve: Path, tmp_path: Path) -> None:
     real = run_lammps(tmp_path / "real", units_style="real")
     logs = [read_thermo(folder / "log.lammps") for folder in (lammps_nve, real)]
@@ -400,6 +411,27 @@ def test_log_of_another_run_of_ase_is_refused(ase_nve: Path, tmp_path: Path) -> 
         analyze(
             bare_positions(ase_nve), ase_nve / "top.extxyz", other / "run.log", calculator=EMT()
         )
+
+
+def test_model_that_did_not_make_the_run_is_refused(ase_nve: Path) -> None:
+    """Nearly right, as another student of the same teacher is: a quarter of the fluctuation off."""
+    files = (bare_positions(ase_nve), ase_nve / "top.extxyz", ase_nve / "run.log")
+    analyze(*files, calculator=EMT())
+    spread = read_thermo(files[2]).potential_ev.std()
+    with pytest.raises(InputError, match=r"potential energy .* or of another model"):
+        analyze(*files, calculator=NearlyEMT(0.25 * spread))
+
+
+class NearlyEMT(EMT):
+    """Energies that are off by a constant, eV."""
+
+    def __init__(self, off: float) -> None:
+        super().__init__()
+        self.off = off
+
+    def calculate(self, *args, **kwargs) -> None:
+        super().calculate(*args, **kwargs)
+        self.results["energy"] += self.off
 
 
 def bare_positions(folder: Path) -> Path:

@@ -23,7 +23,7 @@ from .ensemble import (
 from .forces import ForceErrors, evaluate_frames, force_errors
 from .frames import Frames, between_frames, every_nth, read_topology, stream_frames
 from .rdf import Rdf, RdfError, compare_rdf, measure_rdf
-from .same_run import FrameSeries, check_energies, check_same_run, frame_spacing
+from .same_run import FrameSeries, check_energies, check_same_run, frame_spacing, same_model
 from .spectrum import Spectrum, SpectrumError, compare_spectra, measure_spectrum
 from .stability import Stability, measure_stability
 from .thermo import Thermo, read_thermo
@@ -270,6 +270,7 @@ def _check_model(run: _Run, calculator: Calculator, frames: int) -> None:
         "potential energy",
         run.log,
         run.trajectory,
+        same_model(run.trajectory),
     )
 
 
