@@ -191,6 +191,14 @@ def test_real_dynamics_passes_only_when_it_conserves_energy(
     assert checks["drift_mev_per_atom_ps"] is passed
 
 
+def test_energies_that_are_constant_to_their_digits_have_figures() -> None:
+    thermo = make_thermo(noise_mev=0.0)
+    still = fit_drift(thermo._replace(total_ev=np.full(1000, -50.0)), ATOMS)
+    assert still.drift_mev_per_atom_ps == still.drift_stderr_mev_per_atom_ps == 0.0
+    held = fit_drift(make_thermo()._replace(kinetic_ev=np.full(1000, 1.0)), ATOMS)
+    assert np.isinf(held.exchange_ratio)
+
+
 def test_no_degrees_of_freedom_is_an_input_error() -> None:
     with pytest.raises(InputError, match=r"1 atom.* 0 degrees of freedom"):
         fit_drift(make_thermo(), 1)

@@ -142,6 +142,12 @@ def test_too_few_kinetic_energies_are_refused() -> None:
         kinetic_energies(canonical(300.0, 0.99, 300), degrees_of_freedom=24, temperature_K=300.0)
 
 
+@pytest.mark.parametrize("kinetic", [np.ones(300), np.array([1.0, np.nan] * 150)])
+def test_kinetic_energies_without_a_distribution_are_refused(kinetic: np.ndarray) -> None:
+    with pytest.raises(InputError, match="kinetic energy is constant, or not finite"):
+        kinetic_energies(kinetic, degrees_of_freedom=24, temperature_K=300.0)
+
+
 def maxwell(structure: Structure, temperatures: np.ndarray, frames: int = 800) -> Frames:
     """Frames of a still molecule with random velocities, the centre of mass at rest."""
     masses = structure.atoms.get_masses()

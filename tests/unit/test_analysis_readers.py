@@ -164,9 +164,25 @@ def test_run_of_openmm_passes_and_with_a_thermostat_fails(openmm_nve: Path, tmp_
     record = analyze(tmp_path / "run.dcd", tmp_path / "top.pdb", tmp_path / "all.csv").as_record()
     assert "exchange_ratio" in failures(record)
     as_nvt = analyze(
-        tmp_path / "run.dcd", tmp_path / "top.pdb", tmp_path / "all.csv", ensemble="nvt"
+        tmp_path / "run.dcd",
+        tmp_path / "top.pdb",
+        tmp_path / "all.csv",
+        ensemble="nvt",
+        temperature_K=300.0,
     ).as_record()
     assert not {"exchange_ratio", "drift_mev_per_atom_ps"} & set(as_nvt)
+
+
+@pytest.mark.parametrize(
+    ("temperature", "message"),
+    [(None, "needs the bath's temperature: --temperature-K"), (-300.0, "must be positive")],
+)
+def test_thermostat_without_a_temperature_is_refused(
+    openmm_nve: Path, temperature: float | None, message: str
+) -> None:
+    files = (openmm_nve / "run.dcd", openmm_nve / "top.pdb", openmm_nve / "all.csv")
+    with pytest.raises(InputError, match=message):
+        analyze(*files, ensemble="nvt", temperature_K=temperature)
 
 
 def test_trajectory_of_another_spacing_is_refused(openmm_nve: Path, tmp_path: Path) -> None:
@@ -350,7 +366,7 @@ def test_elements_in_a_trajectory_are_held_against_the_topology(
 def test_pressure_changes_density(tmp_path: Path) -> None:
     box = run_lammps(tmp_path / "npt", fixes="fix 1 all npt temp 40 40 0.1 iso 1 1 1.0")
     files = (box / "run.dcd", box / "top.extxyz", box / "log.lammps")
-    record = analyze(*files, ensemble="npt").as_record()
+    record = analyze(*files, ensemble="npt", temperature_K=40.0).as_record()
     thermo = read_thermo(files[2])
     assert record["density_g_per_cm3"] == pytest.approx(thermo.density_g_per_cm3.mean(), rel=1e-3)
     sign = np.sign(thermo.density_g_per_cm3[-1] - thermo.density_g_per_cm3[0])
@@ -488,6 +504,22 @@ def test_command_without_the_model_says_so(ase_nve: Path, tmp_path: Path) -> Non
             console=Console(file=io.StringIO()),
             teacher="python:ase.calculators.emt:EMT",
         )
+
+
+@pytest.mark.parametrize(
+    ("trajectory", "options", "message"),
+    [
+        (Path("."), {}, "no trajectory file"),
+        ("run.traj", {"reference_log": Path("run.log")}, "needs its --reference-trajectory"),
+    ],
+)
+def test_command_refuses_what_it_cannot_use(
+    ase_nve: Path, trajectory: Path | str, options: dict, message: str
+) -> None:
+    path = trajectory if isinstance(trajectory, Path) else ase_nve / trajectory
+    files = (path, ase_nve / "top.extxyz", ase_nve / "run.log")
+    with pytest.raises(InputError, match=message):
+        run_analysis(*files, console=Console(file=io.StringIO()), **options)
 
 
 # --- memory ---------------------------------------------------------------------------------------

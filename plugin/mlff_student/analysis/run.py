@@ -17,6 +17,7 @@ from .ensemble import (
     Equipartition,
     KineticEnergies,
     equipartition,
+    fluctuates,
     kinetic_energies,
     untold_kinetic_energies,
 )
@@ -135,7 +136,8 @@ def analyze(
     log : any that `read_thermo` reads.
     degrees_of_freedom : 3N - 3 unless given.
     ensemble : "nve" (drift is judged), "nvt" or "npt".
-    temperature_K : of the thermostat, for the test of kinetic energies.
+    temperature_K : of the thermostat, that the kinetic energies of "nvt" and "npt" are held
+        against.
     lammps_units, timestep_fs : what a LAMMPS log or dump does not say.
     teacher : whose forces the run's are compared with, on `teacher_frames` evenly spaced frames.
     calculator : the run's own, for its forces where the trajectory has none; its energies of some
@@ -148,6 +150,10 @@ def analyze(
     """
     if ensemble not in ENSEMBLES:
         raise InputError(f"unknown ensemble {ensemble!r}; known: {', '.join(ENSEMBLES)}")
+    if ensemble != "nve" and temperature_K is None:
+        raise InputError(f"ensemble {ensemble} needs the bath's temperature: --temperature-K")
+    if temperature_K is not None and not temperature_K > 0.0:
+        raise InputError(f"the bath's temperature must be positive, got {temperature_K:g} K")
     if teacher_frames < 1:
         raise InputError(f"teacher_frames must be positive, got {teacher_frames}")
     for kind, path in (("log", log), ("topology", topology), ("trajectory", trajectory)):
@@ -220,9 +226,7 @@ def _noted(analysis: Analysis, note: str) -> Analysis:
 def _with_ensemble(analysis: Analysis, run: _Run, temperature_K: float | None) -> Analysis:
     """Kinetic energies, equipartition, density and diffusion, as far as the run has them."""
     thermo, structure = run.thermo, run.structure
-    if analysis.ensemble != "nve" and temperature_K is None:
-        analysis = _noted(analysis, "the test of kinetic energies needs the bath's temperature")
-    elif analysis.ensemble != "nve":
+    if analysis.ensemble != "nve":
         try:
             kinetic = kinetic_energies(
                 thermo.kinetic_ev,
@@ -230,9 +234,10 @@ def _with_ensemble(analysis: Analysis, run: _Run, temperature_K: float | None) -
                 temperature_K=temperature_K,
             )
             analysis = replace(analysis, kinetic=kinetic)
-        except InputError as error:  # too few that are independent
+        except InputError as error:  # too few that are independent, or none to test
             analysis = _noted(analysis, f"no test of kinetic energies: {error}")
-            if analysis.duration_ps >= TELLING_PS:  # it heats: to be told is no pass
+            # It heats, or is held: not to be told is no pass.
+            if analysis.duration_ps >= TELLING_PS or not fluctuates(thermo.kinetic_ev):
                 analysis = replace(analysis, kinetic=untold_kinetic_energies())
     if run.series.kinetic_ev:
         analysis = replace(analysis, equipartition=equipartition(run.frames(), structure))

@@ -21,7 +21,8 @@ def analyze_command(
         str, typer.Option(help="nve, nvt or npt: what the run should be; drift is judged in nve.")
     ] = "nve",
     temperature_K: Annotated[
-        float | None, typer.Option("--temperature-K", help="Of the thermostat, kelvin.")
+        float | None,
+        typer.Option("--temperature-K", help="Of the thermostat, kelvin; nvt and npt need it."),
     ] = None,
     teacher: Annotated[
         str, typer.Option(help="Compare the forces along the run with this teacher's.")
