@@ -22,6 +22,7 @@ from mlff_student.analysis.stability import Stability, measure_stability
 from mlff_student.analysis.thermo import Thermo, read_thermo
 from mlff_student.errors import InputError
 from mlff_student.plots import plot_drift
+from mlff_student.units import KB
 from mlff_student.verdict import drift_table, load_thresholds, verdict
 
 ATOMS = 9
@@ -264,6 +265,21 @@ def test_total_energy_may_be_rounded_and_have_another_zero(tmp_path: Path, digit
     log, header = tmp_path / "run.csv", ",".join(Thermo._fields[:5])
     np.savetxt(log, columns, f"%.{digits}g", delimiter=",", header=header, comments="")
     assert np.isnan(read_thermo(log).total_ev).sum() == 1
+
+
+def test_degrees_of_freedom_are_those_of_the_log(tmp_path: Path) -> None:
+    """A sound canonical run whose eight bonds are constrained."""
+    rows, dof = 1000, 3 * ATOMS - 3 - len(BONDS)
+    kinetic = 0.5 * KB * 300.0 * np.random.default_rng(6).chisquare(dof, rows)
+    temperature = 2.0 * kinetic / (dof * KB)
+    thermo = Thermo(0.01 * np.arange(rows), kinetic - 50.0, kinetic, 2 * kinetic - 50, temperature)
+    files = (*write_run(tmp_path, thermal(rows)), write_log(tmp_path / "run.csv", thermo))
+    found = analyze(*files, ensemble="nvt", temperature_K=300.0)
+    assert found.degrees_of_freedom == dof
+    assert any("16 degrees of freedom" in note for note in found.notes)
+    assert found.kinetic.kinetic_mean_sigma < 3
+    free = analyze(*files, ensemble="nvt", temperature_K=300.0, degrees_of_freedom=3 * ATOMS - 3)
+    assert free.kinetic.kinetic_mean_sigma > 10
 
 
 def test_missing_and_binary_logs_are_refused(tmp_path: Path) -> None:

@@ -24,7 +24,14 @@ from .ensemble import (
 from .forces import ForceErrors, evaluate_frames, force_errors
 from .frames import Frames, between_frames, every_nth, read_topology, stream_frames
 from .rdf import Rdf, RdfError, compare_rdf, measure_rdf
-from .same_run import FrameSeries, check_energies, check_same_run, frame_spacing, same_model
+from .same_run import (
+    FrameSeries,
+    check_energies,
+    check_same_run,
+    frame_spacing,
+    logged_degrees_of_freedom,
+    same_model,
+)
 from .spectrum import Spectrum, SpectrumError, compare_spectra, measure_spectrum
 from .stability import Stability, measure_stability
 from .thermo import Thermo, read_thermo
@@ -134,7 +141,8 @@ def analyze(
     topology : structure file with the trajectory's atoms in its order; its coordinates are the
         reference for bonds, its cell says whether the run is periodic.
     log : any that `read_thermo` reads.
-    degrees_of_freedom : 3N - 3 unless given.
+    degrees_of_freedom : unless given, those by which the log has a temperature and a kinetic
+        energy, and 3N - 3 where it has one of them.
     ensemble : "nve" (drift is judged), "nvt" or "npt".
     temperature_K : of the thermostat, that the kinetic energies of "nvt" and "npt" are held
         against.
@@ -165,6 +173,11 @@ def analyze(
     thermo = read_thermo(
         log, degrees_of_freedom=dof, lammps_units=lammps_units, timestep_fs=timestep_fs
     )
+    notes: tuple[str, ...] = ()
+    logged = logged_degrees_of_freedom(thermo)
+    if degrees_of_freedom is None and logged >= 1.0 and round(logged) != dof:
+        notes = (f"{round(logged)} degrees of freedom, as the log has them, not 3N - 3 = {dof}",)
+        dof = round(logged)
     run = _Run(Path(trajectory), Path(log), structure, thermo, lammps_units or "metal")
     drift = fit_drift(thermo, atoms, degrees_of_freedom=dof)
     series = run.series
@@ -181,6 +194,7 @@ def analyze(
         degrees_of_freedom=dof,
         duration_ps=float(thermo.time_ps[-1] - thermo.time_ps[0]),
         stable_ps=stability.stable_frames * run.frame_ps,
+        notes=notes,
     )
     if calculator is not None:  # what came apart may be beyond the calculator
         _check_model(run, calculator, stability.stable_frames)

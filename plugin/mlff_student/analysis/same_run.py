@@ -64,8 +64,7 @@ def check_same_run(
             f"{log} has {rows} rows and {trajectory} has {frames} frames, neither a multiple of "
             "the other: they are of different runs"
         )
-    with np.errstate(all="ignore"):
-        dof = np.median(2.0 * thermo.kinetic_ev / (KB * thermo.temperature_k))
+    dof = logged_degrees_of_freedom(thermo)
     # 2 % for rounding; rigid water has 2/3 of 3N, and up to 6 go with the whole's motion.
     if dof > 1.02 * 3 * atoms or dof < 0.6 * 3 * atoms - 6:
         other = "larger" if dof > 3 * atoms else "smaller"
@@ -101,6 +100,14 @@ def check_same_run(
 def same_model(trajectory: Path) -> float:
     """How far the model's energies of this file's frames may be off the log's, in widths."""
     return SAME_MODEL_ROUNDED if trajectory.suffix.lower() in ROUNDED else SAME_MODEL
+
+
+def logged_degrees_of_freedom(thermo: Thermo) -> float:
+    """2 K / (k T) of a log, what its program took the temperature from; NaN where no row tells."""
+    with np.errstate(all="ignore"):
+        of_rows = 2.0 * thermo.kinetic_ev / (KB * thermo.temperature_k)
+    finite = of_rows[np.isfinite(of_rows)]
+    return float(np.median(finite)) if len(finite) else np.nan
 
 
 def frame_spacing(thermo: Thermo, frames: int) -> float:

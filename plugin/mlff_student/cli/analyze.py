@@ -39,7 +39,7 @@ def analyze_command(
         Path | None, typer.Option(help="Of that run, for the time between its frames.")
     ] = None,
     degrees_of_freedom: Annotated[
-        int | None, typer.Option(help="Of the run; 3N - 3 if not given.")
+        int | None, typer.Option(help="Of the run; else those of the log.")
     ] = None,
     lammps_units: Annotated[
         str | None, typer.Option("--units", help="metal or real, where LAMMPS files do not say.")
