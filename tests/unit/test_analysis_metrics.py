@@ -21,7 +21,7 @@ from mlff_student.analysis.ensemble import (
 )
 from mlff_student.analysis.forces import evaluate_frames, force_errors
 from mlff_student.analysis.frames import Frames, every_nth, make_whole
-from mlff_student.analysis.rdf import Rdf, compare_rdf, measure_rdf
+from mlff_student.analysis.rdf import Rdf, compare_rdf, measure_rdf, measure_suitable_rdf
 from mlff_student.analysis.spectrum import compare_spectra, measure_spectrum
 from mlff_student.analysis.stability import measure_stability
 from mlff_student.analysis.thermo import Thermo
@@ -409,6 +409,24 @@ def test_intermolecular_distribution_has_no_bonds(structures) -> None:
     assert between.g[pair, bond].max() == 0.0
     outer = every.r > 2.0  # of 8 waters, 16 of the 128 pairs are bonds
     np.testing.assert_allclose(every.g[pair, outer], between.g[pair, outer] * 112 / 128)
+
+
+def test_liquids_are_compared_between_molecules_up_to_half_the_box(structures) -> None:
+    """What `analyze` and `validate` measure, so that one threshold judges one quantity."""
+    structure = structure_of(structures["water_box"])
+    frames = Frames(
+        np.tile(structure.atoms.positions, (2, 1, 1)),
+        np.tile(structure.atoms.cell.array, (2, 1, 1)),
+    )
+    rdf = measure_suitable_rdf([frames], structure)
+    half = 0.5 * structure.atoms.cell.lengths().min()
+    assert half - 0.2 < rdf.r[-1] + 0.1 <= half and rdf.r[1] - rdf.r[0] == pytest.approx(0.2)
+    bonded = rdf.r < 1.2  # no hydrogen bond is as short
+    assert rdf.g[rdf.pairs.index("H-O"), bonded].max() == 0.0
+    water = structure_of(structures["water"])
+    positions = np.tile(water.atoms.positions, (2, 1, 1))
+    single = measure_suitable_rdf([Frames(positions, None)], water)
+    assert single.g[single.pairs.index("H-O"), single.r < 1.2].max() > 0.0
 
 
 def test_open_molecule_has_a_density_of_distances_of_integral_one() -> None:

@@ -23,7 +23,7 @@ from .ensemble import (
 )
 from .forces import ForceErrors, evaluate_frames, force_errors
 from .frames import Frames, between_frames, every_nth, read_topology, stream_frames
-from .rdf import Rdf, RdfError, compare_rdf, measure_rdf
+from .rdf import Rdf, RdfError, compare_rdf, measure_suitable_rdf
 from .same_run import (
     FrameSeries,
     check_energies,
@@ -318,8 +318,8 @@ def _with_reference(analysis: Analysis, run: _Run, reference: Reference) -> Anal
     structure, path = run.structure, Path(reference.trajectory)
     check_order(path, structure, next(run.frames(path)))
     series = FrameSeries()
-    student = measure_rdf(run.frames(), structure)
-    teacher = measure_rdf(series.follow(run.frames(path), structure), structure)
+    student = measure_suitable_rdf(run.frames(), structure)
+    teacher = measure_suitable_rdf(series.follow(run.frames(path), structure), structure)
     error = compare_rdf(student, teacher)
     analysis = replace(analysis, rdf=student, teacher_rdf=teacher, rdf_error=error)
     if error.rdf_error_percent <= error.rdf_noise_percent:
