@@ -274,6 +274,27 @@ def test_hydrogen_lost_is_counted_and_ends_the_stable_time() -> None:
     assert kept.hydrogen_distance_angstrom == pytest.approx(np.linalg.norm(away) + 2.0)
 
 
+@pytest.mark.parametrize("lost", [False, True], ids=["whole", "lost"])
+def test_slab_is_periodic_along_its_face_alone(lost: bool) -> None:
+    """A molecule across the face is whole; a hydrogen that left for the vacuum has not come round
+    to the other side.
+    """
+    ethanol = molecule("CH3CH2OH", vacuum=4.0)
+    ethanol.pbc = (True, True, False)
+    cell = ethanol.cell.array
+    ethanol.positions[:, :2] -= ethanol.positions[0, :2]  # an atom at the corner
+    structure = structure_of(ethanol)
+    ethanol.wrap(pbc=(True, True, False))
+    assert np.ptp(ethanol.positions[:, 0]) > 0.5 * cell[0, 0]
+    frames = np.tile(ethanol.positions, (10, 1, 1))
+    if lost:
+        frames[5:, -1] += cell[2]
+    cells = np.tile(cell, (10, 1, 1))
+    kept = measure_stability([Frames(frames, cells)], structure, Path("run"))
+    assert (kept.stable_frames, kept.hydrogens_lost) == ((5, 1) if lost else (10, 0))
+    assert lost or kept.rmsd_max_angstrom < 2e-3  # single precision in mdtraj.rmsd
+
+
 def test_atom_without_bonds_that_is_lost_ends_the_stable_time() -> None:
     argon = Atoms("Ar2", positions=[[0, 0, 0], [4, 0, 0]])
     frames = np.tile(argon.positions, (10, 1, 1))

@@ -218,7 +218,7 @@ thermo_modify   format float %.12g
 thermo          5
 dump            a all custom 10 run.dump id type x y z vx vy vz
 dump            b all custom 10 scaled.dump id element xs ys zs fx fy fz
-dump_modify     b element Ar units yes
+dump_modify     b element Ar units yes time yes
 dump            c all dcd 10 run.dcd
 run             100
 """)

@@ -115,7 +115,7 @@ def measure_rdf(
     for part in frames:
         if not np.isfinite(part.positions).all():
             raise InputError("positions that are not finite have no radial distribution function")
-        positions = make_whole(part.positions, part.cells, bonds)
+        positions = make_whole(part.positions, part.cells, bonds, structure.atoms.pbc)
         for index, points in enumerate(positions):
             periodic = part.cells is not None
             cell = part.cells[index] if periodic else np.zeros((3, 3))
