@@ -4,6 +4,7 @@ import io
 import json
 import subprocess
 import sys
+import tracemalloc
 from pathlib import Path
 from string import Template
 from textwrap import dedent
@@ -523,6 +524,18 @@ def test_command_refuses_what_it_cannot_use(
 
 
 # --- memory ---------------------------------------------------------------------------------------
+
+
+def test_a_long_log_takes_little_more_than_its_numbers(tmp_path: Path) -> None:
+    """Five doubles a row, held at most three times while they are read; lists took nine times."""
+    log, rows = tmp_path / "run.csv", 50_000
+    lines = (f"{0.01 * i:.2f},-10,1,-9,300.5\n" for i in range(rows))
+    log.write_text("time_ps,potential_ev,kinetic_ev,total_ev,temperature_k\n" + "".join(lines))
+    tracemalloc.start()
+    assert len(read_thermo(log).time_ps) == rows
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 4 * 40 * rows
 
 
 def test_memory_does_not_grow_with_the_trajectory(tmp_path: Path) -> None:

@@ -132,7 +132,7 @@ def between_frames(frames: Iterable[Frames], first: int, last: int) -> Iterator[
 def nearest_image(
     vectors: NDArray[np.float64], cells: NDArray[np.float64], periodic: Sequence[bool]
 ) -> NDArray[np.float64]:
-    """Vectors (F, V, 3) to the nearest image in cells (F, 3, 3), along what of these is periodic."""
+    """Vectors (F, V, 3) to the nearest image in cells (F, 3, 3), along what is periodic of them."""
     return vectors - (np.round(vectors @ np.linalg.inv(cells)) * np.asarray(periodic)) @ cells
 
 

@@ -1,5 +1,6 @@
 """Whether a log and a trajectory are of the same run."""
 
+from array import array
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -23,14 +24,18 @@ SAME_MODEL, SAME_MODEL_ROUNDED = 0.1, 0.3
 ROUNDED = (".xtc", ".gro")
 
 
+def _numbers() -> "array[float]":
+    return array("d")  # a quarter of a list's memory: there may be millions
+
+
 @dataclass
 class FrameSeries:
     """One number for each frame of a trajectory, as far as the file has them."""
 
     frames: int = 0
-    time_ps: list[float] = field(default_factory=list)
-    volume_angstrom3: list[float] = field(default_factory=list)
-    kinetic_ev: list[float] = field(default_factory=list)
+    time_ps: "array[float]" = field(default_factory=_numbers)
+    volume_angstrom3: "array[float]" = field(default_factory=_numbers)
+    kinetic_ev: "array[float]" = field(default_factory=_numbers)
 
     def follow(self, frames: Iterable[Frames], structure: Structure) -> Iterator[Frames]:
         """Pass the frames on, and fill the series on the way."""
@@ -38,12 +43,12 @@ class FrameSeries:
         for part in frames:
             self.frames += len(part)
             if part.time_ps is not None:
-                self.time_ps += part.time_ps.tolist()
+                self.time_ps.extend(part.time_ps)
             if part.cells is not None:
-                self.volume_angstrom3 += np.abs(np.linalg.det(part.cells)).tolist()
+                self.volume_angstrom3.extend(np.abs(np.linalg.det(part.cells)))
             if part.velocities is not None:
                 kinetic = 0.5 * AMU_ANGSTROM2_PER_PS2 * (part.velocities**2).sum(axis=2) @ masses
-                self.kinetic_ev += kinetic.tolist()
+                self.kinetic_ev.extend(kinetic)
             yield part
 
 

@@ -2,6 +2,7 @@
 
 import csv
 import re
+from array import array
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple, TextIO
@@ -137,7 +138,7 @@ def _read_csv(path: Path, file: TextIO) -> _Table:
     delimiter = "\t" if "\t" in file.readline() else ","
     file.seek(0)
     reader = csv.reader(file, delimiter=delimiter)
-    rows: list[list[float]] = []
+    rows = array("d")
     try:
         header = [name.strip().lstrip('#"').rstrip('"') for name in next(reader, [])]
         if not any(_field(name)[0] for name in header):
@@ -152,7 +153,7 @@ def _read_csv(path: Path, file: TextIO) -> _Table:
                     f"{path}, line {reader.line_num}: {len(fields)} fields, expected "
                     f"{len(header)}. Was the log cut off? Delete the line"
                 )
-            rows.append([float(fields[index]) for index in wanted])
+            rows.extend(float(fields[index]) for index in wanted)
     except (ValueError, csv.Error) as error:
         if isinstance(error, InputError):
             raise
@@ -166,7 +167,12 @@ def _read_ase(path: Path, file: TextIO) -> _Table:
     if any("/N" in name for name in header):
         raise InputError(f"{path} has energies per atom; write the log with peratom=False")
     try:
-        rows = [[float(field) for field in line.split()[:5]] for line in file if line.strip()]
+        rows = array("d")
+        for line in filter(str.strip, file):
+            fields = line.split()[:5]
+            if len(fields) != len(header):
+                raise ValueError(f"{len(fields)} fields, expected {len(header)}")
+            rows.extend(map(float, fields))
         return _table(header, rows, ", ".join(header))
     except ValueError as error:
         raise InputError(f"{path}: {error}. Are these two runs in one file?") from error
@@ -175,7 +181,7 @@ def _read_ase(path: Path, file: TextIO) -> _Table:
 def _read_lammps(path: Path, file: TextIO, style: str | None) -> _Table:
     """Last run in a LAMMPS log, or in YAML thermo output by itself."""
     names: list[str] = []
-    rows: list[list[float]] = []
+    rows = array("d")
     runs = 0
     timestep: str | None = None
     may_default = False  # of the timestep: where all commands of the run are in the file
@@ -192,14 +198,15 @@ def _read_lammps(path: Path, file: TextIO, style: str | None) -> _Table:
             case "timestep":
                 timestep = words[0]
             case "names":
-                names, rows, runs = words, [], runs + 1
+                names, rows, runs = words, array("d"), runs + 1
             case "row" if len(words) == len(names):
-                rows.append([float(word) for word in words])
+                rows.extend(map(float, words))
             case "thermo_modify" if {"norm", "yes"} <= set(words):
                 raise InputError(f"{path} has energies per atom; use thermo_modify norm no")
-    if len(rows) < FEWEST_ROWS and runs > 1:
+    count = len(rows) // max(1, len(names))
+    if count < FEWEST_ROWS and runs > 1:
         raise InputError(
-            f"{path} has {runs} runs, of which the last is read: it has {len(rows)} rows, a drift "
+            f"{path} has {runs} runs, of which the last is read: it has {count} rows, a drift "
             f"needs at least {FEWEST_ROWS}. Delete the runs after the one that is meant"
         )
     if style not in LAMMPS_UNITS:
@@ -279,8 +286,9 @@ def _field(name: str) -> tuple[str, str]:
     return NAMES.get(text.lower(), ""), (unit or "").lower()
 
 
-def _table(names: list[str], rows: list[list[float]], seen: str) -> _Table:
-    values = np.array(rows, dtype=float).reshape(len(rows), len(names))
+def _table(names: list[str], rows: "array[float]", seen: str) -> _Table:
+    """Of rows one after another, as small as they can be kept: logs have millions."""
+    values = np.array(rows).reshape(len(rows) // max(1, len(names)), len(names))
     columns = {}
     for name, column in zip(names, values.T, strict=True):
         field, unit = _field(name)
