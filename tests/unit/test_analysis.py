@@ -22,6 +22,7 @@ from mlff_student.analysis.stability import Stability, measure_stability
 from mlff_student.analysis.thermo import Thermo, read_thermo
 from mlff_student.errors import InputError
 from mlff_student.plots import plot_drift
+from mlff_student.units import KB
 from mlff_student.verdict import drift_table, load_thresholds, verdict
 
 ATOMS = 9
@@ -191,6 +192,14 @@ def test_real_dynamics_passes_only_when_it_conserves_energy(
     assert checks["drift_mev_per_atom_ps"] is passed
 
 
+def test_energies_that_are_constant_to_their_digits_have_figures() -> None:
+    thermo = make_thermo(noise_mev=0.0)
+    still = fit_drift(thermo._replace(total_ev=np.full(1000, -50.0)), ATOMS)
+    assert abs(still.drift_mev_per_atom_ps) < 1e-12 and still.drift_stderr_mev_per_atom_ps < 1e-12
+    held = fit_drift(make_thermo()._replace(kinetic_ev=np.full(1000, 1.0)), ATOMS)
+    assert np.isinf(held.exchange_ratio)
+
+
 def test_no_degrees_of_freedom_is_an_input_error() -> None:
     with pytest.raises(InputError, match=r"1 atom.* 0 degrees of freedom"):
         fit_drift(make_thermo(), 1)
@@ -232,6 +241,45 @@ def test_malformed_log_is_refused_by_what_is_wrong(
     log.write_text("\n".join(lines))
     with pytest.raises(InputError, match=message):
         read_thermo(log)
+
+
+@pytest.mark.parametrize("kind", ["conserved quantity", "rounded constant"])
+def test_total_energy_that_is_not_potential_plus_kinetic_is_refused(
+    tmp_path: Path, kind: str
+) -> None:
+    """Either would pass as a run without drift, whatever the energy did."""
+    thermo = make_thermo(slope_mev=5.0, noise_mev=20.0)
+    total = {
+        "conserved quantity": np.linspace(-4200.0, -4200.001, len(thermo.time_ps)),
+        "rounded constant": np.round(thermo.total_ev, -2),
+    }[kind]
+    with pytest.raises(InputError, match=r"off potential \+ kinetic.* Delete the column"):
+        read_thermo(write_log(tmp_path / "run.csv", thermo._replace(total_ev=total)))
+
+
+@pytest.mark.parametrize("digits", [6, 8], ids="{} digits".format)
+def test_total_energy_may_be_rounded_and_have_another_zero(tmp_path: Path, digits: int) -> None:
+    columns = np.stack(make_thermo(noise_mev=0.5)[:5], axis=1)
+    columns[:, 3] += 1000.0
+    columns[5, 1:] = np.nan  # a figure, not an error
+    log, header = tmp_path / "run.csv", ",".join(Thermo._fields[:5])
+    np.savetxt(log, columns, f"%.{digits}g", delimiter=",", header=header, comments="")
+    assert np.isnan(read_thermo(log).total_ev).sum() == 1
+
+
+def test_degrees_of_freedom_are_those_of_the_log(tmp_path: Path) -> None:
+    """A sound canonical run whose eight bonds are constrained."""
+    rows, dof = 1000, 3 * ATOMS - 3 - len(BONDS)
+    kinetic = 0.5 * KB * 300.0 * np.random.default_rng(6).chisquare(dof, rows)
+    temperature = 2.0 * kinetic / (dof * KB)
+    thermo = Thermo(0.01 * np.arange(rows), kinetic - 50.0, kinetic, 2 * kinetic - 50, temperature)
+    files = (*write_run(tmp_path, thermal(rows)), write_log(tmp_path / "run.csv", thermo))
+    found = analyze(*files, ensemble="nvt", temperature_K=300.0)
+    assert found.degrees_of_freedom == dof
+    assert any("16 degrees of freedom" in note for note in found.notes)
+    assert found.kinetic.kinetic_mean_sigma < 3
+    free = analyze(*files, ensemble="nvt", temperature_K=300.0, degrees_of_freedom=3 * ATOMS - 3)
+    assert free.kinetic.kinetic_mean_sigma > 10
 
 
 def test_missing_and_binary_logs_are_refused(tmp_path: Path) -> None:

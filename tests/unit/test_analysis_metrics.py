@@ -21,7 +21,7 @@ from mlff_student.analysis.ensemble import (
 )
 from mlff_student.analysis.forces import evaluate_frames, force_errors
 from mlff_student.analysis.frames import Frames, every_nth, make_whole
-from mlff_student.analysis.rdf import Rdf, compare_rdf, measure_rdf
+from mlff_student.analysis.rdf import Rdf, compare_rdf, measure_rdf, measure_suitable_rdf
 from mlff_student.analysis.spectrum import compare_spectra, measure_spectrum
 from mlff_student.analysis.stability import measure_stability
 from mlff_student.analysis.thermo import Thermo
@@ -140,6 +140,12 @@ def test_kinetic_energy_held_by_a_wrong_thermostat_has_too_narrow_a_distribution
 def test_too_few_kinetic_energies_are_refused() -> None:
     with pytest.raises(InputError, match=r"independent kinetic energies.* needs 20"):
         kinetic_energies(canonical(300.0, 0.99, 300), degrees_of_freedom=24, temperature_K=300.0)
+
+
+@pytest.mark.parametrize("kinetic", [np.ones(300), np.array([1.0, np.nan] * 150)])
+def test_kinetic_energies_without_a_distribution_are_refused(kinetic: np.ndarray) -> None:
+    with pytest.raises(InputError, match="kinetic energy is constant, or not finite"):
+        kinetic_energies(kinetic, degrees_of_freedom=24, temperature_K=300.0)
 
 
 def maxwell(structure: Structure, temperatures: np.ndarray, frames: int = 800) -> Frames:
@@ -266,6 +272,27 @@ def test_hydrogen_lost_is_counted_and_ends_the_stable_time() -> None:
     kept = measure_stability(pieces(Frames(frames, None), 9), ethanol, Path("run"))
     assert (kept.hydrogens_lost, kept.stable_frames, kept.frames) == (1, 25, 40)
     assert kept.hydrogen_distance_angstrom == pytest.approx(np.linalg.norm(away) + 2.0)
+
+
+@pytest.mark.parametrize("lost", [False, True], ids=["whole", "lost"])
+def test_slab_is_periodic_along_its_face_alone(lost: bool) -> None:
+    """A molecule across the face is whole; a hydrogen that left for the vacuum has not come round
+    to the other side.
+    """
+    ethanol = molecule("CH3CH2OH", vacuum=4.0)
+    ethanol.pbc = (True, True, False)
+    cell = ethanol.cell.array
+    ethanol.positions[:, :2] -= ethanol.positions[0, :2]  # an atom at the corner
+    structure = structure_of(ethanol)
+    ethanol.wrap(pbc=(True, True, False))
+    assert np.ptp(ethanol.positions[:, 0]) > 0.5 * cell[0, 0]
+    frames = np.tile(ethanol.positions, (10, 1, 1))
+    if lost:
+        frames[5:, -1] += cell[2]
+    cells = np.tile(cell, (10, 1, 1))
+    kept = measure_stability([Frames(frames, cells)], structure, Path("run"))
+    assert (kept.stable_frames, kept.hydrogens_lost) == ((5, 1) if lost else (10, 0))
+    assert lost or kept.rmsd_max_angstrom < 2e-3  # single precision in mdtraj.rmsd
 
 
 def test_atom_without_bonds_that_is_lost_ends_the_stable_time() -> None:
@@ -403,6 +430,24 @@ def test_intermolecular_distribution_has_no_bonds(structures) -> None:
     assert between.g[pair, bond].max() == 0.0
     outer = every.r > 2.0  # of 8 waters, 16 of the 128 pairs are bonds
     np.testing.assert_allclose(every.g[pair, outer], between.g[pair, outer] * 112 / 128)
+
+
+def test_liquids_are_compared_between_molecules_up_to_half_the_box(structures) -> None:
+    """What `analyze` and `validate` measure, so that one threshold judges one quantity."""
+    structure = structure_of(structures["water_box"])
+    frames = Frames(
+        np.tile(structure.atoms.positions, (2, 1, 1)),
+        np.tile(structure.atoms.cell.array, (2, 1, 1)),
+    )
+    rdf = measure_suitable_rdf([frames], structure)
+    half = 0.5 * structure.atoms.cell.lengths().min()
+    assert half - 0.2 < rdf.r[-1] + 0.1 <= half and rdf.r[1] - rdf.r[0] == pytest.approx(0.2)
+    bonded = rdf.r < 1.2  # no hydrogen bond is as short
+    assert rdf.g[rdf.pairs.index("H-O"), bonded].max() == 0.0
+    water = structure_of(structures["water"])
+    positions = np.tile(water.atoms.positions, (2, 1, 1))
+    single = measure_suitable_rdf([Frames(positions, None)], water)
+    assert single.g[single.pairs.index("H-O"), single.r < 1.2].max() > 0.0
 
 
 def test_open_molecule_has_a_density_of_distances_of_integral_one() -> None:

@@ -4,6 +4,7 @@ import io
 import json
 import subprocess
 import sys
+import tracemalloc
 from pathlib import Path
 from string import Template
 from textwrap import dedent
@@ -164,9 +165,25 @@ def test_run_of_openmm_passes_and_with_a_thermostat_fails(openmm_nve: Path, tmp_
     record = analyze(tmp_path / "run.dcd", tmp_path / "top.pdb", tmp_path / "all.csv").as_record()
     assert "exchange_ratio" in failures(record)
     as_nvt = analyze(
-        tmp_path / "run.dcd", tmp_path / "top.pdb", tmp_path / "all.csv", ensemble="nvt"
+        tmp_path / "run.dcd",
+        tmp_path / "top.pdb",
+        tmp_path / "all.csv",
+        ensemble="nvt",
+        temperature_K=300.0,
     ).as_record()
     assert not {"exchange_ratio", "drift_mev_per_atom_ps"} & set(as_nvt)
+
+
+@pytest.mark.parametrize(
+    ("temperature", "message"),
+    [(None, "needs the bath's temperature: --temperature-K"), (-300.0, "must be positive")],
+)
+def test_thermostat_without_a_temperature_is_refused(
+    openmm_nve: Path, temperature: float | None, message: str
+) -> None:
+    files = (openmm_nve / "run.dcd", openmm_nve / "top.pdb", openmm_nve / "all.csv")
+    with pytest.raises(InputError, match=message):
+        analyze(*files, ensemble="nvt", temperature_K=temperature)
 
 
 def test_trajectory_of_another_spacing_is_refused(openmm_nve: Path, tmp_path: Path) -> None:
@@ -202,7 +219,7 @@ thermo_modify   format float %.12g
 thermo          5
 dump            a all custom 10 run.dump id type x y z vx vy vz
 dump            b all custom 10 scaled.dump id element xs ys zs fx fy fz
-dump_modify     b element Ar units yes
+dump_modify     b element Ar units yes time yes
 dump            c all dcd 10 run.dcd
 run             100
 """)
@@ -249,6 +266,17 @@ def test_logs_of_lammps_agree_whichever_style_they_have(
     whole = log.read_text()
     log.write_text(whole[: whole.index("Loop time", whole.index("reset_timestep")) - 12])
     assert len(read_thermo(log, degrees_of_freedom=321).time_ps) in (19, 20)
+
+
+def test_log_that_ends_with_a_single_point_says_that_the_last_run_is_read(
+    lammps_nve: Path, tmp_path: Path
+) -> None:
+    text = (lammps_nve / "log.lammps").read_text()
+    last = text[text.rindex("Per MPI rank memory") :].splitlines(keepends=True)
+    log = tmp_path / "log.lammps"
+    log.write_text(text + "".join([*last[:3], "Loop time of 0 on 1 procs for 0 steps\n"]))
+    with pytest.raises(InputError, match=r"runs, of which the last is read: it has 1 rows"):
+        read_thermo(log)
 
 
 def test_real_units_are_the_same_run(lammps_nve: Path, tmp_path: Path) -> None:
@@ -339,7 +367,7 @@ def test_elements_in_a_trajectory_are_held_against_the_topology(
 def test_pressure_changes_density(tmp_path: Path) -> None:
     box = run_lammps(tmp_path / "npt", fixes="fix 1 all npt temp 40 40 0.1 iso 1 1 1.0")
     files = (box / "run.dcd", box / "top.extxyz", box / "log.lammps")
-    record = analyze(*files, ensemble="npt").as_record()
+    record = analyze(*files, ensemble="npt", temperature_K=40.0).as_record()
     thermo = read_thermo(files[2])
     assert record["density_g_per_cm3"] == pytest.approx(thermo.density_g_per_cm3.mean(), rel=1e-3)
     sign = np.sign(thermo.density_g_per_cm3[-1] - thermo.density_g_per_cm3[0])
@@ -402,6 +430,27 @@ def test_log_of_another_run_of_ase_is_refused(ase_nve: Path, tmp_path: Path) -> 
         )
 
 
+def test_model_that_did_not_make_the_run_is_refused(ase_nve: Path) -> None:
+    """Nearly right, as another student of the same teacher is: a quarter of the fluctuation off."""
+    files = (bare_positions(ase_nve), ase_nve / "top.extxyz", ase_nve / "run.log")
+    analyze(*files, calculator=EMT())
+    spread = read_thermo(files[2]).potential_ev.std()
+    with pytest.raises(InputError, match=r"potential energy .* or of another model"):
+        analyze(*files, calculator=NearlyEMT(0.25 * spread))
+
+
+class NearlyEMT(EMT):
+    """Energies that are off by a constant, eV."""
+
+    def __init__(self, off: float) -> None:
+        super().__init__()
+        self.off = off
+
+    def calculate(self, *args, **kwargs) -> None:
+        super().calculate(*args, **kwargs)
+        self.results["energy"] += self.off
+
+
 def bare_positions(folder: Path) -> Path:
     """The frames without velocities, forces and elements."""
     path = folder / "bare.dcd"
@@ -458,7 +507,35 @@ def test_command_without_the_model_says_so(ase_nve: Path, tmp_path: Path) -> Non
         )
 
 
+@pytest.mark.parametrize(
+    ("trajectory", "options", "message"),
+    [
+        (Path("."), {}, "no trajectory file"),
+        ("run.traj", {"reference_log": Path("run.log")}, "needs its --reference-trajectory"),
+    ],
+)
+def test_command_refuses_what_it_cannot_use(
+    ase_nve: Path, trajectory: Path | str, options: dict, message: str
+) -> None:
+    path = trajectory if isinstance(trajectory, Path) else ase_nve / trajectory
+    files = (path, ase_nve / "top.extxyz", ase_nve / "run.log")
+    with pytest.raises(InputError, match=message):
+        run_analysis(*files, console=Console(file=io.StringIO()), **options)
+
+
 # --- memory ---------------------------------------------------------------------------------------
+
+
+def test_a_long_log_takes_little_more_than_its_numbers(tmp_path: Path) -> None:
+    """Five doubles a row, held at most three times while they are read; lists took nine times."""
+    log, rows = tmp_path / "run.csv", 50_000
+    lines = (f"{0.01 * i:.2f},-10,1,-9,300.5\n" for i in range(rows))
+    log.write_text("time_ps,potential_ev,kinetic_ev,total_ev,temperature_k\n" + "".join(lines))
+    tracemalloc.start()
+    assert len(read_thermo(log).time_ps) == rows
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 4 * 40 * rows
 
 
 def test_memory_does_not_grow_with_the_trajectory(tmp_path: Path) -> None:

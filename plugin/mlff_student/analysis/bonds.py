@@ -1,5 +1,6 @@
 """Lengths of bonds in frames, and whether a trajectory has its topology's atoms in their order."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ from numpy.typing import NDArray
 from ..errors import InputError
 from ..structure import Structure
 from ..verdict import load_thresholds
-from .frames import Frames
+from .frames import Frames, nearest_image
 
 COLLAPSE = load_thresholds()["bond_deviation_angstrom"].value  # off its length: the bond is gone
 NEVER_BY_HEAT = 0.4  # angstrom: neither bonds stretch nor angles close by so much
@@ -22,26 +23,32 @@ def bond_pairs(topology: mdtraj.Topology) -> NDArray[np.int_]:
 
 
 def bond_lengths(
-    positions: NDArray[Any], cells: NDArray[Any] | None, pairs: NDArray[Any], longest: float = 0.0
+    positions: NDArray[Any],
+    cells: NDArray[Any] | None,
+    pairs: NDArray[Any],
+    longest: float = 0.0,
+    periodic: Sequence[bool] = (True, True, True),
 ) -> NDArray[Any]:
     """Lengths (F, B) of bonds, pairs (B, 2), in positions (F, N, 3) and cells (F, 3, 3), angstrom.
 
-    To the nearest image where every cell is thicker than twice the `longest` bond.
+    To the nearest image where every cell is thicker than twice the `longest` bond, along what of it
+    is periodic.
     """
     vectors = positions[:, pairs[:, 1]] - positions[:, pairs[:, 0]]  # (F, B, 3)
     if cells is not None:
         faces = np.cross(np.roll(cells, -1, axis=1), np.roll(cells, -2, axis=1))  # (F, 3, 3)
         with np.errstate(all="ignore"):
             heights = np.abs(np.linalg.det(cells))[:, None] / np.linalg.norm(faces, axis=2)
-        if (heights > 2.0 * longest).all():
-            vectors -= np.round(vectors @ np.linalg.inv(cells)) @ cells
+        if (heights[:, np.asarray(periodic)] > 2.0 * longest).all():
+            vectors = nearest_image(vectors, cells, periodic)
     return np.linalg.norm(vectors, axis=2)
 
 
 def reference_lengths(structure: Structure, pairs: NDArray[np.int_]) -> NDArray[np.float64]:
     """Lengths (B,) of pairs of atoms in the reference structure, angstrom."""
-    cell = structure.atoms.cell.array[None] if structure.atoms.pbc.all() else None
-    return bond_lengths(structure.atoms.positions[None], cell, pairs)[0]
+    atoms = structure.atoms
+    cell = atoms.cell.complete().array[None] if atoms.pbc.any() else None
+    return bond_lengths(atoms.positions[None], cell, pairs, periodic=atoms.pbc)[0]
 
 
 def check_order(path: Path, structure: Structure, frames: Frames) -> None:
@@ -63,12 +70,13 @@ def check_order(path: Path, structure: Structure, frames: Frames) -> None:
         return
     cell = None if frames.cells is None else frames.cells[:1]
     reference = reference_lengths(structure, pairs)
-    length = bond_lengths(first[None], cell, pairs, longest=reference.max())[0]
+    periodic = structure.atoms.pbc
+    (length,) = bond_lengths(first[None], cell, pairs, reference.max(), periodic)
     broken = np.abs(length - reference) > NEVER_BY_HEAT
     contact = reference.max() + 0.1  # angstrom, a thermal amplitude
     box = np.zeros((3, 3)) if cell is None else cell[0]
     i, j, distance = NeighborList(cutoff=contact, full_list=False).compute(
-        first, box, cell is not None, "ijd"
+        first, box, False if cell is None else periodic, "ijd"
     )
     near = np.stack([i, j], axis=1).astype(int)
     before = reference_lengths(structure, near)

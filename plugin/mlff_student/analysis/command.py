@@ -9,6 +9,7 @@ from rich.table import Table
 from rich.text import Text
 
 from ..calculator import StudentForceFieldCalculator
+from ..errors import InputError
 from ..files import require_writable
 from ..plots import plot_drift, plot_force_errors, plot_rdf, plot_spectra
 from ..results import write_results
@@ -62,8 +63,13 @@ def run_analysis(
 
     Raises
     ------
-    StudentError : files that cannot be used, or a teacher that is not there.
+    StudentError : files that cannot be used, a log without its trajectory, or a teacher that is
+        not there.
     """
+    if not trajectory.is_file():
+        raise InputError(f"no trajectory file {trajectory}")
+    if reference_log and not reference_trajectory:
+        raise InputError(f"--reference-log {reference_log} needs its --reference-trajectory")
     # Not run.json: that is the summary of `md`, by which it knows a finished run.
     json = json or trajectory.with_suffix(".analysis.json")
     plot = plot or trajectory.with_suffix(".png")

@@ -106,17 +106,17 @@ def slope_with_error(time: NDArray[np.float64], value: NDArray[np.float64]) -> t
         if size == 1:
             slope_of_rows = slope
         errors.append(error)
-        if size**3 > 2 * rows * (error / errors[0]) ** 4:
+        if size**3 * errors[0] ** 4 > 2 * rows * error**4:
             return slope_of_rows, error
         size *= 2
     return slope_of_rows, max(errors)
 
 
-def _fluctuation(time: NDArray[np.float64], value: NDArray[np.float64]) -> float:
+def _fluctuation(time: NDArray[np.float64], value: NDArray[np.float64]) -> np.float64:
     """Root mean square of a series about its linear trend."""
     slope, _ = _line(time, value)
     residual = value - value.mean() - slope * (time - time.mean())
-    return float(np.sqrt(np.mean(residual**2)))
+    return np.sqrt(np.mean(residual**2))  # that a ratio to none is infinite, and no error
 
 
 def _line(t: NDArray[np.float64], v: NDArray[np.float64]) -> tuple[float, float]:

@@ -116,11 +116,13 @@ def kinetic_energies(
 
     Raises
     ------
-    InputError : a run of fewer than 20 independent samples.
+    InputError : a run of fewer than 20 independent samples, or energies that do not fluctuate.
     """
+    if not fluctuates(kinetic_ev):
+        raise InputError("the kinetic energy is constant, or not finite")
     validation = _library()
     mean = mean_of_blocks(kinetic_ev)
-    samples = min(len(kinetic_ev), int((kinetic_ev.std() / mean.stderr) ** 2))
+    samples = int(min(len(kinetic_ev), (kinetic_ev.std() / np.float64(mean.stderr)) ** 2))
     if samples < FEWEST_SAMPLES:
         raise InputError(
             f"the run has {samples} independent kinetic energies; their distribution needs "
@@ -153,9 +155,14 @@ def kinetic_energies(
     )
 
 
+def fluctuates(series: NDArray[np.float64]) -> bool:
+    """Whether all of a series is finite, and not all of it the same."""
+    return bool(0.0 < np.ptp(series) < np.inf)
+
+
 def untold_kinetic_energies() -> KineticEnergies:
     """Of a run long enough to be tested that cannot be: it drifts, so that no rows of it are
-    independent.
+    independent, or its kinetic energies are held, or not finite.
     """
     return KineticEnergies(0, np.nan, np.nan, np.nan, np.nan)
 

@@ -1,6 +1,6 @@
 """Frames of a trajectory of any program, in pieces that fit into memory."""
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
@@ -129,8 +129,18 @@ def between_frames(frames: Iterable[Frames], first: int, last: int) -> Iterator[
             return
 
 
+def nearest_image(
+    vectors: NDArray[np.float64], cells: NDArray[np.float64], periodic: Sequence[bool]
+) -> NDArray[np.float64]:
+    """Vectors (F, V, 3) to the nearest image in cells (F, 3, 3), along what is periodic of them."""
+    return vectors - (np.round(vectors @ np.linalg.inv(cells)) * np.asarray(periodic)) @ cells
+
+
 def make_whole(
-    positions: NDArray[np.float64], cells: NDArray[np.float64] | None, bonds: NDArray[np.int_]
+    positions: NDArray[np.float64],
+    cells: NDArray[np.float64] | None,
+    bonds: NDArray[np.int_],
+    periodic: Sequence[bool] = (True, True, True),
 ) -> NDArray[np.float64]:
     """Positions (F, N, 3) with the atoms of each molecule beside each other, not across the cell.
 
@@ -140,15 +150,15 @@ def make_whole(
     if cells is None or len(bonds) == 0:
         return positions
     positions = positions.copy()
-    inverse = np.linalg.inv(cells)
     both = np.concatenate([bonds, bonds[:, ::-1]])
     fragments = connected_fragments(positions.shape[1], bonds.tolist())
     placed = np.zeros(positions.shape[1], bool)
     placed[np.unique(fragments, return_index=True)[1]] = True
     while len(reach := both[placed[both[:, 0]] & ~placed[both[:, 1]]]):
         children, first = np.unique(reach[:, 1], return_index=True)
-        vectors = positions[:, children] - positions[:, reach[first, 0]]
-        positions[:, children] -= np.round(vectors @ inverse) @ cells
+        parents = positions[:, reach[first, 0]]
+        vectors = nearest_image(positions[:, children] - parents, cells, periodic)
+        positions[:, children] = parents + vectors
         placed[children] = True
     return positions
 
@@ -202,13 +212,18 @@ def _from_hdf5(path: Path, structure: Structure, chunk: int) -> Iterator[Frames]
 
 def _read_dump(path: Path, lammps_units: str) -> Iterator[Atoms]:
     """Frames of a LAMMPS text dump; without elements they are of the unknown element X."""
+    columns: list[str] = []
+    before = ""
     with path.open() as file:
-        head = list(islice(file, 12))
-    if head[0].startswith("ITEM: UNITS"):
-        lammps_units = head[1].strip()
+        for line in file:  # up to the first atom: the header has as many items as were asked for
+            if before.startswith("ITEM: UNITS"):
+                lammps_units = line.strip()
+            if line.startswith("ITEM: ATOMS"):
+                columns = line.split()[2:]
+                break
+            before = line
     if lammps_units not in LAMMPS_UNITS:
         raise InputError(f"{path}: units {lammps_units}; expected {' or '.join(LAMMPS_UNITS)}")
-    columns = next((line.split()[2:] for line in head if line.startswith("ITEM: ATOMS")), [])
     with path.open() as file:
         for atoms in iread_lammps_dump_text(file, units=lammps_units):
             if "element" not in columns:  # ASE takes the type for an atomic number

@@ -16,6 +16,9 @@ from .bonds import bond_pairs
 from .frames import Frames, make_whole
 
 MEAN_OF_NORMAL = np.sqrt(2.0 / np.pi)  # of |x|, width 1
+# Bins of liquids, angstrom. 28 pairs of atoms, seen by two runs of the teacher of 800 moves each,
+# have a noise of 8 % in bins a quarter as wide, and 5 % in these.
+LIQUID_BIN = 0.2
 BLOCKS = 8  # of a run: what the error of a g(r) is told by
 
 
@@ -112,7 +115,7 @@ def measure_rdf(
     for part in frames:
         if not np.isfinite(part.positions).all():
             raise InputError("positions that are not finite have no radial distribution function")
-        positions = make_whole(part.positions, part.cells, bonds)
+        positions = make_whole(part.positions, part.cells, bonds, structure.atoms.pbc)
         for index, points in enumerate(positions):
             periodic = part.cells is not None
             cell = part.cells[index] if periodic else np.zeros((3, 3))
@@ -133,6 +136,26 @@ def measure_rdf(
     there = pairs_of_kind > 0  # one atom of an element makes no pair with itself
     kept = tuple(name for name, one in zip(names, there, strict=True) if one)
     return Rdf(0.5 * (edges[1:] + edges[:-1]), kept, blocks[:, there], weights)
+
+
+def measure_suitable_rdf(frames: Iterable[Frames], structure: Structure) -> Rdf:
+    """g(r) as two runs are compared by: of several molecules in a periodic box, between them alone
+    and up to half the box. Pairs within a molecule are left out: their peaks would be most of the
+    figure, and an error of the liquid a small part of it.
+    """
+    molecules = connected_fragments(
+        len(structure.atoms), bond_pairs(structure.topology).tolist()
+    ).max()
+    if not (structure.atoms.pbc.all() and molecules > 0):
+        return measure_rdf(frames, structure)
+    half = 0.5 * float(structure.atoms.cell.cellpar()[:3].min())
+    return measure_rdf(
+        frames,
+        structure,
+        r_max=LIQUID_BIN * int(half / LIQUID_BIN),
+        bin_width=LIQUID_BIN,
+        intermolecular=True,
+    )
 
 
 def compare_rdf(student: Rdf, teacher: Rdf) -> RdfError:

@@ -17,13 +17,21 @@ from .ensemble import (
     Equipartition,
     KineticEnergies,
     equipartition,
+    fluctuates,
     kinetic_energies,
     untold_kinetic_energies,
 )
 from .forces import ForceErrors, evaluate_frames, force_errors
 from .frames import Frames, between_frames, every_nth, read_topology, stream_frames
-from .rdf import Rdf, RdfError, compare_rdf, measure_rdf
-from .same_run import FrameSeries, check_energies, check_same_run, frame_spacing
+from .rdf import Rdf, RdfError, compare_rdf, measure_suitable_rdf
+from .same_run import (
+    FrameSeries,
+    check_energies,
+    check_same_run,
+    frame_spacing,
+    logged_degrees_of_freedom,
+    same_model,
+)
 from .spectrum import Spectrum, SpectrumError, compare_spectra, measure_spectrum
 from .stability import Stability, measure_stability
 from .thermo import Thermo, read_thermo
@@ -133,9 +141,11 @@ def analyze(
     topology : structure file with the trajectory's atoms in its order; its coordinates are the
         reference for bonds, its cell says whether the run is periodic.
     log : any that `read_thermo` reads.
-    degrees_of_freedom : 3N - 3 unless given.
+    degrees_of_freedom : unless given, those by which the log has a temperature and a kinetic
+        energy, and 3N - 3 where it has one of them.
     ensemble : "nve" (drift is judged), "nvt" or "npt".
-    temperature_K : of the thermostat, for the test of kinetic energies.
+    temperature_K : of the thermostat, that the kinetic energies of "nvt" and "npt" are held
+        against.
     lammps_units, timestep_fs : what a LAMMPS log or dump does not say.
     teacher : whose forces the run's are compared with, on `teacher_frames` evenly spaced frames.
     calculator : the run's own, for its forces where the trajectory has none; its energies of some
@@ -148,6 +158,10 @@ def analyze(
     """
     if ensemble not in ENSEMBLES:
         raise InputError(f"unknown ensemble {ensemble!r}; known: {', '.join(ENSEMBLES)}")
+    if ensemble != "nve" and temperature_K is None:
+        raise InputError(f"ensemble {ensemble} needs the bath's temperature: --temperature-K")
+    if temperature_K is not None and not temperature_K > 0.0:
+        raise InputError(f"the bath's temperature must be positive, got {temperature_K:g} K")
     if teacher_frames < 1:
         raise InputError(f"teacher_frames must be positive, got {teacher_frames}")
     for kind, path in (("log", log), ("topology", topology), ("trajectory", trajectory)):
@@ -159,6 +173,11 @@ def analyze(
     thermo = read_thermo(
         log, degrees_of_freedom=dof, lammps_units=lammps_units, timestep_fs=timestep_fs
     )
+    notes: tuple[str, ...] = ()
+    logged = logged_degrees_of_freedom(thermo)
+    if degrees_of_freedom is None and logged >= 1.0 and round(logged) != dof:
+        notes = (f"{round(logged)} degrees of freedom, as the log has them, not 3N - 3 = {dof}",)
+        dof = round(logged)
     run = _Run(Path(trajectory), Path(log), structure, thermo, lammps_units or "metal")
     drift = fit_drift(thermo, atoms, degrees_of_freedom=dof)
     series = run.series
@@ -175,6 +194,7 @@ def analyze(
         degrees_of_freedom=dof,
         duration_ps=float(thermo.time_ps[-1] - thermo.time_ps[0]),
         stable_ps=stability.stable_frames * run.frame_ps,
+        notes=notes,
     )
     if calculator is not None:  # what came apart may be beyond the calculator
         _check_model(run, calculator, stability.stable_frames)
@@ -220,9 +240,7 @@ def _noted(analysis: Analysis, note: str) -> Analysis:
 def _with_ensemble(analysis: Analysis, run: _Run, temperature_K: float | None) -> Analysis:
     """Kinetic energies, equipartition, density and diffusion, as far as the run has them."""
     thermo, structure = run.thermo, run.structure
-    if analysis.ensemble != "nve" and temperature_K is None:
-        analysis = _noted(analysis, "the test of kinetic energies needs the bath's temperature")
-    elif analysis.ensemble != "nve":
+    if analysis.ensemble != "nve":
         try:
             kinetic = kinetic_energies(
                 thermo.kinetic_ev,
@@ -230,9 +248,10 @@ def _with_ensemble(analysis: Analysis, run: _Run, temperature_K: float | None) -
                 temperature_K=temperature_K,
             )
             analysis = replace(analysis, kinetic=kinetic)
-        except InputError as error:  # too few that are independent
+        except InputError as error:  # too few that are independent, or none to test
             analysis = _noted(analysis, f"no test of kinetic energies: {error}")
-            if analysis.duration_ps >= TELLING_PS:  # it heats: to be told is no pass
+            # It heats, or is held: not to be told is no pass.
+            if analysis.duration_ps >= TELLING_PS or not fluctuates(thermo.kinetic_ev):
                 analysis = replace(analysis, kinetic=untold_kinetic_energies())
     if run.series.kinetic_ev:
         analysis = replace(analysis, equipartition=equipartition(run.frames(), structure))
@@ -270,6 +289,7 @@ def _check_model(run: _Run, calculator: Calculator, frames: int) -> None:
         "potential energy",
         run.log,
         run.trajectory,
+        same_model(run.trajectory),
     )
 
 
@@ -298,8 +318,8 @@ def _with_reference(analysis: Analysis, run: _Run, reference: Reference) -> Anal
     structure, path = run.structure, Path(reference.trajectory)
     check_order(path, structure, next(run.frames(path)))
     series = FrameSeries()
-    student = measure_rdf(run.frames(), structure)
-    teacher = measure_rdf(series.follow(run.frames(path), structure), structure)
+    student = measure_suitable_rdf(run.frames(), structure)
+    teacher = measure_suitable_rdf(series.follow(run.frames(path), structure), structure)
     error = compare_rdf(student, teacher)
     analysis = replace(analysis, rdf=student, teacher_rdf=teacher, rdf_error=error)
     if error.rdf_error_percent <= error.rdf_noise_percent:

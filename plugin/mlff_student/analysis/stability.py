@@ -51,7 +51,8 @@ class Stability:
 def measure_stability(frames: Iterable[Frames], structure: Structure, name: Path) -> Stability:
     """Follow the bonds of the reference structure through all frames.
 
-    Distances are to the nearest image where the cell is thicker than two bonds.
+    Distances are to the nearest image where the cell is thicker than two bonds, along what of it is
+    periodic.
 
     Parameters
     ----------
@@ -64,6 +65,7 @@ def measure_stability(frames: Iterable[Frames], structure: Structure, name: Path
     """
     members = list(structure.topology.atoms)
     pairs = bond_pairs(structure.topology)
+    periodic = structure.atoms.pbc
     reference = reference_lengths(structure, pairs)
     with_hydrogen = (structure.atoms.numbers[pairs] == 1).any(axis=1)
     lost = np.zeros(int(with_hydrogen.sum()), bool)
@@ -76,7 +78,7 @@ def measure_stability(frames: Iterable[Frames], structure: Structure, name: Path
             check_order(name, structure, part)
         failed = ~np.isfinite(part.positions).all(axis=(1, 2))
         if len(pairs):
-            lengths = bond_lengths(part.positions, part.cells, pairs, longest=reference.max())
+            lengths = bond_lengths(part.positions, part.cells, pairs, reference.max(), periodic)
             deviation = np.abs(lengths - reference)  # (F, B)
             frame, bond = divmod(int(deviation.argmax()), len(pairs))  # a NaN counts as largest
             value = float(deviation[frame, bond])
@@ -91,7 +93,7 @@ def measure_stability(frames: Iterable[Frames], structure: Structure, name: Path
         if stable is None and failed.any():
             stable = count + int(failed.argmax())
         if fragments.max() == 0:
-            rmsd.append(_rmsd(make_whole(part.positions, part.cells, pairs), structure))
+            rmsd.append(_rmsd(make_whole(part.positions, part.cells, pairs, periodic), structure))
         count += len(part)
     distances = np.concatenate(rmsd) if rmsd else None
     return Stability(
@@ -115,8 +117,9 @@ def _rmsd(positions: NDArray[np.float64], structure: Structure) -> NDArray[np.fl
         chosen = np.arange(len(structure.atoms))
     reference = make_whole(
         structure.atoms.positions[None],
-        structure.atoms.cell.array[None] if structure.atoms.pbc.all() else None,
+        structure.atoms.cell.complete().array[None] if structure.atoms.pbc.any() else None,
         bond_pairs(structure.topology),
+        structure.atoms.pbc,
     )
     frames, start = (
         mdtraj.Trajectory(x[:, chosen] / units.nm, structure.topology.subset(chosen))

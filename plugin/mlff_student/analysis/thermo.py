@@ -2,6 +2,7 @@
 
 import csv
 import re
+from array import array
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple, TextIO
@@ -15,6 +16,9 @@ from ..errors import InputError
 from ..units import KB, KJ_PER_MOL
 
 FEWEST_ROWS = 10  # of a log
+# How far a total energy may be from potential + kinetic, about a constant: rounding of six digits,
+# or so little of the kinetic energy's fluctuation that it is no exchange of energy.
+ROUNDING, OF_KINETIC = 2e-6, 0.1
 
 # Name of a column, in small letters and without its unit, to the field that it fills.
 NAMES = {
@@ -108,8 +112,9 @@ def read_thermo(
 
     Raises
     ------
-    InputError : no such file, missing columns, a field that is not a number, fewer than 10 rows, or
-        time that does not increase. NaN and infinite energies are results, not errors.
+    InputError : no such file, missing columns, a field that is not a number, fewer than 10 rows,
+        time that does not increase, or a total energy that is not potential + kinetic. NaN and
+        infinite energies are results, not errors.
     """
     path = Path(path)
     if not path.is_file():
@@ -133,7 +138,7 @@ def _read_csv(path: Path, file: TextIO) -> _Table:
     delimiter = "\t" if "\t" in file.readline() else ","
     file.seek(0)
     reader = csv.reader(file, delimiter=delimiter)
-    rows: list[list[float]] = []
+    rows = array("d")
     try:
         header = [name.strip().lstrip('#"').rstrip('"') for name in next(reader, [])]
         if not any(_field(name)[0] for name in header):
@@ -148,7 +153,7 @@ def _read_csv(path: Path, file: TextIO) -> _Table:
                     f"{path}, line {reader.line_num}: {len(fields)} fields, expected "
                     f"{len(header)}. Was the log cut off? Delete the line"
                 )
-            rows.append([float(fields[index]) for index in wanted])
+            rows.extend(float(fields[index]) for index in wanted)
     except (ValueError, csv.Error) as error:
         if isinstance(error, InputError):
             raise
@@ -162,7 +167,12 @@ def _read_ase(path: Path, file: TextIO) -> _Table:
     if any("/N" in name for name in header):
         raise InputError(f"{path} has energies per atom; write the log with peratom=False")
     try:
-        rows = [[float(field) for field in line.split()[:5]] for line in file if line.strip()]
+        rows = array("d")
+        for line in filter(str.strip, file):
+            fields = line.split()[:5]
+            if len(fields) != len(header):
+                raise ValueError(f"{len(fields)} fields, expected {len(header)}")
+            rows.extend(map(float, fields))
         return _table(header, rows, ", ".join(header))
     except ValueError as error:
         raise InputError(f"{path}: {error}. Are these two runs in one file?") from error
@@ -171,7 +181,8 @@ def _read_ase(path: Path, file: TextIO) -> _Table:
 def _read_lammps(path: Path, file: TextIO, style: str | None) -> _Table:
     """Last run in a LAMMPS log, or in YAML thermo output by itself."""
     names: list[str] = []
-    rows: list[list[float]] = []
+    rows = array("d")
+    runs = 0
     timestep: str | None = None
     may_default = False  # of the timestep: where all commands of the run are in the file
     for what, words in _lammps_lines(file):
@@ -187,11 +198,17 @@ def _read_lammps(path: Path, file: TextIO, style: str | None) -> _Table:
             case "timestep":
                 timestep = words[0]
             case "names":
-                names, rows = words, []
+                names, rows, runs = words, array("d"), runs + 1
             case "row" if len(words) == len(names):
-                rows.append([float(word) for word in words])
+                rows.extend(map(float, words))
             case "thermo_modify" if {"norm", "yes"} <= set(words):
                 raise InputError(f"{path} has energies per atom; use thermo_modify norm no")
+    count = len(rows) // max(1, len(names))
+    if count < FEWEST_ROWS and runs > 1:
+        raise InputError(
+            f"{path} has {runs} runs, of which the last is read: it has {count} rows, a drift "
+            f"needs at least {FEWEST_ROWS}. Delete the runs after the one that is meant"
+        )
     if style not in LAMMPS_UNITS:
         raise InputError(
             f"{path}: units {style or 'are not in the file'}; expected {' or '.join(LAMMPS_UNITS)}"
@@ -269,8 +286,9 @@ def _field(name: str) -> tuple[str, str]:
     return NAMES.get(text.lower(), ""), (unit or "").lower()
 
 
-def _table(names: list[str], rows: list[list[float]], seen: str) -> _Table:
-    values = np.array(rows, dtype=float).reshape(len(rows), len(names))
+def _table(names: list[str], rows: "array[float]", seen: str) -> _Table:
+    """Of rows one after another, as small as they can be kept: logs have millions."""
+    values = np.array(rows).reshape(len(rows) // max(1, len(names)), len(names))
     columns = {}
     for name, column in zip(names, values.T, strict=True):
         field, unit = _field(name)
@@ -291,7 +309,9 @@ def _complete(path: Path, table: _Table, degrees_of_freedom: int | None) -> Ther
     potential, kinetic, total = (
         have.get(f"{kind}_ev") for kind in ("potential", "kinetic", "total")
     )
-    if total is None and potential is not None and kinetic is not None:
+    if total is not None and potential is not None and kinetic is not None:
+        _check_sum(path, potential, kinetic, total)
+    elif total is None and potential is not None and kinetic is not None:
         have["total_ev"] = potential + kinetic
     elif potential is None and total is not None and kinetic is not None:
         have["potential_ev"] = total - kinetic
@@ -312,6 +332,26 @@ def _complete(path: Path, table: _Table, degrees_of_freedom: int | None) -> Ther
             "temperature"
         )
     return Thermo(**{name: have.get(name) for name in Thermo._fields})
+
+
+def _check_sum(
+    path: Path,
+    potential: NDArray[np.float64],
+    kinetic: NDArray[np.float64],
+    total: NDArray[np.float64],
+) -> None:
+    """Refuse a total energy that does not follow potential + kinetic, but for a constant."""
+    off = total - potential - kinetic
+    finite = np.isfinite(off)
+    if not finite.any():
+        return
+    allowed = max(OF_KINETIC * kinetic[finite].std(), ROUNDING * np.abs(total[finite]).mean())
+    if (found := float(off[finite].std())) > allowed:
+        raise InputError(
+            f"{path}: the total energy is {found:.3g} eV off potential + kinetic, root mean square "
+            "about a constant. Is it a thermostat's conserved quantity, or rounded? Delete the "
+            "column, or log it with more digits"
+        )
 
 
 def _checked(path: Path, thermo: Thermo) -> Thermo:

@@ -21,7 +21,8 @@ def analyze_command(
         str, typer.Option(help="nve, nvt or npt: what the run should be; drift is judged in nve.")
     ] = "nve",
     temperature_K: Annotated[
-        float | None, typer.Option("--temperature-K", help="Of the thermostat, kelvin.")
+        float | None,
+        typer.Option("--temperature-K", help="Of the thermostat, kelvin; nvt and npt need it."),
     ] = None,
     teacher: Annotated[
         str, typer.Option(help="Compare the forces along the run with this teacher's.")
@@ -38,7 +39,7 @@ def analyze_command(
         Path | None, typer.Option(help="Of that run, for the time between its frames.")
     ] = None,
     degrees_of_freedom: Annotated[
-        int | None, typer.Option(help="Of the run; 3N - 3 if not given.")
+        int | None, typer.Option(help="Of the run; else those of the log.")
     ] = None,
     lammps_units: Annotated[
         str | None, typer.Option("--units", help="metal or real, where LAMMPS files do not say.")

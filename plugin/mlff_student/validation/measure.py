@@ -13,7 +13,7 @@ from ..analysis import Analysis, analyze
 from ..analysis.blocks import Estimate, mean_of_blocks
 from ..analysis.ensemble import convergence
 from ..analysis.frames import Frames, between_frames, every_nth, read_topology, stream_frames
-from ..analysis.rdf import compare_rdf, measure_rdf
+from ..analysis.rdf import compare_rdf, measure_suitable_rdf
 from ..analysis.spectrum import HIGHEST, compare_spectra, measure_spectrum
 from ..analysis.thermo import FEWEST_ROWS, read_thermo
 from ..calculator import StudentForceFieldCalculator
@@ -24,9 +24,6 @@ from ..teachers import is_teacher, make_teacher
 from .tasks import CompareTask, RunTask
 
 POINTS = 400  # of a series kept for plots
-# Of radial distributions, angstrom. 28 pairs of atoms, seen by two runs of the teacher of 800 moves
-# each, have a noise of 8 % in bins a quarter as wide, and 5 % in these.
-BIN = 0.2
 PRESSURES = 400  # frames of a student's run whose pressure is computed
 OF_DIFFUSION = ("diffusion_cm2_per_s", "diffusion_stderr_cm2_per_s", "msd_exponent")
 Record = dict[str, Any]
@@ -180,9 +177,8 @@ def compare_liquids(
     window_ps: float,
     calculator: Calculator | None = None,
 ) -> tuple[Record, Series]:
-    """Radial distributions between molecules, of all replicas against the teacher's, up to half the
-    box. Pairs within a molecule are left out: their peaks would be most of the figure, and an error
-    of the liquid a small part of it. And the pressures of both.
+    """Radial distributions between molecules, of all replicas against the teacher's, and the
+    pressures of both.
 
     Parameters
     ----------
@@ -192,14 +188,10 @@ def compare_liquids(
     calculator : the student, whose pressure is compared; None leaves it out.
     """
     structure = read_topology(runs[0].topology)
-    half = 0.5 * float(structure.atoms.cell.cellpar()[:3].min())
     student, teacher = (
-        measure_rdf(
+        measure_suitable_rdf(
             chain.from_iterable(_window(run, structure, burn_in_ps, window_ps) for run in some),
             structure,
-            r_max=BIN * int(half / BIN),
-            bin_width=BIN,
-            intermolecular=True,
         )
         for some in (runs, references)
     )
