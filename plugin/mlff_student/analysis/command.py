@@ -66,7 +66,7 @@ def run_analysis(
     StudentError : files that cannot be used, a log without its trajectory, or a teacher that is
         not there.
     """
-    if not trajectory.is_file():
+    if trajectory.is_dir():  # a file that is missing is found after the outputs are checked
         raise InputError(f"no trajectory file {trajectory}")
     if reference_log and not reference_trajectory:
         raise InputError(f"--reference-log {reference_log} needs its --reference-trajectory")
