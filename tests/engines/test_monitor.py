@@ -293,16 +293,35 @@ def test_no_drift_is_judged_where_energy_is_not_constant(ethanol, tmp_path):
 
 
 def test_atoms_outside_the_domain_are_named(ethanol, tmp_path):
-    """A molecule that is pressed together: forces and energies that no training data have."""
+    """A molecule that is pressed together: forces that no training data have."""
     topology, positions = ethanol
     simulation = simulation_of(topology, positions * 0.68, openmm.VerletIntegrator(1e-7))
     log = tmp_path / "run.csv"
     simulation.reporters.append(Monitor(topology, positions, "tiny", every=1, csv=log))
     simulation.step(1)
     (row,) = rows_of(log)
-    for figure in ("largest_force", "network_depth", "neighbourhood_excess"):
+    for figure in ("largest_force", "neighbourhood_excess"):
         assert any(name.startswith(figure) for name in row["failed"].split())
         assert row[f"{figure}_atom"].startswith("MOL1-")
+
+
+def test_energies_that_the_student_squeezes_are_named(ethanol, tmp_path):
+    """Atoms in a heap: to some heaps the network gives an energy that no atom has in training."""
+    topology, positions = ethanol
+    simulation = simulation_of(topology, positions, openmm.VerletIntegrator(1e-7))
+    log = tmp_path / "run.csv"
+    simulation.reporters.append(Monitor(topology, positions, "tiny", every=1, csv=log))
+    rng = np.random.default_rng(0)
+    for _ in range(60):
+        heap = positions * 0.5 + rng.normal(0.0, 0.05, positions.shape) * unit.nanometer
+        simulation.context.setPositions(heap)
+        simulation.step(1)
+    depths = np.array([float(row["network_depth_ev"]) for row in rows_of(log)])
+    failed = ["network_depth_ev" in row["failed"].split() for row in rows_of(log)]
+    assert list(depths > 3.0) == failed
+    assert any(failed)
+    assert not all(failed)
+    assert rows_of(log)[depths.argmax()]["network_depth_atom"].startswith("MOL1-")
 
 
 def test_neighbourhoods_unknown_to_the_student(ethanol, tmp_path):
