@@ -215,6 +215,15 @@ def test_force_errors_are_those_put_in() -> None:
     assert record["force_rmse_O_ev_per_angstrom"] == rms(error[:, 3])
     assert record["force_rmse_H_ev_per_angstrom"] == rms(error[:, 1:3])
     assert record["force_rmse_q4_ev_per_angstrom"] == rms(error[150:])
+    assert record["force_mae_O_ev_per_angstrom"] == pytest.approx(np.abs(error[:, 3]).mean())
+    assert record["force_mae_q1_ev_per_angstrom"] == pytest.approx(np.abs(error[:50]).mean())
+    x = teacher[..., 0]
+    assert record["force_r2_x"] == pytest.approx(
+        1 - (error[..., 0] ** 2).sum() / ((x - x.mean()) ** 2).sum()
+    )
+    assert record["force_r2_z"] == 1.0
+    assert record["force_angle_O_deg"] > 2.0 * record["force_angle_H_deg"] > 0.0
+    assert "force_angle_x_deg" not in record  # one component has no direction
     assert record["force_frames"] == 200
     np.testing.assert_allclose(found.rmse_of_frames[12], np.sqrt(np.mean(error[12] ** 2)))
 

@@ -11,6 +11,7 @@ from ase.calculators.calculator import Calculator
 from ase.data import chemical_symbols
 from numpy.typing import NDArray
 
+from ..distill.evaluate import ForceErrors as PartErrors
 from ..distill.evaluate import force_errors as errors_of
 from ..errors import InputError
 from ..structure import Structure
@@ -32,7 +33,7 @@ class ForceErrors:
         frames, the largest error of the length of an atom's error vector.
     force_angle_deg : mean between the forces, of teacher forces above 0.1 eV/angstrom.
     frames : compared.
-    rmse_by : the same RMSE by component ("x"), element ("H") and quarter of the trajectory ("q1").
+    parts : the errors of each component ("x"), element ("H") and quarter of the trajectory ("q1").
     rmse_of_frames : (frames,) each frame's RMSE, eV/angstrom.
     """
 
@@ -43,15 +44,22 @@ class ForceErrors:
     force_r2: float
     force_angle_deg: float
     force_frames: int
-    rmse_by: dict[str, float]
+    parts: dict[str, PartErrors]
     rmse_of_frames: NDArray[np.float64] = field(repr=False)
 
     def as_record(self) -> dict[str, float | int]:
         """Flat dictionary, units in the keys."""
         record = asdict(self)
-        del record["rmse_of_frames"]
-        parts = record.pop("rmse_by")
-        return record | {f"force_rmse_{name}_ev_per_angstrom": rmse for name, rmse in parts.items()}
+        del record["rmse_of_frames"], record["parts"]
+        for name, part in self.parts.items():
+            record |= {
+                f"force_rmse_{name}_ev_per_angstrom": part.force_rmse_ev_per_angstrom,
+                f"force_mae_{name}_ev_per_angstrom": part.force_mae_ev_per_angstrom,
+                f"force_r2_{name}": part.force_r2,
+            }
+            if name not in COMPONENTS:
+                record[f"force_angle_{name}_deg"] = part.force_angle_deg
+        return record
 
 
 def force_errors(
@@ -70,12 +78,13 @@ def force_errors(
             "cannot be compared; expected two of the same shape, (frames, atoms, 3)"
         )
     square = (found - teacher) ** 2
-    total = errors_of(*(torch.from_numpy(f.reshape(-1, 3)).double() for f in (found, teacher)))
+    total = _errors(found, teacher)
     of_frames = square.mean(axis=(1, 2))
     mean = mean_of_blocks(of_frames)
-    by = {name: square[..., k] for k, name in enumerate(COMPONENTS)}
-    by |= {chemical_symbols[z]: square[:, numbers == z] for z in np.unique(numbers)}
-    by |= {f"q{k + 1}": part for k, part in enumerate(np.array_split(square, PERIODS)) if len(part)}
+    selections = {name: np.s_[..., k : k + 1] for k, name in enumerate(COMPONENTS)}
+    selections |= {chemical_symbols[z]: np.s_[:, numbers == z] for z in np.unique(numbers)}
+    quarters = np.array_split(np.arange(len(found)), PERIODS)
+    selections |= {f"q{k + 1}": part for k, part in enumerate(quarters) if len(part)}
     return ForceErrors(
         force_rmse_ev_per_angstrom=total.force_rmse_ev_per_angstrom,
         force_rmse_stderr_ev_per_angstrom=float(mean.stderr / (2.0 * np.sqrt(mean.value))),
@@ -84,9 +93,15 @@ def force_errors(
         force_r2=total.force_r2,
         force_angle_deg=total.force_angle_deg,
         force_frames=len(found),
-        rmse_by={name: float(np.sqrt(part.mean())) for name, part in by.items()},
+        parts={name: _errors(found[part], teacher[part]) for name, part in selections.items()},
         rmse_of_frames=np.sqrt(of_frames),
     )
+
+
+def _errors(found: NDArray[np.float64], teacher: NDArray[np.float64]) -> PartErrors:
+    """Errors of forces (F, N, 3), or of one component (F, N, 1)."""
+    pair = (torch.from_numpy(part.reshape(-1, part.shape[2])) for part in (found, teacher))
+    return errors_of(*(part.double() for part in pair))
 
 
 def frames_as_atoms(frames: Frames, structure: Structure) -> Iterator[Atoms]:

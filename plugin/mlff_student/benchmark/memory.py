@@ -1,16 +1,20 @@
 """Peak memory of one evaluation, measured in a process of its own."""
 
 import ctypes
+from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from multiprocessing import get_context
 from pathlib import Path
+from typing import Any
 
 import torch
+from ase import Atoms
 
 from ..checkpoints import archive_of
 from ..errors import StudentError
 from ..native import with_backend
+from ..teachers import make_teacher
 from .thermal import archive_arguments, thermal_structure
 
 WARM_ATOMS = 70  # more than a piece of work, so that libraries have their buffers
@@ -25,9 +29,23 @@ def peak_memory(model: str, backend: str, atoms: int) -> int:
     ------
     StudentError : the process was killed, or the system tells nobody's memory.
     """
+    return _in_a_process(_peak_here, model, backend, atoms)
+
+
+def peak_memory_of_teacher(teacher: str, warm: Atoms, atoms: Atoms) -> int:
+    """Bytes that a teacher's first call for a structure needs at its peak, after one for another.
+
+    Raises
+    ------
+    StudentError : the process was killed, or the system tells nobody's memory.
+    """
+    return _in_a_process(_peak_of_teacher_here, teacher, warm, atoms)
+
+
+def _in_a_process(function: Callable[..., int], *arguments: Any) -> int:
     with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
         try:
-            return pool.submit(_peak_here, model, backend, atoms).result()
+            return pool.submit(function, *arguments).result()
         except BrokenProcessPool as error:
             raise StudentError("killed, for want of memory most likely") from error
         except OSError as error:
@@ -50,10 +68,21 @@ def _peak_here(model: str, backend: str, atoms: int) -> int:
         warm.evaluate(*small)
     # Native kernels keep their memory: take those that have none yet.
     module = with_backend(portable, backend).module
+    return _peak_of(lambda: module.evaluate(*arguments))
+
+
+def _peak_of_teacher_here(teacher: str, warm: Atoms, atoms: Atoms) -> int:
+    torch.set_num_threads(1)
+    calculator = make_teacher(teacher)
+    calculator.get_property("forces", warm)
+    return _peak_of(lambda: calculator.get_property("forces", atoms))
+
+
+def _peak_of(call: Callable[[], object]) -> int:
     ctypes.CDLL(None).malloc_trim(0)
     Path("/proc/self/clear_refs").write_text("5")  # the peak is now what there is
     before = _entry("/proc/self/status", "VmRSS")
-    module.evaluate(*arguments)
+    call()
     return _entry("/proc/self/status", "VmHWM") - before
 
 

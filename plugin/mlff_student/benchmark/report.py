@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from itertools import cycle
+from math import ceil
 from pathlib import Path
 from typing import Any
 
@@ -30,8 +31,8 @@ from ..results import machine_facts, write_json
 from ..structure import read_structure
 from ..teachers import is_teacher, make_teacher
 from .measure import Record
-from .memory import peak_memory
-from .thermal import archive_arguments, thermal_structure
+from .memory import peak_memory, peak_memory_of_teacher
+from .thermal import archive_arguments, side_by_side, thermal_structure
 from .timing import in_turns
 
 COMMAND = "benchmark report"
@@ -40,6 +41,8 @@ PLACES = 16  # displaced copies that calls take turns with
 FEWEST_FOR_EXPONENT = 100  # atoms; below, calls cost more than atoms
 MEMORY_ATOMS = 1000
 TEACHER_STEPS = 10
+LONGEST_CALL = 60.0  # s; a teacher is not asked for a structure that would take longer
+TEACHERS_EXPONENT = 3.0  # of time against atoms, by which that is foretold: dense linear algebra
 
 
 @dataclass(frozen=True)
@@ -149,10 +152,12 @@ def _jobs(
 ) -> Iterator[tuple[str, Callable[[], list[Record]]]]:
     subjects = [*settings.models, *([settings.teacher] if settings.teacher else [])]
     yield "latency of one molecule", lambda: _single(subjects, molecule, settings.seconds)
-    for model in settings.models:
+    for model in subjects:
         yield f"{model}: batches", lambda model=model: _batches(model, molecule, settings)
     for size in settings.atoms:
         yield f"{size} atoms", lambda size=size: _scaling(archives, size, settings.seconds)
+    if teacher := settings.teacher:
+        yield f"{teacher}: sizes", lambda: _teachers_scaling(teacher, molecule, settings)
     for model in subjects:
         for engine in ("ase",) if is_teacher(model) else settings.engines:
             yield (
@@ -219,7 +224,7 @@ def _single(subjects: list[str], molecule: Atoms, seconds: float) -> list[Record
 
 def _batches(model: str, molecule: Atoms, settings: ReportSettings) -> list[Record]:
     """Structures in one call; one after another where the calculator has no batches."""
-    calculator = StudentForceFieldCalculator(model=model)
+    calculator = _calculator(model)
     batched = getattr(calculator, "calculate_batch", None)
     forces = _forces_at(calculator, molecule)
 
@@ -279,6 +284,37 @@ def _scaling(archives: dict[str, Archive], size: int, seconds: float) -> list[Re
     ]
 
 
+def _teachers_scaling(teacher: str, molecule: Atoms, settings: ReportSettings) -> list[Record]:
+    """Energy, forces and memory of copies of the molecule side by side, up to the size where a call
+    would take longer than `LONGEST_CALL`. Not the students' thermal structures: atoms that no
+    molecule has are what a self-consistent field may not converge for.
+    """
+    calculator = make_teacher(teacher)
+    records: list[Record] = []
+    for copies in sorted({ceil(size / len(molecule)) for size in settings.atoms}):
+        atoms = side_by_side(molecule, copies)
+        if records:
+            growth = (len(atoms) / records[-1]["atoms"]) ** TEACHERS_EXPONENT
+            if 1e-3 * records[-1]["ms"] * growth > LONGEST_CALL:
+                break
+        places = [copy.positions for copy in displaced(atoms, SMALL_MOVE, 4)]
+        call = moving(_forces_at(calculator, atoms), places)
+        call()
+        ms = in_turns({teacher: call}, settings.seconds)[teacher].ms
+        records.append(
+            {
+                "measurement": "scaling",
+                "model": teacher,
+                "atoms": len(atoms),
+                "ms": ms,
+                "us_per_atom": 1e3 * ms / len(atoms),
+            }
+        )
+    record: Record = {"measurement": "memory", "model": teacher, "atoms": records[-1]["atoms"]}
+    largest = side_by_side(molecule, records[-1]["atoms"] // len(molecule))
+    return [*records, record | _peak(lambda: peak_memory_of_teacher(teacher, molecule, largest))]
+
+
 def _md(model: str, engine: str, molecule: Atoms, settings: ReportSettings) -> list[Record]:
     """Steps of real dynamics."""
     steps = TEACHER_STEPS if is_teacher(model) else settings.steps
@@ -308,11 +344,14 @@ def _md(model: str, engine: str, molecule: Atoms, settings: ReportSettings) -> l
 
 def _memory(model: str) -> list[Record]:
     record: Record = {"measurement": "memory", "model": model, "atoms": MEMORY_ATOMS}
+    return [record | _peak(lambda: peak_memory(model, "auto", MEMORY_ATOMS))]
+
+
+def _peak(measure: Callable[[], int]) -> Record:
     try:
-        peak = peak_memory(model, "auto", MEMORY_ATOMS)
+        return {"peak_memory_mb": 1e-6 * measure(), "note": ""}
     except StudentError as error:
-        return [record | {"peak_memory_mb": None, "note": str(error)}]
-    return [record | {"peak_memory_mb": 1e-6 * peak, "note": ""}]
+        return {"peak_memory_mb": None, "note": str(error)}
 
 
 def _stages(archive: Archive, model: str, molecule: Atoms, seconds: float) -> list[Record]:
@@ -367,8 +406,8 @@ def page(records: list[Record], archives: dict[str, Archive], settings: ReportSe
     accuracy = {model: _force_rmse(archive) for model, archive in archives.items()}
     plots = [
         _speed_against_accuracy(records, accuracy, settings.teacher),
-        _scaling_plot(records, list(archives)),
-        _batch_plot(records, list(archives)),
+        _scaling_plot(records, models),
+        _batch_plot(records, models),
         _stage_plot(records, list(archives)),
     ]
     rows = []
@@ -392,6 +431,7 @@ def page(records: list[Record], archives: dict[str, Archive], settings: ReportSe
                 },
                 "exponent": scaling_exponent(records, model),
                 "memory": _value(mine, "peak_memory_mb", measurement="memory"),
+                "memory_atoms": _value(mine, "atoms", measurement="memory"),
             }
         )
     return render(
@@ -402,7 +442,6 @@ def page(records: list[Record], archives: dict[str, Archive], settings: ReportSe
         notes=list(dict.fromkeys(one["note"] for one in records if one.get("note"))),
         settings=settings,
         molecule_atoms=next((r["atoms"] for r in records if r["measurement"] == "single"), 0),
-        memory_atoms=MEMORY_ATOMS,
         machine=machine_facts(),
         version=__version__,
         date=datetime.now(UTC).strftime("%Y-%m-%d"),
@@ -466,7 +505,7 @@ def _scaling_plot(records: list[Record], models: list[str]) -> Plot | None:
         logarithmic(axes, "y")
     caption = (
         f"Random thermal structures, one thread; exponents from {FEWEST_FOR_EXPONENT} atoms on. "
-        "Most steps of MD use the last neighbour list."
+        "Most steps of MD use the last neighbour list. A teacher's are copies of the molecule."
     )
     return Plot("Time against size", caption, sink[0])
 

@@ -10,6 +10,7 @@ ORGANIC = ("H", "C", "N", "O")
 MOLECULE_NEIGHBOURS = 15  # of an atom of a molecule of 22; fewer in a smaller one
 CONDENSED_NEIGHBOURS = 40
 LARGEST_MOLECULE = 76  # from 77 atoms on, a box of condensed density is two cutoffs wide
+GAP = 3.0  # angstrom, between molecules side by side
 DISORDER = 0.1  # standard deviation of a coordinate, in lattice spacings
 
 
@@ -50,6 +51,17 @@ def thermal_structure(count: int, elements: list[str], cutoff: float) -> Atoms:
     atoms.positions *= scale
     atoms.cell *= scale
     return atoms
+
+
+def side_by_side(molecule: Atoms, copies: int) -> Atoms:
+    """Copies of a molecule on a cubic lattice, `GAP` apart, open boundaries."""
+    edge = int(np.ceil(round(copies ** (1 / 3), 9)))
+    points = np.stack(np.meshgrid(*[np.arange(edge)] * 3, indexing="ij"), -1).reshape(-1, 3)
+    spacing = np.ptp(molecule.positions, axis=0) + GAP
+    return Atoms(
+        np.tile(molecule.numbers, copies),
+        positions=(molecule.positions + spacing * points[:copies, None]).reshape(-1, 3),
+    )
 
 
 def edge_lengths(atoms: Atoms, cutoff: float) -> np.ndarray:
