@@ -7,6 +7,9 @@ from typing import Any
 
 import numpy as np
 import pytest
+from ase.build import molecule
+from ase.optimize import BFGS
+from ase.vibrations import Vibrations
 
 from mlff_student.calculator import StudentForceFieldCalculator
 from mlff_student.checkpoints import available_models, load_student
@@ -18,6 +21,7 @@ from mlff_student.distill.recipe import ORGANIC_RECIPE, read_recipe
 from mlff_student.distill.stability import held_out_molecules
 from mlff_student.export import export
 from mlff_student.structure import read_structure
+from mlff_student.teachers import is_teacher, make_teacher
 from mlff_student.verdict import load_thresholds
 
 CHECKPOINTS = available_models()
@@ -132,3 +136,27 @@ def test_twenty_unseen_molecules_held_in_md(model: str):
         assert row["passed"] == "True", row
         assert float(row["ps"]) == pytest.approx(10.0, abs=0.02)  # from the first frame
         assert abs(float(row["drift_mev_per_atom_ps"])) < limit.value, row
+
+
+@pytest.mark.parametrize("model", CHECKPOINTS)
+def test_harmonic_frequencies_are_as_near_the_teachers_as_readme_says(model: str, tmp_path: Path):
+    water = _frequencies("H2O", model, tmp_path) / _frequencies("H2O", "gfn2-xtb", tmp_path) - 1
+    worst = {"original": 2.2, "tiny": 8.2, "ultra_tiny": 4.1}[model]
+    assert 100 * np.abs(water).max() == pytest.approx(worst, abs=0.3)
+    found, expected = (_frequencies("CH3CH2OH", name, tmp_path) for name in (model, "gfn2-xtb"))
+    torsions = expected < 350.0  # of the methyl group and the hydroxyl group
+    assert torsions.sum() == 2
+    error = 100 * np.abs(found / expected - 1)
+    assert error[~torsions].max() < 5.5
+    worst = {"original": 18.5, "tiny": 45.0, "ultra_tiny": 62.0}[model]
+    assert error[torsions].max() == pytest.approx(worst, abs=3.0)
+
+
+def _frequencies(name: str, model: str, folder: Path) -> np.ndarray:
+    """Of a relaxed molecule of ASE's G2 set, without rotations and translations, 1/cm."""
+    atoms = molecule(name)
+    atoms.calc = make_teacher(model) if is_teacher(model) else StudentForceFieldCalculator(model)
+    BFGS(atoms, logfile=None).run(fmax=0.002, steps=300)
+    vibrations = Vibrations(atoms, name=str(folder / f"{name}-{model}"))
+    vibrations.run()
+    return vibrations.get_frequencies().real[6:]
