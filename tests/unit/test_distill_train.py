@@ -993,18 +993,22 @@ def test_initial_weights_of_something_else_are_refused(
 
 
 def test_extra_frames_are_trained_on(distillation: Distillation, trained: Path, tmp_path: Path):
-    """One batch of all frames: its gradient is that of both sets together."""
+    """One batch of all frames: its gradient is that of all sets together."""
     frames = read_frames(distillation.dataset, "test")
     with open_dataset(tmp_path / "extra.h5", teacher="a student") as writer:
         for k in range(3):
             writer.append(structure_of(frames, k, f"more_{k}", "train"))
         writer.append(structure_of(frames, 3, "other", "validation"))
-    options = {"extra": tmp_path / "extra.h5"}
+    with open_dataset(tmp_path / "one_more.h5", teacher="a student") as writer:
+        writer.append(structure_of(frames, 4, "yet_another", "train"))
+    options = {"extra": [tmp_path / "extra.h5", tmp_path / "one_more.h5"]}
     found = train(distillation, tmp_path / "model", **options)
     without = torch.load(trained / "model.pt", weights_only=True)
     (history,) = found["training"]["history"]
-    assert history["frames"] == without["training"]["history"][0]["frames"] + 3
-    assert history["dataset_sha256"] == [sha256(distillation.dataset), sha256(options["extra"])]
+    assert history["frames"] == without["training"]["history"][0]["frames"] + 4
+    assert history["dataset_sha256"] == [
+        sha256(path) for path in (distillation.dataset, *options["extra"])
+    ]
     assert torch.equal(found["weights"]["references"], without["weights"]["references"])
     assert not same(found["weights"], without["weights"])
 
@@ -1020,13 +1024,13 @@ def test_extra_frames_are_trained_on(distillation: Distillation, trained: Path, 
             0,
         )
         sizes = whole.sizes
-        batch = whole._batch([sizes[0] + 2, 1, sizes[0]])
+        batch = whole._batch([sizes[0] + 2, 1, sizes[0] + sizes[1], sizes[0]])
     torch.testing.assert_close(
         batch.forces[batch.frame == 1], whole.sets[1].forces[frames.start[2] : frames.start[3]]
     )
     assert batch.atoms.tolist() == [
         int(whole.sets[0].frames.start.diff()[1]),
-        *frames.start.diff()[[2, 0]].tolist(),
+        *frames.start.diff()[[2, 0, 4]].tolist(),
     ]
 
 

@@ -58,7 +58,7 @@ def main(folder: Path) -> None:
             preset,
             DATASET,
             folder / name,
-            extra=extra,
+            extra=[extra] if extra else [],
             structures=structures,
         )
         student, config = load_student(folder / name / "model.pt")

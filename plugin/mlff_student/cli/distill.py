@@ -133,7 +133,8 @@ def train_command(
     data: DataFolder,
     model: Preset,
     extra: Annotated[
-        Path | None, typer.Option(help="Another dataset to train on as well; see distill relabel.")
+        list[Path] | None,
+        typer.Option(help="Another dataset to train on as well; may be given again."),
     ] = None,
     initial: Annotated[
         Path | None, typer.Option(help="Checkpoint (model.pt) of the same preset to start from.")
@@ -163,7 +164,7 @@ def train_command(
             data / "dataset.h5",
             folder,
             compiled=compiled,
-            extra=extra,
+            extra=extra or (),
             initial=initial,
             structures=structures,
             quiet=quiet,

@@ -12,6 +12,7 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, replace
+from itertools import accumulate
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -229,7 +230,7 @@ def train(
     folder: Path,
     *,
     compiled: bool = True,
-    extra: Path | None = None,
+    extra: Sequence[Path] = (),
     initial: Path | None = None,
     structures: int = 0,
     quiet: bool = False,
@@ -245,7 +246,7 @@ def train(
     folder : receives state.pt (resume), metrics.csv and tensorboard/ (curve), model.pt (result).
     compiled : let torch.compile fuse the step. One thread, 16 frames of 11 atoms on average: 57
         instead of 94 ms (original), 13 instead of 37 ms (tiny), after a minute of compiling.
-    extra : another dataset whose training frames are added (labels of a larger student, say).
+    extra : other datasets whose training frames are added (labels of a larger student, say).
     initial : checkpoint of the same preset to start from instead of random weights; its reference
         energies are fitted to what its network leaves, so it may have had another teacher.
     structures : train on this many structures alone, drawn by the recipe's seed, for a learning
@@ -278,7 +279,7 @@ class _Training:
         dataset: Path,
         folder: Path,
         workers: Workers,
-        extra: Path | None,
+        extra: Sequence[Path],
         initial: Path | None,
         structures: int,
     ) -> None:
@@ -322,15 +323,14 @@ class _Training:
             self.average.module.load_state_dict(self.student.state_dict())
         fixed = Student(PRESETS[model])  # references and repulsion, on the processor
         fixed.references.copy_(self.student.references)
-        self.sets = [build_graphs(frames, fixed)]
-        if extra:
-            self.sets.append(build_graphs(_read_nonempty(extra, "train"), fixed))
+        added = [_read_nonempty(path, "train") for path in extra]
+        self.sets = [build_graphs(one, fixed) for one in (frames, *added)]
         self.sizes = [len(one.energies) for one in self.sets]
         if workers.agreed(self.sizes) != self.sizes:
             raise InputError(f"{dataset} grew while the processes read it; start them again")
         self.validation = build_graphs(_read_nonempty(dataset, "validation"), fixed)
         data = {
-            "dataset_sha256": [sha256(path) for path in (dataset, extra) if path],
+            "dataset_sha256": [sha256(path) for path in (dataset, *extra)],
             "settings": asdict(self.settings),
         }
         known = self.history and data.items() <= self.history[-1].items()
@@ -454,11 +454,14 @@ class _Training:
         self.updating = False
 
     def _batch(self, chosen: list[int]) -> Batch:
-        """Frames of both sets, numbered through."""
-        first = [k for k in chosen if k < self.sizes[0]]
-        others = [k - self.sizes[0] for k in chosen if k >= self.sizes[0]]
-        parts = zip(self.sets, (first, others), strict=False)
-        return join_batches([make_batch(one, some) for one, some in parts if some])
+        """Frames of all sets, numbered through."""
+        ends = list(accumulate(self.sizes))
+        parts = [
+            make_batch(one, some)
+            for one, end, size in zip(self.sets, ends, self.sizes, strict=True)
+            if (some := [k - end + size for k in chosen if end - size <= k < end])
+        ]
+        return join_batches(parts)
 
     def _displaced(self, chosen: list[int], share: list[int]) -> list[Batch]:
         """One in four of a step's frames, thrown about, where it is in this process's share."""
