@@ -15,7 +15,8 @@ from .tasks import RunTask, Task
 
 LEAST_S = 0.2  # spent on an evaluation's time, but at least two are made
 MOVE = 0.01  # angstrom, between evaluations: none is the same structure again
-ENGINE_MS = {"openmm": 0.2, "lammps": 0.1, "ase": 0.3}  # of a step beyond the forces
+# A step beyond a call through ASE, which itself adds 0.25 ms to the forces.
+ENGINE_MS = {"openmm": -0.1, "lammps": -0.2, "ase": 0.1}
 START_S = 5.0  # a worker's imports and the engine's start
 MINIMISE_STEPS = 200
 COMPARISON_S = 5.0
@@ -34,7 +35,7 @@ class Estimate:
         settings = task.settings
         per_step = self._seconds(settings.guide or settings.model, settings.structure)
         steps = settings.steps + settings.thermalise_steps + MINIMISE_STEPS
-        seconds = START_S + steps * (per_step + 1e-3 * ENGINE_MS[settings.engine])
+        seconds = START_S + steps * max(0.0, per_step + 1e-3 * ENGINE_MS[settings.engine])
         if settings.guide:
             moves = settings.steps / settings.every
             seconds += moves * self._seconds(settings.model, settings.structure)
