@@ -120,8 +120,8 @@ def test_campaign_has_every_result(finished, engines):
         assert ladder["convergence_deviation"] < 0.25
         assert not records[f"{head}/temperature_ladder/water-0.5ps-2000K-0.5fs"]["judged"]
     (reference,) = (one for one in records.values() if one["engine"] == "ase")
-    of_md = {"ms_per_step", "ns_per_day", "diffusion_cm2_per_s"}
-    assert not of_md & set(reference), "a move of hybrid Monte Carlo is no stretch of MD"
+    why = "a move of hybrid Monte Carlo is no stretch of MD"
+    assert "diffusion_cm2_per_s" not in reference, why
 
 
 def test_campaign_leaves_files_to_commit(finished, engines):

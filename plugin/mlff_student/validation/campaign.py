@@ -251,7 +251,7 @@ def perform(task: Task, output: Path) -> None:
     if isinstance(task, RunTask):
         run = folder.run(task.name)
         try:
-            made = run_md(task.settings, run.path, quiet=True)
+            run_md(task.settings, run.path, quiet=True)
         except StudentError as error:
             if type(error) is not StudentError:  # of the input or the installation
                 raise
@@ -262,8 +262,6 @@ def perform(task: Task, output: Path) -> None:
                 record, series = measure_run(task, run)
             except InputError as error:
                 failure = _of_the_model(error)
-            if not task.settings.guide:  # whose steps are no steps of MD
-                record |= {key: made[key] for key in ("ms_per_step", "ns_per_day")}
     elif broken := [name for name in task.needs if _failure(folder, name)]:
         failure = f"{broken[0]} failed: {_failure(folder, broken[0])}"
     else:

@@ -64,7 +64,6 @@ COLUMNS = (
     ("spectrum_overlap_noise_percent", "of the teacher's halves", "%"),
     ("spectrum_peak_shift_per_cm", "shift of peaks", "1/cm"),
     ("spectrum_peaks_missing", "peaks missing", ""),
-    ("ms_per_step", "ms/step", ""),
 )
 # Of steps as all protocols call them.
 TITLES = {
