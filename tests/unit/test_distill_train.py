@@ -1105,7 +1105,7 @@ def test_a_process_without_a_share_adds_nothing(
     try:
         workers = training.Workers(rank, 2, torch.device("cpu"))
         one = training._Training(
-            recipe, PRESET, distillation.dataset, tmp_path / "model", workers, None, None, 0
+            recipe, PRESET, distillation.dataset, tmp_path / "model", workers, (), None, 0
         )
         before = {name: value.clone() for name, value in one.student.state_dict().items()}
         one._step(one.student.network, [0])
