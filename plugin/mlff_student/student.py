@@ -55,8 +55,8 @@ class StudentConfig:
 
 
 PRESETS = {
-    "original": StudentConfig(channels=128, layers=3, radial_functions=20),  # 427K
-    "tiny": StudentConfig(channels=64, layers=2, radial_functions=12),  # 77K
+    "original": StudentConfig(channels=128, layers=3, radial_functions=20),  # 429K
+    "tiny": StudentConfig(channels=64, layers=2, radial_functions=12),  # 76K
     "ultra_tiny": StudentConfig(channels=32, layers=2, radial_functions=10),  # 21K
 }
 

@@ -354,6 +354,17 @@ def test_rung_that_broke_off_ends_the_ladder():
     assert any("600 K" in line and "coordinate is NaN" in line for line in advice.not_for)
 
 
+def test_rung_that_is_not_resolved_ends_what_held_and_breaks_nothing():
+    records = ladder(100, 300, 600, 900, bad=900)
+    records[1]["drift_stderr_mev_per_atom_ps"] = 3.0
+    advice = summarise(records, THRESHOLDS).advice["tiny"]
+    assert any("temperature of 100 K" in line for line in advice.use_for)
+    (line,) = (line for line in advice.not_resolved if "temperature" in line)
+    assert "300 K: drift" in line
+    (line,) = (line for line in advice.not_for if "temperature" in line)
+    assert "900 K and more: bond_deviation" in line
+
+
 def test_advice_quotes_temperatures_that_were_measured():
     records = [
         record(f"tiny/openmm/nve/{k}", temperature_k=t) for k, t in enumerate((280.2, 333.3))
@@ -370,7 +381,9 @@ def test_figure_that_its_error_drowns_does_not_pass(stderr, passed):
     summary = summarise([case], THRESHOLDS)
     assert summary.passed is passed
     if not passed:
-        assert "not resolved" in " ".join(summary.advice["tiny"].not_for)
+        assert summary.verdict == "not resolved"
+        assert "not resolved" in " ".join(summary.advice["tiny"].not_resolved)
+        assert "drift" not in " ".join(summary.advice["tiny"].not_for)
 
 
 def liquid(**figures: Any) -> list[dict[str, Any]]:
@@ -401,9 +414,14 @@ def test_radial_distribution_lost_in_noise_is_not_resolved(noise, resolved):
     """7.5 % where 5 % is the bar: a figure of the liquid, or of too short a run."""
     summary = summarise(liquid(rdf_error_percent=7.5, rdf_noise_percent=noise), THRESHOLDS)
     assert not summary.passed
-    lines = [line for line in summary.advice["tiny"].not_for if "liquids" in line]
-    assert len(lines) == 1
-    assert ("not resolved: noise of 7 %" in lines[0] and "run longer" in lines[0]) is not resolved
+    advice = summary.advice["tiny"]
+    said, silent = advice.not_for, advice.not_resolved
+    if not resolved:
+        said, silent = silent, said
+    (line,) = (line for line in said if "liquids" in line)
+    assert not any("liquids" in line for line in silent)
+    assert ("not resolved: noise of 7 %" in line and "run longer" in line) is not resolved
+    assert summary.verdict == ("failed" if resolved else "not resolved")
 
 
 @pytest.mark.parametrize("missing", ["kinetic_mean_sigma", "kinetic_width_sigma"])
@@ -423,7 +441,9 @@ def test_liquid_that_evaporated_is_not_recommended(change):
     records[1]["density_change_percent"] = change
     summary = summarise(records, THRESHOLDS)
     assert [one.check.name for one in summary.failures] == ["density_change_percent"]
-    (line,) = (line for line in summary.advice["tiny"].not_for if "liquids" in line)
+    advice = summary.advice["tiny"]
+    lines = advice.not_resolved if change == -24.0 else advice.not_for
+    (line,) = (line for line in lines if "liquids" in line)
     assert "npt" in line and "density_change_percent is" in line
     assert not any("liquid" in line for line in summary.advice["tiny"].use_for)
 

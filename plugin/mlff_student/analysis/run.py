@@ -325,8 +325,8 @@ def _with_reference(analysis: Analysis, run: _Run, reference: Reference) -> Anal
     if error.rdf_error_percent <= error.rdf_noise_percent:
         analysis = _noted(
             analysis,
-            f"the g(r) of {error.rdf_error_pair} is no farther off than the halves of the "
-            "teacher's own run are from each other: longer runs would tell more",
+            f"the g(r) of {error.rdf_error_pair} is no farther off than two runs of one potential "
+            "as long as these would be: longer runs would tell more",
         )
     try:
         teacher_ps = _frame_ps(path, reference.log, series, len(structure.atoms))

@@ -58,9 +58,10 @@ def analyze_command(
     """Drift, temperature, bonds, forces and structure of a run of any program; exit status 1 when a
     threshold fails.
 
-    A figure whose standard error is larger than its threshold is not resolved, and fails too: run
-    longer. A thermostat left on is told by its exchange of energy, where its coupling is strong
-    (some 1/ps and more); a weak one is not. Equipartition needs a trajectory with velocities.
+    A figure within a standard error of its threshold, or beyond it by no more than its noise, is
+    not resolved, and no pass either: run longer. A thermostat left on is told by its exchange of
+    energy, where its coupling is strong (some 1/ps and more); a weak one is not. Equipartition
+    needs a trajectory with velocities.
 
     Example: mlff-student analyze run.dcd --top run.pdb --log run.csv --teacher gfn2-xtb
     """

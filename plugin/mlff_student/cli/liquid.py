@@ -46,7 +46,7 @@ def liquid_command(
     from ..files import require_writable
     from ..results import write_results
     from ..validation.liquid import LiquidSettings, run_liquid
-    from ..verdict import load_thresholds, verdict
+    from ..verdict import judge, load_thresholds, mark
 
     settings = LiquidSettings(
         liquid=liquid,
@@ -64,15 +64,12 @@ def liquid_command(
     folder = output or Path("runs") / f"liquid-{liquid}-{Path(model).stem}"
     with resumable():
         record = run_liquid(settings, folder, quiet)
-    checks = verdict(record, load_thresholds())
+    checks = judge(record, load_thresholds())
     if not quiet:
         error = record["density_stderr_g_per_cm3"]
         console.print(f"density {record['density_g_per_cm3']:.3f} ± {error:.3f} g/cm³")
         for check in checks:
-            word = "[green]pass[/]" if check.passed else "[red]FAIL[/]"
-            console.print(
-                f"{word} {check.name} {check.value:.3g} (limit {check.limit:g} {check.unit})"
-            )
+            console.print(mark(check), f"{check} (limit {check.limit:g} {check.unit})")
     if json:
         write_results(json, "liquid", model, [record])
     if not all(check.passed for check in checks):

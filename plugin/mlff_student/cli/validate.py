@@ -64,12 +64,13 @@ def run_command(
     """Run a protocol, write the report, and exit with 1 where a threshold fails.
 
     Goes on where a killed one stopped. The folder receives comparison.html (all models),
-    report-MODEL.html and .json, and tables (CSV); trajectories stay in its folder runs, which git
-    ignores.
+    report-MODEL.html and .json, tables (CSV) and a README.md; trajectories stay in its folder runs,
+    which git ignores.
 
     Example: mlff-student validate run tiny --protocol quick --teacher gfn2-xtb --workers 2
 
-    Example: mlff-student validate run --protocol campaign --teacher gfn2-xtb -o campaign
+    Example, from the root of a checkout, where the guides of the teacher's liquids are:
+    mlff-student validate run --protocol campaign --teacher gfn2-xtb -o campaign
     """
     from ..files import require_writable
     from ..validation.campaign import Campaign

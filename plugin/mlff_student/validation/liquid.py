@@ -128,10 +128,12 @@ def run_liquid(settings: LiquidSettings, folder: Path, quiet: bool = False) -> d
     if known := known_liquids().get(settings.liquid):
         experiment = known["density_g_per_cm3"]
         deviation = 100.0 * (density.density_g_per_cm3 / experiment - 1.0)
+        error = density.density_stderr_g_per_cm3
         record |= {
             "experiment_g_per_cm3": experiment,
             "experiment_source": known["source"],
             "density_deviation_percent": deviation,
+            "density_deviation_stderr_percent": 100.0 * error / experiment,
         }
     plot_density(time, mass * G_PER_CM3 / volume, record, folder)
     return record

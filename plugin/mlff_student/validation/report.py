@@ -263,8 +263,7 @@ def summary_table(report: Report) -> Table:
     for name, what in report.summary.not_measured.items():
         table.add_row(name, "", f"not measured: needs {what}", style="yellow")
     table.add_section()
-    passed = report.summary.passed
-    table.add_row(Text("verdict"), "", Text("PASS" if passed else "FAIL", "bold"))
+    table.add_row(Text("verdict"), "", Text(report.summary.verdict.upper(), "bold"))
     return table
 
 

@@ -48,10 +48,21 @@ class CaseCheck(NamedTuple):
 
 
 class Advice(NamedTuple):
-    """What the evidence says a model is for, and what not; sentences."""
+    """What the evidence says a model is for, what not, and what it cannot say; sentences."""
 
     use_for: list[str]
     not_for: list[str]
+    not_resolved: list[str]
+
+
+class Reason(NamedTuple):
+    """Why a case does not pass."""
+
+    text: str
+    resolved: bool  # False: its run is too short to say
+
+    def __str__(self) -> str:
+        return self.text
 
 
 @dataclass(frozen=True)
@@ -73,6 +84,13 @@ class Summary:
     def passed(self) -> bool:
         """Whether all that the verdict counts is within the thresholds."""
         return not self.failures
+
+    @property
+    def verdict(self) -> str:
+        """passed, failed, or not resolved, where nothing fails that was resolved."""
+        if self.passed:
+            return "passed"
+        return "failed" if any(one.check.resolved for one in self.failures) else "not resolved"
 
     @property
     def failures(self) -> list[CaseCheck]:
@@ -150,7 +168,7 @@ def _advice(
     failed = _reasons(checks)
     mine = [one for one in records if one["model"] == model]
     runs = [one for one in mine if one.get("ensemble") == "nve"]
-    use, avoid = [], []
+    use, avoid, unclear = [], [], []
     kept = [one for one in runs if one["judged"] and one["case"] not in failed]
     if kept:
         atoms, length = [one["atoms"] for one in kept], max(one["duration_ps"] for one in kept)
@@ -164,45 +182,49 @@ def _advice(
         ("atoms", "atoms", "size"),
     ):
         rungs = [one for one in runs if one["step"] == f"{what}_ladder"]
-        held, broke = _ladder(rungs, key, failed)
+        held, doubtful, broke = _ladder(rungs, key, failed)
         if held is not None and what != "size":
             top = [one for one in rungs if one[key] == held]
             heat = _measured(top) if what == "temperature" else ""
             span = _span([one[key] for one in rungs if one[key] <= held])
-            use.append(f"{what} of {span} {unit}{heat}, the highest rung below which all held")
+            use.append(f"{what} of {span} {unit}{heat}: all held up to this")
         elif held is not None:
             span = _span([one["atoms"] for one in rungs if one["atoms"] <= held])
-            use.append(f"sizes of {span} atoms, the largest below which all held")
+            use.append(f"sizes of {span} atoms: all held up to this")
+        if doubtful is not None:
+            value, why = doubtful
+            unclear.append(f"{what} of {value:g} {unit}: {why}")
         if broke is not None:
             value, why = broke
             avoid.append(f"{what} of {value:g} {unit} and more: {why}")
     for line in _liquids(mine, failed):
-        (avoid if line.failed else use).append(line.text)
-    for one in runs:
-        if one["judged"] and one["case"] in failed and not one["step"].endswith("_ladder"):
-            avoid.append(f"{one['structure']} ({one['engine']}): {failed[one['case']]}")
-    for one in mine:
-        if one.get("kind") in ("convergence", "spectrum") and one["case"] in failed:
-            avoid.append(
-                f"{one['structure']} ({one['engine']}, {one['kind']}): {failed[one['case']]}"
-            )
+        (use if line.reason is None else avoid if line.reason.resolved else unclear).append(
+            line.text
+        )
+    single = [one for one in runs if one["judged"] and not one["step"].endswith("_ladder")]
+    single += [one for one in mine if one.get("kind") in ("convergence", "spectrum")]
+    for one in single:
+        if reason := failed.get(one["case"]):
+            where = ", ".join(filter(None, (one["engine"], one.get("kind"))))
+            line = f"{one['structure']} ({where}): {reason}"
+            (avoid if reason.resolved else unclear).append(line)
     if "force_rmse_ev_per_angstrom" in missing:
         avoid.append("anything that depends on the teacher's forces: not compared")
-    return Advice(list(dict.fromkeys(use)), list(dict.fromkeys(avoid)))
+    return Advice(*(list(dict.fromkeys(lines)) for lines in (use, avoid, unclear)))
 
 
 class _Line(NamedTuple):
     text: str
-    failed: bool
+    reason: Reason | None  # None: it held
 
 
-def _liquids(records: list[Record], failed: Mapping[str, str]) -> list[_Line]:
+def _liquids(records: list[Record], failed: Mapping[str, Reason]) -> list[_Line]:
     """What a model did with liquids: by box and engine what held, and each run that did not."""
     liquid = [
         one for one in records if one.get("ensemble") in ("nvt", "npt") or one.get("kind") == "rdf"
     ]
     if not liquid:
-        return [_Line("liquids: not tested", True)]
+        return [_Line("liquids: not tested", Reason("", resolved=True))]
     lines = []
     for name, engine in dict.fromkeys((one["structure"], one["engine"]) for one in liquid):
         of_box = [one for one in liquid if (one["structure"], one["engine"]) == (name, engine)]
@@ -210,7 +232,7 @@ def _liquids(records: list[Record], failed: Mapping[str, str]) -> list[_Line]:
         for one in bad:
             why = failed[one["case"]]
             what = one.get("ensemble") or "g(r)"
-            lines.append(_Line(f"liquids such as {name} ({engine}, {what}): {why}", True))
+            lines.append(_Line(f"liquids such as {name} ({engine}, {what}): {why}", why))
         if not bad:
             lengths = ", ".join(
                 f"{one['duration_ps']:.0f} ps {one['ensemble']}{_density(one)}"
@@ -220,7 +242,7 @@ def _liquids(records: list[Record], failed: Mapping[str, str]) -> list[_Line]:
             size = f"{of_box[0]['molecules']} molecules, {of_box[0]['atoms']} atoms"
             against = "" if any(one.get("kind") == "rdf" for one in of_box) else NO_RDF
             lines.append(
-                _Line(f"liquids such as {name} ({engine}): {size}, {lengths}{against}", False)
+                _Line(f"liquids such as {name} ({engine}): {size}, {lengths}{against}", None)
             )
     return lines
 
@@ -233,14 +255,14 @@ def _density(record: Record) -> str:
 NO_RDF = "; its structure was not held against the teacher's"
 
 
-def _reasons(checks: list[CaseCheck]) -> dict[str, str]:
-    """Why each case that does not pass does not: the first figure that says so by a number, where
-    there is one.
+def _reasons(checks: list[CaseCheck]) -> dict[str, Reason]:
+    """Why each case that does not pass does not: the first figure that is beyond its threshold by a
+    number, where there is one; else one that is no number, else one that is not resolved.
     """
     bad = [one for one in checks if not one.check.passed]
-    reasons: dict[str, str] = {}
-    for one in sorted(bad, key=lambda one: np.isnan(one.check.value)):  # stable
-        reasons.setdefault(one.case, str(one))
+    reasons: dict[str, Reason] = {}
+    for one in sorted(bad, key=lambda one: (not one.check.resolved, np.isnan(one.check.value))):
+        reasons.setdefault(one.case, Reason(str(one), one.check.resolved))
     return reasons
 
 
@@ -253,17 +275,26 @@ def _measured(records: list[Record]) -> str:
     return f" (mean temperature {low if low == high else f'{low} to {high}'} K)"
 
 
+_Rung = tuple[float, Reason]
+
+
 def _ladder(
-    rungs: list[Record], key: str, failed: Mapping[str, str]
-) -> tuple[float | None, tuple[float, str] | None]:
-    """Highest rung up to which all held, and the lowest at which one did not, with why."""
+    rungs: list[Record], key: str, failed: Mapping[str, Reason]
+) -> tuple[float | None, _Rung | None, _Rung | None]:
+    """Highest rung up to which all held; the next, with why, where it is not resolved; and the
+    lowest that did not hold.
+    """
     held: float | None = None
+    doubtful: _Rung | None = None
     for value in sorted({one[key] for one in rungs}):
-        bad = [one for one in rungs if one[key] == value and one["case"] in failed]
+        bad = [failed[one["case"]] for one in rungs if one[key] == value and one["case"] in failed]
+        if broken := [reason for reason in bad if reason.resolved]:
+            return held, doubtful, (value, broken[0])
         if bad:
-            return held, (value, failed[bad[0]["case"]])
-        held = value
-    return held, None
+            doubtful = doubtful or (value, bad[0])
+        elif doubtful is None:
+            held = value
+    return held, doubtful, None
 
 
 def _span(values: list[float]) -> str:
