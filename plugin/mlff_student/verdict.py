@@ -16,6 +16,7 @@ THRESHOLDS = Path(__file__).with_name("thresholds.yaml")
 FIGURES = (
     ("drift_mev_per_atom_ps", "energy drift", "meV/atom/ps"),
     ("drift_kt_per_ns_per_dof", "energy drift", "kT/ns/dof"),
+    ("heating_percent", "heating by the drift", "% of T"),
     ("drift_percent", "last - first energy", "%"),
     ("max_drift_percent", "largest excursion", "%"),
     ("energy_fluctuation_mev_per_atom", "energy fluctuation", "meV/atom"),
@@ -162,7 +163,7 @@ def drift_table(
     for key, title, unit in FIGURES:
         cells = []
         for label, record in records.items():
-            stderr = record.get("drift_stderr_" + key.removeprefix("drift_"), np.nan)
+            stderr = stderr_of(record, key)
             text = Text(with_error(record[key], stderr) if key in record else "-")
             if (label, key) in outcome:
                 text.append_text(mark(outcome[label, key]))

@@ -135,10 +135,20 @@ def test_units_of_the_drift_follow_from_the_same_energies() -> None:
     thermo = thermo._replace(total_ev=-100.0 + dof * kt * thermo.time_ps / 1000.0)
     drift = fit_drift(thermo, ATOMS)
     assert drift.drift_kt_per_ns_per_dof == pytest.approx(1.0)
+    assert drift.heating_percent == pytest.approx(0.1 * np.ptp(thermo.time_ps))
     assert drift.drift_mev_per_atom_ps == pytest.approx(dof * kt / ATOMS)
     fewer = fit_drift(thermo, ATOMS, degrees_of_freedom=dof // 2)
     assert fewer.drift_kt_per_ns_per_dof == pytest.approx(2.0)
     assert fewer.drift_mev_per_atom_ps == drift.drift_mev_per_atom_ps
+
+
+def test_slow_drift_of_a_long_run_fails_by_its_heating() -> None:
+    """Half of the rate that is let pass, for a nanosecond: 97 K."""
+    thermo = make_thermo(noise_mev=0.0)
+    time = np.linspace(0.0, 1000.0, len(thermo.time_ps))
+    total = -1000.0 + 1e-3 * ATOMS * 0.025 * time
+    record = fit_drift(thermo._replace(time_ps=time, total_ev=total), ATOMS).as_record()
+    assert [name for name, passed in judge(record).items() if not passed] == ["heating_percent"]
 
 
 def test_percentages_are_signed_last_and_absolute_largest() -> None:
@@ -409,6 +419,7 @@ def test_good_run_passes_every_check(tmp_path: Path) -> None:
     judged = judge(record)
     assert set(judged) == {
         "drift_mev_per_atom_ps",
+        "heating_percent",
         "exchange_ratio",
         "bond_deviation_angstrom",
         "hydrogens_lost",
@@ -435,6 +446,7 @@ def test_energy_that_is_not_finite_fails(tmp_path: Path, bad: float) -> None:
     assert record["nonfinite_rows"] == 300
     assert judge(record) == {
         "drift_mev_per_atom_ps": False,
+        "heating_percent": False,
         "exchange_ratio": False,
         "bond_deviation_angstrom": True,
         "hydrogens_lost": True,
@@ -515,7 +527,7 @@ def test_table_says_in_words_which_run_failed(tmp_path: Path) -> None:
     assert drift.index("pass") < drift.index("FAIL")
     error = records["tiny"]["drift_stderr_mev_per_atom_ps"]
     assert f"± {error:.4f} FAIL" in drift
-    assert sum("±" in line for line in lines) == 2  # only the drifts have a standard error
+    assert sum("±" in line for line in lines) == 4  # two drifts, heating and temperature
     (final,) = [line for line in lines if "verdict" in line]
     assert final.index("pass") < final.index("FAIL")
 

@@ -22,6 +22,8 @@ class Drift:
         standard error (`slope_with_error`).
     drift_kt_per_ns_per_dof, drift_stderr_kt_per_ns_per_dof : the same for each degree of freedom,
         with the mean temperature.
+    heating_percent, heating_stderr_percent : the same over the whole log, in hundredths of kT: the
+        drift has raised the temperature by so much, where half of the energy is kinetic.
     drift_percent : 100 (E_last - E_first) / |E_first|.
     max_drift_percent : 100 max |E - E_first| / |E_first|.
     conservation_ratio : standard deviation of the total energy over that of the kinetic energy.
@@ -37,6 +39,8 @@ class Drift:
     drift_stderr_mev_per_atom_ps: float
     drift_kt_per_ns_per_dof: float
     drift_stderr_kt_per_ns_per_dof: float
+    heating_percent: float
+    heating_stderr_percent: float
     drift_percent: float
     max_drift_percent: float
     conservation_ratio: float
@@ -68,12 +72,15 @@ def fit_drift(thermo: Thermo, atoms: int, *, degrees_of_freedom: int | None = No
         fluctuation = _fluctuation(time, per_atom)
         temperature = thermo.temperature_k.mean()
         kt_per_dof = atoms / dof / (units.kB * temperature)  # of meV/atom/ps, which is eV/atom/ns
+        percent = 100.0 * 1e-3 * (time[-1] - time[0])  # of kT/ns/dof
         excursion = 100.0 * (energy - energy[0]) / abs(energy[0])
         figures = (
             slope,
             error,
             slope * kt_per_dof,
             error * kt_per_dof,
+            slope * kt_per_dof * percent,
+            error * kt_per_dof * percent,
             excursion[-1],
             np.abs(excursion).max(),
             energy.std() / kinetic.std(),

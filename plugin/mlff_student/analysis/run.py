@@ -41,7 +41,8 @@ FRAMES_FOR_ENERGY = 20  # checked against the log
 # 5 ps, less a row: a thermostat of some 1/ps and more has by then given a box enough independent
 # kinetic energies to test; a run with fewer heats or cools, or is coupled too weakly to tell.
 TELLING_PS = 4.9
-OF_NVE = ("drift", "conservation", "exchange", "max_drift", "energy_fluctuation")  # keys begin so
+# Keys of what tells of constant energy alone begin so.
+OF_NVE = ("drift", "heating", "conservation", "exchange", "max_drift", "energy_fluctuation")
 
 
 @dataclass(frozen=True)

@@ -33,6 +33,7 @@ COLUMNS = (
     ("atoms", "atoms", ""),
     ("molecules", "molecules", ""),
     ("drift_mev_per_atom_ps", "energy drift", "meV/atom/ps"),
+    ("heating_percent", "heating by it", "% of T"),
     ("drift_percent", "last - first", "%"),
     ("exchange_ratio", "std total / kinetic", ""),
     ("conservation_ratio", "with their trends", ""),
