@@ -54,14 +54,13 @@ def thermal_structure(count: int, elements: list[str], cutoff: float) -> Atoms:
 
 
 def side_by_side(molecule: Atoms, copies: int) -> Atoms:
-    """Copies of a molecule on a cubic lattice, `GAP` apart, open boundaries."""
+    """Copies of a molecule on a lattice, `GAP` apart, without a cell."""
     edge = int(np.ceil(round(copies ** (1 / 3), 9)))
-    points = np.stack(np.meshgrid(*[np.arange(edge)] * 3, indexing="ij"), -1).reshape(-1, 3)
-    spacing = np.ptp(molecule.positions, axis=0) + GAP
-    return Atoms(
-        np.tile(molecule.numbers, copies),
-        positions=(molecule.positions + spacing * points[:copies, None]).reshape(-1, 3),
-    )
+    extent = np.ptp(molecule.positions, axis=0) + GAP
+    boxed = Atoms(molecule.numbers, positions=molecule.positions, cell=extent)
+    cluster = boxed.repeat(edge)[: copies * len(molecule)]
+    cluster.cell = None
+    return cluster
 
 
 def edge_lengths(atoms: Atoms, cutoff: float) -> np.ndarray:
