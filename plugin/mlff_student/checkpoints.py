@@ -91,15 +91,7 @@ def archive_of(model: str | Path, dtype: torch.dtype | None = None, device: str 
         raise InputError(
             f"torch cannot use the device {device!r}: {str(error).splitlines()[0]}"
         ) from error
-    path = Path(model)
-    if not path.suffix and str(model) in available_models():
-        path = checkpoint_path(str(model))
-    elif not path.exists():
-        checkpoint_path(str(model))  # raises the error that lists what there is
-    if path.is_dir():
-        path /= "model.pt"
-        if not path.is_file():
-            raise ArchiveError(f"the folder {model} holds no checkpoint: there is no {path}")
+    path = model_file(model)
     if is_checkpoint(path):
         student, config = load_student(path, dtype or torch.float32)
         archive = build_archive(student, config, model_name(path), read_card(path))
@@ -112,6 +104,25 @@ def archive_of(model: str | Path, dtype: torch.dtype | None = None, device: str 
             f"checkpoint again with --dtype {wanted}, or give the checkpoint in its place"
         )
     return archive
+
+
+def model_file(model: str | Path) -> Path:
+    """File of a shipped model, a checkpoint (file or folder) or an archive, as `archive_of` takes.
+
+    Raises
+    ------
+    ArchiveError : there is none.
+    """
+    path = Path(model)
+    if not path.suffix and str(model) in available_models():
+        return checkpoint_path(str(model))
+    if not path.exists():
+        checkpoint_path(str(model))  # raises the error that lists what there is
+    if path.is_dir():
+        path /= "model.pt"
+        if not path.is_file():
+            raise ArchiveError(f"the folder {model} holds no checkpoint: there is no {path}")
+    return path
 
 
 def is_checkpoint(path: Path) -> bool:

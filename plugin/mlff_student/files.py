@@ -1,9 +1,13 @@
-"""Writing files whole or not at all."""
+"""Writing files whole or not at all, by one writer at a time; and telling them apart."""
 
+import fcntl
+import hashlib
 import os
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import IO
 
 from .errors import InputError
 
@@ -46,3 +50,56 @@ def _begin(path: Path) -> Path:
     except OSError as error:
         raise InputError(f"cannot write {path}: {error.strerror}") from error
     return temporary
+
+
+@contextmanager
+def only_writer(path: Path, remedy: str) -> Iterator[None]:
+    """Keep other writers out: what the first one writes would be lost in what the second does.
+
+    The lock goes when its process ends, however it ends; its empty file stays.
+
+    Raises
+    ------
+    InputError : another process has it (`remedy` says what to do), or it cannot be written.
+    """
+    try:
+        lock = _lock_of(path).open("w")
+    except OSError as error:
+        raise InputError(f"cannot write {path}: {error.strerror}") from error
+    with lock:
+        for _ in range(5):  # a reader holds it for an instant, to see whether another does
+            if _locks(lock):
+                break
+            time.sleep(0.1)
+        else:
+            raise InputError(f"another process is writing {path}; {remedy}")
+        yield
+
+
+def is_being_written(path: Path) -> bool:
+    """Whether an `only_writer` of another process has it."""
+    try:
+        with _lock_of(path).open() as lock:
+            return not _locks(lock)
+    except OSError:
+        return False
+
+
+def _lock_of(path: Path) -> Path:
+    return path.with_name(f".{path.name}.lock")
+
+
+def _locks(lock: IO[str]) -> bool:
+    """Whether the lock could be had."""
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError:  # a file system without locks
+        pass
+    return True
+
+
+def sha256(path: Path) -> str:
+    """Hash of a file, as `sha256sum` prints it."""
+    return hashlib.sha256(path.read_bytes()).hexdigest()

@@ -20,9 +20,9 @@ from rich.progress import Progress, TextColumn
 
 from .analysis.ensemble import ENSEMBLES
 from .archive import save_archive
-from .checkpoints import archive_of
+from .checkpoints import archive_of, model_file
 from .errors import InputError, MissingDependencyError
-from .files import atomic_write
+from .files import atomic_write, sha256
 from .native import BACKENDS
 from .results import write_json
 from .structure import (
@@ -244,10 +244,10 @@ def run_md(
     InputError : unusable structure, or a folder that holds another run.
     """
     folder = RunFolder(output)
+    identity = _identity(settings, calculator)
     if folder.settings.exists():
         found = json.loads(folder.settings.read_text())
-        wanted = asdict(settings)
-        if changed := [key for key in wanted | found if found.get(key) != wanted.get(key)]:
+        if changed := [key for key in identity | found if found.get(key) != identity.get(key)]:
             raise InputError(
                 f"{output} holds another run ({', '.join(changed)} differ); "
                 "choose another --output or remove that folder"
@@ -257,7 +257,7 @@ def run_md(
     engine = engine_of(settings, calculator)
     structure = in_engine_orientation(read_structure(settings.structure))
     if not folder.settings.exists():
-        begin(settings, structure, folder, calculator)
+        begin(settings, structure, folder, identity, calculator)
 
     with progress_bar(settings, quiet) as report:
         ms_per_step = engine(settings, structure, folder, report)
@@ -274,14 +274,25 @@ def run_md(
     return record
 
 
+def _identity(settings: MDSettings, calculator: Calculator | None) -> dict[str, Any]:
+    """What decides a run: its settings, and the weights that the files they name hold."""
+    models = {"guide": settings.guide}
+    if calculator is None and not is_teacher(settings.model):
+        models["model"] = settings.model
+    return asdict(settings) | {
+        f"{name}_sha256": sha256(model_file(model)) for name, model in models.items() if model
+    }
+
+
 def begin(
     settings: MDSettings,
     structure: Structure,
     folder: RunFolder,
+    identity: dict[str, Any],
     calculator: Calculator | None = None,
 ) -> None:
     """Check everything, then make the folder with the archive (where a student runs), the topology
-    and the settings.
+    and what decides the run.
     """
     archive = None
     if calculator is None and not (settings.engine == "ase" and is_teacher(settings.model)):
@@ -305,7 +316,7 @@ def begin(
             with atomic_write(folder.archive) as temporary:
                 save_archive(archive, temporary)
         write_topology(structure, folder.topology)
-        write_json(folder.settings, asdict(settings))
+        write_json(folder.settings, identity)
     except OSError as error:
         raise InputError(f"cannot write to {folder.path}: {error.strerror or error}") from error
 

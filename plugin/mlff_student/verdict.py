@@ -69,8 +69,9 @@ class Check(NamedTuple):
         text = f"{self.name} is {with_error(self.value, self.stderr)}"
         if self.resolved:
             return text
-        spread = float(np.nanmax([self.stderr, self.noise]))
-        return f"{text}, not resolved: noise of {spread:.2g} {self.unit}, run longer"
+        spread = np.fmax(self.stderr, self.noise)
+        why = f"noise of {spread:.2g} {self.unit}" if np.isfinite(spread) else "error not known"
+        return f"{text}, not resolved: {why}, run longer"
 
 
 def load_thresholds(path: Path = THRESHOLDS) -> dict[str, Threshold]:
@@ -113,8 +114,8 @@ def verdict(record: Mapping[str, Any], thresholds: Mapping[str, Threshold]) -> l
 
 def judge(record: Mapping[str, Any], thresholds: Mapping[str, Threshold]) -> list[Check]:
     """The checks of `verdict`, of which those do not pass either that the run cannot tell
-    (`Check.resolved`): within one standard error of the threshold, on either side; or beyond it by
-    no more than the noise.
+    (`Check.resolved`): within one standard error of the threshold, on either side; beyond it by no
+    more than the noise; or within it with a standard error that is not known.
 
     Raises
     ------
@@ -124,9 +125,11 @@ def judge(record: Mapping[str, Any], thresholds: Mapping[str, Threshold]) -> lis
     for check in verdict(record, thresholds):
         stderr, noise = stderr_of(record, check.name), noise_of(record, check.name)
         if check.passed:
-            unresolved = abs(check.value) + stderr > check.limit
+            known = _stderr_key(record, check.name) is None or np.isfinite(stderr)
+            unresolved = not known or abs(check.value) + stderr > check.limit
         else:
-            unresolved = bool(np.fmax(stderr, noise) >= abs(check.value) - check.limit)
+            excess = abs(check.value) - check.limit
+            unresolved = bool(np.isfinite(excess) and np.fmax(stderr, noise) >= excess)
         checks.append(
             check._replace(
                 passed=check.passed and not unresolved,
@@ -140,10 +143,13 @@ def judge(record: Mapping[str, Any], thresholds: Mapping[str, Threshold]) -> lis
 
 def stderr_of(record: Mapping[str, Any], name: str) -> float:
     """Standard error of a figure, whose name is the figure's with `_stderr` in it; NaN if none."""
-    for key, value in record.items():
-        if "_stderr" in key and key.replace("_stderr", "") == name and value is not None:
-            return float(value)
-    return np.nan
+    value = record.get(_stderr_key(record, name))
+    return np.nan if value is None else float(value)
+
+
+def _stderr_key(record: Mapping[str, Any], name: str) -> str | None:
+    keys = (key for key in record if "_stderr" in key and key.replace("_stderr", "") == name)
+    return next(keys, None)
 
 
 def noise_of(record: Mapping[str, Any], name: str) -> float:
@@ -171,17 +177,18 @@ def drift_table(
         table.add_row(title, unit, *cells)
     table.add_section()
     table.add_row(
-        "verdict", "", *(_mark(all(c.passed for c in checks[label])) for label in records)
+        "verdict", "", *(mark_of(all(c.passed for c in checks[label])) for label in records)
     )
     return table
 
 
 def mark(check: Check) -> Text:
     """A check's outcome in a word."""
-    return _mark(check.passed) if check.resolved else Text(" NOT RESOLVED", style="bold yellow")
+    return mark_of(check.passed) if check.resolved else Text(" NOT RESOLVED", style="bold yellow")
 
 
-def _mark(passed: bool) -> Text:
+def mark_of(passed: bool) -> Text:
+    """A word for an outcome."""
     return Text(" pass", style="green") if passed else Text(" FAIL", style="bold red")
 
 

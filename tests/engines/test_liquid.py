@@ -43,8 +43,9 @@ def test_a_finished_run_is_not_run_again_and_another_is_refused(finished):
     before = (folder / "run.dcd").stat().st_mtime_ns
     assert run_liquid(SHORT, folder, quiet=True) == record
     assert (folder / "run.dcd").stat().st_mtime_ns == before
-    with pytest.raises(InputError, match="seed"):
-        run_liquid(LiquidSettings(**vars(SHORT) | {"seed": 2}), folder, quiet=True)
+    for other in ({"seed": 2}, {"molecules": 8}, {"liquid": "water"}):
+        with pytest.raises(InputError, match="of another liquid, number or seed"):
+            run_liquid(LiquidSettings(**vars(SHORT) | other), folder, quiet=True)
 
 
 @pytest.mark.parametrize(

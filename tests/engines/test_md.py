@@ -1,6 +1,7 @@
 """`mlff-student md` in both engines: complete files, conserved energy, resumed and refused runs."""
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -19,6 +20,7 @@ from numpy.typing import NDArray
 
 from mlff_student.analysis.thermo import Thermo, read_thermo
 from mlff_student.calculator import StudentForceFieldCalculator
+from mlff_student.checkpoints import checkpoint_path
 from mlff_student.errors import InputError
 from mlff_student.md import MDSettings, RunFolder, run_md
 from mlff_student.structure import in_engine_orientation, read_structure
@@ -173,6 +175,17 @@ def test_other_settings_are_refused(finished):
     other = replace(settings_of(engine), temperature_K=310.0)
     with pytest.raises(InputError, match=r"another run \(temperature_K differ\)"):
         run_md(other, folder, quiet=True)
+
+
+def test_other_weights_of_the_same_name_are_refused(tmp_path):
+    """A student that was trained on, in the same file: its run is not the old one's."""
+    model = tmp_path / "mine.pt"
+    shutil.copy(checkpoint_path("ultra_tiny"), model)
+    settings = replace(settings_of("ase"), model=str(model), steps=20, every=2, thermalise_steps=2)
+    run_md(settings, tmp_path / "run", quiet=True)
+    shutil.copy(checkpoint_path("tiny"), model)
+    with pytest.raises(InputError, match=r"another run \(model_sha256 differ\)"):
+        run_md(settings, tmp_path / "run", quiet=True)
 
 
 def test_files_of_others_are_not_overwritten(tmp_path):

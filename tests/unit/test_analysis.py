@@ -1,6 +1,7 @@
 """Drift, collapse and verdict of runs whose answer is known."""
 
 import io
+import shutil
 from dataclasses import asdict
 from pathlib import Path
 
@@ -290,6 +291,7 @@ def test_degrees_of_freedom_are_those_of_the_log(tmp_path: Path) -> None:
     assert found.kinetic.kinetic_mean_sigma < 3
     free = analyze(*files, ensemble="nvt", temperature_K=300.0, degrees_of_freedom=3 * ATOMS - 3)
     assert free.kinetic.kinetic_mean_sigma > 10
+    assert free.kinetic.kinetic_mean_percent == pytest.approx(-100 * 8 / 24, abs=1)
 
 
 def test_missing_and_binary_logs_are_refused(tmp_path: Path) -> None:
@@ -474,18 +476,21 @@ def test_run_is_held_against_the_teachers_own(tmp_path: Path) -> None:
     trajectory, topology = write_run(tmp_path, thermal(4000))
     log = write_log(tmp_path / "run.csv", fast)
     slow_log = write_log(tmp_path / "slow.csv", thermo)
-    found = analyze(trajectory, topology, log, reference=Reference(trajectory, log))
+    same = Path(shutil.copy(trajectory, tmp_path / "same.dcd"))
+    found = analyze(trajectory, topology, log, reference=Reference(same, log))
     assert found.rdf_error.rdf_error_percent == 0.0 < found.rdf_error.rdf_noise_percent
     assert found.spectrum_error.spectrum_overlap_percent == pytest.approx(100.0)
     assert found.spectrum_error.spectrum_overlap_noise_percent < 99.0
     assert {"rdf_error_percent", "spectrum_shift_per_cm"} <= set(found.as_record())
-    aliased = analyze(trajectory, topology, log, reference=Reference(trajectory, slow_log))
+    aliased = analyze(trajectory, topology, log, reference=Reference(same, slow_log))
     assert aliased.spectrum_error is None
     assert any("every 10 fs" in note for note in aliased.notes)
     permuted = write_run(tmp_path, thermal(10)[:, ::-1])[0].rename(tmp_path / "permuted.dcd")
     write_run(tmp_path, thermal(4000))
     with pytest.raises(InputError, match=r"permuted\.dcd has .* another order"):
         analyze(trajectory, topology, log, reference=Reference(permuted))
+    with pytest.raises(InputError, match="is the run itself"):
+        analyze(trajectory, topology, log, reference=Reference(trajectory))
 
 
 @pytest.mark.parametrize("rows", [100, 101, 99, 1000, 1001, 991, 50, 20])

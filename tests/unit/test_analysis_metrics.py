@@ -7,11 +7,12 @@ import numpy as np
 import pytest
 from ase import Atoms
 from ase.build import bulk, molecule
+from ase.calculators.emt import EMT
 from ase.geometry.cell import cellpar_to_cell
 from scipy.signal import lfilter
 from scipy.spatial.transform import Rotation
 
-from mlff_student.analysis.blocks import Stretches, mean_of_blocks
+from mlff_student.analysis.blocks import Stretches, mean_of_blocks, mean_of_runs
 from mlff_student.analysis.drift import fit_drift
 from mlff_student.analysis.ensemble import (
     AMU_ANGSTROM2_PER_PS2,
@@ -26,9 +27,10 @@ from mlff_student.analysis.spectrum import compare_spectra, measure_spectrum
 from mlff_student.analysis.stability import measure_stability
 from mlff_student.analysis.thermo import Thermo
 from mlff_student.analysis.transport import infinite_box, measure_density, measure_diffusion
-from mlff_student.errors import InputError
+from mlff_student.errors import InputError, MissingDependencyError
 from mlff_student.structure import Structure, make_topology, perceive_bonds
 from mlff_student.units import KB
+from mlff_student.verdict import Threshold, judge
 
 
 def structure_of(atoms: Atoms) -> Structure:
@@ -125,6 +127,10 @@ def test_canonical_kinetic_energies_pass_and_hot_ones_do_not(phi: float) -> None
     assert right.kinetic_mean_sigma < 3 and right.kinetic_width_sigma < 3
     assert right.kinetic_ks_p_value > 0.01
     assert hot.kinetic_mean_sigma > 5 and hot.kinetic_ks_p_value < 1e-3
+    for found, percent in ((right, 0.0), (hot, 100.0 * 40 / 300)):
+        assert abs(found.kinetic_mean_percent - percent) < 3 * found.kinetic_mean_stderr_percent
+        assert abs(found.kinetic_width_percent - percent) < 3 * found.kinetic_width_stderr_percent
+        assert 0.1 < found.kinetic_mean_stderr_percent < 3.0
     assert right.temperature_from_width_k == pytest.approx(300.0, rel=0.05)
 
 
@@ -134,6 +140,7 @@ def test_kinetic_energy_held_by_a_wrong_thermostat_has_too_narrow_a_distribution
     squeezed = kinetic.mean() + 0.7 * (kinetic - kinetic.mean())
     found = kinetic_energies(squeezed, degrees_of_freedom=24, temperature_K=300.0)
     assert found.kinetic_mean_sigma < 3 and found.kinetic_width_sigma > 5
+    assert found.kinetic_width_percent == pytest.approx(-30.0, abs=3.0)
     assert found.temperature_from_width_k == pytest.approx(210.0, rel=0.05)
 
 
@@ -170,6 +177,8 @@ def test_equipartition_finds_hot_hydrogens() -> None:
     assert hot.equipartition_deviation_percent > 8
     record = hot.as_record()
     assert record["temperature_H_k"] == hot.temperatures_k["H"]
+    few = equipartition([maxwell(structure, np.full(9, 300.0), frames=19)], structure)
+    assert few.equipartition_sigma is None and "equipartition_sigma" not in few.as_record()
 
 
 def test_convergence_tells_a_second_order_integrator_from_a_first_order_one() -> None:
@@ -255,8 +264,6 @@ def test_forces_of_other_shapes_are_refused() -> None:
 
 
 def test_a_calculator_is_evaluated_on_each_frame(structures) -> None:
-    from ase.calculators.emt import EMT
-
     water = structure_of(structures["water"])
     frames = Frames(
         water.atoms.positions + 0.05 * np.random.default_rng(9).normal(size=(3, 3, 3)), None
@@ -464,6 +471,50 @@ def test_open_molecule_has_a_density_of_distances_of_integral_one() -> None:
     frames = Frames(np.tile(ethanol.atoms.positions, (3, 1, 1)), None)
     rdf = measure_rdf([frames], ethanol, r_max=10.0, bin_width=0.05)
     np.testing.assert_allclose(rdf.g.sum(axis=1) * 0.05, 1.0)
+
+
+def test_pair_that_the_teacher_never_has_is_an_infinite_error() -> None:
+    r, flat = 0.1 * np.arange(1, 31), np.ones((4, 2, 30))
+    closed = flat * np.array([1.0, 0.0])[None, :, None]  # no N-N within 3 angstrom
+    teacher, student = (Rdf(r, ("H-H", "N-N"), g, np.full(4, 0.25)) for g in (closed, flat))
+    found = compare_rdf(student, teacher)
+    assert found.rdf_error_percent == np.inf and found.rdf_error_pair == "N-N"
+    (check,) = judge(found.as_record(), {"rdf_error_percent": Threshold(5.0, "%", "")})
+    assert not check.passed and check.resolved
+    assert compare_rdf(teacher, teacher).rdf_error_percent == 0.0, "neither has it"
+
+
+@pytest.mark.parametrize("stderr", [None, np.nan])
+def test_figure_whose_error_is_not_known_is_not_resolved(stderr) -> None:
+    """As of one frame; a figure that has no standard error by its nature is judged without."""
+    limits = {"force_rmse_ev_per_angstrom": Threshold(0.2, "eV/angstrom", "")}
+    record = {"force_rmse_ev_per_angstrom": 0.1}
+    assert judge(record, limits)[0].passed
+    (check,) = judge(record | {"force_rmse_stderr_ev_per_angstrom": stderr}, limits)
+    assert not check.passed and not check.resolved and "error not known" in str(check)
+
+
+def test_mean_of_runs_knows_their_scatter() -> None:
+    """Two chains that each stay near a value of their own are no better known than the two."""
+    noise = np.random.default_rng(3).normal(size=(2, 1000))
+    apart = mean_of_runs([noise[0] - 1.0, noise[1] + 1.0])
+    assert apart.value == pytest.approx(0.0, abs=0.1) and apart.stderr == pytest.approx(
+        1.0, abs=0.1
+    )
+    together = mean_of_runs(noise)
+    assert together.stderr == pytest.approx(1.0 / np.sqrt(2000), rel=0.6)
+    assert mean_of_runs(noise[:1]) == mean_of_blocks(noise[0])
+
+
+@pytest.mark.parametrize("error", [MemoryError, OSError, MissingDependencyError])
+def test_faults_of_the_machine_are_no_models(error) -> None:
+    class Starved(EMT):
+        def calculate(self, *arguments, **options):
+            raise error("not here")
+
+    water = structure_of(molecule("H2O"))
+    with pytest.raises(error, match="not here"):
+        evaluate_frames(Frames(water.atoms.positions[None], None), water, Starved())
 
 
 def test_rdf_error_is_the_one_put_in_for_the_worst_pair() -> None:

@@ -2,6 +2,7 @@
 
 import io
 import json
+import shutil
 import subprocess
 import sys
 import tracemalloc
@@ -468,7 +469,7 @@ def test_command_judges_against_a_teacher_and_its_run(ase_nve: Path, tmp_path: P
         *files,
         console=console,
         teacher="python:ase.calculators.emt:EMT",
-        reference_trajectory=files[0],
+        reference_trajectory=Path(shutil.copy(files[0], tmp_path / "teacher.traj")),
         json=tmp_path / "run.json",
         plot=tmp_path / "run.png",
     )

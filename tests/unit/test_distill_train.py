@@ -42,7 +42,6 @@ from mlff_student.distill.dataset import (
     open_dataset,
     read_frames,
     read_summary,
-    sha256,
 )
 from mlff_student.distill.evaluate import (
     card_text,
@@ -70,6 +69,7 @@ from mlff_student.distill.sample import label_source
 from mlff_student.distill.structures import Source
 from mlff_student.elements import ELEMENTS
 from mlff_student.errors import ArchiveError, InputError
+from mlff_student.files import sha256
 from mlff_student.student import PRESETS, Student
 from mlff_student.teachers import make_teacher
 

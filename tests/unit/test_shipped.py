@@ -14,12 +14,13 @@ from ase.vibrations import Vibrations
 from mlff_student.calculator import StudentForceFieldCalculator
 from mlff_student.checkpoints import available_models, load_student
 from mlff_student.distill.check import check_dataset
-from mlff_student.distill.dataset import Frames, read_frames, read_summary, sha256
+from mlff_student.distill.dataset import Frames, read_frames, read_summary
 from mlff_student.distill.evaluate import evaluate_frames
 from mlff_student.distill.graphs import build_graphs, make_batch
 from mlff_student.distill.recipe import ORGANIC_RECIPE, read_recipe
 from mlff_student.distill.stability import held_out_molecules
 from mlff_student.export import export
+from mlff_student.files import sha256
 from mlff_student.structure import read_structure
 from mlff_student.teachers import is_teacher, make_teacher
 from mlff_student.verdict import load_thresholds

@@ -1,6 +1,7 @@
 """What is measured of a run and of several together, and which failures are a model's."""
 
 import json
+import shutil
 from pathlib import Path
 
 import mdtraj
@@ -12,13 +13,16 @@ from ase.calculators.lj import LennardJones
 
 from mlff_student.analysis.frames import read_topology
 from mlff_student.analysis.thermo import read_thermo
-from mlff_student.errors import InterruptedRunError, StudentError
+from mlff_student.checkpoints import checkpoint_path
+from mlff_student.errors import InputError, InterruptedRunError, StudentError
+from mlff_student.files import only_writer
 from mlff_student.md import MDSettings, RunFolder, run_md
 from mlff_student.structure import Structure, make_topology, perceive_bonds, write_topology
 from mlff_student.units import KB
 from mlff_student.validation.campaign import Campaign, perform
 from mlff_student.validation.estimate import seconds_per_evaluation
 from mlff_student.validation.measure import (
+    MEASURES,
     _longest_rest,
     compare_liquids,
     compare_pressures,
@@ -26,7 +30,7 @@ from mlff_student.validation.measure import (
     density_change,
     measure_run,
 )
-from mlff_student.validation.protocol import load_protocol
+from mlff_student.validation.protocol import Protocol, load_protocol
 from mlff_student.validation.summary import summarise
 from mlff_student.validation.tasks import CompareTask, RunTask, Subject
 from mlff_student.verdict import load_thresholds
@@ -86,7 +90,7 @@ def test_run_that_heats_does_not_escape_the_test_of_its_temperature(tmp_path, he
     run = write_run(tmp_path / "run", structure, frames, 10.0, temperature)
     task = run_of(ensemble="nvt", model="gfn2-xtb")
     record, _ = measure_run(task, run)
-    assert np.isnan(record["kinetic_mean_sigma"]) == fails
+    assert np.isnan(record["kinetic_mean_percent"]) == fails
     assert ("independent kinetic energies" in record.get("notes", "")) == fails
     head = {"case": task.name, "model": "emt", "engine": "ase", "step": "nve", "failure": ""}
     head |= {"structure": "water", "judged": True, "failed_runs": 0, **task.identity()}
@@ -252,6 +256,58 @@ def test_task_that_raises_anything_stops_no_other(tmp_path):
     with pytest.raises(StudentError, match=r"1 task.*/a/.*JSONDecodeError"):
         campaign.run(1, quiet=True)
     assert [name.split("/")[2] for name in campaign.results()] == ["b"]
+
+
+SHORT = "ps: 0.02, thermalise_ps: 0.01, frames: 20"
+
+
+@pytest.fixture
+def shipped(tmp_path) -> tuple[Protocol, Subject]:
+    """A short run of water, in a file, by a copy of a student."""
+    molecule("H2O").write(tmp_path / "mine.xyz")
+    shutil.copy(checkpoint_path("ultra_tiny"), tmp_path / "mine.pt")
+    path = tmp_path / "one.yaml"
+    path.write_text(f"steps: [{{step: a, structures: [{tmp_path}/mine.xyz], {SHORT}}}]")
+    return load_protocol(str(path)), Subject((str(tmp_path / "mine.pt"),), ("ase",))
+
+
+def test_campaign_of_other_weights_or_structures_is_refused(tmp_path, shipped):
+    out = tmp_path / "out"
+    campaign = Campaign(*shipped, out)
+    shutil.copy(checkpoint_path("tiny"), tmp_path / "mine.pt")
+    with pytest.raises(InputError, match="changed while the campaign ran"):
+        campaign.run(1, quiet=True)
+    assert not campaign.results()
+    with pytest.raises(InputError, match="models differ"):
+        Campaign(*shipped, out)
+    shutil.copy(checkpoint_path("ultra_tiny"), tmp_path / "mine.pt")
+    Campaign(*shipped, out)
+    molecule("CH4").write(tmp_path / "mine.xyz")
+    with pytest.raises(InputError, match="structures differ"):
+        Campaign(*shipped, out)
+    (out / "campaign.json").unlink()
+    with pytest.raises(InputError, match=r"no campaign\.json"):
+        Campaign(*shipped, out)
+
+
+def test_campaign_is_run_by_one_process_and_measured_anew_where_that_changed(tmp_path, shipped):
+    out = tmp_path / "out"
+    campaign = Campaign(*shipped, out)
+    with (
+        only_writer(out / "campaign.json", ""),
+        pytest.raises(InputError, match="another process"),
+    ):
+        campaign.run(1, quiet=True)
+    campaign.run(1, quiet=True)
+    (task,) = campaign.tasks
+    result, run = out / f"results/{task.name}.json", out / f"runs/{task.name}/run.dcd"
+    content, before = json.loads(result.read_text()), run.stat().st_mtime_ns
+    assert campaign.pending() == []
+    result.write_text(json.dumps(content | {"measures": MEASURES - 1, "record": {}}))
+    assert campaign.pending() == [task] and campaign.results() == {}
+    campaign.run(1, quiet=True)
+    assert json.loads(result.read_text()) == content
+    assert run.stat().st_mtime_ns == before, "the run itself is not repeated"
 
 
 @pytest.mark.parametrize("name", ["Stops", "Refuses", "Raises"])

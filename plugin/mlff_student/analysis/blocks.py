@@ -1,5 +1,6 @@
 """Means of correlated series and their standard errors."""
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -13,7 +14,10 @@ class Estimate(NamedTuple):
     stderr: float
 
 
-def mean_of_blocks(series: ArrayLike, blocks: int = 10) -> Estimate:
+BLOCKS = 10  # of a run, unless told
+
+
+def mean_of_blocks(series: ArrayLike, blocks: int = BLOCKS) -> Estimate:
     """Mean of a series, its error from as many consecutive blocks, or from as many as there are.
 
     Right where a block outlasts the correlation: a lower bound for shorter runs (Flyvbjerg and
@@ -22,6 +26,17 @@ def mean_of_blocks(series: ArrayLike, blocks: int = 10) -> Estimate:
     series = np.asarray(series, float)
     means = [part.mean() for part in np.array_split(series, min(blocks, len(series)))]
     return Estimate(float(series.mean()), float(stderr_of(means)))
+
+
+def mean_of_runs(runs: Sequence[ArrayLike]) -> Estimate:
+    """Mean over several runs of one thing, its error the larger of what their blocks and, of two
+    runs or more, the scatter of their means say.
+    """
+    means = [mean_of_blocks(run) for run in runs]
+    share = np.array([np.size(run) for run in runs]) / sum(map(np.size, runs))
+    by_blocks = np.sqrt(sum((w * mean.stderr) ** 2 for w, mean in zip(share, means, strict=True)))
+    value = sum(w * mean.value for w, mean in zip(share, means, strict=True))
+    return Estimate(float(value), float(np.fmax(by_blocks, stderr_of([m.value for m in means]))))
 
 
 def stderr_of(values: ArrayLike) -> Any:

@@ -14,7 +14,7 @@ from ..files import require_writable
 from ..plots import plot_drift, plot_force_errors, plot_rdf, plot_spectra
 from ..results import write_results
 from ..teachers import make_teacher
-from ..verdict import FIGURES, Check, judge, load_thresholds, mark, with_error
+from ..verdict import FIGURES, Check, judge, load_thresholds, mark, mark_of, with_error
 from .run import Analysis, Reference, analyze
 
 # Ends of keys, the longest first, and the units that they stand for.
@@ -141,9 +141,5 @@ def _table(record: Mapping[str, Any], checks: list[Check]) -> Table:
             cells = [f"{check.limit:g}", mark(check)]
         table.add_row(title, unit, Text(with_error(record[key], stderr)), *cells)
     table.add_section()
-    table.add_row("verdict", "", "", "", _mark(all(check.passed for check in checks)))
+    table.add_row("verdict", "", "", "", mark_of(all(check.passed for check in checks)))
     return table
-
-
-def _mark(passed: bool) -> str:
-    return "[green]pass[/]" if passed else "[bold red]FAIL[/]"

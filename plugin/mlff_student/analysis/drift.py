@@ -101,8 +101,14 @@ def slope_with_error(time: NDArray[np.float64], value: NDArray[np.float64]) -> t
     doubles until B^3 > 2 n (error_B / error_1)^4, where bias and scatter of the error balance (Lee
     et al. 2011, doi:10.1103/PhysRevE.83.066706), or 8 blocks are left: then the largest error found
     is returned, a lower bound, since the run is only some tens of correlation times long.
+
+    Raises
+    ------
+    InputError : fewer than 8 values.
     """
     rows = len(time)
+    if rows < FEWEST_BLOCKS:
+        raise InputError(f"{rows} values; a trend and its error need {FEWEST_BLOCKS}")
     errors: list[float] = []
     size = 1
     while rows // size >= FEWEST_BLOCKS:

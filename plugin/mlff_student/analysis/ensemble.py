@@ -7,7 +7,7 @@ import logging
 import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, redirect_stdout
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from io import StringIO
 from typing import Any
 
@@ -24,6 +24,7 @@ from .frames import Frames
 
 ENSEMBLES = ("nve", "nvt", "npt")
 FEWEST_SAMPLES = 20
+BLOCKS = (10, 20, 40)
 VELOCITIES_KEPT = 3_000_000  # numbers
 AMU_ANGSTROM2_PER_PS2 = 1e-2 * KJ_PER_MOL  # eV
 
@@ -34,15 +35,20 @@ class KineticEnergies:
 
     Attributes
     ----------
-    kinetic_samples : independent ones among the rows, as the mean's error by blocks says; 0 where
-        they are too few to test, and the figures NaN, which fails.
-    kinetic_mean_sigma, kinetic_width_sigma : how far mean and standard deviation are from those at
-        the thermostat's temperature, in their standard errors.
+    kinetic_samples : independent ones among the rows (`independent_samples`); 0 where they are too
+        few to test, and the figures NaN, which fails.
+    kinetic_mean_percent, kinetic_width_percent : how far mean and standard deviation are from those
+        at the thermostat's temperature, with standard errors.
+    kinetic_mean_sigma, kinetic_width_sigma : the same in standard errors, by physical_validation.
     kinetic_ks_p_value : Kolmogorov-Smirnov probability that a right run is as far off.
     temperature_from_width_k : that at which the canonical width is the one found.
     """
 
     kinetic_samples: int
+    kinetic_mean_percent: float
+    kinetic_mean_stderr_percent: float
+    kinetic_width_percent: float
+    kinetic_width_stderr_percent: float
     kinetic_mean_sigma: float
     kinetic_width_sigma: float
     kinetic_ks_p_value: float
@@ -63,19 +69,20 @@ class Equipartition:
     equipartition_deviation_percent : of the element farthest from the mean temperature.
     equipartition_sigma : largest deviation that physical_validation finds between the temperatures
         of translation, rotation and internal motion of molecules and their mean, in standard
-        errors.
+        errors; None of fewer than 20 independent frames.
     """
 
     temperatures_k: dict[str, float]
     temperature_stderrs_k: dict[str, float]
     equipartition_deviation_percent: float
-    equipartition_sigma: float
+    equipartition_sigma: float | None
 
     def as_record(self) -> dict[str, float]:
         """Flat dictionary, units in the keys."""
+        sigma = self.equipartition_sigma
         return {
             "equipartition_deviation_percent": self.equipartition_deviation_percent,
-            "equipartition_sigma": self.equipartition_sigma,
+            **({} if sigma is None else {"equipartition_sigma": sigma}),
             **{f"temperature_{name}_k": t for name, t in self.temperatures_k.items()},
             **{f"temperature_{name}_stderr_k": t for name, t in self.temperature_stderrs_k.items()},
         }
@@ -118,16 +125,8 @@ def kinetic_energies(
     ------
     InputError : a run of fewer than 20 independent samples, or energies that do not fluctuate.
     """
-    if not fluctuates(kinetic_ev):
-        raise InputError("the kinetic energy is constant, or not finite")
     validation = _library()
-    mean = mean_of_blocks(kinetic_ev)
-    samples = int(min(len(kinetic_ev), (kinetic_ev.std() / np.float64(mean.stderr)) ** 2))
-    if samples < FEWEST_SAMPLES:
-        raise InputError(
-            f"the run has {samples} independent kinetic energies; their distribution needs "
-            f"{FEWEST_SAMPLES}"
-        )
+    samples = independent_samples(kinetic_ev)
     independent = kinetic_ev[:: -(-len(kinetic_ev) // samples)]
     data = _simulation(
         validation,
@@ -146,13 +145,41 @@ def kinetic_energies(
             data, strict=False, verbosity=0, bootstrap_seed=1, data_is_uncorrelated=True
         )
         p_value = test(data, strict=True, verbosity=0, data_is_uncorrelated=True)
+    mean = 0.5 * degrees_of_freedom * KB * temperature_K  # of the canonical distribution
+    width = np.sqrt(0.5 * degrees_of_freedom) * KB * temperature_K
     return KineticEnergies(
         kinetic_samples=len(independent),
+        kinetic_mean_percent=float(100.0 * (kinetic_ev.mean() / mean - 1.0)),
+        kinetic_mean_stderr_percent=float(100.0 * kinetic_ev.std() / np.sqrt(samples) / mean),
+        kinetic_width_percent=float(100.0 * (kinetic_ev.std() / width - 1.0)),
+        kinetic_width_stderr_percent=float(
+            100.0 * kinetic_ev.std() / np.sqrt(2.0 * (samples - 1)) / width
+        ),
         kinetic_mean_sigma=float(of_mean),
         kinetic_width_sigma=float(of_width),
         kinetic_ks_p_value=float(p_value),
         temperature_from_width_k=float(np.sqrt(2.0 / degrees_of_freedom) * kinetic_ev.std() / KB),
     )
+
+
+def independent_samples(series: NDArray[np.float64]) -> int:
+    """Independent ones among correlated values: as many as would give their mean the largest of its
+    errors by `BLOCKS` blocks, since one count alone errs by a quarter.
+
+    Raises
+    ------
+    InputError : fewer than 20, or values that do not fluctuate.
+    """
+    if not fluctuates(series):
+        raise InputError("the kinetic energy is constant, or not finite")
+    error = max(mean_of_blocks(series, blocks).stderr for blocks in BLOCKS)
+    samples = int(min(len(series), (series.std() / np.float64(error)) ** 2))
+    if samples < FEWEST_SAMPLES:
+        raise InputError(
+            f"the run has {samples} independent kinetic energies; their distribution needs "
+            f"{FEWEST_SAMPLES}"
+        )
+    return samples
 
 
 def fluctuates(series: NDArray[np.float64]) -> bool:
@@ -164,14 +191,15 @@ def untold_kinetic_energies() -> KineticEnergies:
     """Of a run long enough to be tested that cannot be: it drifts, so that no rows of it are
     independent, or its kinetic energies are held, or not finite.
     """
-    return KineticEnergies(0, np.nan, np.nan, np.nan, np.nan)
+    return KineticEnergies(0, *[np.nan] * (len(fields(KineticEnergies)) - 1))
 
 
 def equipartition(frames: Iterable[Frames], structure: Structure) -> Equipartition:
     """Temperatures of the elements, and of translation, rotation and vibration, from velocities.
 
     The centre of mass of all atoms is at rest: an atom of mass m then has 3 (1 - m / M) degrees of
-    freedom. Of long runs, every k-th frame is taken.
+    freedom. Of long runs, every k-th frame is taken; of these, physical_validation is given
+    independent ones, as in `kinetic_energies`.
 
     Raises
     ------
@@ -180,8 +208,9 @@ def equipartition(frames: Iterable[Frames], structure: Structure) -> Equipartiti
     masses = structure.atoms.get_masses()
     positions, velocities = _sample(frames)
     kinetic = 0.5 * AMU_ANGSTROM2_PER_PS2 * masses * (velocities**2).sum(axis=2)  # (F, N)
+    total = kinetic.sum(axis=1)
     freedom = 3.0 * (1.0 - masses / masses.sum())
-    temperature = kinetic.sum(axis=1).mean() / (0.5 * KB * freedom.sum())
+    temperature = total.mean() / (0.5 * KB * freedom.sum())
     numbers = structure.atoms.numbers
     estimates = {
         chemical_symbols[z]: mean_of_blocks(
@@ -189,13 +218,35 @@ def equipartition(frames: Iterable[Frames], structure: Structure) -> Equipartiti
         )
         for z in np.unique(numbers)
     }
+    return Equipartition(
+        temperatures_k={name: one.value for name, one in estimates.items()},
+        temperature_stderrs_k={name: one.stderr for name, one in estimates.items()},
+        equipartition_deviation_percent=float(
+            100.0 * max(abs(one.value / temperature - 1.0) for one in estimates.values())
+        ),
+        equipartition_sigma=_equipartition_sigma(positions, velocities, total, structure),
+    )
+
+
+def _equipartition_sigma(
+    positions: NDArray[np.float64],
+    velocities: NDArray[np.float64],
+    kinetic_ev: NDArray[np.float64],
+    structure: Structure,
+) -> float | None:
+    """As of `Equipartition`, of frames with these kinetic energies."""
+    try:
+        stride = -(-len(kinetic_ev) // independent_samples(kinetic_ev))
+    except InputError:
+        return None
+    masses = structure.atoms.get_masses()
     fragment = connected_fragments(len(masses), bond_pairs(structure.topology).tolist())
     contiguous = bool((np.diff(fragment) >= 0).all())
     starts = np.unique(fragment, return_index=True)[1] if contiguous else np.array([0])
     validation = _library()
     data = _simulation(
         validation,
-        temperature,
+        2.0 * kinetic_ev.mean() / (3 * (len(masses) - 1) * KB),
         system={
             "natoms": len(masses),
             "nconstraints": 0,
@@ -205,18 +256,16 @@ def equipartition(frames: Iterable[Frames], structure: Structure) -> Equipartiti
             "molecule_idx": starts,
             "nconstraints_per_molecule": np.zeros(len(starts)),
         },
-        trajectory={"position": 0.1 * positions, "velocity": 0.1 * velocities},
+        trajectory={
+            "position": 0.1 * positions[::stride],
+            "velocity": 0.1 * velocities[::stride],
+        },
     )
     with _quiet():
-        found = validation.kinetic_energy.equipartition(data, verbosity=0, bootstrap_seed=1)
-    return Equipartition(
-        temperatures_k={name: one.value for name, one in estimates.items()},
-        temperature_stderrs_k={name: one.stderr for name, one in estimates.items()},
-        equipartition_deviation_percent=float(
-            100.0 * max(abs(one.value / temperature - 1.0) for one in estimates.values())
-        ),
-        equipartition_sigma=float(np.nanmax(np.abs([mean for mean, _ in found]))),
-    )
+        found = validation.kinetic_energy.equipartition(
+            data, verbosity=0, bootstrap_seed=1, data_is_uncorrelated=True
+        )
+    return float(np.nanmax(np.abs([mean for mean, _ in found])))
 
 
 def convergence(

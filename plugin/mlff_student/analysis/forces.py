@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from ..distill.evaluate import ForceErrors as PartErrors
 from ..distill.evaluate import force_errors as errors_of
-from ..errors import InputError
+from ..errors import InputError, MissingDependencyError
 from ..structure import Structure
 from .blocks import mean_of_blocks
 from .frames import Frames
@@ -121,6 +121,7 @@ def evaluate_frames(
     Raises
     ------
     InputError : a frame that the calculator cannot do.
+    OSError, MemoryError, MissingDependencyError : what the machine is to blame for.
     """
     energies: list[float] = []
     forces: list[Any] = []
@@ -129,7 +130,7 @@ def evaluate_frames(
         try:
             forces.append(atoms.get_forces())
             energies.append(atoms.get_potential_energy())
-        except InputError:
+        except (InputError, OSError, MemoryError, MissingDependencyError):
             raise
         except Exception as error:  # calculators raise whatever their programs report
             raise InputError(

@@ -172,7 +172,9 @@ def compare_rdf(student: Rdf, teacher: Rdf) -> RdfError:
             f"{teacher.r[-1]:.1f}"
         )
     total = teacher.g.sum(axis=1)
-    seen = total > 0  # a pair that never comes close (one fluorine in a molecule) has no g(r)
+    seen = (total > 0) | (student.g.sum(axis=1) > 0)  # one fluorine in a molecule: never a pair
+    if not seen.any():
+        raise InputError(f"no two atoms come within {student.r[-1]:.1f} angstrom in either run")
     errors = np.where(seen, _error(student.g, teacher.g), np.nan)
     worst = int(np.nanargmax(errors))
     left_out = [
@@ -181,11 +183,13 @@ def compare_rdf(student: Rdf, teacher: Rdf) -> RdfError:
         for k in range(len(one.blocks))
     ]
     of_student, of_teacher = np.split(np.array(left_out)[:, worst], [len(student.blocks)])
-    noise = np.hypot(_width(student), _width(teacher))[worst] / total[worst]
+    with np.errstate(all="ignore"):  # infinite where the teacher never has the pair
+        noise = np.hypot(_width(student), _width(teacher))[worst] / total[worst]
+        error = np.hypot(_jackknife(of_student), _jackknife(of_teacher))
     return RdfError(
         rdf_error_percent=float(errors[worst]),
         rdf_error_pair=student.pairs[worst],
-        rdf_error_stderr_percent=float(np.hypot(_jackknife(of_student), _jackknife(of_teacher))),
+        rdf_error_stderr_percent=float(error),
         rdf_noise_percent=float(100.0 * MEAN_OF_NORMAL * noise),
         rdf_mean_error_percent=float(
             100.0 * np.abs(student.g - teacher.g)[seen].sum() / total[seen].sum()

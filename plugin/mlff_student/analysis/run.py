@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 from ase.calculators.calculator import Calculator
+from numpy.typing import NDArray
 
 from ..errors import InputError
 from ..structure import Structure
@@ -63,7 +64,8 @@ class Reference:
 @dataclass(frozen=True)
 class Analysis:
     """All figures of one run; `as_record` is what --json writes. None is what was not measured:
-    `notes` says why, where the files would let one expect it.
+    `notes` says why, where the files would let one expect it. `volumes` (F,) are of the box in each
+    frame, angstrom^3, where the trajectory has one.
     """
 
     thermo: Thermo
@@ -88,6 +90,7 @@ class Analysis:
     teacher_spectrum: Spectrum | None = None
     spectrum_error: SpectrumError | None = None
     notes: tuple[str, ...] = ()
+    volumes: NDArray[np.float64] = field(default_factory=lambda: np.empty(0), repr=False)
 
     def as_record(self) -> dict[str, float | int | str]:
         """Flat dictionary, units in the keys. Drift only of runs at constant energy: what else it
@@ -196,6 +199,7 @@ def analyze(
         duration_ps=float(thermo.time_ps[-1] - thermo.time_ps[0]),
         stable_ps=stability.stable_frames * run.frame_ps,
         notes=notes,
+        volumes=np.array(series.volume_angstrom3),
     )
     if calculator is not None:  # what came apart may be beyond the calculator
         _check_model(run, calculator, stability.stable_frames)
@@ -259,11 +263,14 @@ def _with_ensemble(analysis: Analysis, run: _Run, temperature_K: float | None) -
     if analysis.ensemble == "npt":
         time, volume = thermo.time_ps, thermo.volume_angstrom3
         if volume is None:  # the frames have it
-            volume = np.array(run.series.volume_angstrom3)
+            volume = analysis.volumes
             time = run.frame_ps * np.arange(len(volume))
         if len(volume) and np.ptp(volume) > 0:
             mass = float(structure.atoms.get_masses().sum())
-            analysis = replace(analysis, density=measure_density(time, volume, mass))
+            try:
+                analysis = replace(analysis, density=measure_density(time, volume, mass))
+            except InputError as error:  # too few frames
+                analysis = _noted(analysis, f"no density: {error}")
         else:
             analysis = _noted(analysis, "no density: neither log nor trajectory has the volume")
     if structure.atoms.pbc.all():
@@ -317,6 +324,8 @@ def _compare_forces(
 def _with_reference(analysis: Analysis, run: _Run, reference: Reference) -> Analysis:
     """Radial distribution functions and spectrum against the teacher's run."""
     structure, path = run.structure, Path(reference.trajectory)
+    if path.exists() and path.samefile(run.trajectory):
+        raise InputError(f"{path} is the run itself; give the teacher's own trajectory")
     check_order(path, structure, next(run.frames(path)))
     series = FrameSeries()
     student = measure_suitable_rdf(run.frames(), structure)

@@ -18,9 +18,10 @@ from scipy.spatial import cKDTree
 
 from ..elements import ELEMENTS
 from ..errors import InputError
+from ..files import sha256
 from ..neighbours import complete_cell, neighbour_edges
 from ..structure import connected_fragments, perceive_bonds
-from .dataset import SPLITS, Frames, Summary, read_frames, read_summary, sha256
+from .dataset import SPLITS, Frames, Summary, read_frames, read_summary
 from .structures import connectivity
 
 GATE = Path(__file__).with_name("gate.yaml")

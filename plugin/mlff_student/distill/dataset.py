@@ -6,18 +6,15 @@ what a killed writer left behind it does not count. The writer works in HDF5's s
 in which the file can be read whenever the writer dies; the next writer copies what counts.
 """
 
-import fcntl
-import hashlib
 import io
 import os
 import re
 import shutil
 import struct
-import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
-from typing import IO, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import h5py
 import numpy as np
@@ -25,9 +22,10 @@ import torch
 from torch import Tensor
 
 from ..errors import InputError
-from ..files import atomic_write
+from ..files import atomic_write, is_being_written, only_writer
 
 SPLITS = ("train", "validation", "test")
+REMEDY = "wait for it, or give another --data folder"  # where two would write one
 FORMAT = 1
 ROWS = {
     "structures": {
@@ -173,7 +171,7 @@ def open_dataset(path: Path, **attributes: Any) -> Iterator[Writer]:
         by another process, or no room to copy it.
     """
     with ExitStack() as stack:
-        stack.enter_context(_only_writer(path))
+        stack.enter_context(only_writer(path, REMEDY))
         # Under its own name from the moment when it is whole and can be read while it is written.
         with atomic_write(path) as temporary:
             file = stack.enter_context(_closed_quietly(temporary))
@@ -193,51 +191,6 @@ def open_dataset(path: Path, **attributes: Any) -> Iterator[Writer]:
                     f"cannot write {path}: {_reason(error)}. What it holds already is as it was"
                 ) from error
         yield Writer(file, path)
-
-
-@contextmanager
-def _only_writer(path: Path) -> Iterator[None]:
-    """Keep other writers out: what the first one appends would be lost in the copy of the second.
-
-    The lock goes when its process ends, however it ends; its empty file stays.
-    """
-    try:
-        lock = _lock_of(path).open("w")
-    except OSError as error:
-        raise InputError(f"cannot write {path}: {error.strerror}") from error
-    with lock:
-        for _ in range(5):  # a reader holds it for an instant, to see whether another does
-            if _locks(lock):
-                break
-            time.sleep(0.1)
-        else:
-            raise InputError(
-                f"another process is writing {path}; wait for it, or give another --data folder"
-            )
-        yield
-
-
-def _lock_of(path: Path) -> Path:
-    return path.with_name(f".{path.name}.lock")
-
-
-def _locks(lock: IO[str]) -> bool:
-    """Whether the lock could be had."""
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    except OSError:  # a file system without locks
-        pass
-    return True
-
-
-def _is_being_written(path: Path) -> bool:
-    try:
-        with _lock_of(path).open() as lock:
-            return not _locks(lock)
-    except OSError:
-        return False
 
 
 @contextmanager
@@ -306,7 +259,7 @@ def pack(path: Path) -> None:
     Labels come in as workers finish; so ordered, the same labels always make the same file. It can
     still be gone on with: the next writer unpacks it.
     """
-    with _only_writer(path), _open(path, grows=False) as old:
+    with only_writer(path, REMEDY), _open(path, grows=False) as old:
         end = _committed(old)
         table = {
             name: {key: old[f"{name}/{key}"][: end[name]] for key in columns}
@@ -374,7 +327,7 @@ def _open_file(path: Path, grows: bool | None) -> h5py.File:
     except OSError as error:
         if "already open for" not in str(error):
             raise
-    if _is_being_written(path) if grows is None else grows:
+    if is_being_written(path) if grows is None else grows:
         return h5py.File(path, "r", swmr=True)
     return h5py.File(_Unmarked(path), "r")
 
@@ -551,8 +504,3 @@ def read_frames(
         probes=tensor["probe"],
         products=tensor["product"],
     )
-
-
-def sha256(path: Path) -> str:
-    """Hash of a file, as `sha256sum` prints it."""
-    return hashlib.sha256(path.read_bytes()).hexdigest()

@@ -12,11 +12,11 @@ from torch import Tensor
 from ..checkpoints import load_student
 from ..elements import ELEMENTS
 from ..errors import InputError
-from ..files import atomic_write
+from ..files import atomic_write, sha256
 from ..neighbourhoods import REACH, Limits, neighbour_counts, neighbourhood_limits
 from ..results import write_json
 from ..student import Student, parameter_count
-from .dataset import Frames, read_frames, read_summary, sha256
+from .dataset import Frames, read_frames, read_summary
 from .graphs import build_graphs, forces_from_gradient, frame_edges, make_batch
 from .recipe import Recipe
 

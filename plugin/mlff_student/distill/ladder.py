@@ -8,7 +8,8 @@ from rich.progress import track
 
 from ..checkpoints import load_student
 from ..errors import InputError
-from .dataset import Frames, LabelledStructure, open_dataset, read_frames, sha256
+from ..files import sha256
+from .dataset import Frames, LabelledStructure, open_dataset, read_frames
 from .evaluate import predict_frames
 
 RATTLES = (0.01, 0.1)  # angstrom, least and most standard deviation of a displacement

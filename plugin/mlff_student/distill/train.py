@@ -24,9 +24,9 @@ from torch import Tensor
 
 from ..checkpoints import load_student
 from ..errors import InputError, MissingDependencyError
-from ..files import atomic_write
+from ..files import atomic_write, sha256
 from ..student import PRESETS, Student
-from .dataset import Frames, read_frames, sha256
+from .dataset import Frames, read_frames
 from .evaluate import predict_frames
 from .graphs import (
     Batch,

@@ -21,14 +21,14 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
-from ..checkpoints import archive_of, available_models, checkpoint_path
-from ..distill.dataset import sha256
+from ..checkpoints import archive_of, model_file
 from ..distill.label import end_with_parent
 from ..errors import InputError, InterruptedRunError, MissingDependencyError, StudentError
+from ..files import only_writer, sha256
 from ..md import RunFolder, engine_of, run_md
 from ..results import write_json
 from ..teachers import is_teacher, make_teacher
-from .measure import measure_comparison, measure_run
+from .measure import MEASURES, measure_comparison, measure_run
 from .protocol import Liquid, Protocol
 from .tasks import CompareTask, RunTask, Subject, Task, prepare_structures, tasks_of
 
@@ -60,7 +60,7 @@ class Folder:
         return self.path / "results" / f"{name}.json"
 
     def read(self, name: str) -> Result | None:
-        """Result of a task, if it is done.
+        """Result of a task, if it is done and has what is measured today (`MEASURES`).
 
         Raises
         ------
@@ -71,8 +71,10 @@ class Folder:
             return None
         try:
             content = json.loads(path.read_text())
+            if content.get("measures") != MEASURES:
+                return None
             return {"record": content["record"], "series": content["series"]}
-        except (ValueError, KeyError, TypeError) as error:
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise InputError(f"{path} is damaged; remove it, and it is made anew") from error
 
 
@@ -114,16 +116,19 @@ class Campaign:
             output.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise InputError(f"cannot write to {output}: {error.strerror}") from error
-        begun = self._check_identity()
-        self.tasks = tasks_of(
-            protocol, subject, prepare_structures(protocol, output / "structures")
-        )
+        identity = self._identity()
+        self._weights = identity["models"]
+        self._check_identity(identity)
+        sources = prepare_structures(protocol, output / "structures")
+        identity["structures"] = {name: _digest_of(source) for name, source in sources.items()}
+        begun = self._check_identity(identity)
+        self.tasks = tasks_of(protocol, subject, sources)
         for engine in dict.fromkeys(task.settings.engine for task in self.runs()):
             engine_of(next(t.settings for t in self.runs() if t.settings.engine == engine))
         if not begun:
-            write_json(self.folder.identity, self._identity())
-            (output / "runs").mkdir(exist_ok=True)
-            (output / "runs" / ".gitignore").write_text("*\n")
+            write_json(self.folder.identity, identity)
+        (output / "runs").mkdir(exist_ok=True)
+        (output / "runs" / ".gitignore").write_text("*\n")
 
     def runs(self) -> list[RunTask]:
         """All runs."""
@@ -131,7 +136,7 @@ class Campaign:
 
     def pending(self) -> list[Task]:
         """Tasks without a result."""
-        return [task for task in self.tasks if not self.folder.result(task.name).exists()]
+        return [task for task in self.tasks if self.folder.read(task.name) is None]
 
     def results(self) -> dict[str, Result]:
         """Results there are, by the task's name."""
@@ -143,15 +148,30 @@ class Campaign:
             "protocol": self.protocol.digest,  # whatever it is called, and said to be about
             "teacher": self.subject.teacher,
             "engines": list(self.subject.engines),
-            "models": {
-                model: _digest(model) for model in (*self.subject.models, *sorted(self.guides))
-            },
+            "models": self._digests(),
         }
 
-    def _check_identity(self) -> bool:
+    def _digests(self) -> dict[str, str]:
+        """SHA-256 of the students' files; of a teacher its name."""
+        return {
+            model: model if is_teacher(model) else sha256(model_file(model))
+            for model in (*self.subject.models, *sorted(self.guides))
+        }
+
+    def _require_weights(self) -> None:
+        """Refuse models whose files are no longer those that the campaign began with."""
+        if changed := [m for m, digest in self._digests().items() if self._weights[m] != digest]:
+            raise InputError(f"the weights of {', '.join(changed)} changed while the campaign ran")
+
+    def _check_identity(self, wanted: dict[str, Any]) -> bool:
         """Whether the folder holds this campaign begun; InputError if it holds another."""
-        wanted, path = self._identity(), self.folder.identity
+        path = self.folder.identity
         if not path.exists():
+            if any((self.folder.path / name).exists() for name in ("runs", "results")):
+                raise InputError(
+                    f"{self.folder.path} holds runs or results, and no {path.name} that says of "
+                    "what; choose another --output or remove them"
+                )
             return False
         try:
             found = json.loads(path.read_text())
@@ -160,14 +180,16 @@ class Campaign:
         if changed := [key for key in wanted if found.get(key) != wanted[key]]:
             raise InputError(
                 f"{self.folder.path} holds another campaign ({', '.join(changed)} differ; a model "
-                "differs when its weights do); choose another --output or remove that folder"
+                "differs when its weights do, a structure when its file does); choose another "
+                "--output or remove that folder"
             )
         return True
 
     def run(
         self, workers: int, cost: Callable[[Task], float] = lambda task: 1.0, quiet: bool = False
     ) -> None:
-        """Carry out what is pending; Ctrl-C loses at most what runs did since a checkpoint.
+        """Carry out what is pending; Ctrl-C loses at most what runs did since a checkpoint. One
+        process at a time, which holds the folder's lock.
 
         Parameters
         ----------
@@ -176,6 +198,7 @@ class Campaign:
 
         Raises
         ------
+        InputError : another process is at it, or a model's file changed meanwhile.
         MissingDependencyError : a worker lacks a package.
         StudentError : a worker was killed; or tasks could not be done (see `perform`), the first of
             them named, after all others were.
@@ -189,11 +212,15 @@ class Campaign:
             workers, mp_context=get_context("spawn"), initializer=end_with_parent
         )
         try:
-            with _bars(waiting, cost, self.folder, quiet) as show:
+            with (
+                only_writer(self.folder.identity, "wait for it, or choose another --output"),
+                _bars(waiting, cost, self.folder, quiet) as show,
+            ):
                 while waiting or running:
                     for task in [t for t in waiting if set(t.needs) <= done]:
                         if len(running) == workers:
                             break
+                        self._require_weights()
                         waiting.remove(task)
                         running[pool.submit(perform, task, self.folder.path)] = task
                     finished, _ = wait(running, POLL_S, FIRST_COMPLETED)
@@ -278,7 +305,8 @@ def perform(task: Task, output: Path) -> None:
     outcome = {"failed_runs": int(bool(failure)), "failure": (failure.splitlines() or [""])[0]}
     path = folder.result(task.name)
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_json(path, {"record": head | outcome | record, "series": series})
+    content = {"measures": MEASURES, "record": head | outcome | record, "series": series}
+    write_json(path, content)
 
 
 def _of_the_model(error: StudentError) -> str:
@@ -304,11 +332,9 @@ def _require_files(run: RunFolder) -> None:
             )
 
 
-def _digest(model: str) -> str:
-    """SHA-256 of a student's file; of a teacher its name."""
-    if is_teacher(model):
-        return model
-    return sha256(checkpoint_path(model) if model in available_models() else Path(model))
+def _digest_of(source: str) -> str:
+    """SHA-256 of a structure's file; of a SMILES string itself."""
+    return sha256(Path(source)) if Path(source).is_file() else source
 
 
 @contextmanager

@@ -86,7 +86,7 @@ def nve(
 
     Raises
     ------
-    InputError : no atoms, or lengths that are no run.
+    InputError : no atoms, lengths that are no run, or a folder that holds one already.
     """
     for name, value in (("ps", ps), ("timestep_fs", timestep_fs), ("temperature_K", temperature_K)):
         if not 0.0 < value < math.inf:
@@ -103,6 +103,8 @@ def nve(
     with ExitStack() as stack:
         if folder is None:
             folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        if (folder / "run").exists():  # of other atoms or another calculator, for all one can tell
+            raise InputError(f"{folder} holds a run already; give another folder, or none")
         folder.mkdir(parents=True, exist_ok=True)
         start = folder / "start.extxyz"
         bare = Atoms(atoms.numbers, atoms.positions, cell=atoms.cell, pbc=atoms.pbc)

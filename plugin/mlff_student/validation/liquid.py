@@ -1,5 +1,6 @@
 """A small box of a liquid at constant pressure: does a student keep its density?"""
 
+import json
 import math
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -18,6 +19,7 @@ from ..distill.molecules import embed
 from ..errors import InputError
 from ..md import MDSettings, RunFolder, run_md
 from ..plots import single_figure
+from ..results import write_json
 from ..structure import check_structure
 from .tasks import write_box
 
@@ -68,6 +70,10 @@ class LiquidSettings:
         """Of the molecule."""
         return known_liquids().get(self.liquid, {"smiles": self.liquid})["smiles"]
 
+    def box(self) -> dict[str, Any]:
+        """What `write_box` packs."""
+        return {"smiles": self.smiles, "count": self.molecules, "seed": self.seed}
+
     def md(self, box: Path) -> MDSettings:
         """The run of a packed box."""
         every = max(1, round(1e3 * FRAME_PS / self.timestep_fs))
@@ -93,7 +99,8 @@ def run_liquid(settings: LiquidSettings, folder: Path, quiet: bool = False) -> d
 
     Parameters
     ----------
-    folder : receives box.pdb, density.png and the files of `mlff_student.md`.
+    folder : receives box.pdb, box.json (what is in it), density.png and the files of
+        `mlff_student.md`.
 
     Returns
     -------
@@ -110,9 +117,13 @@ def run_liquid(settings: LiquidSettings, folder: Path, quiet: bool = False) -> d
     settings.md(box)  # refuses what no run can have
     elements = archive_of(settings.model).metadata["elements"]
     check_structure(embed(settings.smiles, settings.seed)[0], elements)
+    content, packed = folder / "box.json", settings.box()
     if not box.exists():
         folder.mkdir(parents=True, exist_ok=True)
-        write_box(settings.smiles, settings.molecules, box, settings.seed)
+        write_json(content, packed)
+        write_box(**packed, path=box)
+    elif not content.exists() or json.loads(content.read_text()) != packed:
+        raise InputError(f"{box} is of another liquid, number or seed; choose another --output")
     run_md(settings.md(box), folder, quiet)
     structure = read_topology(run.topology)
     series = FrameSeries()

@@ -10,7 +10,7 @@ from ase.calculators.calculator import Calculator
 from numpy.typing import NDArray
 
 from ..analysis import Analysis, analyze
-from ..analysis.blocks import Estimate, mean_of_blocks
+from ..analysis.blocks import BLOCKS, Estimate, mean_of_blocks, mean_of_runs
 from ..analysis.ensemble import convergence
 from ..analysis.frames import Frames, between_frames, every_nth, read_topology, stream_frames
 from ..analysis.rdf import compare_rdf, measure_suitable_rdf
@@ -23,6 +23,7 @@ from ..structure import Structure
 from ..teachers import is_teacher, make_teacher
 from .tasks import CompareTask, RunTask
 
+MEASURES = 2  # raise it where what is measured changes: older results are then made again
 POINTS = 400  # of a series kept for plots
 PRESSURES = 400  # frames of a student's run whose pressure is computed
 OF_DIFFUSION = ("diffusion_cm2_per_s", "diffusion_stderr_cm2_per_s", "msd_exponent")
@@ -58,10 +59,10 @@ def measure_run(task: RunTask, run: RunFolder) -> tuple[Record, Series]:
     elif settings.ensemble != "nve" and "diffusion_cm2_per_s" in record:  # friction slows it
         record["diffusion_friction_per_ps"] = settings.friction_per_ps
     if analysis.density:
-        record |= density_change(_volumes(run), read_topology(run.topology))
+        record |= density_change(analysis.volumes, read_topology(run.topology))
     if analysis.notes:
         record["notes"] = "; ".join(analysis.notes)
-    return record, _course(analysis, run)
+    return record, _course(analysis)
 
 
 def density_change(volume: NDArray[np.float64], packed: Structure) -> Record:
@@ -80,12 +81,6 @@ def density_change(volume: NDArray[np.float64], packed: Structure) -> Record:
     }
 
 
-def _volumes(run: RunFolder) -> NDArray[np.float64]:
-    """Of the box in each frame, angstrom^3."""
-    parts = stream_frames(run.trajectory, run.topology)
-    return np.concatenate([np.abs(np.linalg.det(part.cells)) for part in parts])
-
-
 def measure_nve(run: RunFolder, calculator: Calculator | None = None) -> Record:
     """Figures of a run that claims constant energy.
 
@@ -100,7 +95,7 @@ def measure_nve(run: RunFolder, calculator: Calculator | None = None) -> Record:
     return analyze(run.trajectory, run.topology, run.thermo, calculator=calculator).as_record()
 
 
-def _course(analysis: Analysis, run: RunFolder) -> Series:
+def _course(analysis: Analysis) -> Series:
     """What happened in the course of a run, thinned for plots."""
     thermo = analysis.thermo
     series = {"time_ps": thermo.time_ps, "temperature_k": thermo.temperature_k}
@@ -109,9 +104,8 @@ def _course(analysis: Analysis, run: RunFolder) -> Series:
             1e3 * (thermo.total_ev - thermo.total_ev[0]) / analysis.atoms
         )
     if analysis.density:
-        volume = _volumes(run)
-        mean = analysis.density.density_g_per_cm3 / (1.0 / volume).mean()
-        series["density_g_per_cm3"] = mean / volume
+        mean = analysis.density.density_g_per_cm3 / (1.0 / analysis.volumes).mean()
+        series["density_g_per_cm3"] = mean / analysis.volumes
     if analysis.forces:
         rmse = analysis.forces.rmse_of_frames
         series["force_rmse_ev_per_angstrom"] = rmse
@@ -237,31 +231,34 @@ def compare_pressures(
         atoms.positions = positions
         return float(-atoms.get_stress()[:3].mean() / units.GPa)
 
-    own: list[float] = []
+    own: list[list[float]] = []
     for run in runs:
+        own.append([])
         counted = _counted(read_thermo(run.thermo).time_ps, burn_in_ps, window_ps)
         every = max(1, (counted.stop - counted.start) // PRESSURES)
         for part in every_nth(_window(run, structure, burn_in_ps, window_ps), every):
-            own += map(virial, part.positions)
+            own[-1] += map(virial, part.positions)
     pressures, virials, errors = [], [], []
     for run in references:
         log = read_thermo(run.thermo)
         counted = _counted(log.time_ps, burn_in_ps, window_ps)
         kinetic = 2.0 / 3.0 * log.kinetic_ev[counted] / atoms.get_volume() / units.GPa
-        pressures += log.pressure_gpa[counted].tolist()
-        of_teacher = (log.pressure_gpa[counted] - kinetic).tolist()
+        pressures.append(log.pressure_gpa[counted])
+        virials.append(pressures[-1] - kinetic)
         of_student: list[float] = []
         for part in _window(run, structure, burn_in_ps, window_ps):
             of_student += map(virial, part.positions)
-        virials += of_teacher
-        errors += np.subtract(of_student, of_teacher).tolist()
-    student, teacher = mean_of_blocks(own), mean_of_blocks(virials)
+        errors.append(of_student - virials[-1])
+    student, teacher = mean_of_runs(own), mean_of_runs(virials)
+    rest = _longest_rest(np.diff(pressures[0]) != 0.0)
+    if len(references) == 1 and BLOCKS * rest > len(pressures[0]):
+        teacher = teacher._replace(stderr=np.nan)  # a chain that rests for longer than a block
     found = {
-        "pressure_teacher": mean_of_blocks(pressures),
+        "pressure_teacher": mean_of_runs(pressures),
         "pressure_error": Estimate(
             student.value - teacher.value, float(np.hypot(student.stderr, teacher.stderr))
         ),
-        "virial_error_on_teacher_frames": mean_of_blocks(errors),
+        "virial_error_on_teacher_frames": mean_of_runs(errors),
     }
     return {f"{name}_gpa": one.value for name, one in found.items()} | {
         f"{name}_stderr_gpa": one.stderr for name, one in found.items()

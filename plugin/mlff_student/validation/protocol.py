@@ -3,6 +3,7 @@
 import re
 from dataclasses import asdict, dataclass, field, replace
 from hashlib import sha256
+from itertools import pairwise
 from pathlib import Path
 
 from ..analysis.thermo import FEWEST_ROWS
@@ -18,6 +19,7 @@ SPECTRUM_PS, SPECTRUM_TEACHER_PS = 3.4, 5.1
 # Runs of several timesteps from one state are one trajectory for as long: only then do their energy
 # errors differ by the timestep alone.
 CONVERGENCE_PS = 0.3
+LEAST_RATIO = 2.0  # of neighbouring timesteps, for which convergence_deviation's threshold is set
 NONE = ("thermalise_ps", "teacher_frames", "spectrum_teacher_ps")  # that may be 0
 NONE += ("nvt_ps", "npt_ps", "teacher_ps", "burn_in_ps", "judged")
 FILE_NAME = re.compile(r"\w[\w.+-]*")
@@ -115,7 +117,12 @@ class Runs:
                     f"step {self.step}: judged_to_{what} {limit:g} leaves nothing to judge, the "
                     f"lowest is {least:g} {what}"
                 )
-        ladder = [one for one in self.timesteps_fs if one <= self.judged_to_fs]
+        ladder = sorted(one for one in self.timesteps_fs if one <= self.judged_to_fs)
+        if any(b < LEAST_RATIO * a for a, b in pairwise(ladder)):
+            raise InputError(
+                f"step {self.step}: timesteps {', '.join(f'{one:g}' for one in ladder)} fs are too "
+                "close to tell the order of their errors; take twice the one before, or more"
+            )
         for ps in self.ps:
             for timestep_fs in self.timesteps_fs:
                 self._check_rows(ps, timestep_fs, "a run")
@@ -187,11 +194,14 @@ class Liquid:
                     f"step {self.step}: a run is told by {FEWEST_ROWS} frames or more, got {name} "
                     f"{ps:g} with one every {self.frame_fs:g} fs"
                 )
-        for name in ("nvt_ps", "teacher_ps"):
-            if self.teacher_ps and self.nvt_ps and getattr(self, name) <= self.burn_in_ps:
+        of_teacher = self.move_fs if self.guide else self.frame_fs
+        for name, frame_fs in (("nvt_ps", self.frame_fs), ("teacher_ps", of_teacher)):
+            left_fs = 1e3 * (getattr(self, name) - self.burn_in_ps)
+            if self.teacher_ps and self.nvt_ps and left_fs < FEWEST_ROWS * frame_fs:
                 raise InputError(
-                    f"step {self.step}: burn_in_ps {self.burn_in_ps:g} leaves nothing of {name} "
-                    f"{getattr(self, name):g}"
+                    f"step {self.step}: burn_in_ps {self.burn_in_ps:g} leaves less than "
+                    f"{FEWEST_ROWS} frames of {name} {getattr(self, name):g}, with one every "
+                    f"{frame_fs:g} fs"
                 )
 
 

@@ -4,6 +4,7 @@ which tests take as an argument once this is in conftest.py:
     pytest_plugins = ["mlff_student.validation.pytest_plugin"]
 """
 
+import tempfile
 from collections.abc import Callable
 from functools import wraps
 from pathlib import Path
@@ -50,7 +51,8 @@ def conserves_energy(tmp_path: Path) -> Callable[..., NVEResult]:
 
     def check(*arguments, **options) -> NVEResult:
         __tracebackhide__ = True
-        return _require(nve(*arguments, **{"folder": tmp_path / "nve"} | options))
+        folder = Path(tempfile.mkdtemp(prefix="nve-", dir=tmp_path))
+        return _require(nve(*arguments, **{"folder": folder} | options))
 
     return check
 

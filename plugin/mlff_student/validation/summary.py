@@ -14,11 +14,12 @@ Record = Mapping[str, Any]
 # Figures that a full validation has, and what is needed to measure them.
 EXPECTED = {
     "drift_mev_per_atom_ps": "runs at constant energy",
+    "heating_percent": "runs at constant energy",
     "exchange_ratio": "runs at constant energy",
     "bond_deviation_angstrom": "any run",
     "force_rmse_ev_per_angstrom": "a teacher (--teacher)",
     "convergence_deviation": "a ladder of timesteps",
-    "kinetic_mean_sigma": "a liquid box at constant temperature, for 5 ps or more",
+    "kinetic_mean_percent": "a liquid box at constant temperature, for 5 ps or more",
     "density_g_per_cm3": "a liquid box at constant pressure",
     "density_change_percent": "a liquid box at constant pressure",
     "rdf_error_percent": "a liquid box and a teacher's run of it",
@@ -27,8 +28,9 @@ EXPECTED = {
     "equipartition_sigma": "velocities in the trajectory, as mlff-student analyze reads them",
 }
 # Figures that every finished run of an ensemble has: one that is missing fails.
-OF_NVE = ("drift_mev_per_atom_ps", "exchange_ratio", "bond_deviation_angstrom")
-OF_THERMOSTAT = ("kinetic_mean_sigma", "kinetic_width_sigma")  # of runs of `TELLING_PS`
+OF_NVE = ("drift_mev_per_atom_ps", "heating_percent", "exchange_ratio")
+OF_NVE += ("bond_deviation_angstrom", "nonfinite_rows")
+OF_THERMOSTAT = ("kinetic_mean_percent", "kinetic_width_percent")  # of runs of `TELLING_PS`
 OF_BAROSTAT = ("density_change_percent",)  # of these, at constant pressure, as well
 NEEDED = {"rdf": ("rdf_error_percent",), "convergence": ("convergence_deviation",)}
 
