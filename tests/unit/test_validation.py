@@ -163,6 +163,9 @@ def test_campaign_has_its_liquid_and_its_ladders(tmp_path):
         archive_of(ROOT / box.guide)  # raises where there is none
     subject = Subject(("tiny",), ("openmm",), "gfn2-xtb")
     tasks = tasks_of(protocol, subject, sources)
+    methanol = [t.settings for t in tasks if t.step == "liquid" and t.identity()["kind"] == "run"]
+    lengths = {(one.model, one.thermalise_steps * one.timestep_fs / 1000) for one in methanol}
+    assert lengths == {("tiny", 10.0), ("gfn2-xtb", 20.0)}
     kinds = [task.identity()["kind"] for task in tasks]
     assert kinds.count("rdf") == kinds.count("convergence") == kinds.count("spectrum") == 2
 

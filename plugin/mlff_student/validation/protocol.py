@@ -21,7 +21,7 @@ SPECTRUM_PS, SPECTRUM_TEACHER_PS = 3.4, 5.1
 CONVERGENCE_PS = 0.3
 LEAST_RATIO = 2.0  # of neighbouring timesteps, for which convergence_deviation's threshold is set
 NONE = ("thermalise_ps", "teacher_frames", "spectrum_teacher_ps")  # that may be 0
-NONE += ("nvt_ps", "npt_ps", "teacher_ps", "burn_in_ps", "judged")
+NONE += ("nvt_ps", "npt_ps", "teacher_ps", "teacher_thermalise_ps", "burn_in_ps", "judged")
 FILE_NAME = re.compile(r"\w[\w.+-]*")
 
 
@@ -157,6 +157,8 @@ class Liquid:
     replicas : of the NVT run, with seeds of their own: as many of the student as of the teacher.
     teacher_ps : length of each of the teacher's runs; 0 for none. Radial distributions of the
         student are taken over as long a stretch of each replica.
+    teacher_thermalise_ps : of the teacher's runs, where a guide does it and it costs little; 0
+        takes thermalise_ps.
     burn_in_ps : at the start of each NVT run, of the student and of the teacher (of its hybrid
         Monte Carlo: of the moves' length in all), that radial distributions leave out.
     guide : student on whose trajectories of `move_fs` hybrid Monte Carlo samples the teacher's
@@ -173,6 +175,7 @@ class Liquid:
     npt_ps: float = 10.0
     replicas: int = 2
     teacher_ps: float = 0.0
+    teacher_thermalise_ps: float = 0.0
     burn_in_ps: float = 0.0
     guide: str = ""
     move_fs: float = 40.0

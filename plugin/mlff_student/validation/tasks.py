@@ -305,7 +305,7 @@ def _liquid(
 
     def run(
         model: str, engine: str, ensemble: str, ps: float, replica: int, against: str, judged: bool,
-        every: int = every, guide: str = "",
+        every: int = every, guide: str = "", thermalise_ps: float = step.thermalise_ps,
     ) -> RunTask:  # fmt: skip
         return RunTask(
             name=f"{label_of(model)}/{engine}/{step.step}/{label_of(step.box)}-{ensemble}-{replica}",
@@ -313,7 +313,7 @@ def _liquid(
             structure=label_of(step.box),
             settings=_settings(
                 model, engine, sources[step.box], ensemble, ps, step.timestep_fs,
-                step.temperature_K, step.thermalise_ps, every, seed=replica, guide=guide,
+                step.temperature_K, thermalise_ps, every, seed=replica, guide=guide,
             ),
             judged=judged,
             teacher=against if step.teacher_frames else "",
@@ -337,6 +337,7 @@ def _liquid(
             task = run(
                 teacher, "ase", "nvt", step.teacher_ps, k, "", False,
                 max(1, round(step.move_fs / step.timestep_fs)) if step.guide else every, step.guide,
+                step.teacher_thermalise_ps or step.thermalise_ps,
             )  # fmt: skip
             references.append(task.name)
             yield replace(task, teacher="", teacher_frames=0)
