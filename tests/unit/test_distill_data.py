@@ -82,6 +82,7 @@ from mlff_student.distill.structures import (
 )
 from mlff_student.elements import ELEMENTS
 from mlff_student.errors import ArchiveError, InputError
+from mlff_student.files import sha256
 from mlff_student.student import PRESETS
 from mlff_student.teachers import make_teacher
 from mlff_student.units import KB
@@ -1025,7 +1026,7 @@ def test_packed_file_depends_on_the_labels_alone(tmp_path: Path):
     for path in files:
         data.pack(path)
         assert_holds(path, sorted(STRUCTURES, key=lambda one: one.name))
-    assert data.sha256(files[0]) == data.sha256(files[1])
+    assert sha256(files[0]) == sha256(files[1])
     assert files[0].stat().st_size < large
     added = numbers("added")
     with open_dataset(files[0]) as writer:
