@@ -26,6 +26,7 @@ from .verdict import with_error
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 FONT_SIZE = 10
 LONG_LABEL = 15  # letters: four such do not fit above a figure
+RASTER_DPI = 200  # of what a figure has too much of for paths
 LEGEND_LONGEST = 12  # entries, of figures in a page
 
 
@@ -247,7 +248,7 @@ def svg_figure(x: str, y: str, sink: list[str]) -> Iterator[Axes]:
         )
     stream = BytesIO()
     with matplotlib.rc_context({"svg.fonttype": "path", "svg.hashsalt": "mlff-student"}):
-        figure.savefig(stream, format="svg", metadata={"Date": None})
+        figure.savefig(stream, format="svg", metadata={"Date": None}, dpi=RASTER_DPI)
     sink.append("data:image/svg+xml;base64," + base64.b64encode(stream.getvalue()).decode())
 
 

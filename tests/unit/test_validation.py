@@ -1,5 +1,6 @@
 """Protocols, verdicts, comparisons and pages, from results whose answer is known."""
 
+import base64
 import copy
 import json
 import subprocess
@@ -23,6 +24,7 @@ from mlff_student.results import write_json
 from mlff_student.validation import nve
 from mlff_student.validation.campaign import Folder
 from mlff_student.validation.compare import Read, compare, read_report
+from mlff_student.validation.figures import _force_time
 from mlff_student.validation.protocol import load_protocol, protocol_names
 from mlff_student.validation.report import as_json, load_schema, md_command, write_reports
 from mlff_student.validation.summary import summarise
@@ -544,6 +546,20 @@ def test_page_shows_what_broke_off(tmp_path):
     assert "OpenMM stopped: a coordinate is NaN (not judged)" in page
     assert "Not for temperature of 600 K and more: OpenMM stopped: a coordinate is NaN" in page
     jsonschema.validate(json.loads((tmp_path / "report-tiny.json").read_text()), load_schema())
+
+
+def test_a_figure_of_very_many_points_stays_small():
+    """Sixty runs of 400 frames, as paths 3 MB; a few frames stay paths."""
+
+    def figure(runs: int) -> bytes:
+        series = {"force_time_ps": list(range(400)), "force_rmse_ev_per_angstrom": [0.1] * 400}
+        results = [
+            {"record": record(f"tiny/openmm/nve/{k}"), "series": series} for k in range(runs)
+        ]
+        return base64.b64decode(_force_time(results).uri.split(",")[1])
+
+    assert b"<image" not in figure(1)
+    assert b"<image" in figure(60) and len(figure(60)) < 2e5
 
 
 def test_schema_refuses_other_content(tmp_path):

@@ -9,7 +9,7 @@ import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cache
-from importlib import metadata, util
+from importlib import util
 from itertools import pairwise
 from pathlib import Path
 from statistics import median, quantiles
@@ -27,7 +27,7 @@ from ..files import require_writable
 from ..lammps_plugin import plugin_path
 from ..lammps_run import element_order, lammps_executable, mpi_executable, run_lmp, write_data
 from ..md import ns_per_day
-from ..results import machine_facts
+from ..results import machine_facts, package_versions
 from .boxes import acetone_box, tantalum_box, whole_molecules
 from .measure import too_large_for_portable
 from .records import Record, RecordFile
@@ -221,7 +221,7 @@ def benchmark_lammps(
     if output:
         require_writable(output)
     machine = {
-        "lammps": _lammps_version(),
+        "lammps": package_versions().get("lammps", "of no package"),
         "torch": torch.__version__,
         "plugin_sha256": hashlib.sha256(plugin_path().read_bytes()).hexdigest(),
     }
@@ -266,13 +266,6 @@ def _jobs(settings: LammpsSettings) -> Iterator[Job]:
             if style in settings.others:
                 for ranks in settings.ranks:
                     yield Job(style, "", "", atoms, ranks, 1)
-
-
-def _lammps_version() -> str:
-    try:
-        return metadata.version("lammps")
-    except metadata.PackageNotFoundError:  # built by hand
-        return "of no package"
 
 
 @cache

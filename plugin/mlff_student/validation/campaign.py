@@ -24,7 +24,7 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemaining
 from ..checkpoints import archive_of, model_file
 from ..distill.label import end_with_parent
 from ..errors import InputError, InterruptedRunError, MissingDependencyError, StudentError
-from ..files import only_writer, sha256
+from ..files import only_writer, require_writable, sha256
 from ..md import RunFolder, engine_of, run_md
 from ..results import write_json
 from ..teachers import is_teacher, make_teacher
@@ -116,6 +116,7 @@ class Campaign:
             output.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise InputError(f"cannot write to {output}: {error.strerror}") from error
+        require_writable(self.folder.identity)
         identity = self._identity()
         self._weights = identity["models"]
         self._check_identity(identity)
