@@ -26,7 +26,6 @@ from .verdict import with_error
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 FONT_SIZE = 10
 LONG_LABEL = 15  # letters: four such do not fit above a figure
-RASTER_DPI = 200  # of what a figure has too much of for paths
 LEGEND_LONGEST = 12  # entries, of figures in a page
 
 
@@ -230,7 +229,8 @@ def svg_figure(x: str, y: str, sink: list[str]) -> Iterator[Axes]:
     figure = Figure(figsize=(6.4, 3.6), layout="constrained")
     axes = figure.subplots()
     axes.set_prop_cycle(color=COLOURS)
-    yield axes
+    with matplotlib.rc_context({"path.simplify_threshold": 1.0}):  # pixels: nobody sees them
+        yield axes
     axes.set_xlabel(x, fontsize=FONT_SIZE)
     axes.set_ylabel(y, fontsize=FONT_SIZE)
     axes.tick_params(labelsize=FONT_SIZE)
@@ -248,7 +248,7 @@ def svg_figure(x: str, y: str, sink: list[str]) -> Iterator[Axes]:
         )
     stream = BytesIO()
     with matplotlib.rc_context({"svg.fonttype": "path", "svg.hashsalt": "mlff-student"}):
-        figure.savefig(stream, format="svg", metadata={"Date": None}, dpi=RASTER_DPI)
+        figure.savefig(stream, format="svg", metadata={"Date": None})
     sink.append("data:image/svg+xml;base64," + base64.b64encode(stream.getvalue()).decode())
 
 

@@ -9,7 +9,7 @@ from matplotlib.axes import Axes
 from ..plots import COLOURS, Plot, logarithmic, svg_figure
 from ..verdict import Threshold, stderr_of
 
-DENSE = 2000  # points, beyond which a figure's lines are an image in it, not a megabyte of paths
+MOST_MARKERS = 1000  # in a figure: beyond, frames are lines alone, which take a tenth of the room
 MARKERS = {"openmm": "o", "lammps": "s", "ase": "D"}
 Result = Mapping[str, Any]  # record and series
 
@@ -82,12 +82,7 @@ def _energy(results: list[Result]) -> Plot | None:
         for one in with_series:
             time, energy = one["series"]["time_ps"], one["series"]["energy_mev_per_atom"]
             axes.plot(
-                time,
-                _floats(energy),
-                linewidth=0.7,
-                alpha=0.7,
-                rasterized=_dense(with_series, "energy_mev_per_atom"),
-                **palette.style(one["record"]),
+                time, _floats(energy), linewidth=0.7, alpha=0.7, **palette.style(one["record"])
             )
     return Plot("Total energy", "Each line is a run at constant energy.", sink[0])
 
@@ -187,25 +182,21 @@ def _force_time(results: list[Result]) -> Plot | None:
     if not kept:
         return None
     palette, sink = Palette(kept), []
+    few = sum(len(one["series"]["force_time_ps"]) for one in kept) <= MOST_MARKERS
     with svg_figure("time (ps)", "force RMSE of a frame (eV/Å)", sink) as axes:
         for one in kept:
             series = one["series"]
             axes.plot(
                 series["force_time_ps"],
                 series["force_rmse_ev_per_angstrom"],
-                marker=MARKERS[one["record"]["engine"]],
+                marker=MARKERS[one["record"]["engine"]] if few else "",
                 markersize=3,
                 linewidth=0.7,
-                rasterized=_dense(kept, "force_rmse_ev_per_angstrom"),
                 **palette.style(one["record"]),
             )
         axes.set_ylim(bottom=0)
-    return Plot("Force error along the runs", "Each point is a frame.", sink[0])
-
-
-def _dense(results: list[Result], name: str) -> bool:
-    """Whether a series of all results has too many points for paths."""
-    return sum(len(one["series"][name]) for one in results) > DENSE
+    what = "Each point is a frame." if few else "Each line is a run."
+    return Plot("Force error along the runs", what, sink[0])
 
 
 def _density(results: list[Result]) -> Plot | None:
