@@ -12,14 +12,14 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from mlff_student.checkpoints import available_models, load_student
+from mlff_student.archive.registry import available_models, load_student
+from mlff_student.core.files import atomic_write
 from mlff_student.distill.dataset import read_frames
 from mlff_student.distill.evaluate import evaluate_frames
-from mlff_student.distill.ladder import relabel
 from mlff_student.distill.recipe import ORGANIC_RECIPE, read_recipe
+from mlff_student.distill.relabel import relabel
 from mlff_student.distill.train import train
-from mlff_student.files import atomic_write
-from mlff_student.plots import single_figure
+from mlff_student.reporting.plots import single_figure
 
 HERE = Path(__file__).parent
 DATASET = HERE.with_name("organic.h5")

@@ -13,10 +13,11 @@ import numpy as np
 
 from mlff_student.analysis.blocks import mean_of_blocks, mean_of_runs
 from mlff_student.analysis.thermo import read_thermo
-from mlff_student.files import atomic_write
-from mlff_student.md import MDSettings, run_md
-from mlff_student.teachers import is_teacher
-from mlff_student.units import KB, KJ_PER_MOL
+from mlff_student.core.files import atomic_write
+from mlff_student.core.units import KB, KJ_PER_MOL
+from mlff_student.engines.protocol import MDSettings
+from mlff_student.engines.run import run_md
+from mlff_student.teachers.registry import is_teacher
 from mlff_student.validation.protocol import load_protocol
 
 HERE = Path(__file__).parent

@@ -16,17 +16,19 @@ from openmm import unit
 
 from mlff_student.analysis import analyze
 from mlff_student.analysis.thermo import read_thermo
-from mlff_student.calculator import StudentForceFieldCalculator
-from mlff_student.checkpoints import checkpoint_path
+from mlff_student.archive.export import export
+from mlff_student.archive.registry import checkpoint_path
 from mlff_student.cli import console, run
-from mlff_student.export import export
-from mlff_student.lammps_run import single_point
-from mlff_student.md import MDSettings, RunFolder, run_md
-from mlff_student.plots import plot_drift
-from mlff_student.results import write_results
-from mlff_student.structure import read_structure
-from mlff_student.units import KJ_PER_MOL
-from mlff_student.verdict import drift_table, load_thresholds, verdict
+from mlff_student.core.figures import load_thresholds
+from mlff_student.core.results import write_results
+from mlff_student.core.units import KJ_PER_MOL
+from mlff_student.engines.ase.calculator import StudentForceFieldCalculator
+from mlff_student.engines.lammps.run import single_point
+from mlff_student.engines.protocol import MDSettings, RunFolder
+from mlff_student.engines.run import run_md
+from mlff_student.reporting.plots import plot_drift
+from mlff_student.reporting.verdict import drift_table, verdict
+from mlff_student.structures.reading import read_structure
 from openmm_integration import create_system, load_structure
 
 MOLECULE = str(Path(__file__).with_name("alanine_dipeptide.pdb"))

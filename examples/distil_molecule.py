@@ -13,7 +13,7 @@ import yaml
 
 from mlff_student import StudentForceFieldCalculator
 from mlff_student.distill.quick import QUICK_RECIPE, quick
-from mlff_student.structure import read_structure
+from mlff_student.structures.reading import read_structure
 
 parser = argparse.ArgumentParser(description=__doc__)
 parser.add_argument("--molecule", default="CCO", help="SMILES or a structure file")

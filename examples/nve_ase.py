@@ -15,7 +15,7 @@ from ase.md.verlet import VelocityVerlet
 from ase.optimize import BFGS
 
 from mlff_student import StudentForceFieldCalculator
-from mlff_student.plots import single_figure
+from mlff_student.reporting.plots import single_figure
 
 parser = argparse.ArgumentParser(description=__doc__)
 parser.add_argument("--model", default="original")

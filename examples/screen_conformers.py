@@ -14,7 +14,7 @@ from rdkit import Chem
 from rdkit.Chem import AllChem, rdMolAlign
 
 from mlff_student import StudentForceFieldCalculator
-from mlff_student.plots import single_figure
+from mlff_student.reporting.plots import single_figure
 
 parser = argparse.ArgumentParser(description=__doc__)
 parser.add_argument("--smiles", default="CC(=O)N[C@@H](C)C(=O)NC")

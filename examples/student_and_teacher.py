@@ -11,8 +11,8 @@ import numpy as np
 from ase.io import read
 
 from mlff_student import StudentForceFieldCalculator
-from mlff_student.plots import single_figure
-from mlff_student.teachers import make_teacher
+from mlff_student.reporting.plots import single_figure
+from mlff_student.teachers.registry import make_teacher
 
 parser = argparse.ArgumentParser(description=__doc__)
 parser.add_argument("--output", type=Path, default=Path("runs/examples"))

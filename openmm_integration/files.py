@@ -8,14 +8,14 @@ from ase import Atoms
 from openmm import Context, Platform, State, System, VerletIntegrator, XmlSerializer, unit
 from openmm.app import PDBFile, Topology
 
-from mlff_student.archive import Archive, save_archive
-from mlff_student.calculator import evaluate
-from mlff_student.checkpoints import archive_of
-from mlff_student.errors import ArchiveError, InputError
-from mlff_student.export import DTYPES, Agreement
-from mlff_student.files import atomic_write
-from mlff_student.native import with_backend
-from mlff_student.units import KJ_PER_MOL, NM
+from mlff_student.archive.archive import Archive, save_archive
+from mlff_student.archive.export import DTYPES, Agreement
+from mlff_student.archive.native import with_backend
+from mlff_student.archive.registry import archive_of
+from mlff_student.core.errors import ArchiveError, InputError
+from mlff_student.core.files import atomic_write
+from mlff_student.core.units import KJ_PER_MOL, NM
+from mlff_student.engines.ase.calculator import evaluate
 
 from .force import TorchForceModule, student_atoms
 from .system import system_without_student
@@ -24,7 +24,7 @@ from .topology import load_structure
 MODULE, SYSTEM, SCRIPT, PROGRAM = "student.pt", "system.xml", "simulate.py", "simulate.cpp"
 START, STATE = "start.pdb", "start.xml"  # for Python, with the topology; for C++
 FILES = (MODULE, SYSTEM, START, SCRIPT, STATE, PROGRAM)
-NATIVE = """from mlff_student.native import load_library
+NATIVE = """from mlff_student.archive.native import load_library
 
 load_library()  # the kernels that student.pt was written for
 """

@@ -14,11 +14,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from mlff_student.archive import Archive, load_archive, save_archive
-from mlff_student.checkpoints import archive_of
-from mlff_student.errors import InputError, MissingDependencyError
-from mlff_student.native import with_backend
-from mlff_student.units import KJ_PER_MOL, NM
+from mlff_student.archive.archive import Archive, load_archive, save_archive
+from mlff_student.archive.native import with_backend
+from mlff_student.archive.registry import archive_of
+from mlff_student.core.errors import InputError, MissingDependencyError
+from mlff_student.core.units import KJ_PER_MOL, NM
 
 if TYPE_CHECKING:
     import openmm
@@ -168,7 +168,7 @@ def student_force(
         takes the portable kernels. With "cpu" there, native kernels stay on the CPU and every step
         copies positions and forces; portable ones in a TorchForce follow the platform to its GPU.
     threads : for torch and the native kernels, set for the whole process; None leaves them.
-    backend : kernels, "native", "portable" or "auto"; see `mlff_student.native.with_backend`.
+    backend : kernels, "native", "portable" or "auto"; see `mlff_student.archive.native.with_backend`.
     interface : "TorchForce" (openmmtorch, C++ alone in the step; not to be copied, see above),
         "PythonForce" (OpenMM 8.5 or later with any torch; a subset of atoms needs 8.6) or "auto":
         TorchForce where it loads.

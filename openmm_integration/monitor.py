@@ -19,18 +19,19 @@ from openmm.app import Simulation, Topology
 from mlff_student.analysis.bonds import bond_lengths
 from mlff_student.analysis.drift import slope_with_error
 from mlff_student.analysis.thermo import FEWEST_ROWS
-from mlff_student.archive import Archive
-from mlff_student.calculator import evaluate
-from mlff_student.checkpoints import archive_of
-from mlff_student.errors import InputError, RunStoppedError
-from mlff_student.files import atomic_write
-from mlff_student.md import THERMO_COLUMNS
-from mlff_student.native import with_backend
-from mlff_student.neighbourhoods import REACH, neighbour_counts, neighbourhood_excess
-from mlff_student.neighbours import neighbour_edges
-from mlff_student.structure import perceive_bonds
-from mlff_student.teachers import make_teacher
-from mlff_student.verdict import Threshold, load_thresholds, verdict
+from mlff_student.archive.archive import Archive
+from mlff_student.archive.native import with_backend
+from mlff_student.archive.registry import archive_of
+from mlff_student.core.errors import InputError, RunStoppedError
+from mlff_student.core.figures import Threshold, load_thresholds
+from mlff_student.core.files import atomic_write
+from mlff_student.engines.ase.calculator import evaluate
+from mlff_student.engines.protocol import THERMO_COLUMNS
+from mlff_student.model.neighbourhoods import REACH, neighbour_counts, neighbourhood_excess
+from mlff_student.model.neighbours import neighbour_edges
+from mlff_student.reporting.verdict import verdict
+from mlff_student.structures.checks import perceive_bonds
+from mlff_student.teachers.registry import make_teacher
 
 from .force import FORCE_NAME, student_atoms
 from .thermo import cause, degrees_of_freedom, moving_particles, thermo_row
@@ -82,7 +83,7 @@ class Monitor:
     - the network's energy of an atom, which in the training data stays above the bound where the
       student squeezes it: below, the neighbourhood is like nothing the student has seen;
     - the neighbours of each atom, by element and distance, against those of atoms in the training
-      data (`mlff_student.neighbourhoods`);
+      data (`mlff_student.model.neighbourhoods`);
     - the student's forces against a teacher's, now and then;
     - energies and positions that are NaN or infinite (`nonfinite_rows`).
 

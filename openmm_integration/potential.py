@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from openmmml.mlpotential import MLPotentialImpl, MLPotentialImplFactory
 
-from mlff_student.errors import InputError, check_key
+from mlff_student.core.errors import InputError, check_key
 
 if TYPE_CHECKING:
     import openmm

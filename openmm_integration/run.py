@@ -1,4 +1,4 @@
-"""The MD protocol of mlff_student.md in OpenMM."""
+"""The MD protocol of mlff_student.engines.protocol in OpenMM."""
 
 import math
 import os
@@ -21,11 +21,11 @@ from openmm import (
 )
 from openmm.app import DCDReporter, Simulation
 
-from mlff_student.errors import InputError, StudentError
-from mlff_student.files import atomic_write
-from mlff_student.md import COLDEST_START, THERMO_COLUMNS, MDSettings, RunFolder
-from mlff_student.structure import Structure
-from mlff_student.units import KB, KJ_PER_MOL
+from mlff_student.core.errors import InputError, StudentError
+from mlff_student.core.files import atomic_write
+from mlff_student.core.units import KB, KJ_PER_MOL
+from mlff_student.engines.protocol import COLDEST_START, THERMO_COLUMNS, MDSettings, RunFolder
+from mlff_student.structures.reading import Structure
 
 from .system import check_molecules, create_system
 from .thermo import cause, degrees_of_freedom, thermo_row
@@ -62,7 +62,7 @@ def run_openmm(
     folder: RunFolder,
     progress: Callable[[int], None],
 ) -> float:
-    """Engine of `mlff_student.md.run_md`; see `mlff_student.md.Engine`."""
+    """Engine of `mlff_student.engines.run.run_md`; see `mlff_student.engines.protocol.Engine`."""
     torch.set_num_threads(settings.threads_for(len(structure.atoms)))
     topology = openmm_topology(structure)
     if settings.ensemble == "npt":

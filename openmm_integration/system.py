@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 from ase import Atoms
 from openmm import HarmonicBondForce, System, unit
 
-from mlff_student.errors import InputError
-from mlff_student.structure import perceive_bonds
+from mlff_student.core.errors import InputError
+from mlff_student.structures.checks import perceive_bonds
 
 from .force import student_force
 

@@ -5,8 +5,8 @@ import openmm
 from numpy.typing import NDArray
 from openmm import unit
 
-from mlff_student.md import THERMO_COLUMNS
-from mlff_student.units import KB, KJ_PER_MOL
+from mlff_student.core.units import KB, KJ_PER_MOL
+from mlff_student.engines.protocol import THERMO_COLUMNS
 
 # Of a particle's mean kinetic energy. Forces rounded to float32 leave the centre of mass 1e-7; by
 # chance its share is as small as this in one of 20,000 states.

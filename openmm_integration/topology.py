@@ -3,12 +3,8 @@
 from openmm import Vec3, unit
 from openmm.app import Element, Topology
 
-from mlff_student.structure import (
-    Structure,
-    check_structure,
-    in_engine_orientation,
-    read_structure,
-)
+from mlff_student.structures.checks import check_structure
+from mlff_student.structures.reading import Structure, in_engine_orientation, read_structure
 
 
 def load_structure(source: str) -> tuple[Topology, unit.Quantity]:

@@ -18,10 +18,10 @@ from ase import Atoms
 from ase.build import molecule
 from scipy.spatial.transform import Rotation
 
-from mlff_student.archive import build_archive, save_archive
-from mlff_student.distill.molecules import embed
-from mlff_student.export import export
-from mlff_student.student import PRESETS, Student
+from mlff_student.archive.archive import build_archive, save_archive
+from mlff_student.archive.export import export
+from mlff_student.model.student import PRESETS, Student
+from mlff_student.structures.smiles import embed
 
 SEED = 11
 CHLORAMPHENICOL = "O=C(N[C@H](CO)[C@H](O)c1ccc([N+](=O)[O-])cc1)C(Cl)Cl"  # 32 atoms, 5 elements

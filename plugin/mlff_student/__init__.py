@@ -4,7 +4,7 @@ from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from .calculator import StudentForceFieldCalculator
+    from mlff_student.engines.ase.calculator import StudentForceFieldCalculator
 
 __all__ = ["StudentForceFieldCalculator", "__version__"]
 
@@ -17,7 +17,7 @@ except PackageNotFoundError:  # a source tree that was never installed
 def __getattr__(name: str) -> Any:
     """Import the calculator, and torch with it, when it is asked for."""
     if name == "StudentForceFieldCalculator":
-        from .calculator import StudentForceFieldCalculator
+        from mlff_student.engines.ase.calculator import StudentForceFieldCalculator
 
         return StudentForceFieldCalculator
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

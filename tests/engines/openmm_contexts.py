@@ -6,7 +6,8 @@ from ase import Atoms
 from numpy.typing import NDArray
 from openmm import app, unit
 
-from mlff_student.structure import Structure, make_topology, perceive_bonds
+from mlff_student.structures.checks import perceive_bonds
+from mlff_student.structures.reading import Structure, make_topology
 from openmm_integration.topology import openmm_topology
 
 

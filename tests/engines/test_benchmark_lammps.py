@@ -15,7 +15,7 @@ from mlff_student.benchmark.boxes import acetone_box, tantalum_box
 from mlff_student.benchmark.lammps import LammpsSettings, benchmark_lammps
 from mlff_student.benchmark.lammps_report import BEGIN, END, report, write_section
 from mlff_student.benchmark.weak_scaling import Network, predict
-from mlff_student.errors import InputError, MissingDependencyError
+from mlff_student.core.errors import InputError, MissingDependencyError
 
 STAGES = ("neighbour", "edges", "model", "tally", "communication", "other")
 SETTINGS = LammpsSettings(("ultra_tiny",), atoms=(60,), ranks=(1, 2), threads=(1,), seconds=0.1)

@@ -11,10 +11,10 @@ import pytest
 from mlff_student.benchmark.architectures import ARCHITECTURES, make_rival
 from mlff_student.benchmark.step_report import step_markdown, write_step_report
 from mlff_student.benchmark.steps import StepSettings, benchmark_steps, versions
-from mlff_student.errors import InputError, MissingDependencyError
-from mlff_student.md import ns_per_day
-from mlff_student.results import machine_facts
-from mlff_student.structure import read_structure
+from mlff_student.core.errors import InputError, MissingDependencyError
+from mlff_student.core.results import machine_facts
+from mlff_student.engines.protocol import ns_per_day
+from mlff_student.structures.reading import read_structure
 from openmm_integration import load_structure
 
 LENNARD_JONES = "python:ase.calculators.lj:LennardJones"

@@ -18,7 +18,7 @@ from ase.build import molecule
 from ase.io import write
 
 from mlff_student import __version__
-from mlff_student.archive import load_archive
+from mlff_student.archive.archive import load_archive
 from mlff_student.cli import app, main
 
 ROOT = Path(__file__).parents[2]

@@ -14,18 +14,18 @@ import pytest
 import torch
 from ase import Atoms
 
-from mlff_student.archive import build_archive, load_archive, save_archive
-from mlff_student.calculator import StudentForceFieldCalculator
-from mlff_student.errors import InterruptedRunError, StudentError
-from mlff_student.lammps_run import (
+from mlff_student.archive.archive import build_archive, load_archive, save_archive
+from mlff_student.core.errors import InterruptedRunError, StudentError
+from mlff_student.engines.ase.calculator import StudentForceFieldCalculator
+from mlff_student.engines.lammps.plugin import lammps_environment
+from mlff_student.engines.lammps.run import (
     element_order,
-    lammps_environment,
     plugin_path,
     run_lmp,
     single_point,
     write_data,
 )
-from mlff_student.student import Student, StudentConfig
+from mlff_student.model.student import Student, StudentConfig
 
 PROGRAMS = Path(sys.executable).parent
 
@@ -374,7 +374,7 @@ def test_beside_the_python_kernels(structures, tiny_archive, tmp_path):
     script = SCRIPT.format(archive=tiny_archive, elements="C H O")
     (tmp_path / "in.point").write_text(script.replace("point.data", str(tmp_path / "point.data")))
     program = f"""
-from mlff_student.native import load_library
+from mlff_student.archive.native import load_library
 load_library()
 from lammps import lammps
 lmp = lammps(cmdargs=["-log", "none", "-screen", "none"])

@@ -9,9 +9,9 @@ import pytest
 from ase import Atoms, units
 from numpy.typing import NDArray
 
-from mlff_student.calculator import StudentForceFieldCalculator
-from mlff_student.errors import StudentError
-from mlff_student.lammps_run import element_order, run_lmp, write_data
+from mlff_student.core.errors import StudentError
+from mlff_student.engines.ase.calculator import StudentForceFieldCalculator
+from mlff_student.engines.lammps.run import element_order, run_lmp, write_data
 
 KCAL_PER_EV = units.mol / units.kcal
 SCRIPT = """\

@@ -11,13 +11,13 @@ import pytest
 from ase import Atoms, units
 from ase.io import read, write
 
-from mlff_student.calculator import StudentForceFieldCalculator
-from mlff_student.checkpoints import checkpoint_path
-from mlff_student.errors import InputError
-from mlff_student.export import export
-from mlff_student.lammps_input import templates, write_lammps_input
-from mlff_student.lammps_run import run_lmp
-from mlff_student.structure import read_frame
+from mlff_student.archive.export import export
+from mlff_student.archive.registry import checkpoint_path
+from mlff_student.core.errors import InputError
+from mlff_student.engines.ase.calculator import StudentForceFieldCalculator
+from mlff_student.engines.lammps.input import templates, write_lammps_input
+from mlff_student.engines.lammps.run import run_lmp
+from mlff_student.structures.reading import read_frame
 
 EV = {"metal": 1.0, "real": units.mol / units.kcal}  # in the unit of the log
 

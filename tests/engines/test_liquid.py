@@ -9,9 +9,10 @@ import mdtraj
 import numpy as np
 import pytest
 
-from mlff_student.errors import InputError
+from mlff_student.core.errors import InputError
+from mlff_student.core.figures import load_thresholds
+from mlff_student.reporting.verdict import judge
 from mlff_student.validation.liquid import LiquidSettings, known_liquids, run_liquid
-from mlff_student.verdict import judge, load_thresholds
 
 SHORT = LiquidSettings("methanol", "ultra_tiny", molecules=6, equilibrate_ps=1.0, ps=1.5)
 

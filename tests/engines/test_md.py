@@ -19,11 +19,12 @@ from ase.io import write
 from numpy.typing import NDArray
 
 from mlff_student.analysis.thermo import Thermo, read_thermo
-from mlff_student.calculator import StudentForceFieldCalculator
-from mlff_student.checkpoints import checkpoint_path
-from mlff_student.errors import InputError
-from mlff_student.md import MDSettings, RunFolder, run_md
-from mlff_student.structure import in_engine_orientation, read_structure
+from mlff_student.archive.registry import checkpoint_path
+from mlff_student.core.errors import InputError
+from mlff_student.engines.ase.calculator import StudentForceFieldCalculator
+from mlff_student.engines.protocol import MDSettings, RunFolder
+from mlff_student.engines.run import run_md
+from mlff_student.structures.reading import in_engine_orientation, read_structure
 
 COMMAND = str(Path(sys.executable).with_name("mlff-student"))
 ENGINES = ("openmm", "lammps")

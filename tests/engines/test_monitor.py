@@ -12,11 +12,11 @@ from openmm import app, unit
 from openmm_contexts import topology_of
 
 from mlff_student.analysis.thermo import read_thermo
-from mlff_student.calculator import StudentForceFieldCalculator
-from mlff_student.checkpoints import available_models, read_card
-from mlff_student.errors import InputError, RunStoppedError
-from mlff_student.units import KB, KJ_PER_MOL, NM
-from mlff_student.verdict import Threshold, load_thresholds
+from mlff_student.archive.registry import available_models, read_card
+from mlff_student.core.errors import InputError, RunStoppedError
+from mlff_student.core.figures import Threshold, load_thresholds
+from mlff_student.core.units import KB, KJ_PER_MOL, NM
+from mlff_student.engines.ase.calculator import StudentForceFieldCalculator
 from openmm_integration import Monitor, create_system, load_structure
 from openmm_integration.run import ThermoReporter
 

@@ -23,10 +23,11 @@ from rdkit import Chem
 from rdkit.Chem import AllChem
 
 import openmm_integration.force
-from mlff_student.calculator import StudentForceFieldCalculator
-from mlff_student.errors import ArchiveError, InputError, MissingDependencyError
-from mlff_student.structure import Structure, make_topology, perceive_bonds, write_topology
-from mlff_student.units import KJ_PER_MOL, NM
+from mlff_student.core.errors import ArchiveError, InputError, MissingDependencyError
+from mlff_student.core.units import KJ_PER_MOL, NM
+from mlff_student.engines.ase.calculator import StudentForceFieldCalculator
+from mlff_student.structures.checks import perceive_bonds
+from mlff_student.structures.reading import Structure, make_topology, write_topology
 from openmm_integration import create_system, load_structure, student_force
 from openmm_integration.topology import openmm_topology
 

@@ -14,10 +14,10 @@ import torch
 from ase import Atoms
 from ase.io import read, write
 
-from mlff_student.calculator import StudentForceFieldCalculator
-from mlff_student.errors import InputError, MissingDependencyError
-from mlff_student.native import library_path
-from mlff_student.units import KJ_PER_MOL, NM
+from mlff_student.archive.native import library_path
+from mlff_student.core.errors import InputError, MissingDependencyError
+from mlff_student.core.units import KJ_PER_MOL, NM
+from mlff_student.engines.ase.calculator import StudentForceFieldCalculator
 from openmm_integration.files import FILES, PROGRAM, SCRIPT, write_openmm_files
 
 ROOT = Path(__file__).parents[2]

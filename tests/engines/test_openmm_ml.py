@@ -19,10 +19,10 @@ from openmm import app, unit
 from openmm_contexts import context_at, energy_of, forces_of
 from openmmml import MLPotential
 
-from mlff_student.calculator import StudentForceFieldCalculator
-from mlff_student.errors import InputError
-from mlff_student.structure import read_structure
-from mlff_student.units import KB, KJ_PER_MOL, NM
+from mlff_student.core.errors import InputError
+from mlff_student.core.units import KB, KJ_PER_MOL, NM
+from mlff_student.engines.ase.calculator import StudentForceFieldCalculator
+from mlff_student.structures.reading import read_structure
 from openmm_integration import create_system, load_structure
 
 README = Path(__file__).parents[2] / "openmm_integration" / "README.md"

@@ -18,9 +18,10 @@ from openmm import app, unit
 from openmm_contexts import topology_of
 from scipy.spatial.distance import pdist
 
-from mlff_student.errors import InputError
-from mlff_student.structure import Structure, make_topology, perceive_bonds
-from mlff_student.units import KB, KJ_PER_MOL, NM
+from mlff_student.core.errors import InputError
+from mlff_student.core.units import KB, KJ_PER_MOL, NM
+from mlff_student.structures.checks import perceive_bonds
+from mlff_student.structures.reading import Structure, make_topology
 from openmm_integration import create_system
 from openmm_integration.system import check_molecules
 from openmm_integration.topology import openmm_topology

@@ -13,10 +13,11 @@ from ase.units import fs, kB
 from numpy.typing import NDArray
 from openmm import unit
 
-from mlff_student.calculator import StudentForceFieldCalculator
-from mlff_student.checkpoints import archive_of, checkpoint_path
-from mlff_student.export import export
-from mlff_student.lammps_run import (
+from mlff_student.archive.export import export
+from mlff_student.archive.registry import archive_of, checkpoint_path
+from mlff_student.core.units import KJ_PER_MOL
+from mlff_student.engines.ase.calculator import StudentForceFieldCalculator
+from mlff_student.engines.lammps.run import (
     INPUT,
     boundary,
     element_order,
@@ -24,8 +25,7 @@ from mlff_student.lammps_run import (
     single_point,
     write_data,
 )
-from mlff_student.structure import Structure, make_topology
-from mlff_student.units import KJ_PER_MOL
+from mlff_student.structures.reading import Structure, make_topology
 from openmm_integration import create_system
 from openmm_integration.topology import openmm_topology
 

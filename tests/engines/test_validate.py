@@ -18,8 +18,9 @@ import pytest
 
 from mlff_student.analysis.thermo import read_thermo
 from mlff_student.cli import main
-from mlff_student.errors import InputError
-from mlff_student.md import MDSettings, run_md
+from mlff_student.core.errors import InputError
+from mlff_student.engines.protocol import MDSettings
+from mlff_student.engines.run import run_md
 from mlff_student.validation.campaign import Campaign
 from mlff_student.validation.protocol import load_protocol
 from mlff_student.validation.report import load_schema, md_command
@@ -28,7 +29,7 @@ from mlff_student.validation.tasks import Subject
 COMMAND = str(Path(sys.executable).with_name("mlff-student"))
 # What a nanosecond campaign does, in a minute: each kind of step, with the largest student in the
 # place of the teacher, whose liquid would take hours.
-TEACHER = "python:mlff_student.calculator:StudentForceFieldCalculator"
+TEACHER = "python:mlff_student.engines.ase.calculator:StudentForceFieldCalculator"
 MINIATURE = """
 about: A miniature of the campaign.
 boxes:

@@ -14,10 +14,11 @@ import pytest
 import typer
 from ase.io import read
 
-from mlff_student.checkpoints import checkpoint_path
+from mlff_student.archive.export import export
+from mlff_student.archive.registry import checkpoint_path
 from mlff_student.cli import app
-from mlff_student.export import export
-from mlff_student.lammps_run import lammps_environment, lammps_executable, write_data
+from mlff_student.engines.lammps.plugin import lammps_environment, lammps_executable
+from mlff_student.engines.lammps.run import write_data
 
 ROOT = Path(__file__).parents[2]
 READMES = [ROOT / "README.md", ROOT / "plugin" / "mlff_student" / "distill" / "README.md"]

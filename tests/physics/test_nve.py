@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from mlff_student.checkpoints import available_models
+from mlff_student.archive.registry import available_models
 from mlff_student.distill.molecules import Molecule
 from mlff_student.distill.stability import held_out_molecules, simulate
 

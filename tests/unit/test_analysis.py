@@ -18,13 +18,14 @@ from scipy.signal import lfilter
 
 from mlff_student.analysis import Reference, analyze
 from mlff_student.analysis.drift import fit_drift, slope_with_error
-from mlff_student.analysis.frames import read_topology, stream_frames
 from mlff_student.analysis.stability import Stability, measure_stability
 from mlff_student.analysis.thermo import Thermo, read_thermo
-from mlff_student.errors import InputError
-from mlff_student.plots import plot_drift
-from mlff_student.units import KB
-from mlff_student.verdict import drift_table, load_thresholds, verdict
+from mlff_student.core.errors import InputError
+from mlff_student.core.figures import load_thresholds
+from mlff_student.core.units import KB
+from mlff_student.reporting.plots import plot_drift
+from mlff_student.reporting.verdict import drift_table, verdict
+from mlff_student.structures.trajectories import read_topology, stream_frames
 
 ATOMS = 9
 # Ethanol, angstrom, moved off the origin so that a small cell cuts through it.

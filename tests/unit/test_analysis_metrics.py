@@ -21,16 +21,18 @@ from mlff_student.analysis.ensemble import (
     kinetic_energies,
 )
 from mlff_student.analysis.forces import evaluate_frames, force_errors
-from mlff_student.analysis.frames import Frames, every_nth, make_whole
 from mlff_student.analysis.rdf import Rdf, compare_rdf, measure_rdf, measure_suitable_rdf
 from mlff_student.analysis.spectrum import compare_spectra, measure_spectrum
 from mlff_student.analysis.stability import measure_stability
 from mlff_student.analysis.thermo import Thermo
 from mlff_student.analysis.transport import infinite_box, measure_density, measure_diffusion
-from mlff_student.errors import InputError, MissingDependencyError
-from mlff_student.structure import Structure, make_topology, perceive_bonds
-from mlff_student.units import KB
-from mlff_student.verdict import Threshold, judge
+from mlff_student.core.errors import InputError, MissingDependencyError
+from mlff_student.core.figures import Threshold
+from mlff_student.core.units import KB
+from mlff_student.reporting.verdict import judge
+from mlff_student.structures.checks import perceive_bonds
+from mlff_student.structures.reading import Structure, make_topology
+from mlff_student.structures.trajectories import Frames, every_nth, make_whole
 
 
 def structure_of(atoms: Atoms) -> Structure:

@@ -27,14 +27,16 @@ from openmm import app, unit
 from rich.console import Console
 
 from mlff_student.analysis import analyze, read_thermo, stream_frames
-from mlff_student.analysis.command import run_analysis
 from mlff_student.analysis.ensemble import AMU_ANGSTROM2_PER_PS2
-from mlff_student.analysis.frames import Frames, read_topology
-from mlff_student.errors import InputError
-from mlff_student.lammps_run import lammps_executable
-from mlff_student.structure import Structure, make_topology, perceive_bonds, write_topology
-from mlff_student.units import KB, KJ_PER_MOL
-from mlff_student.verdict import load_thresholds, verdict
+from mlff_student.core.errors import InputError
+from mlff_student.core.figures import load_thresholds
+from mlff_student.core.units import KB, KJ_PER_MOL
+from mlff_student.engines.lammps.plugin import lammps_executable
+from mlff_student.reporting.analyze import run_analysis
+from mlff_student.reporting.verdict import verdict
+from mlff_student.structures.checks import perceive_bonds
+from mlff_student.structures.reading import Structure, make_topology, write_topology
+from mlff_student.structures.trajectories import Frames, read_topology
 
 
 def everything(trajectory: Path, topology: Path, **options) -> Frames:
@@ -550,10 +552,10 @@ def test_memory_does_not_grow_with_the_trajectory(tmp_path: Path) -> None:
         from ase.build import molecule
         from ase import Atoms
         from pathlib import Path
-        from mlff_student.analysis.frames import stream_frames
+        from mlff_student.structures.trajectories import stream_frames
         from mlff_student.analysis.stability import measure_stability
         from mlff_student.analysis.transport import measure_diffusion
-        from mlff_student.structure import Structure, make_topology
+        from mlff_student.structures.checks import Structure, make_topology
 
         rng = np.random.default_rng(1)
         cell = np.eye(3) * 45.0

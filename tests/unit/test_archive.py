@@ -16,8 +16,8 @@ import torch
 from ase import Atoms
 from torch import Tensor
 
-import mlff_student.export
-from mlff_student.archive import (
+import mlff_student.archive.export
+from mlff_student.archive.archive import (
     FORMAT,
     FORMAT_VERSION,
     METADATA_FILE,
@@ -25,11 +25,11 @@ from mlff_student.archive import (
     load_archive,
     save_archive,
 )
-from mlff_student.checkpoints import archive_of, load_student
-from mlff_student.errors import ArchiveError, InputError
-from mlff_student.export import Agreement, compare, eager_energy_and_forces, export
-from mlff_student.neighbours import neighbour_edges
-from mlff_student.student import PRESETS, Student
+from mlff_student.archive.export import Agreement, compare, eager_energy_and_forces, export
+from mlff_student.archive.registry import archive_of, load_student
+from mlff_student.core.errors import ArchiveError, InputError
+from mlff_student.model.neighbours import neighbour_edges
+from mlff_student.model.student import PRESETS, Student
 
 RandomStudent = Callable[..., Student]
 Call = tuple[Tensor, Tensor, Tensor, Tensor]
@@ -492,14 +492,14 @@ def test_failed_verification_leaves_the_existing_output_untouched(
     tiny_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     """A compiler that builds something else than the student, but consistently so."""
-    build = mlff_student.export.build_archive
+    build = mlff_student.archive.export.build_archive
 
     def miscompile(student: Student, *arguments):
         broken = deepcopy(student)
         broken.blocks[0].filter.bias[7] += 0.01
         return build(broken, *arguments)
 
-    monkeypatch.setattr(mlff_student.export, "build_archive", miscompile)
+    monkeypatch.setattr(mlff_student.archive.export, "build_archive", miscompile)
     output = tmp_path / "model.pt"
     output.write_bytes(b"the archive that works")
     with pytest.raises(ArchiveError, match=r"archive of random_tiny disagrees .* ethanol, open"):

@@ -13,6 +13,8 @@ from ase.neighborlist import neighbor_list
 from scipy.spatial.distance import pdist
 from torch.utils.flop_counter import FlopCounterMode
 
+from mlff_student.archive.native import unavailable
+from mlff_student.archive.registry import available_models
 from mlff_student.benchmark import kernels, measure
 from mlff_student.benchmark.arithmetic import SPLINE, work
 from mlff_student.benchmark.kernels import BenchmarkSettings, benchmark_kernels, models_of
@@ -21,11 +23,9 @@ from mlff_student.benchmark.tables import records_table, remarks, targets_table
 from mlff_student.benchmark.targets import UNITS, judge, load_targets
 from mlff_student.benchmark.thermal import thermal_structure
 from mlff_student.benchmark.timing import in_turns
-from mlff_student.checkpoints import available_models
-from mlff_student.errors import ArchiveError, InputError, MissingDependencyError
-from mlff_student.native import unavailable
-from mlff_student.plots import plot_roofline
-from mlff_student.student import PRESETS, Student
+from mlff_student.core.errors import ArchiveError, InputError, MissingDependencyError
+from mlff_student.model.student import PRESETS, Student
+from mlff_student.reporting.plots import plot_roofline
 
 needs_native = pytest.mark.skipif(unavailable() is not None, reason=str(unavailable()))
 ELEMENTS = ["H", "C", "N", "O", "F"]

@@ -16,7 +16,7 @@ from mlff_student.benchmark.report import (
     scaling_exponent,
 )
 from mlff_student.benchmark.thermal import side_by_side
-from mlff_student.errors import InputError
+from mlff_student.core.errors import InputError
 
 TEACHER = "python:ase.calculators.lj:LennardJones"
 

@@ -27,14 +27,13 @@ from ase.phonons import Phonons
 from ase.vibrations import Vibrations
 
 from mlff_student import StudentForceFieldCalculator
-from mlff_student.archive import load_archive
-from mlff_student.calculator import evaluate
-from mlff_student.checkpoints import checkpoint_path, read_card
-from mlff_student.errors import ArchiveError, InputError, MissingDependencyError
-from mlff_student.graph import evaluate_graph, within_memory
-from mlff_student.structure import edges_of
-from mlff_student.teachers import make_teacher
-from mlff_student.verdict import load_thresholds
+from mlff_student.archive.archive import load_archive
+from mlff_student.archive.graph import edges_of, evaluate_graph, within_memory
+from mlff_student.archive.registry import checkpoint_path, read_card
+from mlff_student.core.errors import ArchiveError, InputError, MissingDependencyError
+from mlff_student.core.figures import load_thresholds
+from mlff_student.engines.ase.calculator import evaluate
+from mlff_student.teachers.registry import make_teacher
 
 SYSTEMS = ["water", "ethanol", "molecule32", "water_box", "triclinic"]
 BACKENDS = ["native", "portable"]
@@ -78,7 +77,7 @@ def test_import_of_the_package_is_light():
         "print(StudentForceFieldCalculator.__module__)"
     )
     result = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
-    assert result.stdout.strip() == "mlff_student.calculator", result.stderr
+    assert result.stdout.strip() == "mlff_student.engines.ase.calculator", result.stderr
     with pytest.raises(ImportError, match="nothing"):
         from mlff_student import nothing  # noqa: F401
 
@@ -561,7 +560,7 @@ def test_batch_is_one_graph(tiny, monkeypatch):
         sizes.append(graph.structures)
         return evaluate_graph(archive, graph, device)
 
-    monkeypatch.setattr("mlff_student.calculator.evaluate_graph", counted)
+    monkeypatch.setattr("mlff_student.engines.ase.calculator.evaluate_graph", counted)
     tiny.batch_memory_mb = 100.0
     assert len(tiny.calculate_batch(molecules)) == 200
     tiny.batch_memory_mb = None

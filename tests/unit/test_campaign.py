@@ -9,13 +9,13 @@ from typing import Any
 import jsonschema
 import pytest
 
-from mlff_student.checkpoints import available_models
-from mlff_student.files import sha256
+from mlff_student.archive.registry import available_models
+from mlff_student.core.figures import load_thresholds
+from mlff_student.core.files import sha256
 from mlff_student.validation.measure import MEASURES
 from mlff_student.validation.protocol import load_protocol
 from mlff_student.validation.report import load_schema
 from mlff_student.validation.summary import summarise
-from mlff_student.verdict import load_thresholds
 
 ROOT = Path(__file__).parents[2]
 CAMPAIGN = ROOT / "checkpoints" / "data" / "validation"

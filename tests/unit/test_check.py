@@ -15,6 +15,7 @@ from ase import Atoms
 from ase.build import bulk, molecule
 from scipy.spatial.transform import Rotation
 
+from mlff_student.core.errors import InputError
 from mlff_student.distill.check import (
     Check,
     Report,
@@ -33,10 +34,9 @@ from mlff_student.distill.dataset import (
     read_frames,
     read_summary,
 )
-from mlff_student.distill.molecules import embed, identity
-from mlff_student.distill.structures import connectivity
-from mlff_student.elements import ELEMENTS
-from mlff_student.errors import InputError
+from mlff_student.distill.sources import connectivity
+from mlff_student.model.elements import ELEMENTS
+from mlff_student.structures.smiles import embed, identity
 
 FRAMES = 10
 SPRING = 20.0  # eV/angstrom^2, of every atom to its place

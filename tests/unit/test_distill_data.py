@@ -31,6 +31,9 @@ from rdkit import Chem
 from rdkit.Chem import rdDepictor, rdDistGeom
 from tblite.ase import TBLite
 
+from mlff_student.core.errors import ArchiveError, InputError
+from mlff_student.core.files import sha256
+from mlff_student.core.units import KB
 from mlff_student.distill import dataset as data
 from mlff_student.distill import label as labelling
 from mlff_student.distill import structures as places
@@ -42,13 +45,7 @@ from mlff_student.distill.dataset import (
     read_summary,
 )
 from mlff_student.distill.label import label_sources
-from mlff_student.distill.molecules import (
-    Molecule,
-    embed,
-    identity,
-    read_library,
-    recombined,
-)
+from mlff_student.distill.molecules import Molecule, read_library, recombined
 from mlff_student.distill.recipe import (
     MD,
     ORGANIC_RECIPE,
@@ -66,26 +63,26 @@ from mlff_student.distill.sample import (
     label_source,
     thermal_displacements,
 )
-from mlff_student.distill.structures import (
+from mlff_student.distill.sources import (
+    Source,
+    build,
+    connectivity,
+    list_sources,
+    read_generated,
+    with_unique_bonds,
+)
+from mlff_student.model.elements import ELEMENTS
+from mlff_student.model.student import PRESETS
+from mlff_student.structures.packing import (
     CLUSTER_CONTACT,
     DIMER_CONTACTS,
     LIQUID_CONTACT,
     LIQUID_PACKING,
-    Source,
-    build,
-    connectivity,
     liquid_box,
-    list_sources,
     molecular_volume,
-    read_generated,
-    with_unique_bonds,
 )
-from mlff_student.elements import ELEMENTS
-from mlff_student.errors import ArchiveError, InputError
-from mlff_student.files import sha256
-from mlff_student.student import PRESETS
-from mlff_student.teachers import make_teacher
-from mlff_student.units import KB
+from mlff_student.structures.smiles import embed, identity
+from mlff_student.teachers.registry import make_teacher
 
 GFN2 = "gfn2-xtb"
 # Two self-consistent solutions from different guesses differ by tblite's convergence, 1e-6 hartree.

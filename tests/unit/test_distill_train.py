@@ -33,9 +33,10 @@ import mlff_student.distill.quick as quickly
 import mlff_student.distill.rounds as looping
 import mlff_student.distill.train as training
 from mlff_student import cli
-from mlff_student.archive import load_archive
-from mlff_student.calculator import StudentForceFieldCalculator
-from mlff_student.checkpoints import archive_of, load_student
+from mlff_student.archive.archive import load_archive
+from mlff_student.archive.registry import archive_of, load_student
+from mlff_student.core.errors import ArchiveError, InputError
+from mlff_student.core.files import sha256
 from mlff_student.distill.dataset import (
     Frames,
     LabelledStructure,
@@ -63,15 +64,14 @@ from mlff_student.distill.graphs import (
     predict_products,
     with_products,
 )
-from mlff_student.distill.ladder import relabel
 from mlff_student.distill.recipe import Recipe, Rounds, read_recipe
+from mlff_student.distill.relabel import relabel
 from mlff_student.distill.sample import label_source
-from mlff_student.distill.structures import Source
-from mlff_student.elements import ELEMENTS
-from mlff_student.errors import ArchiveError, InputError
-from mlff_student.files import sha256
-from mlff_student.student import PRESETS, Student
-from mlff_student.teachers import make_teacher
+from mlff_student.distill.sources import Source
+from mlff_student.engines.ase.calculator import StudentForceFieldCalculator
+from mlff_student.model.elements import ELEMENTS
+from mlff_student.model.student import PRESETS, Student
+from mlff_student.teachers.registry import make_teacher
 
 PRESET = "ultra_tiny"
 RECIPE = {
@@ -1361,7 +1361,7 @@ def test_relabelled_frames_have_the_students_labels(
 def test_relabelling_goes_on_where_it_stopped(
     distillation: Distillation, checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    import mlff_student.distill.ladder as ladder
+    import mlff_student.distill.relabel as ladder
 
     relabelled(distillation, checkpoint, tmp_path / "whole.h5")
     with monkeypatch.context() as patch:

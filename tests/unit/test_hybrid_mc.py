@@ -8,9 +8,9 @@ from ase import Atoms, units
 from ase.calculators.harmonic import SpringCalculator
 from ase.calculators.lj import LennardJones
 
-from mlff_student.errors import InputError
-from mlff_student.hybrid_mc import HybridMonteCarlo
-from mlff_student.units import KB
+from mlff_student.core.errors import InputError
+from mlff_student.core.units import KB
+from mlff_student.validation.reference_monte_carlo import HybridMonteCarlo
 
 TARGET, GUIDE = 2.0, 3.0  # eV/angstrom^2, springs of the atoms to their places
 PLACES = 3.0 * np.arange(24.0).reshape(8, 3)

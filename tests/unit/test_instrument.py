@@ -11,15 +11,17 @@ from ase import Atoms
 from ase.build import molecule
 from ase.calculators.calculator import Calculator, all_changes
 
-from mlff_student.errors import InputError
-from mlff_student.md import MDSettings, RunFolder, run_md
-from mlff_student.structure import perceive_bonds, read_structure
+from mlff_student.core.errors import InputError
+from mlff_student.core.figures import load_thresholds
+from mlff_student.engines.protocol import MDSettings, RunFolder
+from mlff_student.engines.run import run_md
+from mlff_student.structures.checks import perceive_bonds
+from mlff_student.structures.reading import read_structure
 from mlff_student.validation import nve
 from mlff_student.validation.harness import judge_nve
 from mlff_student.validation.measure import measure_comparison
 from mlff_student.validation.protocol import CONVERGENCE_PS
 from mlff_student.validation.tasks import CompareTask
-from mlff_student.verdict import load_thresholds
 
 ETHANOL = molecule("CH3CH2OH")
 DEPTH, WIDTH = 4.5, 2.0  # eV and 1/angstrom, of a Morse bond; C-H vibrates at 3000 cm^-1

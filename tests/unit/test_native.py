@@ -18,14 +18,14 @@ from ase import Atoms
 from torch import Tensor
 
 from mlff_student import native
-from mlff_student.archive import ArchiveModule, load_archive
-from mlff_student.calculator import StudentForceFieldCalculator
-from mlff_student.checkpoints import archive_of, available_models, load_student
-from mlff_student.errors import ArchiveError, InputError, MissingDependencyError
-from mlff_student.native import library_path, native_student, unavailable, with_backend
-from mlff_student.neighbours import neighbour_edges
-from mlff_student.repulsion import envelope
-from mlff_student.student import PRESETS, Student, StudentConfig, squeeze_distances
+from mlff_student.archive.archive import ArchiveModule, load_archive
+from mlff_student.archive.native import library_path, native_student, unavailable, with_backend
+from mlff_student.archive.registry import archive_of, available_models, load_student
+from mlff_student.core.errors import ArchiveError, InputError, MissingDependencyError
+from mlff_student.engines.ase.calculator import StudentForceFieldCalculator
+from mlff_student.model.neighbours import neighbour_edges
+from mlff_student.model.repulsion import envelope
+from mlff_student.model.student import PRESETS, Student, StudentConfig, squeeze_distances
 
 pytestmark = pytest.mark.skipif(unavailable() is not None, reason=str(unavailable()))
 

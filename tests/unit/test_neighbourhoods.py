@@ -5,14 +5,14 @@ import torch
 from ase import Atoms
 from ase.build import molecule
 
-from mlff_student.neighbourhoods import (
+from mlff_student.model.neighbourhoods import (
     RADII,
     REACH,
     neighbour_counts,
     neighbourhood_excess,
     neighbourhood_limits,
 )
-from mlff_student.neighbours import neighbour_edges
+from mlff_student.model.neighbours import neighbour_edges
 
 ELEMENTS = ["H", "C", "O", "S"]
 

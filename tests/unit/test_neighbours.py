@@ -13,7 +13,7 @@ from ase.build import bulk
 from ase.neighborlist import neighbor_list
 from vesin import NeighborList
 
-from mlff_student.neighbours import complete_cell, neighbour_edges
+from mlff_student.model.neighbours import complete_cell, neighbour_edges
 
 CUTOFF = 5.0
 SKEWED = np.array([[6.0, 0.0, 0.0], [23.0, 6.5, 0.0], [-17.0, 31.0, 7.0]])  # 6 x 6.5 x 7
@@ -224,7 +224,7 @@ def test_completed_cell_keeps_periodic_rows_and_is_invertible(mask: tuple[int, i
 MEMORY = """
 import torch
 from pathlib import Path
-from mlff_student.neighbours import neighbour_edges
+from mlff_student.model.neighbours import neighbour_edges
 
 def peak_mb(atoms):
     edge = (atoms / 0.02) ** (1 / 3)  # 10 neighbours an atom

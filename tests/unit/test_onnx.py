@@ -11,11 +11,11 @@ import numpy as np
 import pytest
 from ase import Atoms
 
-from mlff_student.checkpoints import archive_of
-from mlff_student.errors import ArchiveError, InputError, MissingDependencyError
-from mlff_student.export import FORCE_TOLERANCE
-from mlff_student.export_onnx import INPUTS, METADATA_KEY, OPSET, OUTPUTS, export_onnx
-from mlff_student.graph import evaluate_graph, join, structure_virials
+from mlff_student.archive.export import FORCE_TOLERANCE
+from mlff_student.archive.graph import evaluate_graph, join, structure_virials
+from mlff_student.archive.onnx import INPUTS, METADATA_KEY, OPSET, OUTPUTS, export_onnx
+from mlff_student.archive.registry import archive_of
+from mlff_student.core.errors import ArchiveError, InputError, MissingDependencyError
 
 onnx = pytest.importorskip("onnx")
 onnxruntime = pytest.importorskip("onnxruntime")

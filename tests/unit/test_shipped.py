@@ -11,19 +11,19 @@ from ase.build import molecule
 from ase.optimize import BFGS
 from ase.vibrations import Vibrations
 
-from mlff_student.calculator import StudentForceFieldCalculator
-from mlff_student.checkpoints import available_models, load_student
+from mlff_student.archive.export import export
+from mlff_student.archive.registry import available_models, load_student
+from mlff_student.core.figures import load_thresholds
+from mlff_student.core.files import sha256
 from mlff_student.distill.check import check_dataset
 from mlff_student.distill.dataset import Frames, read_frames, read_summary
 from mlff_student.distill.evaluate import evaluate_frames
 from mlff_student.distill.graphs import build_graphs, make_batch
 from mlff_student.distill.recipe import ORGANIC_RECIPE, read_recipe
 from mlff_student.distill.stability import held_out_molecules
-from mlff_student.export import export
-from mlff_student.files import sha256
-from mlff_student.structure import read_structure
-from mlff_student.teachers import is_teacher, make_teacher
-from mlff_student.verdict import load_thresholds
+from mlff_student.engines.ase.calculator import StudentForceFieldCalculator
+from mlff_student.structures.reading import read_structure
+from mlff_student.teachers.registry import is_teacher, make_teacher
 
 CHECKPOINTS = available_models()
 DATA = next(iter(CHECKPOINTS.values())).parent / "data"

@@ -11,18 +11,13 @@ from ase.io import write
 from rdkit import Chem
 from rdkit.Chem import AllChem
 
-from mlff_student.calculator import StudentForceFieldCalculator
-from mlff_student.distill.molecules import embed, read_library
-from mlff_student.elements import ELEMENTS
-from mlff_student.errors import InputError, StudentError
-from mlff_student.structure import (
-    Structure,
-    check_structure,
-    make_topology,
-    perceive_bonds,
-    read_structure,
-    write_topology,
-)
+from mlff_student.core.errors import InputError, StudentError
+from mlff_student.distill.molecules import read_library
+from mlff_student.engines.ase.calculator import StudentForceFieldCalculator
+from mlff_student.model.elements import ELEMENTS
+from mlff_student.structures.checks import check_structure, perceive_bonds
+from mlff_student.structures.reading import Structure, make_topology, read_structure, write_topology
+from mlff_student.structures.smiles import embed
 
 ASPIRIN = "CC(=O)Oc1ccccc1C(=O)O"  # 21 atoms, 21 bonds
 PDB_ROUNDING = 6e-4  # angstrom; the format has three decimals

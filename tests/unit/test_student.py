@@ -13,13 +13,12 @@ from ase.build import make_supercell, molecule
 from ase.data import atomic_numbers, covalent_radii
 from scipy.spatial.transform import Rotation
 
-from mlff_student.checkpoints import available_models, load_student
-from mlff_student.distill.molecules import embed
-from mlff_student.elements import ELEMENTS
-from mlff_student.errors import InputError
-from mlff_student.neighbours import neighbour_edges
-from mlff_student.repulsion import ZBLRepulsion, envelope
-from mlff_student.student import (
+from mlff_student.archive.registry import available_models, load_student
+from mlff_student.core.errors import InputError
+from mlff_student.model.elements import ELEMENTS
+from mlff_student.model.neighbours import neighbour_edges
+from mlff_student.model.repulsion import ZBLRepulsion, envelope
+from mlff_student.model.student import (
     PRESETS,
     Student,
     StudentConfig,
@@ -27,6 +26,7 @@ from mlff_student.student import (
     squeeze_distances,
     squeeze_energies,
 )
+from mlff_student.structures.smiles import embed
 
 EXACT = 1e-9  # relative; the rounding of float64 is 1e-16 an operation
 CUTOFF = 5.0

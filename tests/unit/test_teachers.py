@@ -17,16 +17,10 @@ from ase.calculators.lj import LennardJones
 from ase.calculators.singlepoint import SinglePointCalculator
 from ase.io import read, write
 
-import mlff_student.teachers as teachers
-from mlff_student.errors import InputError, MissingDependencyError
-from mlff_student.teachers import (
-    TEACHERS,
-    LabelledFile,
-    labelled_frames,
-    load_attribute,
-    make_teacher,
-    teacher_names,
-)
+import mlff_student.teachers.registry as teachers
+from mlff_student.core.errors import InputError, MissingDependencyError
+from mlff_student.teachers.labelled import LabelledFile, labelled_frames
+from mlff_student.teachers.registry import TEACHERS, load_attribute, make_teacher, teacher_names
 
 DOWNLOADED = [name for name, teacher in TEACHERS.items() if teacher.cache]
 FILE_DIGITS = 2e-8  # extended XYZ rounds coordinates and forces to eight decimals

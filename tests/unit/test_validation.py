@@ -17,19 +17,19 @@ import pytest
 from ase import Atoms
 from ase.calculators.emt import EMT
 
-from mlff_student.checkpoints import archive_of, available_models, read_card
-from mlff_student.errors import InputError
-from mlff_student.md import MDSettings
-from mlff_student.results import write_json
+from mlff_student.archive.registry import archive_of, available_models, read_card
+from mlff_student.core.errors import InputError
+from mlff_student.core.figures import load_thresholds
+from mlff_student.core.results import write_json
+from mlff_student.engines.protocol import MDSettings
 from mlff_student.validation import nve
 from mlff_student.validation.campaign import Folder
 from mlff_student.validation.compare import Read, compare, read_report
-from mlff_student.validation.figures import _force_time
+from mlff_student.validation.plots import _force_time
 from mlff_student.validation.protocol import load_protocol, protocol_names
 from mlff_student.validation.report import as_json, load_schema, md_command, write_reports
 from mlff_student.validation.summary import summarise
 from mlff_student.validation.tasks import Subject, prepare_structures, tasks_of
-from mlff_student.verdict import load_thresholds
 
 ROOT = Path(__file__).parents[2]
 THRESHOLDS = load_thresholds()
@@ -124,7 +124,7 @@ def test_campaign_is_what_was_asked_for(tmp_path):
     """Three students in two engines: five molecules of 15 to 32 atoms with hydrogens, one of them
     with fluorine, 10 and 50 ps, and one for a nanosecond.
     """
-    from mlff_student.structure import read_structure
+    from mlff_student.structures.reading import read_structure
 
     protocol = load_protocol("campaign")
     assert protocol.models == ("original", "tiny", "ultra_tiny")
@@ -148,7 +148,7 @@ def test_campaign_has_its_liquid_and_its_ladders(tmp_path):
     """100 to 1000 K, 3 to 500 atoms, timesteps of which three are judged; a box at constant volume
     and pressure, with the teacher's ensemble, at half a femtosecond.
     """
-    from mlff_student.structure import read_structure
+    from mlff_student.structures.reading import read_structure
 
     protocol = load_protocol("campaign")
     steps = {step.step: step for step in protocol.steps}

@@ -11,14 +11,17 @@ from ase import Atoms, units
 from ase.build import molecule
 from ase.calculators.lj import LennardJones
 
-from mlff_student.analysis.frames import read_topology
 from mlff_student.analysis.thermo import read_thermo
-from mlff_student.checkpoints import checkpoint_path
-from mlff_student.errors import InputError, InterruptedRunError, StudentError
-from mlff_student.files import only_writer
-from mlff_student.md import MDSettings, RunFolder, run_md
-from mlff_student.structure import Structure, make_topology, perceive_bonds, write_topology
-from mlff_student.units import KB
+from mlff_student.archive.registry import checkpoint_path
+from mlff_student.core.errors import InputError, InterruptedRunError, StudentError
+from mlff_student.core.figures import load_thresholds
+from mlff_student.core.files import only_writer
+from mlff_student.core.units import KB
+from mlff_student.engines.protocol import MDSettings, RunFolder
+from mlff_student.engines.run import run_md
+from mlff_student.structures.checks import perceive_bonds
+from mlff_student.structures.reading import Structure, make_topology, write_topology
+from mlff_student.structures.trajectories import read_topology
 from mlff_student.validation.campaign import Campaign, perform
 from mlff_student.validation.estimate import seconds_per_evaluation
 from mlff_student.validation.measure import (
@@ -33,7 +36,6 @@ from mlff_student.validation.measure import (
 from mlff_student.validation.protocol import Protocol, load_protocol
 from mlff_student.validation.summary import summarise
 from mlff_student.validation.tasks import CompareTask, RunTask, Subject
-from mlff_student.verdict import load_thresholds
 
 
 def write_run(
@@ -206,7 +208,7 @@ class Stops(EMT):
 class Refuses(Stops):
     # as a student does of atoms that came too close
     def calculate(self, *arguments, **options):
-        from mlff_student.errors import InputError
+        from mlff_student.core.errors import InputError
 
         if self.calls > 15:
             raise InputError("atoms 0 and 1 are 0.1 angstrom apart: no convergence")

@@ -4,9 +4,9 @@ Each module measures one thing by pure functions that return frozen dataclasses;
 is a flat dictionary with units in its keys.
 """
 
-from .frames import Frames, stream_frames
-from .run import Analysis, Reference, analyze
-from .thermo import Thermo, read_thermo
+from mlff_student.analysis.run import Analysis, Reference, analyze
+from mlff_student.analysis.thermo import Thermo, read_thermo
+from mlff_student.structures.trajectories import Frames, stream_frames
 
 __all__ = [
     "Analysis",

@@ -8,10 +8,10 @@ import mdtraj
 import numpy as np
 from numpy.typing import NDArray
 
-from ..errors import InputError
-from ..structure import Structure
-from ..verdict import load_thresholds
-from .frames import Frames, nearest_image
+from mlff_student.core.errors import InputError
+from mlff_student.core.figures import load_thresholds
+from mlff_student.structures.reading import Structure
+from mlff_student.structures.trajectories import Frames, nearest_image
 
 COLLAPSE = load_thresholds()["bond_deviation_angstrom"].value  # off its length: the bond is gone
 NEVER_BY_HEAT = 0.4  # angstrom: neither bonds stretch nor angles close by so much

@@ -6,8 +6,8 @@ import numpy as np
 from ase import units
 from numpy.typing import NDArray
 
-from ..errors import InputError
-from .thermo import Thermo
+from mlff_student.analysis.thermo import Thermo
+from mlff_student.core.errors import InputError
 
 FEWEST_BLOCKS = 8  # below, a standard error says nothing about itself
 

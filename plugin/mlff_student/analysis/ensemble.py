@@ -15,14 +15,14 @@ import numpy as np
 from ase.data import chemical_symbols
 from numpy.typing import NDArray
 
-from ..errors import InputError, MissingDependencyError
-from ..structure import Structure, connected_fragments
-from ..units import KB, KJ_PER_MOL
-from .blocks import mean_of_blocks
-from .bonds import bond_pairs
-from .frames import Frames
+from mlff_student.analysis.blocks import mean_of_blocks
+from mlff_student.analysis.bonds import bond_pairs
+from mlff_student.core.errors import InputError, MissingDependencyError
+from mlff_student.core.units import KB, KJ_PER_MOL
+from mlff_student.structures.checks import connected_fragments
+from mlff_student.structures.reading import Structure
+from mlff_student.structures.trajectories import Frames
 
-ENSEMBLES = ("nve", "nvt", "npt")
 FEWEST_SAMPLES = 20
 BLOCKS = (10, 20, 40)
 VELOCITIES_KEPT = 3_000_000  # numbers

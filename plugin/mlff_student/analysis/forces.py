@@ -11,12 +11,12 @@ from ase.calculators.calculator import Calculator
 from ase.data import chemical_symbols
 from numpy.typing import NDArray
 
-from ..distill.evaluate import ForceErrors as PartErrors
-from ..distill.evaluate import force_errors as errors_of
-from ..errors import InputError, MissingDependencyError
-from ..structure import Structure
-from .blocks import mean_of_blocks
-from .frames import Frames
+from mlff_student.analysis.blocks import mean_of_blocks
+from mlff_student.core.errors import InputError, MissingDependencyError
+from mlff_student.distill.evaluate import ForceErrors as PartErrors
+from mlff_student.distill.evaluate import force_errors as errors_of
+from mlff_student.structures.reading import Structure
+from mlff_student.structures.trajectories import Frames
 
 COMPONENTS = "xyz"
 PERIODS = 4  # of the trajectory, whose errors are given apart

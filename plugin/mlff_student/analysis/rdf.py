@@ -9,11 +9,12 @@ from ase.data import chemical_symbols
 from numpy.typing import NDArray
 from vesin import NeighborList
 
-from ..errors import InputError
-from ..structure import Structure, connected_fragments
-from .blocks import Stretches, stderr_of
-from .bonds import bond_pairs
-from .frames import Frames, make_whole
+from mlff_student.analysis.blocks import Stretches, stderr_of
+from mlff_student.analysis.bonds import bond_pairs
+from mlff_student.core.errors import InputError
+from mlff_student.structures.checks import connected_fragments
+from mlff_student.structures.reading import Structure
+from mlff_student.structures.trajectories import Frames, make_whole
 
 MEAN_OF_NORMAL = np.sqrt(2.0 / np.pi)  # of |x|, width 1
 # Bins of liquids, angstrom. 28 pairs of atoms, seen by two runs of the teacher of 800 moves each,

@@ -8,13 +8,10 @@ import numpy as np
 from ase.calculators.calculator import Calculator
 from numpy.typing import NDArray
 
-from ..errors import InputError
-from ..structure import Structure
-from .blocks import mean_of_blocks
-from .bonds import check_order
-from .drift import Drift, fit_drift
-from .ensemble import (
-    ENSEMBLES,
+from mlff_student.analysis.blocks import mean_of_blocks
+from mlff_student.analysis.bonds import check_order
+from mlff_student.analysis.drift import Drift, fit_drift
+from mlff_student.analysis.ensemble import (
     Equipartition,
     KineticEnergies,
     equipartition,
@@ -22,10 +19,9 @@ from .ensemble import (
     kinetic_energies,
     untold_kinetic_energies,
 )
-from .forces import ForceErrors, evaluate_frames, force_errors
-from .frames import Frames, between_frames, every_nth, read_topology, stream_frames
-from .rdf import Rdf, RdfError, compare_rdf, measure_suitable_rdf
-from .same_run import (
+from mlff_student.analysis.forces import ForceErrors, evaluate_frames, force_errors
+from mlff_student.analysis.rdf import Rdf, RdfError, compare_rdf, measure_suitable_rdf
+from mlff_student.analysis.same_run import (
     FrameSeries,
     check_energies,
     check_same_run,
@@ -33,10 +29,25 @@ from .same_run import (
     logged_degrees_of_freedom,
     same_model,
 )
-from .spectrum import Spectrum, SpectrumError, compare_spectra, measure_spectrum
-from .stability import Stability, measure_stability
-from .thermo import Thermo, read_thermo
-from .transport import Density, Diffusion, measure_density, measure_diffusion
+from mlff_student.analysis.spectrum import (
+    Spectrum,
+    SpectrumError,
+    compare_spectra,
+    measure_spectrum,
+)
+from mlff_student.analysis.stability import Stability, measure_stability
+from mlff_student.analysis.thermo import Thermo, read_thermo
+from mlff_student.analysis.transport import Density, Diffusion, measure_density, measure_diffusion
+from mlff_student.core.errors import InputError
+from mlff_student.engines.protocol import ENSEMBLES
+from mlff_student.structures.reading import Structure
+from mlff_student.structures.trajectories import (
+    Frames,
+    between_frames,
+    every_nth,
+    read_topology,
+    stream_frames,
+)
 
 FRAMES_FOR_ENERGY = 20  # checked against the log
 # 5 ps, less a row: a thermostat of some 1/ps and more has by then given a box enough independent

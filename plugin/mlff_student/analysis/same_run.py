@@ -8,12 +8,12 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from ..errors import InputError
-from ..structure import Structure
-from ..units import KB
-from .ensemble import AMU_ANGSTROM2_PER_PS2
-from .frames import Frames
-from .thermo import Thermo
+from mlff_student.analysis.ensemble import AMU_ANGSTROM2_PER_PS2
+from mlff_student.analysis.thermo import Thermo
+from mlff_student.core.errors import InputError
+from mlff_student.core.units import KB
+from mlff_student.structures.reading import Structure
+from mlff_student.structures.trajectories import Frames
 
 # Of the fluctuation of an energy or volume: between independent runs it is sqrt(2), of the same run
 # zero, but for velocities that a leap-frog integrator wrote half a step away.

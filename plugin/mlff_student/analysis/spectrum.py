@@ -9,10 +9,10 @@ from numpy.typing import NDArray
 from scipy.signal import find_peaks, get_window
 from scipy.stats import wasserstein_distance
 
-from ..errors import InputError
-from ..structure import Structure
-from .blocks import Stretches
-from .frames import Frames
+from mlff_student.analysis.blocks import Stretches
+from mlff_student.core.errors import InputError
+from mlff_student.structures.reading import Structure
+from mlff_student.structures.trajectories import Frames
 
 PER_CM = 1e10 / units._c  # ps: a period of 1/cm
 HIGHEST = 4000.0  # 1/cm, above the O-H stretch: what the frames must resolve

@@ -9,9 +9,16 @@ import numpy as np
 from ase import units
 from numpy.typing import NDArray
 
-from ..structure import Structure, connected_fragments
-from .bonds import COLLAPSE, bond_lengths, bond_pairs, check_order, reference_lengths
-from .frames import Frames, make_whole
+from mlff_student.analysis.bonds import (
+    COLLAPSE,
+    bond_lengths,
+    bond_pairs,
+    check_order,
+    reference_lengths,
+)
+from mlff_student.structures.checks import connected_fragments
+from mlff_student.structures.reading import Structure
+from mlff_student.structures.trajectories import Frames, make_whole
 
 HYDROGEN_LOST = 2.5  # angstrom from the atom it is bonded to
 

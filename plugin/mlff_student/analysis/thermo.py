@@ -12,8 +12,8 @@ import yaml
 from ase import units as ase_units
 from numpy.typing import NDArray
 
-from ..errors import InputError
-from ..units import KB, KJ_PER_MOL
+from mlff_student.core.errors import InputError
+from mlff_student.core.units import KB, KJ_PER_MOL
 
 FEWEST_ROWS = 10  # of a log
 # How far a total energy may be from potential + kinetic, about a constant: rounding of six digits,

@@ -8,12 +8,13 @@ from ase import units
 from numpy.typing import NDArray
 from scipy.sparse import csr_array
 
-from ..errors import InputError
-from ..structure import Structure, connected_fragments
-from .blocks import mean_of_blocks, stderr_of
-from .bonds import bond_pairs
-from .drift import slope_with_error
-from .frames import Frames, make_whole
+from mlff_student.analysis.blocks import mean_of_blocks, stderr_of
+from mlff_student.analysis.bonds import bond_pairs
+from mlff_student.analysis.drift import slope_with_error
+from mlff_student.core.errors import InputError
+from mlff_student.structures.checks import connected_fragments
+from mlff_student.structures.reading import Structure
+from mlff_student.structures.trajectories import Frames, make_whole
 
 NUMBERS_KEPT = 6_000_000  # coordinates of molecules: 48 MB
 LAGS = np.linspace(0.05, 0.25, 20)  # of the run: where the mean square displacement is fitted

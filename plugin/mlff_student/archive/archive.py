@@ -10,10 +10,10 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from . import __version__
-from .errors import ArchiveError
-from .neighbours import neighbour_edges
-from .student import Student, StudentConfig, parameter_count, sum_to_atoms
+from mlff_student import __version__
+from mlff_student.core.errors import ArchiveError
+from mlff_student.model.neighbours import neighbour_edges
+from mlff_student.model.student import Student, StudentConfig, parameter_count, sum_to_atoms
 
 FORMAT = "mlff-student-archive"
 FORMAT_VERSION = 2

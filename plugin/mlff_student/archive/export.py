@@ -10,11 +10,11 @@ from ase import Atoms
 from ase.build import molecule
 from vesin import NeighborList
 
-from .archive import Archive, build_archive, load_archive, save_archive
-from .checkpoints import load_student, model_name, read_card
-from .errors import ArchiveError, InputError
-from .files import atomic_write
-from .student import Student, StudentConfig
+from mlff_student.archive.archive import Archive, build_archive, load_archive, save_archive
+from mlff_student.archive.registry import load_student, model_name, read_card
+from mlff_student.core.errors import ArchiveError, InputError
+from mlff_student.core.files import atomic_write
+from mlff_student.model.student import Student, StudentConfig
 
 DTYPES = {"float32": torch.float32, "float64": torch.float64}
 # Largest differences allowed between the archive and eager evaluation of the same precision:

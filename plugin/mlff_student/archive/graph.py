@@ -10,9 +10,12 @@ from numpy.typing import NDArray
 from torch import Tensor
 from vesin import NeighborList
 
-from .archive import Archive
-from .structure import edges_of
-from .student import sum_to_atoms
+from mlff_student.archive.archive import Archive
+
+pass
+
+
+from mlff_student.model.student import sum_to_atoms
 
 # Up to this size all pairs of an open structure are tried in numpy, structures of a size together.
 # Processor time of a structure of 9, 22, 32, 50 and 68 atoms: 4, 24, 38, 73 and 112 microseconds,
@@ -160,3 +163,25 @@ def within_memory(
         used += needed
     if begin < len(structures):
         yield slice(begin, len(structures))
+
+
+def edges_of(
+    atoms: Atoms, cutoff: float, search: NeighborList | None = None
+) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+    """Directed edges i <- j shorter than the cutoff, by vesin.
+
+    Parameters
+    ----------
+    cutoff : angstrom.
+    search : a list of this cutoff whose memory, and skin, serve again.
+
+    Returns
+    -------
+    index : (2, E) [receiver, sender].
+    vectors : (E, 3) x_j + S.cell - x_i, angstrom.
+    """
+    search = search or NeighborList(cutoff=cutoff, full_list=True, n_threads=1)
+    pairs, vectors = search.compute(
+        points=atoms.positions, box=atoms.cell.array, periodic=atoms.pbc, quantities="PD"
+    )
+    return np.ascontiguousarray(pairs.T.astype(np.int64)), vectors

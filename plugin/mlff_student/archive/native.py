@@ -10,8 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .archive import Archive, check_reference_numbers
-from .errors import InputError, MissingDependencyError
+from mlff_student.archive.archive import Archive, check_reference_numbers
+from mlff_student.core.errors import InputError, MissingDependencyError
 
 logger = logging.getLogger(__name__)
 

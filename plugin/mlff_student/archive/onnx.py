@@ -33,13 +33,13 @@ import torch
 from ase import Atoms
 from torch import Tensor, nn
 
-from .archive import build_archive
-from .checkpoints import load_student, model_name, read_card
-from .errors import MissingDependencyError
-from .export import DTYPES, Agreement, differences, refuse_disagreement
-from .files import atomic_write
-from .graph import join
-from .student import Student, sum_to_atoms
+from mlff_student.archive.archive import build_archive
+from mlff_student.archive.export import DTYPES, Agreement, differences, refuse_disagreement
+from mlff_student.archive.graph import join
+from mlff_student.archive.registry import load_student, model_name, read_card
+from mlff_student.core.errors import MissingDependencyError
+from mlff_student.core.files import atomic_write
+from mlff_student.model.student import Student, sum_to_atoms
 
 OPSET = 18  # ScatterND that adds, and reductions with axes as inputs
 INPUTS = ("edge_vectors", "edge_index", "atomic_numbers")

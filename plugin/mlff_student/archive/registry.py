@@ -7,9 +7,9 @@ from typing import Any
 
 import torch
 
-from .archive import Archive, build_archive, load_archive
-from .errors import ArchiveError, InputError
-from .student import Student, StudentConfig
+from mlff_student.archive.archive import Archive, build_archive, load_archive
+from mlff_student.core.errors import ArchiveError, InputError
+from mlff_student.model.student import Student, StudentConfig
 
 # In a source tree the checkpoints lie at the top; an installed package carries them inside.
 FOLDERS = (

@@ -18,8 +18,8 @@ from ase import Atoms
 from ase.calculators.calculator import Calculator
 from torch import nn
 
-from ..elements import ELEMENTS
-from ..errors import InputError, MissingDependencyError
+from mlff_student.core.errors import InputError, MissingDependencyError
+from mlff_student.model.elements import ELEMENTS
 
 CUTOFF = 5.0  # angstrom, as the students'
 NEIGHBOURS = 15.0  # an atom, by which MACE divides its sums

@@ -2,7 +2,7 @@
 
 from typing import NamedTuple
 
-from ..student import READOUT_CHANNELS
+from mlff_student.model.student import READOUT_CHANNELS
 
 FLOAT, DOUBLE, INDEX = 4, 8, 4  # bytes
 GEOMETRY = 64  # bytes of an edge: its weights in the filters' tables, unit vector, knot

@@ -10,13 +10,13 @@ from ase import Atoms
 from ase.build import molecule
 from ase.collections import g2
 
-from ..calculator import StudentForceFieldCalculator
-from ..errors import InputError
-from ..graph import evaluate_graph, join
-from ..results import machine_facts
-from ..structure import read_structure
-from .measure import Record
-from .timing import in_turns
+from mlff_student.archive.graph import evaluate_graph, join
+from mlff_student.benchmark.measure import Record
+from mlff_student.benchmark.timing import in_turns
+from mlff_student.core.errors import InputError
+from mlff_student.core.results import machine_facts
+from mlff_student.engines.ase.calculator import StudentForceFieldCalculator
+from mlff_student.structures.reading import read_structure
 
 COMMAND = "benchmark batch"
 SMALL = 9  # atoms of the molecules that are all different
@@ -33,7 +33,7 @@ class BatchSettings:
     models : names of shipped models, or paths of checkpoints or archives.
     molecule : file or SMILES string, of which conformers are evaluated.
     structures : how many, of each kind.
-    backends : of `mlff_student.native.with_backend`.
+    backends : of `mlff_student.archive.native.with_backend`.
     threads : numbers of threads.
     memory_mb : of a batch; 0 for the calculator's choice.
     seconds : spent on a combination, beyond three rounds.

@@ -7,7 +7,7 @@ from ase import Atoms
 from ase.build import bulk, molecule
 from numpy.typing import NDArray
 
-from ..errors import InputError
+from mlff_student.core.errors import InputError
 
 ACETONE_ATOMS = 10
 ACETONE_A3 = 122.9  # a molecule, of the liquid at 298 K: 0.7845 g/cm3, CRC Handbook

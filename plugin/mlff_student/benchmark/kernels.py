@@ -9,13 +9,13 @@ from pathlib import Path
 
 import torch
 
-from ..checkpoints import archive_of, available_models
-from ..errors import InputError
-from ..files import require_writable
-from ..native import library_path, with_backend
-from ..results import machine_facts
-from .measure import MOLECULE, Job, measure
-from .records import Record, RecordFile
+from mlff_student.archive.native import library_path, with_backend
+from mlff_student.archive.registry import archive_of, available_models
+from mlff_student.benchmark.measure import MOLECULE, Job, measure
+from mlff_student.benchmark.records import Record, RecordFile
+from mlff_student.core.errors import InputError
+from mlff_student.core.files import require_writable
+from mlff_student.core.results import machine_facts
 
 COMMAND = "benchmark kernels"
 

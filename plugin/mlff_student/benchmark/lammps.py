@@ -20,18 +20,18 @@ from typing import NamedTuple
 import torch
 from ase import Atoms
 
-from ..archive import Archive, save_archive
-from ..checkpoints import archive_of
-from ..errors import InputError, MissingDependencyError, StudentError
-from ..files import require_writable
-from ..lammps_plugin import plugin_path
-from ..lammps_run import element_order, lammps_executable, mpi_executable, run_lmp, write_data
-from ..md import ns_per_day
-from ..results import machine_facts, package_versions
-from .boxes import acetone_box, tantalum_box, whole_molecules
-from .measure import too_large_for_portable
-from .records import Record, RecordFile
-from .thermal import edge_lengths
+from mlff_student.archive.archive import Archive, save_archive
+from mlff_student.archive.registry import archive_of
+from mlff_student.benchmark.boxes import acetone_box, tantalum_box, whole_molecules
+from mlff_student.benchmark.measure import too_large_for_portable
+from mlff_student.benchmark.records import Record, RecordFile
+from mlff_student.benchmark.thermal import edge_lengths
+from mlff_student.core.errors import InputError, MissingDependencyError, StudentError
+from mlff_student.core.files import require_writable
+from mlff_student.core.results import machine_facts, package_versions
+from mlff_student.engines.lammps.plugin import lammps_executable, mpi_executable, plugin_path
+from mlff_student.engines.lammps.run import element_order, run_lmp, write_data
+from mlff_student.engines.protocol import ns_per_day
 
 COMMAND = "benchmark lammps"
 BLOCK = 20  # steps between rebuilds of the neighbour list, and between two readings of the clock

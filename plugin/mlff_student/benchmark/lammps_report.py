@@ -4,16 +4,16 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from ..checkpoints import archive_of
-from ..errors import InputError
-from ..files import atomic_write
-from ..plots import COLOURS, FONT_SIZE, single_figure
-from ..results import machine_facts
-from .lammps import RIVALS, STUDENT
-from .records import Record
-from .tables import LEAST_CORES
-from .targets import UNITS, judge, load_targets
-from .weak_scaling import RANKS, Network, predict
+from mlff_student.archive.registry import archive_of
+from mlff_student.benchmark.lammps import RIVALS, STUDENT
+from mlff_student.benchmark.records import Record
+from mlff_student.benchmark.tables import LEAST_CORES
+from mlff_student.benchmark.targets import UNITS, judge, load_targets
+from mlff_student.benchmark.weak_scaling import RANKS, Network, predict
+from mlff_student.core.errors import InputError
+from mlff_student.core.files import atomic_write
+from mlff_student.core.results import machine_facts
+from mlff_student.reporting.plots import COLOURS, FONT_SIZE, single_figure
 
 BEGIN, END = "<!-- benchmark lammps: begin -->", "<!-- benchmark lammps: end -->"
 # Heading, key, form.

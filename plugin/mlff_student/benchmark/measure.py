@@ -7,15 +7,15 @@ from typing import NamedTuple
 import torch
 from ase import Atoms
 
-from ..archive import Archive
-from ..checkpoints import archive_of
-from ..errors import StudentError
-from ..native import with_backend
-from .arithmetic import work
-from .memory import available_memory, peak_memory
-from .records import Record
-from .thermal import archive_arguments, edge_lengths, thermal_structure
-from .timing import in_turns
+from mlff_student.archive.archive import Archive
+from mlff_student.archive.native import with_backend
+from mlff_student.archive.registry import archive_of
+from mlff_student.benchmark.arithmetic import work
+from mlff_student.benchmark.memory import available_memory, peak_memory
+from mlff_student.benchmark.records import Record
+from mlff_student.benchmark.thermal import archive_arguments, edge_lengths, thermal_structure
+from mlff_student.benchmark.timing import in_turns
+from mlff_student.core.errors import StudentError
 
 MOLECULE = 22  # atoms of the step in OpenMM
 STEPS = 10  # at a time

@@ -11,11 +11,11 @@ from typing import Any
 import torch
 from ase import Atoms
 
-from ..checkpoints import archive_of
-from ..errors import StudentError
-from ..native import with_backend
-from ..teachers import make_teacher
-from .thermal import archive_arguments, thermal_structure
+from mlff_student.archive.native import with_backend
+from mlff_student.archive.registry import archive_of
+from mlff_student.benchmark.thermal import archive_arguments, thermal_structure
+from mlff_student.core.errors import StudentError
+from mlff_student.teachers.registry import make_teacher
 
 WARM_ATOMS = 70  # more than a piece of work, so that libraries have their buffers
 

@@ -6,9 +6,9 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from .. import __version__
-from ..errors import InputError
-from ..results import machine_facts, write_json
+from mlff_student import __version__
+from mlff_student.core.errors import InputError
+from mlff_student.core.results import machine_facts, write_json
 
 Record = dict[str, Any]
 

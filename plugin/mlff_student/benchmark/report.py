@@ -17,23 +17,24 @@ import numpy as np
 from ase import Atoms
 from ase.calculators.calculator import Calculator
 
-from .. import __version__
-from ..archive import Archive
-from ..calculator import StudentForceFieldCalculator
-from ..checkpoints import archive_of
-from ..errors import InputError, MissingDependencyError, StudentError
-from ..files import atomic_write
-from ..md import MDSettings, run_md
-from ..native import with_backend
-from ..pages import render
-from ..plots import COLOURS, Plot, logarithmic, svg_figure
-from ..results import machine_facts, write_json
-from ..structure import read_structure
-from ..teachers import is_teacher, make_teacher
-from .measure import Record
-from .memory import peak_memory, peak_memory_of_teacher
-from .thermal import archive_arguments, side_by_side, thermal_structure
-from .timing import in_turns
+from mlff_student import __version__
+from mlff_student.archive.archive import Archive
+from mlff_student.archive.native import with_backend
+from mlff_student.archive.registry import archive_of
+from mlff_student.benchmark.measure import Record
+from mlff_student.benchmark.memory import peak_memory, peak_memory_of_teacher
+from mlff_student.benchmark.thermal import archive_arguments, side_by_side, thermal_structure
+from mlff_student.benchmark.timing import in_turns
+from mlff_student.core.errors import InputError, MissingDependencyError, StudentError
+from mlff_student.core.files import atomic_write
+from mlff_student.core.results import machine_facts, write_json
+from mlff_student.engines.ase.calculator import StudentForceFieldCalculator
+from mlff_student.engines.protocol import MDSettings
+from mlff_student.engines.run import run_md
+from mlff_student.reporting.pages import render
+from mlff_student.reporting.plots import COLOURS, Plot, logarithmic, svg_figure
+from mlff_student.structures.reading import read_structure
+from mlff_student.teachers.registry import is_teacher, make_teacher
 
 COMMAND = "benchmark report"
 SMALL_MOVE, BEYOND_SKIN = 0.01, 1.0  # angstrom: a neighbour list lasts, or must be made anew
@@ -52,7 +53,7 @@ class ReportSettings:
     Attributes
     ----------
     models : students.
-    teacher : name that `mlff_student.teachers.make_teacher` takes, or empty.
+    teacher : name that `mlff_student.teachers.registry.make_teacher` takes, or empty.
     molecule : file or SMILES string.
     atoms : sizes of thermal structures, for the scaling.
     batches : of displaced copies of the molecule in one call.

@@ -9,10 +9,10 @@ from rich.box import SIMPLE_HEAD
 from rich.markup import escape
 from rich.table import Table
 
-from ..files import atomic_write
-from ..plots import COLOURS, FONT_SIZE, single_figure
-from .architectures import ARCHITECTURES
-from .records import Record
+from mlff_student.benchmark.architectures import ARCHITECTURES
+from mlff_student.benchmark.records import Record
+from mlff_student.core.files import atomic_write
+from mlff_student.reporting.plots import COLOURS, FONT_SIZE, single_figure
 
 # Key in a record, heading; key, heading, form.
 WORDS = {

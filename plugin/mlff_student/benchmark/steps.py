@@ -17,22 +17,22 @@ import torch
 from ase import Atoms
 from ase.calculators.calculator import Calculator, all_changes
 
-from ..archive import Archive
-from ..calculator import evaluate
-from ..checkpoints import archive_of
-from ..errors import InputError, MissingDependencyError
-from ..files import require_writable
-from ..md import ns_per_day
-from ..native import library_path, with_backend
-from ..results import machine_facts
-from ..structure import Structure, make_topology, read_structure
-from ..teachers import make_teacher
-from ..units import KJ_PER_MOL, NM
-from .architectures import ARCHITECTURES, check_elements, make_rival
-from .measure import STEPS, STILL_PS
-from .records import Record, RecordFile
-from .thermal import thermal_structure
-from .timing import in_turns
+from mlff_student.archive.archive import Archive
+from mlff_student.archive.native import library_path, with_backend
+from mlff_student.archive.registry import archive_of
+from mlff_student.benchmark.architectures import ARCHITECTURES, check_elements, make_rival
+from mlff_student.benchmark.measure import STEPS, STILL_PS
+from mlff_student.benchmark.records import Record, RecordFile
+from mlff_student.benchmark.thermal import thermal_structure
+from mlff_student.benchmark.timing import in_turns
+from mlff_student.core.errors import InputError, MissingDependencyError
+from mlff_student.core.files import require_writable
+from mlff_student.core.results import machine_facts
+from mlff_student.core.units import KJ_PER_MOL, NM
+from mlff_student.engines.ase.calculator import evaluate
+from mlff_student.engines.protocol import ns_per_day
+from mlff_student.structures.reading import Structure, make_topology, read_structure
+from mlff_student.teachers.registry import make_teacher
 
 COMMAND = "benchmark openmm"
 
@@ -50,7 +50,7 @@ class StepSettings:
     platforms : of OpenMM.
     threads : numbers of threads, of the kernels and of OpenMM's CPU platform.
     others : run through a PythonForce on the molecule: names that
-        `mlff_student.teachers.make_teacher` takes, and "tensornet", "mace" or "ani": networks of
+        `mlff_student.teachers.registry.make_teacher` takes, and "tensornet", "mace" or "ani": networks of
         that architecture with random weights, one about as large as each model.
     timestep_fs : that ns/day are counted with.
     seconds : spent on a structure and number of threads, beyond three rounds.

@@ -8,7 +8,7 @@ from rich.box import SIMPLE_HEAD
 from rich.markup import escape
 from rich.table import Table
 
-from .targets import UNITS, Outcome
+from mlff_student.benchmark.targets import UNITS, Outcome
 
 LEAST_CORES = 0.9  # processor time over wall time on one thread of a quiet machine
 PADDING = (0, 0, 0, 1)  # the tables fit into 80 columns

@@ -4,7 +4,7 @@ import math
 from collections.abc import Iterator
 from typing import NamedTuple
 
-from .records import Record
+from mlff_student.benchmark.records import Record
 
 RANKS = (1, 2, 8, 64, 1000)
 GHOST_BYTES = 24  # a position there, a force back: three doubles each

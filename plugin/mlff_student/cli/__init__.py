@@ -2,16 +2,16 @@
 
 import typer
 
-from .analyze import analyze_command
-from .benchmark import benchmark_app
-from .common import console, run
-from .distill import distill_app
-from .export import export_command
-from .installation import doctor_command, lammps_env_command, models_command
-from .lammps import lammps_input_command
-from .liquid import liquid_command
-from .md import md_command
-from .validate import validate_app
+from mlff_student.cli.analyze import analyze_command
+from mlff_student.cli.benchmark import benchmark_app
+from mlff_student.cli.common import console, run
+from mlff_student.cli.distill import distill_app
+from mlff_student.cli.export import export_command
+from mlff_student.cli.installation import doctor_command, lammps_env_command, models_command
+from mlff_student.cli.lammps import lammps_input_command
+from mlff_student.cli.liquid import liquid_command
+from mlff_student.cli.md import md_command
+from mlff_student.cli.validate import validate_app
 
 __all__ = ["app", "console", "export_command", "main", "run"]
 

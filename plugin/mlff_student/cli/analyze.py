@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from .common import Quiet, console
+from mlff_student.cli.common import Quiet, console
 
 
 def analyze_command(
@@ -65,7 +65,7 @@ def analyze_command(
 
     Example: mlff-student analyze run.dcd --top run.pdb --log run.csv --teacher gfn2-xtb
     """
-    from ..analysis.command import run_analysis
+    from mlff_student.reporting.analyze import run_analysis
 
     passed = run_analysis(
         trajectory,

@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 from rich.markup import escape
 
-from .common import Json, Quiet, console, json_option, resumable, whole_numbers
+from mlff_student.cli.common import Json, Quiet, console, json_option, resumable, whole_numbers
 
 benchmark_app = typer.Typer(
     no_args_is_help=True,
@@ -49,11 +49,11 @@ def benchmark_kernels_command(
     """
     from rich.progress import Progress
 
-    from ..benchmark.kernels import BenchmarkSettings, benchmark_kernels, models_of
-    from ..benchmark.tables import records_table, remarks, targets_table
-    from ..benchmark.targets import judge, load_targets
-    from ..files import require_writable
-    from ..plots import plot_roofline
+    from mlff_student.benchmark.kernels import BenchmarkSettings, benchmark_kernels, models_of
+    from mlff_student.benchmark.tables import records_table, remarks, targets_table
+    from mlff_student.benchmark.targets import judge, load_targets
+    from mlff_student.core.files import require_writable
+    from mlff_student.reporting.plots import plot_roofline
 
     settings = BenchmarkSettings(
         models=models_of(models),
@@ -127,10 +127,10 @@ def benchmark_openmm_command(
     """
     from rich.progress import Progress
 
-    from ..benchmark.kernels import models_of
-    from ..benchmark.step_report import step_table, write_step_report
-    from ..benchmark.steps import StepSettings, benchmark_steps, versions
-    from ..results import machine_facts
+    from mlff_student.benchmark.kernels import models_of
+    from mlff_student.benchmark.step_report import step_table, write_step_report
+    from mlff_student.benchmark.steps import StepSettings, benchmark_steps, versions
+    from mlff_student.core.results import machine_facts
 
     settings = StepSettings(
         models=models_of(models),
@@ -190,11 +190,11 @@ def benchmark_batch_command(
     """
     from rich.progress import Progress
 
-    from ..benchmark.batch import COMMAND, BatchSettings, benchmark_batch
-    from ..benchmark.kernels import models_of
-    from ..benchmark.tables import batch_table, targets_table
-    from ..benchmark.targets import judge, load_targets
-    from ..results import write_results
+    from mlff_student.benchmark.batch import COMMAND, BatchSettings, benchmark_batch
+    from mlff_student.benchmark.kernels import models_of
+    from mlff_student.benchmark.tables import batch_table, targets_table
+    from mlff_student.benchmark.targets import judge, load_targets
+    from mlff_student.core.results import write_results
 
     settings = BatchSettings(
         models=models_of(models),

@@ -12,8 +12,8 @@ from rich import get_console
 from rich.console import Console
 from rich.markup import escape
 
-from ..errors import InputError, StudentError
-from ..files import require_writable
+from mlff_student.core.errors import InputError, StudentError
+from mlff_student.core.files import require_writable
 
 console = Console()
 

@@ -10,7 +10,7 @@ from rich.markdown import Markdown
 from rich.markup import escape
 from rich.table import Table
 
-from .common import Json, Quiet, console, quieten, resumable
+from mlff_student.cli.common import Json, Quiet, console, quieten, resumable
 
 distill_app = typer.Typer(
     no_args_is_help=True,
@@ -37,7 +37,7 @@ Records = list[dict[str, Any]]
 @contextmanager
 def reported(command: str, model: str, json: Path | None, quiet: bool) -> Iterator[Records]:
     """A long command that prints nothing if `quiet`, and whose records go to `json` at its end."""
-    from ..results import write_results
+    from mlff_student.core.results import write_results
 
     quieten(quiet)
     records: Records = []
@@ -71,9 +71,9 @@ def sample_command(
     Example: mlff-student distill sample plugin/mlff_student/distill/organic.yaml
     --data runs/organic
     """
-    from ..distill.dataset import read_summary
-    from ..distill.label import label
-    from ..distill.recipe import read_recipe
+    from mlff_student.distill.dataset import read_summary
+    from mlff_student.distill.label import label
+    from mlff_student.distill.recipe import read_recipe
 
     dataset = data / "dataset.h5"
     with reported("sample", "", json, quiet) as records:
@@ -106,9 +106,9 @@ def check_command(
 
     Example: mlff-student distill check checkpoints/data/organic.h5 -o runs/organic.check
     """
-    from ..distill.check import check_dataset
-    from ..distill.check_report import records, write_report
-    from ..results import write_results
+    from mlff_student.core.results import write_results
+    from mlff_student.distill.check import check_dataset
+    from mlff_student.distill.check_report import records, write_report
 
     report = check_dataset(dataset, quiet)
     folder = output or dataset.with_suffix(".check")
@@ -153,8 +153,8 @@ def train_command(
     Example: mlff-student distill train plugin/mlff_student/distill/organic.yaml
     --data runs/organic --model tiny
     """
-    from ..distill.recipe import read_recipe
-    from ..distill.train import train
+    from mlff_student.distill.recipe import read_recipe
+    from mlff_student.distill.train import train
 
     what, folder = read_recipe(recipe), data / model
     with reported("train", model, json, quiet) as records:
@@ -196,8 +196,8 @@ def rounds_command(
     Example: mlff-student distill rounds plugin/mlff_student/distill/organic.yaml
     --data runs/organic
     """
-    from ..distill.recipe import read_recipe
-    from ..distill.rounds import run_rounds
+    from mlff_student.distill.recipe import read_recipe
+    from mlff_student.distill.rounds import run_rounds
 
     with reported("rounds", "", json, quiet) as records:
         for number, count in enumerate(run_rounds(read_recipe(recipe), data, workers, compiled), 1):
@@ -221,7 +221,7 @@ def relabel_command(
     Example: mlff-student distill relabel checkpoints/data/organic.h5 --by
     checkpoints/original/model.pt -o runs/more.h5
     """
-    from ..distill.ladder import relabel
+    from mlff_student.distill.relabel import relabel
 
     with reported("relabel", str(larger), json, quiet) as records:
         frames = relabel(
@@ -245,8 +245,8 @@ def evaluate_command(
     Example: mlff-student distill evaluate plugin/mlff_student/distill/organic.yaml
     --data runs/organic --model tiny -o my/tiny
     """
-    from ..distill.evaluate import card_text, write_checkpoint
-    from ..distill.recipe import read_recipe
+    from mlff_student.distill.evaluate import card_text, write_checkpoint
+    from mlff_student.distill.recipe import read_recipe
 
     trained = data / model / "model.pt"
     with reported("evaluate", model, json, quiet) as records:
@@ -274,7 +274,7 @@ def stability_command(
 
     Example: mlff-student distill stability checkpoints/tiny --runs runs/nve/tiny
     """
-    from ..distill.stability import measure_stability
+    from mlff_student.distill.stability import measure_stability
 
     with reported("stability", checkpoint.name, json, quiet) as records:
         rows = measure_stability(
@@ -320,8 +320,8 @@ def quick_command(
 
     Example: mlff-student distill quick --molecule examples/ethanol.xyz --preset tiny
     """
-    from ..distill.evaluate import card_text
-    from ..distill.quick import quick
+    from mlff_student.distill.evaluate import card_text
+    from mlff_student.distill.quick import quick
 
     folder = output or Path("runs") / f"{Path(molecule).stem}-{preset}"
     with reported("quick", preset, json, quiet) as records:

@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 from rich.table import Table
 
-from .common import Backend, Json, Quiet, console
+from mlff_student.cli.common import Backend, Json, Quiet, console
 
 
 class Dtype(StrEnum):
@@ -72,10 +72,10 @@ def export_command(
 
     Example: python export.py --model tiny --format onnx
     """
-    from ..checkpoints import available_models, checkpoint_path, model_name
-    from ..errors import InputError
-    from ..export import export
-    from ..results import write_results
+    from mlff_student.archive.export import export
+    from mlff_student.archive.registry import available_models, checkpoint_path, model_name
+    from mlff_student.core.errors import InputError
+    from mlff_student.core.results import write_results
 
     if bool(model) == bool(checkpoint):
         raise InputError(
@@ -100,7 +100,7 @@ def export_command(
         return
     suffix, write = ".pt", export
     if file_format is Format.onnx:
-        from ..export_onnx import export_onnx
+        from mlff_student.archive.onnx import export_onnx
 
         suffix, write = ".onnx", export_onnx
     if checkpoint:
@@ -150,8 +150,8 @@ def _export_for_openmm(
     json: Path | None,
     quiet: bool,
 ) -> None:
-    from ..errors import MissingDependencyError
-    from ..results import write_results
+    from mlff_student.core.errors import MissingDependencyError
+    from mlff_student.core.results import write_results
 
     try:
         from openmm_integration.files import FILES, write_openmm_files

@@ -4,7 +4,7 @@ import typer
 from rich.markup import escape
 from rich.table import Table
 
-from .common import Json, Quiet, console, quieten
+from mlff_student.cli.common import Json, Quiet, console, quieten
 
 
 def models_command(json: Json = None, quiet: Quiet = False) -> None:
@@ -12,8 +12,8 @@ def models_command(json: Json = None, quiet: Quiet = False) -> None:
 
     Example: mlff-student models
     """
-    from ..checkpoints import available_models, read_card
-    from ..results import write_results
+    from mlff_student.archive.registry import available_models, read_card
+    from mlff_student.core.results import write_results
 
     quieten(quiet)
     table = Table("model", "parameters", "teacher", "force RMSE (eV/angstrom)", "R²", "elements")
@@ -43,8 +43,8 @@ def lammps_env_command(json: Json = None, quiet: Quiet = False) -> None:
 
     Example: eval $(mlff-student lammps-env)
     """
-    from ..lammps_run import lammps_environment
-    from ..results import write_results
+    from mlff_student.core.results import write_results
+    from mlff_student.engines.lammps.plugin import lammps_environment
 
     path = lammps_environment()["LAMMPS_PLUGIN_PATH"]
     if not quiet:
@@ -58,8 +58,8 @@ def doctor_command(json: Json = None, quiet: Quiet = False) -> None:
 
     Example: mlff-student doctor
     """
-    from ..doctor import examine
-    from ..results import write_results
+    from mlff_student.core.results import write_results
+    from mlff_student.engines.doctor import examine
 
     quieten(quiet)
     with console.status("trying the engines"):

@@ -7,8 +7,8 @@ import typer
 from rich.markdown import Markdown
 from rich.markup import escape
 
-from .benchmark import benchmark_app
-from .common import Json, Quiet, console, json_option, resumable, whole_numbers
+from mlff_student.cli.benchmark import benchmark_app
+from mlff_student.cli.common import Json, Quiet, console, json_option, resumable, whole_numbers
 
 
 @benchmark_app.command("lammps")
@@ -49,13 +49,13 @@ def benchmark_lammps_command(
     """
     from rich.progress import Progress
 
-    from ..benchmark.kernels import models_of
-    from ..benchmark.lammps import LammpsSettings, benchmark_lammps
-    from ..benchmark.lammps_report import plot_times, write_section
-    from ..benchmark.lammps_report import report as markdown
-    from ..benchmark.weak_scaling import Network
-    from ..errors import InputError
-    from ..files import require_writable
+    from mlff_student.benchmark.kernels import models_of
+    from mlff_student.benchmark.lammps import LammpsSettings, benchmark_lammps
+    from mlff_student.benchmark.lammps_report import plot_times, write_section
+    from mlff_student.benchmark.lammps_report import report as markdown
+    from mlff_student.benchmark.weak_scaling import Network
+    from mlff_student.core.errors import InputError
+    from mlff_student.core.files import require_writable
 
     settings = LammpsSettings(
         models=models_of(models),
@@ -119,10 +119,10 @@ def lammps_input_command(
 
     Example: mlff-student lammps-input examples/ethanol.xyz --ensemble nvt --set temperature=350
     """
-    from ..errors import InputError
-    from ..lammps_input import write_lammps_input
-    from ..results import write_results
-    from ..structure import read_frame, read_structure
+    from mlff_student.core.errors import InputError
+    from mlff_student.core.results import write_results
+    from mlff_student.engines.lammps.input import write_lammps_input
+    from mlff_student.structures.reading import read_frame, read_structure
 
     chosen = {}
     for text in variables or []:

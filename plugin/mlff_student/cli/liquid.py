@@ -5,8 +5,8 @@ from typing import Annotated
 
 import typer
 
-from .common import Json, Quiet, console, resumable
-from .md import EngineName
+from mlff_student.cli.common import Json, Quiet, console, resumable
+from mlff_student.cli.md import EngineName
 
 
 def liquid_command(
@@ -43,10 +43,11 @@ def liquid_command(
 
     Example: mlff-student liquid water --model tiny --ps 50 -o runs/water-tiny
     """
-    from ..files import require_writable
-    from ..results import write_results
-    from ..validation.liquid import LiquidSettings, run_liquid
-    from ..verdict import judge, load_thresholds, mark
+    from mlff_student.core.figures import load_thresholds
+    from mlff_student.core.files import require_writable
+    from mlff_student.core.results import write_results
+    from mlff_student.reporting.verdict import judge, mark
+    from mlff_student.validation.liquid import LiquidSettings, run_liquid
 
     settings = LiquidSettings(
         liquid=liquid,

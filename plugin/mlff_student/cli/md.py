@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from .common import INTERRUPTED, Backend, Json, Quiet, console
+from mlff_student.cli.common import INTERRUPTED, Backend, Json, Quiet, console
 
 
 class EngineName(StrEnum):
@@ -71,9 +71,10 @@ def md_command(
 
     Example: mlff-student md --engine openmm --model original examples/ethanol.xyz --ps 10
     """
-    from ..errors import InputError
-    from ..md import MDSettings, run_md
-    from ..results import write_results
+    from mlff_student.core.errors import InputError
+    from mlff_student.core.results import write_results
+    from mlff_student.engines.protocol import MDSettings
+    from mlff_student.engines.run import run_md
 
     for option, value in (("--timestep-fs", timestep_fs), ("--ps", ps), ("--every", every)):
         if not 0 < value < math.inf:

@@ -6,8 +6,8 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from .benchmark import benchmark_app
-from .common import Json, Quiet, console, resumable, whole_numbers
+from mlff_student.cli.benchmark import benchmark_app
+from mlff_student.cli.common import Json, Quiet, console, resumable, whole_numbers
 
 
 class RunByDefault(TyperGroup):
@@ -72,12 +72,12 @@ def run_command(
     Example, from the root of a checkout, where the guides of the teacher's liquids are:
     mlff-student validate run --protocol campaign --teacher gfn2-xtb -o campaign
     """
-    from ..files import require_writable
-    from ..validation.campaign import Campaign
-    from ..validation.estimate import Estimate, duration_text
-    from ..validation.protocol import load_protocol
-    from ..validation.report import summary_table, write_reports
-    from ..validation.tasks import Subject
+    from mlff_student.core.files import require_writable
+    from mlff_student.validation.campaign import Campaign
+    from mlff_student.validation.estimate import Estimate, duration_text
+    from mlff_student.validation.protocol import load_protocol
+    from mlff_student.validation.report import summary_table, write_reports
+    from mlff_student.validation.tasks import Subject
 
     what = load_protocol(protocol)
     folder = output or Path("validation") / what.name
@@ -129,9 +129,9 @@ def compare_command(
     """
     from rich.table import Table
 
-    from ..results import write_results
-    from ..validation.compare import compare, read_report
-    from ..verdict import load_thresholds
+    from mlff_student.core.figures import load_thresholds
+    from mlff_student.core.results import write_results
+    from mlff_student.validation.compare import compare, read_report
 
     worse = compare(read_report(old), read_report(new), load_thresholds())
     if not quiet:
@@ -176,10 +176,10 @@ def benchmark_report_command(
     """
     from rich.progress import Progress
 
-    from ..benchmark.kernels import models_of
-    from ..benchmark.report import COMMAND, ReportSettings, benchmark_report
-    from ..files import require_writable
-    from ..results import write_results
+    from mlff_student.benchmark.kernels import models_of
+    from mlff_student.benchmark.report import COMMAND, ReportSettings, benchmark_report
+    from mlff_student.core.files import require_writable
+    from mlff_student.core.results import write_results
 
     settings = ReportSettings(
         models=models_of(models),

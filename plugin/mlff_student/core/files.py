@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
 
-from .errors import InputError
+from mlff_student.core.errors import InputError
 
 
 def require_writable(path: Path) -> None:

@@ -8,7 +8,7 @@ from typing import Any, TypeVar, get_args, get_origin, get_type_hints
 
 import yaml
 
-from .errors import InputError, check_key
+from mlff_student.core.errors import InputError, check_key
 
 T = TypeVar("T")
 

@@ -16,13 +16,13 @@ from rich.console import Console
 from rich.progress import track
 from scipy.spatial import cKDTree
 
-from ..elements import ELEMENTS
-from ..errors import InputError
-from ..files import sha256
-from ..neighbours import complete_cell, neighbour_edges
-from ..structure import connected_fragments, perceive_bonds
-from .dataset import SPLITS, Frames, Summary, read_frames, read_summary
-from .structures import connectivity
+from mlff_student.core.errors import InputError
+from mlff_student.core.files import sha256
+from mlff_student.distill.dataset import SPLITS, Frames, Summary, read_frames, read_summary
+from mlff_student.distill.sources import connectivity
+from mlff_student.model.elements import ELEMENTS
+from mlff_student.model.neighbours import complete_cell, neighbour_edges
+from mlff_student.structures.checks import connected_fragments, perceive_bonds
 
 GATE = Path(__file__).with_name("gate.yaml")
 WORST = 10  # offenders that are named

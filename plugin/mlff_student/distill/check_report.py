@@ -6,13 +6,13 @@ from typing import Any
 
 import numpy as np
 
-from ..elements import ELEMENTS
-from ..errors import InputError
-from ..files import atomic_write
-from ..plots import COLOURS, single_figure
-from ..results import write_results
-from .check import WORST, Report, frame_sizes
-from .dataset import SPLITS
+from mlff_student.core.errors import InputError
+from mlff_student.core.files import atomic_write
+from mlff_student.core.results import write_results
+from mlff_student.distill.check import WORST, Report, frame_sizes
+from mlff_student.distill.dataset import SPLITS
+from mlff_student.model.elements import ELEMENTS
+from mlff_student.reporting.plots import COLOURS, single_figure
 
 
 def records(report: Report) -> list[dict[str, Any]]:

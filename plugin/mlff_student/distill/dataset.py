@@ -21,8 +21,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..errors import InputError
-from ..files import atomic_write, is_being_written, only_writer
+from mlff_student.core.errors import InputError
+from mlff_student.core.files import atomic_write, is_being_written, only_writer
 
 SPLITS = ("train", "validation", "test")
 REMEDY = "wait for it, or give another --data folder"  # where two would write one

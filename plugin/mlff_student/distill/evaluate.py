@@ -9,16 +9,16 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..checkpoints import load_student
-from ..elements import ELEMENTS
-from ..errors import InputError
-from ..files import atomic_write, sha256
-from ..neighbourhoods import REACH, Limits, neighbour_counts, neighbourhood_limits
-from ..results import write_json
-from ..student import Student, parameter_count
-from .dataset import Frames, read_frames, read_summary
-from .graphs import build_graphs, forces_from_gradient, frame_edges, make_batch
-from .recipe import Recipe
+from mlff_student.archive.registry import load_student
+from mlff_student.core.errors import InputError
+from mlff_student.core.files import atomic_write, sha256
+from mlff_student.core.results import write_json
+from mlff_student.distill.dataset import Frames, read_frames, read_summary
+from mlff_student.distill.graphs import build_graphs, forces_from_gradient, frame_edges, make_batch
+from mlff_student.distill.recipe import Recipe
+from mlff_student.model.elements import ELEMENTS
+from mlff_student.model.neighbourhoods import REACH, Limits, neighbour_counts, neighbourhood_limits
+from mlff_student.model.student import Student, parameter_count
 
 COMPLEXES = ("dimer", "cluster", "liquid", "crystal")  # kinds of more than one molecule
 SIZES = ((1, 8), (9, 16), (17, 24), (25, 32), (33, 400))  # atoms, least and most
@@ -198,7 +198,7 @@ def write_checkpoint(
 
 
 def known_neighbourhoods(frames: Frames) -> Limits:
-    """What neighbours the atoms of frames have; see `mlff_student.neighbourhoods`."""
+    """What neighbours the atoms of frames have; see `mlff_student.model.neighbourhoods`."""
     numbers = torch.tensor([number for number, _ in ELEMENTS.values()])
     species = torch.full((int(numbers.max()) + 1,), -1)
     species[numbers] = torch.arange(len(numbers))
@@ -221,7 +221,7 @@ def known_neighbourhoods(frames: Frames) -> Limits:
 
 def plot_curve(metrics: Path, output: Path) -> None:
     """Force errors over the steps of a training."""
-    from ..plots import single_figure
+    from mlff_student.reporting.plots import single_figure
 
     with open(metrics, newline="") as stream:
         rows = list(csv.DictReader(stream))

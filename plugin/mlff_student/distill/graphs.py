@@ -10,10 +10,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..errors import InputError
-from ..neighbours import neighbour_edges
-from ..student import Student, sum_to_atoms
-from .dataset import Frames
+from mlff_student.core.errors import InputError
+from mlff_student.distill.dataset import Frames
+from mlff_student.model.neighbours import neighbour_edges
+from mlff_student.model.student import Student, sum_to_atoms
 
 Network = Callable[[Tensor, Tensor, Tensor, int], tuple[Tensor, Tensor]]  # Student.network
 

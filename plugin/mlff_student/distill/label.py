@@ -5,20 +5,20 @@ from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import closing
-from multiprocessing import get_context, parent_process
+from multiprocessing import get_context
 from pathlib import Path
-from threading import Thread
 from typing import Any
 from zlib import crc32
 
 from rich.console import Console
 from rich.progress import MofNCompleteColumn, Progress, TextColumn
 
-from ..errors import InputError, MissingDependencyError
-from .dataset import LabelledStructure, open_dataset, pack
-from .recipe import Recipe
-from .sample import label_source
-from .structures import Source, list_sources
+from mlff_student.core.errors import InputError, MissingDependencyError
+from mlff_student.core.processes import end_with_parent
+from mlff_student.distill.dataset import LabelledStructure, open_dataset, pack
+from mlff_student.distill.recipe import Recipe
+from mlff_student.distill.sample import label_source
+from mlff_student.distill.sources import Source, list_sources
 
 SCHEDULER_TIMEOUT_S = 10.0
 
@@ -89,18 +89,6 @@ def label_sources(
 
 def _label(job: tuple[Source, Recipe, int]) -> LabelledStructure:
     return label_source(*job)
-
-
-def end_with_parent() -> None:
-    """Let a worker die with the process that started it, also when that one is killed: it would
-    wait for work, and hold its memory, forever, or write on where the job is gone on with.
-    """
-
-    def wait() -> None:
-        parent_process().join()
-        os._exit(1)
-
-    Thread(target=wait, daemon=True).start()
 
 
 def _on_cores(workers: int, jobs: list[Any]) -> Iterator[LabelledStructure]:

@@ -4,16 +4,17 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from ..checkpoints import available_models
-from ..errors import InputError
-from ..export import export
-from ..structure import check_structure, read_structure
-from ..teachers import make_teacher
-from .evaluate import write_checkpoint
-from .label import label_sources
-from .recipe import read_recipe
-from .structures import Source, connectivity
-from .train import train
+from mlff_student.archive.export import export
+from mlff_student.archive.registry import available_models
+from mlff_student.core.errors import InputError
+from mlff_student.distill.evaluate import write_checkpoint
+from mlff_student.distill.label import label_sources
+from mlff_student.distill.recipe import read_recipe
+from mlff_student.distill.sources import Source, connectivity
+from mlff_student.distill.train import train
+from mlff_student.structures.checks import check_structure
+from mlff_student.structures.reading import read_structure
+from mlff_student.teachers.registry import make_teacher
 
 QUICK_RECIPE = Path(__file__).with_name("quick.yaml")
 TRAJECTORIES = {"train": 12, "validation": 2, "test": 4}

@@ -3,8 +3,8 @@
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from ..errors import InputError, check_key
-from ..settings import read_settings
+from mlff_student.core.errors import InputError, check_key
+from mlff_student.core.settings import read_settings
 
 ORGANIC_RECIPE = Path(__file__).with_name("organic.yaml")
 GROUPS = ("molecule", "dimer", "cluster", "liquid", "file", "held_out")
@@ -207,7 +207,7 @@ class Recipe:
 
     Attributes
     ----------
-    teacher : a name that `mlff_student.teachers.make_teacher` knows.
+    teacher : a name that `mlff_student.teachers.registry.make_teacher` knows.
     sampling : methods for each group of structures.
     largest_force : frames with a larger force component are dropped, eV/angstrom.
     training : settings for each preset.

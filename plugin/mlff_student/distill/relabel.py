@@ -6,11 +6,11 @@ import numpy as np
 import torch
 from rich.progress import track
 
-from ..checkpoints import load_student
-from ..errors import InputError
-from ..files import sha256
-from .dataset import Frames, LabelledStructure, open_dataset, read_frames
-from .evaluate import predict_frames
+from mlff_student.archive.registry import load_student
+from mlff_student.core.errors import InputError
+from mlff_student.core.files import sha256
+from mlff_student.distill.dataset import Frames, LabelledStructure, open_dataset, read_frames
+from mlff_student.distill.evaluate import predict_frames
 
 RATTLES = (0.01, 0.1)  # angstrom, least and most standard deviation of a displacement
 

@@ -17,16 +17,16 @@ from ase.md.langevin import Langevin
 from ase.md.velocitydistribution import thermalize_momenta
 from rich.progress import track
 
-from ..analysis.bonds import COLLAPSE
-from ..calculator import StudentForceFieldCalculator
-from ..errors import InputError
-from ..files import atomic_write
-from ..structure import SHORTEST_DISTANCE, perceive_bonds
-from .dataset import read_summary
-from .label import label_sources
-from .recipe import Recipe, Rounds
-from .structures import build, list_sources
-from .train import train
+from mlff_student.analysis.bonds import COLLAPSE
+from mlff_student.core.errors import InputError
+from mlff_student.core.files import atomic_write
+from mlff_student.distill.dataset import read_summary
+from mlff_student.distill.label import label_sources
+from mlff_student.distill.recipe import Recipe, Rounds
+from mlff_student.distill.sources import build, list_sources
+from mlff_student.distill.train import train
+from mlff_student.engines.ase.calculator import StudentForceFieldCalculator
+from mlff_student.structures.checks import SHORTEST_DISTANCE, perceive_bonds
 
 FRICTION_PER_FS = 0.01
 FRAMES_LOOKED_AT = 40  # of each trajectory

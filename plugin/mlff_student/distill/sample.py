@@ -18,14 +18,14 @@ from ase.md.velocitydistribution import thermalize_momenta
 from ase.optimize import BFGS
 from ase.vibrations import Vibrations
 
-from ..calculator import StudentForceFieldCalculator
-from ..errors import InputError, MissingDependencyError, StudentError
-from ..structure import connected_fragments, perceive_bonds
-from ..teachers import make_teacher
-from ..units import KB
-from .dataset import LabelledStructure
-from .recipe import MD, Augmentation, Methods, NormalModes, Recipe
-from .structures import Source, build
+from mlff_student.core.errors import InputError, MissingDependencyError, StudentError
+from mlff_student.core.units import KB
+from mlff_student.distill.dataset import LabelledStructure
+from mlff_student.distill.recipe import MD, Augmentation, Methods, NormalModes, Recipe
+from mlff_student.distill.sources import Source, build
+from mlff_student.engines.ase.calculator import StudentForceFieldCalculator
+from mlff_student.structures.checks import connected_fragments, perceive_bonds
+from mlff_student.teachers.registry import make_teacher
 
 CONTACT_SCALES = (0.8, 1.3)  # of a bond's or contact's length, least and most
 VOLUME_FACTORS = (0.8, 2.0)  # of a box's volume, least and most

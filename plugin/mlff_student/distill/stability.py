@@ -10,13 +10,15 @@ from typing import NamedTuple
 import numpy as np
 from rich.progress import track
 
-from ..analysis import analyze
-from ..checkpoints import read_card
-from ..errors import InputError, StudentError
-from ..files import atomic_write
-from ..md import MDSettings, RunFolder, run_md
-from ..verdict import load_thresholds, verdict
-from .molecules import LIBRARY, Molecule, read_library
+from mlff_student.analysis import analyze
+from mlff_student.archive.registry import read_card
+from mlff_student.core.errors import InputError, StudentError
+from mlff_student.core.figures import load_thresholds
+from mlff_student.core.files import atomic_write
+from mlff_student.distill.molecules import LIBRARY, Molecule, read_library
+from mlff_student.engines.protocol import MDSettings, RunFolder
+from mlff_student.engines.run import run_md
+from mlff_student.reporting.verdict import verdict
 
 EVERY = 20  # steps between frames and log rows
 

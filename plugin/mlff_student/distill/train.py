@@ -22,13 +22,12 @@ import torch.distributed as dist
 from rich.progress import Progress, TextColumn
 from torch import Tensor
 
-from ..checkpoints import load_student
-from ..errors import InputError, MissingDependencyError
-from ..files import atomic_write, sha256
-from ..student import PRESETS, Student
-from .dataset import Frames, read_frames
-from .evaluate import predict_frames
-from .graphs import (
+from mlff_student.archive.registry import load_student
+from mlff_student.core.errors import InputError, MissingDependencyError
+from mlff_student.core.files import atomic_write, sha256
+from mlff_student.distill.dataset import Frames, read_frames
+from mlff_student.distill.evaluate import predict_frames
+from mlff_student.distill.graphs import (
     Batch,
     Graphs,
     Network,
@@ -41,7 +40,8 @@ from .graphs import (
     predict_products,
     with_products,
 )
-from .recipe import Recipe, TrainingRecipe
+from mlff_student.distill.recipe import Recipe, TrainingRecipe
+from mlff_student.model.student import PRESETS, Student
 
 STATE_EVERY_S = 60.0
 VALIDATE_EVERY = 1000  # steps

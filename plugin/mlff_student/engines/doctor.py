@@ -11,9 +11,9 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import NamedTuple
 
-from .checkpoints import archive_of, available_models
-from .errors import StudentError
-from .native import MEND, library_path, load_library, with_backend
+from mlff_student.archive.native import MEND, library_path, load_library, with_backend
+from mlff_student.archive.registry import archive_of, available_models
+from mlff_student.core.errors import StudentError
 
 PACKAGES = {
     "torch": "pip install 'torch==2.9.*'",
@@ -122,7 +122,7 @@ def _openmm(interface: str) -> str:
 
 
 def _lmp() -> str:
-    from .lammps_run import lammps_executable
+    from mlff_student.engines.lammps.plugin import lammps_executable
 
     executable = lammps_executable()
     help_text = subprocess.run(
@@ -135,7 +135,7 @@ def _lmp() -> str:
 
 
 def _plugin() -> str:
-    from .lammps_run import plugin_path, run_lmp
+    from mlff_student.engines.lammps.run import plugin_path, run_lmp
 
     path = plugin_path()
     with tempfile.TemporaryDirectory() as folder:

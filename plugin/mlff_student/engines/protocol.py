@@ -4,36 +4,26 @@ A run is written in segments. Each start, the first or after a kill, begins a se
 checkpoint; when the last step is done the segments become run.dcd and run.csv.
 """
 
-import json
 import math
 import os
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import NamedTuple, Protocol
 
 import mdtraj
-from ase.calculators.calculator import Calculator
 from rich.progress import Progress, TextColumn
 
-from .analysis.ensemble import ENSEMBLES
-from .archive import save_archive
-from .checkpoints import archive_of, model_file
-from .errors import InputError, MissingDependencyError
-from .files import atomic_write, sha256
-from .native import BACKENDS
-from .results import write_json
-from .structure import (
-    Structure,
-    check_structure,
-    in_engine_orientation,
-    read_structure,
-    write_topology,
-)
-from .teachers import is_teacher
-from .trajectory import iterate_frames
+pass
+
+
+from mlff_student.archive.native import BACKENDS
+from mlff_student.core.errors import InputError
+from mlff_student.core.files import atomic_write
+from mlff_student.structures.reading import Structure
+from mlff_student.structures.trajectories import iterate_frames
 
 THERMO_COLUMNS = ("time_ps", "potential_ev", "kinetic_ev", "total_ev", "temperature_k")
 ENGINES = ("openmm", "lammps", "ase")
@@ -65,12 +55,12 @@ class MDSettings:
     platform : OpenMM platform, or empty for the fastest.
     threads : of the network; 0 takes one below 500 atoms, and all cores above. Threads that wait
         for each other cost a small molecule more than they give: on a busy machine, a hundredfold.
-    backend : kernels, see `mlff_student.native.with_backend`.
+    backend : kernels, see `mlff_student.archive.native.with_backend`.
     pressure_bar : of "npt".
     thermalise_timestep_fs : 0 takes that of production. Runs of several timesteps that are to be
         compared start from the same state when they thermalise with the same one.
     guide : of "nvt" in ASE: a student that thermalises, and on whose trajectories the model's
-        ensemble is sampled (`mlff_student.hybrid_mc`), one move from frame to frame.
+        ensemble is sampled (`mlff_student.validation.reference_monte_carlo`), one move from frame to frame.
     """
 
     engine: str
@@ -189,138 +179,6 @@ class Engine(Protocol):
     ) -> float: ...
 
 
-def engine_of(settings: MDSettings, calculator: Calculator | None = None) -> Engine:
-    """The engine of a run; imported only here, where it is used.
-
-    Parameters
-    ----------
-    calculator : that ASE takes instead of the settings' model.
-
-    Raises
-    ------
-    MissingDependencyError : it is not installed.
-    InputError : a platform that OpenMM does not have.
-    """
-    if settings.engine == "openmm":
-        try:
-            from openmm_integration.run import find_platform, run_openmm
-        except ImportError as error:
-            raise MissingDependencyError(
-                f"OpenMM does not load ({error}); pip install 'mlff-student[openmm]'"
-            ) from error
-        find_platform(settings.platform)
-        return run_openmm
-    if settings.engine == "ase":
-        from .ase_run import engine_with
-
-        return engine_with(calculator)
-    from .lammps_run import lammps_executable, plugin_path, run_lammps
-
-    lammps_executable()
-    plugin_path()
-    return run_lammps
-
-
-def run_md(
-    settings: MDSettings,
-    output: Path,
-    quiet: bool = False,
-    calculator: Calculator | None = None,
-) -> dict[str, Any]:
-    """Minimise, thermalise and run; resume if the folder holds this run unfinished.
-
-    Parameters
-    ----------
-    output : folder; receives run.dcd, run.pdb, run.csv, run.json, and what the engine keeps.
-    quiet : no progress bar.
-    calculator : that ASE takes instead of the settings' model, which is then no more than a name.
-
-    Returns
-    -------
-    Flat record of the run: ms_per_step, ns_per_day and the settings.
-
-    Raises
-    ------
-    InputError : unusable structure, or a folder that holds another run.
-    """
-    folder = RunFolder(output)
-    identity = _identity(settings, calculator)
-    if folder.settings.exists():
-        found = json.loads(folder.settings.read_text())
-        if changed := [key for key in identity | found if found.get(key) != identity.get(key)]:
-            raise InputError(
-                f"{output} holds another run ({', '.join(changed)} differ); "
-                "choose another --output or remove that folder"
-            )
-        if folder.summary.exists():
-            return json.loads(folder.summary.read_text())
-    engine = engine_of(settings, calculator)
-    structure = in_engine_orientation(read_structure(settings.structure))
-    if not folder.settings.exists():
-        begin(settings, structure, folder, identity, calculator)
-
-    with progress_bar(settings, quiet) as report:
-        ms_per_step = engine(settings, structure, folder, report)
-    join_segments(folder, settings.every, periodic=bool(structure.atoms.pbc.all()))
-    record = asdict(settings) | {
-        "atoms": len(structure.atoms),
-        "ms_per_step": ms_per_step,
-        "ns_per_day": ns_per_day(settings.timestep_fs, ms_per_step),
-    }
-    write_json(folder.summary, record)
-    for segment in folder.segments():
-        segment.trajectory.unlink(missing_ok=True)
-        segment.thermo.unlink()
-    return record
-
-
-def _identity(settings: MDSettings, calculator: Calculator | None) -> dict[str, Any]:
-    """What decides a run: its settings, and the weights that the files they name hold."""
-    models = {"guide": settings.guide}
-    if calculator is None and not is_teacher(settings.model):
-        models["model"] = settings.model
-    return asdict(settings) | {
-        f"{name}_sha256": sha256(model_file(model)) for name, model in models.items() if model
-    }
-
-
-def begin(
-    settings: MDSettings,
-    structure: Structure,
-    folder: RunFolder,
-    identity: dict[str, Any],
-    calculator: Calculator | None = None,
-) -> None:
-    """Check everything, then make the folder with the archive (where a student runs), the topology
-    and what decides the run.
-    """
-    archive = None
-    if calculator is None and not (settings.engine == "ase" and is_teacher(settings.model)):
-        archive = archive_of(settings.model)
-        check_structure(structure.atoms, archive.metadata["elements"])
-    if settings.ensemble == "npt" and not structure.atoms.pbc.all():
-        raise InputError("npt needs a periodic box; the structure has none")
-    if structure.atoms.pbc.any() and not structure.atoms.pbc.all():
-        raise InputError(
-            f"periodic along {structure.atoms.pbc.tolist()}: this command runs open or fully "
-            "periodic systems; use the ASE calculator, or LAMMPS by hand, for slabs and wires"
-        )
-    for path in (folder.archive, folder.topology, folder.trajectory, folder.thermo):
-        if path.exists():
-            raise InputError(
-                f"{path} exists and is of no run with these settings; choose another --output"
-            )
-    try:
-        folder.path.mkdir(parents=True, exist_ok=True)
-        if archive:
-            with atomic_write(folder.archive) as temporary:
-                save_archive(archive, temporary)
-        write_topology(structure, folder.topology)
-        write_json(folder.settings, identity)
-    except OSError as error:
-        raise InputError(f"cannot write to {folder.path}: {error.strerror or error}") from error
-
-
 def ns_per_day(timestep_fs: float, ms_per_step: float) -> float:
     """Simulated nanoseconds in a day of wall time."""
     return timestep_fs * 1e-6 * 86_400_000.0 / ms_per_step
@@ -393,3 +251,6 @@ def join_segments(folder: RunFolder, every: int, periodic: bool) -> None:
                     output.write(kept.xyz * 10.0, **box)
     with atomic_write(folder.thermo) as temporary:
         temporary.write_text("\n".join(rows) + "\n")
+
+
+ENSEMBLES = ("nve", "nvt", "npt")

@@ -5,7 +5,7 @@ distances: it keeps a learned potential from collapsing where no training data c
 import torch
 from torch import Tensor, nn
 
-from .elements import ELEMENTS
+from mlff_student.model.elements import ELEMENTS
 
 # Universal screening function: J. F. Ziegler, J. P. Biersack, U. Littmark, "The Stopping and Range
 # of Ions in Matter", Pergamon, New York (1985).

@@ -6,9 +6,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from .elements import ELEMENTS
-from .errors import InputError
-from .repulsion import ZBLRepulsion, envelope
+from mlff_student.core.errors import InputError
+from mlff_student.model.elements import ELEMENTS
+from mlff_student.model.repulsion import ZBLRepulsion, envelope
 
 READOUT_CHANNELS = 64
 NORM_FLOOR = 1e-8  # keeps the norm of a vanishing vector feature differentiable

@@ -8,14 +8,15 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from ..calculator import StudentForceFieldCalculator
-from ..errors import InputError
-from ..files import require_writable
-from ..plots import plot_drift, plot_force_errors, plot_rdf, plot_spectra
-from ..results import write_results
-from ..teachers import make_teacher
-from ..verdict import FIGURES, Check, judge, load_thresholds, mark, mark_of, with_error
-from .run import Analysis, Reference, analyze
+from mlff_student.analysis.run import Analysis, Reference, analyze
+from mlff_student.core.errors import InputError
+from mlff_student.core.figures import load_thresholds
+from mlff_student.core.files import require_writable
+from mlff_student.core.results import write_results
+from mlff_student.engines.ase.calculator import StudentForceFieldCalculator
+from mlff_student.reporting.plots import plot_drift, plot_force_errors, plot_rdf, plot_spectra
+from mlff_student.reporting.verdict import FIGURES, Check, judge, mark, mark_of, with_error
+from mlff_student.teachers.registry import make_teacher
 
 # Ends of keys, the longest first, and the units that they stand for.
 UNITS = {

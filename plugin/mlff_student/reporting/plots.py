@@ -14,13 +14,13 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
-from .analysis import Analysis
-from .analysis.forces import ForceErrors
-from .analysis.rdf import Rdf
-from .analysis.spectrum import HIGHEST, Spectrum
-from .analysis.thermo import Thermo
-from .files import atomic_write
-from .verdict import with_error
+from mlff_student.analysis import Analysis
+from mlff_student.analysis.forces import ForceErrors
+from mlff_student.analysis.rdf import Rdf
+from mlff_student.analysis.spectrum import HIGHEST, Spectrum
+from mlff_student.analysis.thermo import Thermo
+from mlff_student.core.files import atomic_write
+from mlff_student.reporting.verdict import with_error
 
 # Okabe and Ito's palette, which colour-blind readers tell apart (jfly.uni-koeln.de/color).
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")

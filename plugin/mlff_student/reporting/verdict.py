@@ -1,17 +1,15 @@
 """Figures held against the one table of thresholds, and the table a user reads."""
 
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-import yaml
 from rich.table import Table
 from rich.text import Text
 
-from .errors import InputError
+from mlff_student.core.errors import InputError
+from mlff_student.core.figures import Threshold
 
-THRESHOLDS = Path(__file__).with_name("thresholds.yaml")
 # Rows of the drift table: key in a record, what it is, unit.
 FIGURES = (
     ("drift_mev_per_atom_ps", "energy drift", "meV/atom/ps"),
@@ -34,14 +32,6 @@ FIGURES = (
 # Judged of runs with a thermostat alone: a molecule by itself at constant energy keeps its angular
 # momentum, and with it a rotational temperature of its own.
 CANONICAL = ("equipartition_sigma",)
-
-
-class Threshold(NamedTuple):
-    """Largest absolute value a figure may have."""
-
-    value: float
-    unit: str
-    source: str
 
 
 class Check(NamedTuple):
@@ -72,23 +62,6 @@ class Check(NamedTuple):
         spread = np.fmax(self.stderr, self.noise)
         why = f"noise of {spread:.2g} {self.unit}" if np.isfinite(spread) else "error not known"
         return f"{text}, not resolved: {why}, run longer"
-
-
-def load_thresholds(path: Path = THRESHOLDS) -> dict[str, Threshold]:
-    """Thresholds by the name of the figure they bound.
-
-    Raises
-    ------
-    InputError : not such a table.
-    """
-    try:
-        entries = yaml.safe_load(Path(path).read_text())
-        table = {name: Threshold(**entry) for name, entry in entries.items()}
-        return {name: entry._replace(value=float(entry.value)) for name, entry in table.items()}
-    except (OSError, yaml.YAMLError, AttributeError, TypeError, ValueError) as error:
-        raise InputError(
-            f"cannot read thresholds from {path} (name: value, unit, source): {error}"
-        ) from error
 
 
 def verdict(record: Mapping[str, Any], thresholds: Mapping[str, Threshold]) -> list[Check]:

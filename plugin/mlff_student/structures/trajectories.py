@@ -15,10 +15,17 @@ from ase.io.lammpsrun import iread_lammps_dump_text
 from ase.io.trajectory import Trajectory
 from numpy.typing import NDArray
 
-from ..errors import InputError
-from ..structure import Structure, connected_fragments, read_structure
-from ..trajectory import iterate_frames
-from .thermo import LAMMPS_UNITS
+from mlff_student.core.errors import InputError
+from mlff_student.structures.checks import connected_fragments
+from mlff_student.structures.reading import Structure, read_structure
+
+pass
+import ctypes
+import os
+import sys
+from contextlib import contextmanager
+
+from mlff_student.analysis.thermo import LAMMPS_UNITS
 
 ATOMS_AT_ONCE = 300_000  # of all frames of a piece: 7 MB for each array of its positions
 PS = 1e3 * units.fs  # ASE's unit of time
@@ -283,3 +290,31 @@ def _other_atoms(path: Path, found: int, expected: int) -> str:
         f"{path} has {found} atoms, the topology has {expected}. Give the topology that the run "
         "started from"
     )
+
+
+def iterate_frames(
+    path: Path, topology: mdtraj.Topology, chunk: int
+) -> Iterator[mdtraj.Trajectory]:
+    """Chunks of at most `chunk` frames by `mdtraj.iterload`, whose DCD reader prints to stdout."""
+    frames = mdtraj.iterload(str(path), top=topology, chunk=chunk)
+    while True:
+        with _silent_stdout():
+            part = next(frames, None)
+        if part is None:
+            return
+        yield part
+
+
+@contextmanager
+def _silent_stdout() -> Iterator[None]:
+    """Send file descriptor 1, which C code writes to, nowhere."""
+    sys.stdout.flush()
+    kept = os.dup(1)
+    with open(os.devnull, "w") as nowhere:
+        os.dup2(nowhere.fileno(), 1)
+    try:
+        yield
+    finally:
+        ctypes.CDLL(None).fflush(None)  # C keeps back what it prints to a file or a pipe
+        os.dup2(kept, 1)
+        os.close(kept)

@@ -3,7 +3,7 @@
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from .harness import NVEResult, nve
+    from mlff_student.validation.harness import NVEResult, nve
 
 __all__ = ["NVEResult", "nve"]
 
@@ -12,6 +12,6 @@ def __getattr__(name: str) -> Any:
     """The harness when it is used: the command line must not wait for torch."""
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    from . import harness
+    from mlff_student.validation import harness
 
     return getattr(harness, name)

@@ -21,16 +21,29 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
-from ..checkpoints import archive_of, model_file
-from ..distill.label import end_with_parent
-from ..errors import InputError, InterruptedRunError, MissingDependencyError, StudentError
-from ..files import only_writer, require_writable, sha256
-from ..md import RunFolder, engine_of, run_md
-from ..results import write_json
-from ..teachers import is_teacher, make_teacher
-from .measure import MEASURES, measure_comparison, measure_run
-from .protocol import Liquid, Protocol
-from .tasks import CompareTask, RunTask, Subject, Task, prepare_structures, tasks_of
+from mlff_student.archive.registry import archive_of, model_file
+from mlff_student.core.errors import (
+    InputError,
+    InterruptedRunError,
+    MissingDependencyError,
+    StudentError,
+)
+from mlff_student.core.files import only_writer, require_writable, sha256
+from mlff_student.core.processes import end_with_parent
+from mlff_student.core.results import write_json
+from mlff_student.engines.protocol import RunFolder
+from mlff_student.engines.run import engine_of, run_md
+from mlff_student.teachers.registry import is_teacher, make_teacher
+from mlff_student.validation.measure import MEASURES, measure_comparison, measure_run
+from mlff_student.validation.protocol import Liquid, Protocol
+from mlff_student.validation.tasks import (
+    CompareTask,
+    RunTask,
+    Subject,
+    Task,
+    prepare_structures,
+    tasks_of,
+)
 
 POLL_S = 1.0  # between looks at the runs' logs
 # What engines and readers say where the machine, and not the model, is to blame.

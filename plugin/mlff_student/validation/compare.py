@@ -8,8 +8,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from ..errors import InputError
-from ..verdict import Threshold, stderr_of
+from mlff_student.core.errors import InputError
+from mlff_student.core.figures import Threshold
+from mlff_student.reporting.verdict import stderr_of
 
 SIGMAS = 3.0  # combined standard errors that a change must exceed
 RELEVANT = 0.05  # of the threshold: a smaller change matters to nobody, unless it is

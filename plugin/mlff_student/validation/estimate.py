@@ -7,11 +7,11 @@ from functools import cache
 from ase import Atoms
 from ase.calculators.calculator import Calculator
 
-from ..calculator import StudentForceFieldCalculator
-from ..errors import StudentError
-from ..structure import read_structure
-from ..teachers import is_teacher, make_teacher
-from .tasks import RunTask, Task
+from mlff_student.core.errors import StudentError
+from mlff_student.engines.ase.calculator import StudentForceFieldCalculator
+from mlff_student.structures.reading import read_structure
+from mlff_student.teachers.registry import is_teacher, make_teacher
+from mlff_student.validation.tasks import RunTask, Task
 
 LEAST_S = 0.2  # spent on an evaluation's time, but at least two are made
 MOVE = 0.01  # angstrom, between evaluations: none is the same structure again

@@ -19,11 +19,13 @@ from ase.calculators.calculator import Calculator
 from ase.io import write
 from rich.console import Console
 
-from ..analysis.thermo import FEWEST_ROWS
-from ..errors import InputError, StudentError
-from ..md import MDSettings, RunFolder, run_md
-from ..verdict import Check, drift_table, judge, load_thresholds
-from .measure import measure_nve
+from mlff_student.analysis.thermo import FEWEST_ROWS
+from mlff_student.core.errors import InputError, StudentError
+from mlff_student.core.figures import load_thresholds
+from mlff_student.engines.protocol import MDSettings, RunFolder
+from mlff_student.engines.run import run_md
+from mlff_student.reporting.verdict import Check, drift_table, judge
+from mlff_student.validation.measure import measure_nve
 
 FRAMES = 500
 WIDTH = 120  # characters, of the table

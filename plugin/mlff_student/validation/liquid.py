@@ -10,18 +10,19 @@ import numpy as np
 import yaml
 from numpy.typing import NDArray
 
-from ..analysis.frames import read_topology, stream_frames
-from ..analysis.same_run import FrameSeries
-from ..analysis.stability import measure_stability
-from ..analysis.transport import G_PER_CM3, measure_density
-from ..checkpoints import archive_of
-from ..distill.molecules import embed
-from ..errors import InputError
-from ..md import MDSettings, RunFolder, run_md
-from ..plots import single_figure
-from ..results import write_json
-from ..structure import check_structure
-from .tasks import write_box
+from mlff_student.analysis.same_run import FrameSeries
+from mlff_student.analysis.stability import measure_stability
+from mlff_student.analysis.transport import G_PER_CM3, measure_density
+from mlff_student.archive.registry import archive_of
+from mlff_student.core.errors import InputError
+from mlff_student.core.results import write_json
+from mlff_student.engines.protocol import MDSettings, RunFolder
+from mlff_student.engines.run import run_md
+from mlff_student.reporting.plots import single_figure
+from mlff_student.structures.checks import check_structure
+from mlff_student.structures.smiles import embed
+from mlff_student.structures.trajectories import read_topology, stream_frames
+from mlff_student.validation.tasks import write_box
 
 LIQUIDS = Path(__file__).with_name("liquids.yaml")
 FRAME_PS = 0.1
@@ -100,7 +101,7 @@ def run_liquid(settings: LiquidSettings, folder: Path, quiet: bool = False) -> d
     Parameters
     ----------
     folder : receives box.pdb, box.json (what is in it), density.png and the files of
-        `mlff_student.md`.
+        `mlff_student.engines.protocol`.
 
     Returns
     -------

@@ -9,19 +9,25 @@ from ase import units
 from ase.calculators.calculator import Calculator
 from numpy.typing import NDArray
 
-from ..analysis import Analysis, analyze
-from ..analysis.blocks import BLOCKS, Estimate, mean_of_blocks, mean_of_runs
-from ..analysis.ensemble import convergence
-from ..analysis.frames import Frames, between_frames, every_nth, read_topology, stream_frames
-from ..analysis.rdf import compare_rdf, measure_suitable_rdf
-from ..analysis.spectrum import HIGHEST, compare_spectra, measure_spectrum
-from ..analysis.thermo import FEWEST_ROWS, read_thermo
-from ..calculator import StudentForceFieldCalculator
-from ..errors import InputError
-from ..md import RunFolder
-from ..structure import Structure
-from ..teachers import is_teacher, make_teacher
-from .tasks import CompareTask, RunTask
+from mlff_student.analysis import Analysis, analyze
+from mlff_student.analysis.blocks import BLOCKS, Estimate, mean_of_blocks, mean_of_runs
+from mlff_student.analysis.ensemble import convergence
+from mlff_student.analysis.rdf import compare_rdf, measure_suitable_rdf
+from mlff_student.analysis.spectrum import HIGHEST, compare_spectra, measure_spectrum
+from mlff_student.analysis.thermo import FEWEST_ROWS, read_thermo
+from mlff_student.core.errors import InputError
+from mlff_student.engines.ase.calculator import StudentForceFieldCalculator
+from mlff_student.engines.protocol import RunFolder
+from mlff_student.structures.reading import Structure
+from mlff_student.structures.trajectories import (
+    Frames,
+    between_frames,
+    every_nth,
+    read_topology,
+    stream_frames,
+)
+from mlff_student.teachers.registry import is_teacher, make_teacher
+from mlff_student.validation.tasks import CompareTask, RunTask
 
 MEASURES = 2  # raise it where what is measured changes: older results are then made again
 POINTS = 400  # of a series kept for plots

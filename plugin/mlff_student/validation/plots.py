@@ -6,8 +6,9 @@ from typing import Any
 import numpy as np
 from matplotlib.axes import Axes
 
-from ..plots import COLOURS, Plot, logarithmic, svg_figure
-from ..verdict import Threshold, stderr_of
+from mlff_student.core.figures import Threshold
+from mlff_student.reporting.plots import COLOURS, Plot, logarithmic, svg_figure
+from mlff_student.reporting.verdict import stderr_of
 
 MOST_MARKERS = 1000  # in a figure: beyond, frames are lines alone, which take a tenth of the room
 MARKERS = {"openmm": "o", "lammps": "s", "ase": "D"}

@@ -6,10 +6,10 @@ from hashlib import sha256
 from itertools import pairwise
 from pathlib import Path
 
-from ..analysis.thermo import FEWEST_ROWS
-from ..errors import InputError, check_key
-from ..md import ENGINES
-from ..settings import read_settings
+from mlff_student.analysis.thermo import FEWEST_ROWS
+from mlff_student.core.errors import InputError, check_key
+from mlff_student.core.settings import read_settings
+from mlff_student.engines.protocol import ENGINES
 
 PROTOCOLS = Path(__file__).with_name("protocols")
 SPECTRUM_FRAME_FS = 4.0  # resolves the O-H stretch

@@ -14,7 +14,7 @@ import pytest
 from ase import Atoms
 from ase.calculators.calculator import Calculator
 
-from .harness import NVEResult, nve
+from mlff_student.validation.harness import NVEResult, nve
 
 
 def energy_conserved(**options: Any) -> Callable[..., Callable[..., None]]:

@@ -17,7 +17,7 @@ from ase.calculators.singlepoint import SinglePointCalculator
 from ase.md.velocitydistribution import Stationary, thermalize_momenta
 from ase.md.verlet import VelocityVerlet
 
-from .units import KB
+from mlff_student.core.units import KB
 
 # What calculators raise of a geometry: ASE's CalculatorError and what torch says are RuntimeError,
 # LinAlgError and InputError (positions that a student refuses) ValueError.

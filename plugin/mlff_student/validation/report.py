@@ -12,17 +12,18 @@ from typing import Any, NamedTuple
 from rich.table import Table
 from rich.text import Text
 
-from .. import __version__
-from ..files import atomic_write
-from ..md import MDSettings
-from ..pages import render
-from ..results import machine_facts, package_versions, write_json
-from ..verdict import Threshold, load_thresholds, stderr_of, with_error
-from .campaign import Campaign, Result
-from .figures import Plot, plots_of
-from .protocol import Protocol
-from .summary import Summary, summarise
-from .tasks import RunTask, Subject
+from mlff_student import __version__
+from mlff_student.core.figures import Threshold, load_thresholds
+from mlff_student.core.files import atomic_write
+from mlff_student.core.results import machine_facts, package_versions, write_json
+from mlff_student.engines.protocol import MDSettings
+from mlff_student.reporting.pages import render
+from mlff_student.reporting.verdict import stderr_of, with_error
+from mlff_student.validation.campaign import Campaign, Result
+from mlff_student.validation.plots import Plot, plots_of
+from mlff_student.validation.protocol import Protocol
+from mlff_student.validation.summary import Summary, summarise
+from mlff_student.validation.tasks import RunTask, Subject
 
 SCHEMA = Path(__file__).with_name("report.schema.json")
 # Columns of the page's tables: key in a record, heading, unit.

@@ -6,9 +6,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from ..analysis.run import TELLING_PS
-from ..errors import InputError
-from ..verdict import Check, Threshold, judge
+from mlff_student.analysis.run import TELLING_PS
+from mlff_student.core.errors import InputError
+from mlff_student.core.figures import Threshold
+from mlff_student.reporting.verdict import Check, judge
 
 Record = Mapping[str, Any]
 # Figures that a full validation has, and what is needed to measure them.

@@ -7,20 +7,16 @@ from typing import Any
 
 import numpy as np
 
-from ..analysis.bonds import bond_pairs
-from ..distill.molecules import LIBRARY, embed, read_library
-from ..distill.structures import LIQUID_PACKING, liquid_box, molecular_volume
-from ..errors import InputError
-from ..files import atomic_write
-from ..md import MDSettings
-from ..structure import (
-    Structure,
-    connected_fragments,
-    make_topology,
-    read_structure,
-    write_topology,
-)
-from .protocol import CONVERGENCE_PS, Liquid, Protocol, Runs
+from mlff_student.analysis.bonds import bond_pairs
+from mlff_student.core.errors import InputError
+from mlff_student.core.files import atomic_write
+from mlff_student.distill.molecules import LIBRARY, read_library
+from mlff_student.engines.protocol import MDSettings
+from mlff_student.structures.checks import connected_fragments
+from mlff_student.structures.packing import LIQUID_PACKING, liquid_box, molecular_volume
+from mlff_student.structures.reading import Structure, make_topology, read_structure, write_topology
+from mlff_student.structures.smiles import embed
+from mlff_student.validation.protocol import CONVERGENCE_PS, Liquid, Protocol, Runs
 
 FRICTION_PER_PS = 10.0  # of Langevin dynamics: heat comes in within some tenths of a picosecond
 Sizes = dict[str, dict[str, int]]  # atoms and molecules of each structure
@@ -111,7 +107,7 @@ class Subject:
     ----------
     models : shipped names, checkpoints, archives; teachers' names with the engine "ase".
     engines : of MD.
-    teacher : name that `mlff_student.teachers.make_teacher` takes, or empty.
+    teacher : name that `mlff_student.teachers.registry.make_teacher` takes, or empty.
     """
 
     models: tuple[str, ...]

@@ -20,26 +20,26 @@ from numpy.typing import NDArray
 from torch import Tensor
 from vesin import NeighborList
 
-from .archive import Archive
-from .checkpoints import archive_of
-from .errors import InputError, check_key
-from .graph import (
+from mlff_student.archive.archive import Archive
+from mlff_student.archive.graph import (
     Graph,
     atom_virials,
+    edges_of,
     evaluate_graph,
     join,
     structure_virials,
     within_memory,
 )
-from .native import with_backend
-from .structure import (
+from mlff_student.archive.native import with_backend
+from mlff_student.archive.registry import archive_of
+from mlff_student.core.errors import InputError, check_key
+from mlff_student.structures.checks import (
     FARTHEST,
     SHORTEST_DISTANCE,
     bare_atoms,
     check_cell,
     check_distances,
     check_structure,
-    edges_of,
 )
 
 SKIN = 1.0  # angstrom; as that of the native kernels
@@ -67,7 +67,7 @@ class StudentForceFieldCalculator(Calculator):
 
     A calculator can be pickled and sent to other processes: its weights go along.
 
-    A structure is checked when it is first seen (`mlff_student.structure.check_structure`). On the
+    A structure is checked when it is first seen (`mlff_student.structures.checks.check_structure`). On the
     way of a run only what cannot be evaluated is refused: an Atoms object that was evaluated last
     may bring its atoms closer than 0.3 angstrom, and one of the same elements may have its bonds
     stretched, because minimisers try such steps.
@@ -79,7 +79,7 @@ class StudentForceFieldCalculator(Calculator):
     device : torch device.
     dtype : torch.float32 or torch.float64 (or their names), that a checkpoint is compiled in;
         float32 if not given. An exported archive has its own, and another one is refused.
-    backend : kernels, "native", "portable" or "auto"; see `mlff_student.native.with_backend`.
+    backend : kernels, "native", "portable" or "auto"; see `mlff_student.archive.native.with_backend`.
     checkpoint_path : the same as `model`.
     enable_stress : whether to give stress and stresses.
     enable_timing : whether to keep the time of every calculation; see `get_timing_stats`.

@@ -1,4 +1,4 @@
-"""The MD protocol of mlff_student.md in ASE, for a student, a teacher or any other calculator."""
+"""The MD protocol of mlff_student.engines.protocol in ASE, for a student, a teacher or any other calculator."""
 
 import json
 import math
@@ -20,13 +20,20 @@ from ase.md.velocitydistribution import Stationary, thermalize_momenta
 from ase.md.verlet import VelocityVerlet
 from ase.optimize import LBFGS
 
-from .calculator import StudentForceFieldCalculator
-from .errors import InputError, StudentError
-from .files import atomic_write
-from .hybrid_mc import HybridMonteCarlo
-from .md import COLDEST_START, THERMO_COLUMNS, Engine, MDSettings, RunFolder, Segment
-from .structure import Structure
-from .teachers import is_teacher, make_teacher
+from mlff_student.core.errors import InputError, StudentError
+from mlff_student.core.files import atomic_write
+from mlff_student.engines.ase.calculator import StudentForceFieldCalculator
+from mlff_student.engines.protocol import (
+    COLDEST_START,
+    THERMO_COLUMNS,
+    Engine,
+    MDSettings,
+    RunFolder,
+    Segment,
+)
+from mlff_student.structures.reading import Structure
+from mlff_student.teachers.registry import is_teacher, make_teacher
+from mlff_student.validation.reference_monte_carlo import HybridMonteCarlo
 
 MINIMISE_FORCE = 0.1  # eV/angstrom, the largest component left
 MINIMISE_STEPS = 200
@@ -44,7 +51,7 @@ class State(NamedTuple):
 
 
 def engine_with(calculator: Calculator | None) -> Engine:
-    """Engine of `mlff_student.md.run_md` (see `mlff_student.md.Engine`).
+    """Engine of `mlff_student.engines.run.run_md` (see `mlff_student.engines.protocol.Engine`).
 
     Parameters
     ----------

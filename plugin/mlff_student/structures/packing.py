@@ -1,0 +1,121 @@
+"""Pack molecules into dimers, clusters and periodic boxes of a liquid."""
+
+from collections.abc import Sequence
+
+import numpy as np
+from ase import Atoms
+from ase.data import vdw_radii
+from scipy.spatial.distance import cdist
+from scipy.spatial.transform import Rotation
+
+from mlff_student.core.errors import InputError
+
+# Shortest contact of two molecules as a fraction of the sum of van der Waals radii: a hydrogen bond
+# is at 0.7, liquids have their first shell about 1.
+DIMER_CONTACTS = (0.68, 0.8, 0.95, 1.15, 1.5)
+
+
+CLUSTER_CONTACT = 0.9
+
+
+LIQUID_CONTACT = 0.72
+
+
+LIQUID_PACKING = 0.58  # van der Waals volume over volume, of organic liquids
+
+
+def dimer_scan(first: Atoms, second: Atoms, rng: np.random.Generator) -> list[Atoms]:
+    """Two molecules in one random orientation, at the distances of `DIMER_CONTACTS`."""
+    second = _turned(second, rng)
+    direction = rng.normal(size=3)
+    return [first + _touching(first, second, direction, contact) for contact in DIMER_CONTACTS]
+
+
+def cluster(molecules: Sequence[Atoms], rng: np.random.Generator) -> Atoms:
+    """Molecules added one by one, from random directions, until they touch."""
+    whole = _turned(molecules[0], rng)
+    for molecule in molecules[1:]:
+        whole = whole + _touching(
+            whole, _turned(molecule, rng), rng.normal(size=3), CLUSTER_CONTACT
+        )
+    return whole
+
+
+def liquid_box(molecules: Sequence[Atoms], volume: float, rng: np.random.Generator) -> Atoms:
+    """Molecules at random places and orientations in a cubic periodic box.
+
+    Parameters
+    ----------
+    volume : angstrom^3; grows by 5 % whenever no place is found for a molecule.
+
+    Raises
+    ------
+    InputError : none was found in a box ten times as large.
+    """
+    for growth in 1.05 ** np.arange(48):
+        edge = (growth * volume) ** (1 / 3)
+        box = Atoms(cell=[edge] * 3, pbc=True)
+        for molecule in molecules:
+            for _ in range(200):
+                one = _turned(molecule, rng)
+                one.translate(rng.uniform(0, edge, 3))
+                apart = not len(box) or _contact(box, one, edge) > LIQUID_CONTACT
+                if apart and _image_contact(one, edge) > LIQUID_CONTACT:
+                    box += one
+                    break
+            else:
+                break
+        else:
+            box.set_cell([edge] * 3)
+            return box
+    raise InputError(f"no packing found for {len(molecules)} molecules in {volume:.0f} angstrom^3")
+
+
+def molecular_volume(smiles: str) -> float:
+    """Van der Waals volume of a molecule, angstrom^3 (RDKit's grid)."""
+    from rdkit import Chem
+    from rdkit.Chem import AllChem
+
+    molecule = Chem.AddHs(Chem.MolFromSmiles(smiles))
+    AllChem.EmbedMolecule(molecule, randomSeed=1)
+    return AllChem.ComputeMolVolume(molecule)
+
+
+def _turned(molecule: Atoms, rng: np.random.Generator) -> Atoms:
+    turned = molecule.copy()
+    turned.positions -= turned.positions.mean(0)
+    turned.positions = turned.positions @ Rotation.random(random_state=rng).as_matrix()
+    return turned
+
+
+def _contact(first: Atoms, second: Atoms, edge: float = 0.0) -> float:
+    """Shortest distance of two molecules over the sum of the atoms' van der Waals radii; to the
+    nearest image in a cubic box where there is an edge.
+    """
+    radii = vdw_radii[first.numbers][:, None] + vdw_radii[second.numbers]
+    if edge:
+        vectors = first.positions[:, None] - second.positions
+        distances = np.linalg.norm(vectors - edge * np.round(vectors / edge), axis=2)
+    else:
+        distances = cdist(first.positions, second.positions)
+    return float((distances / radii).min())
+
+
+def _image_contact(molecule: Atoms, edge: float) -> float:
+    """`_contact` of a molecule with its own nearest images in a cubic box."""
+    shifts = np.array([shift for shift in np.ndindex(3, 3, 3) if shift != (1, 1, 1)]) - 1
+    images = Atoms(np.tile(molecule.numbers, len(shifts)))
+    images.positions = (molecule.positions + edge * shifts[:, None]).reshape(-1, 3)
+    return _contact(molecule, images)
+
+
+def _touching(first: Atoms, second: Atoms, direction: np.ndarray, contact: float) -> Atoms:
+    """`second` moved in from afar along a direction until its closest contact is `contact`."""
+    direction = direction / np.linalg.norm(direction)
+    moved = second.copy()
+    near, far = 0.0, 60.0  # angstrom
+    for _ in range(30):
+        middle = 0.5 * (near + far)
+        moved.positions = second.positions + first.positions.mean(0) + middle * direction
+        near, far = (near, middle) if _contact(first, moved) > contact else (middle, far)
+    return moved
