@@ -1,17 +1,13 @@
 """Small, fast force fields distilled from big slow ones, for OpenMM, LAMMPS and ASE."""
 
-from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Any
+
+from mlff_student.core.version import __version__
 
 if TYPE_CHECKING:
     from mlff_student.engines.ase.calculator import StudentForceFieldCalculator
 
 __all__ = ["StudentForceFieldCalculator", "__version__"]
-
-try:
-    __version__ = version("mlff-student")
-except PackageNotFoundError:  # a source tree that was never installed
-    __version__ = "0+unknown"
 
 
 def __getattr__(name: str) -> Any:

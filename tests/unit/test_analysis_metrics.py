@@ -20,7 +20,7 @@ from mlff_student.analysis.ensemble import (
     equipartition,
     kinetic_energies,
 )
-from mlff_student.analysis.forces import evaluate_frames, force_errors
+from mlff_student.analysis.forces import evaluate_frames, trajectory_force_errors
 from mlff_student.analysis.rdf import Rdf, compare_rdf, measure_rdf, measure_suitable_rdf
 from mlff_student.analysis.spectrum import compare_spectra, measure_spectrum
 from mlff_student.analysis.stability import measure_stability
@@ -213,7 +213,7 @@ def test_force_errors_are_those_put_in() -> None:
     error[..., 2] *= 0.0
     error[-50:] *= 2.0
     error[7, 0] = [3.0, 4.0, 0.0]
-    found = force_errors(teacher + error, teacher, numbers)
+    found = trajectory_force_errors(teacher + error, teacher, numbers)
     rms = lambda part: pytest.approx(np.sqrt(np.mean(part**2)))  # noqa: E731
     assert found.force_rmse_ev_per_angstrom == rms(error)
     assert found.force_mae_ev_per_angstrom == pytest.approx(np.abs(error).mean())
@@ -244,7 +244,7 @@ def test_angle_between_forces_is_that_of_the_rotation() -> None:
     teacher = np.zeros((50, 3, 3))
     teacher[..., :2] = rng.normal(size=(50, 3, 2)) + 3.0
     turned = teacher @ Rotation.from_euler("z", 10.0, degrees=True).as_matrix().T
-    found = force_errors(turned, teacher, np.array([1, 1, 8]))
+    found = trajectory_force_errors(turned, teacher, np.array([1, 1, 8]))
     assert found.force_angle_deg == pytest.approx(10.0)
 
 
@@ -252,7 +252,9 @@ def test_error_of_the_force_error_is_its_scatter() -> None:
     rng = np.random.default_rng(8)
     teacher = np.zeros((60, 5, 3))
     estimates = [
-        force_errors(teacher + 0.1 * rng.normal(size=teacher.shape), teacher, np.full(5, 6))
+        trajectory_force_errors(
+            teacher + 0.1 * rng.normal(size=teacher.shape), teacher, np.full(5, 6)
+        )
         for _ in range(100)
     ]
     scatter = np.std([one.force_rmse_ev_per_angstrom for one in estimates])
@@ -262,7 +264,7 @@ def test_error_of_the_force_error_is_its_scatter() -> None:
 
 def test_forces_of_other_shapes_are_refused() -> None:
     with pytest.raises(InputError, match="cannot be compared"):
-        force_errors(np.zeros((5, 3, 3)), np.zeros((4, 3, 3)), np.array([1, 1, 8]))
+        trajectory_force_errors(np.zeros((5, 3, 3)), np.zeros((4, 3, 3)), np.array([1, 1, 8]))
 
 
 def test_a_calculator_is_evaluated_on_each_frame(structures) -> None:

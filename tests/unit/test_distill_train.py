@@ -33,6 +33,7 @@ import mlff_student.distill.quick as quickly
 import mlff_student.distill.rounds as looping
 import mlff_student.distill.train as training
 from mlff_student import cli
+from mlff_student.analysis.forces import force_errors
 from mlff_student.archive.archive import load_archive
 from mlff_student.archive.registry import archive_of, load_student
 from mlff_student.core.errors import ArchiveError, InputError
@@ -47,7 +48,6 @@ from mlff_student.distill.dataset import (
 from mlff_student.distill.evaluate import (
     card_text,
     evaluate_frames,
-    force_errors,
     predict_frames,
     write_checkpoint,
 )

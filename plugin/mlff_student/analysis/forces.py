@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -10,20 +10,46 @@ from ase import Atoms
 from ase.calculators.calculator import Calculator
 from ase.data import chemical_symbols
 from numpy.typing import NDArray
+from torch import Tensor
 
 from mlff_student.analysis.blocks import mean_of_blocks
 from mlff_student.core.errors import InputError, MissingDependencyError
-from mlff_student.distill.evaluate import ForceErrors as PartErrors
-from mlff_student.distill.evaluate import force_errors as errors_of
 from mlff_student.structures.reading import Structure
 from mlff_student.structures.trajectories import Frames
 
 COMPONENTS = "xyz"
 PERIODS = 4  # of the trajectory, whose errors are given apart
 
+LARGE_ANGLE_FLOOR = 0.1  # eV/angstrom; the direction of a smaller force is noise
+
+
+class ForceErrors(NamedTuple):
+    """Errors of forces over a set of atoms."""
+
+    atoms: int
+    force_rmse_ev_per_angstrom: float
+    force_mae_ev_per_angstrom: float
+    force_r2: float
+    force_angle_deg: float  # mean, of teacher forces above 0.1 eV/angstrom
+
+
+def force_errors(found: Tensor, label: Tensor) -> ForceErrors:
+    """Errors of forces (A, 3) against the teacher's."""
+    error = found - label
+    cosine = torch.nn.functional.cosine_similarity(found, label, dim=1)
+    angles = torch.rad2deg(torch.acos(cosine.clamp(-1, 1)))
+    residual, spread = error.square().sum(), (label - label.mean()).square().sum()
+    return ForceErrors(
+        atoms=len(label),
+        force_rmse_ev_per_angstrom=float(error.square().mean().sqrt()),
+        force_mae_ev_per_angstrom=float(error.abs().mean()),
+        force_r2=float(1.0 - residual / spread),
+        force_angle_deg=float(angles[label.norm(dim=1) > LARGE_ANGLE_FLOOR].mean()),
+    )
+
 
 @dataclass(frozen=True)
-class ForceErrors:
+class TrajectoryForceErrors:
     """Errors of forces along a trajectory.
 
     Attributes
@@ -44,7 +70,7 @@ class ForceErrors:
     force_r2: float
     force_angle_deg: float
     force_frames: int
-    parts: dict[str, PartErrors]
+    parts: dict[str, ForceErrors]
     rmse_of_frames: NDArray[np.float64] = field(repr=False)
 
     def as_record(self) -> dict[str, float | int]:
@@ -62,9 +88,9 @@ class ForceErrors:
         return record
 
 
-def force_errors(
+def trajectory_force_errors(
     found: NDArray[np.float64], teacher: NDArray[np.float64], numbers: NDArray[np.int_]
-) -> ForceErrors:
+) -> TrajectoryForceErrors:
     """Errors of forces (F, N, 3) against the teacher's, in eV/angstrom, of atoms with
     atomic numbers (N,).
 
@@ -85,7 +111,7 @@ def force_errors(
     selections |= {chemical_symbols[z]: np.s_[:, numbers == z] for z in np.unique(numbers)}
     quarters = np.array_split(np.arange(len(found)), PERIODS)
     selections |= {f"q{k + 1}": part for k, part in enumerate(quarters) if len(part)}
-    return ForceErrors(
+    return TrajectoryForceErrors(
         force_rmse_ev_per_angstrom=total.force_rmse_ev_per_angstrom,
         force_rmse_stderr_ev_per_angstrom=float(mean.stderr / (2.0 * np.sqrt(mean.value))),
         force_mae_ev_per_angstrom=total.force_mae_ev_per_angstrom,
@@ -98,10 +124,10 @@ def force_errors(
     )
 
 
-def _errors(found: NDArray[np.float64], teacher: NDArray[np.float64]) -> PartErrors:
+def _errors(found: NDArray[np.float64], teacher: NDArray[np.float64]) -> ForceErrors:
     """Errors of forces (F, N, 3), or of one component (F, N, 1)."""
     pair = (torch.from_numpy(part.reshape(-1, part.shape[2])) for part in (found, teacher))
-    return errors_of(*(part.double() for part in pair))
+    return force_errors(*(part.double() for part in pair))
 
 
 def frames_as_atoms(frames: Frames, structure: Structure) -> Iterator[Atoms]:

@@ -19,7 +19,11 @@ from mlff_student.analysis.ensemble import (
     kinetic_energies,
     untold_kinetic_energies,
 )
-from mlff_student.analysis.forces import ForceErrors, evaluate_frames, force_errors
+from mlff_student.analysis.forces import (
+    TrajectoryForceErrors,
+    evaluate_frames,
+    trajectory_force_errors,
+)
 from mlff_student.analysis.rdf import Rdf, RdfError, compare_rdf, measure_suitable_rdf
 from mlff_student.analysis.same_run import (
     FrameSeries,
@@ -92,7 +96,7 @@ class Analysis:
     kinetic: KineticEnergies | None = None
     equipartition: Equipartition | None = None
     density: Density | None = None
-    forces: ForceErrors | None = None
+    forces: TrajectoryForceErrors | None = None
     rdf: Rdf | None = None
     teacher_rdf: Rdf | None = None
     rdf_error: RdfError | None = None
@@ -314,7 +318,7 @@ def _check_model(run: _Run, calculator: Calculator, frames: int) -> None:
 
 def _compare_forces(
     run: _Run, teacher: Calculator, calculator: Calculator | None, teacher_frames: int
-) -> ForceErrors:
+) -> TrajectoryForceErrors:
     """Errors of the run's forces on some of its frames."""
     every = -(-run.series.frames // teacher_frames)
     forces, of_teacher = [], []
@@ -329,7 +333,7 @@ def _compare_forces(
         else:
             forces.append(part.forces)
     numbers = run.structure.atoms.numbers
-    return force_errors(np.concatenate(forces), np.concatenate(of_teacher), numbers)
+    return trajectory_force_errors(np.concatenate(forces), np.concatenate(of_teacher), numbers)
 
 
 def _with_reference(analysis: Analysis, run: _Run, reference: Reference) -> Analysis:

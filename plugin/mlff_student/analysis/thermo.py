@@ -13,7 +13,7 @@ from ase import units as ase_units
 from numpy.typing import NDArray
 
 from mlff_student.core.errors import InputError
-from mlff_student.core.units import KB, KJ_PER_MOL
+from mlff_student.core.units import KB, KJ_PER_MOL, LAMMPS_UNITS
 
 FEWEST_ROWS = 10  # of a log
 # How far a total energy may be from potential + kinetic, about a constant: rounding of six digits,
@@ -60,8 +60,6 @@ FACTORS = {
     "g/ml": 1.0,
     "g/cm^3": 1.0,
 }
-# What LAMMPS's unit styles give energies and times in, and the default timestep in ps.
-LAMMPS_UNITS = {"metal": ("ev", "ps", 1e-3), "real": ("kcal/mol", "fs", 1e-3)}
 ENERGIES = ("potential_ev", "kinetic_ev", "total_ev", "e_pair", "e_mol")
 
 

@@ -10,8 +10,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from mlff_student import __version__
 from mlff_student.core.errors import ArchiveError
+from mlff_student.core.version import __version__
 from mlff_student.model.neighbours import neighbour_edges
 from mlff_student.model.student import Student, StudentConfig, parameter_count, sum_to_atoms
 

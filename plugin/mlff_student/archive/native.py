@@ -1,6 +1,5 @@
 """The native CPU kernels: loads the compiled library and runs archives on it."""
 
-import importlib.util
 import logging
 import os
 from functools import cache
@@ -12,6 +11,7 @@ from torch import Tensor, nn
 
 from mlff_student.archive.archive import Archive, check_reference_numbers
 from mlff_student.core.errors import InputError, MissingDependencyError
+from mlff_student.core.paths import built_library
 
 logger = logging.getLogger(__name__)
 
@@ -130,13 +130,7 @@ def library_path() -> Path:
     """
     if wish := os.environ.get("MLFF_STUDENT_NATIVE"):
         return Path(wish)
-    # An editable installation has it apart from the sources.
-    spec = importlib.util.find_spec("mlff_student")
-    folders = (spec.submodule_search_locations or []) if spec else []
-    places = [Path(folder) / "lib" / LIBRARY for folder in folders]
-    return next(
-        (path for path in places if path.is_file()), Path(__file__).parent / "lib" / LIBRARY
-    )
+    return built_library(LIBRARY)
 
 
 def native_student(module: torch.nn.Module | torch.jit.ScriptModule, knots: int = 0) -> Any:

@@ -9,13 +9,11 @@ import torch
 
 from mlff_student.archive.archive import Archive, build_archive, load_archive
 from mlff_student.core.errors import ArchiveError, InputError
+from mlff_student.core.paths import in_checkout_or_package
 from mlff_student.model.student import Student, StudentConfig
 
 # In a source tree the checkpoints lie at the top; an installed package carries them inside.
-FOLDERS = (
-    Path(__file__).parents[2] / "checkpoints",
-    Path(__file__).parent / "checkpoints",
-)
+FOLDERS = in_checkout_or_package("checkpoints", "checkpoints")
 
 
 def available_models() -> dict[str, Path]:

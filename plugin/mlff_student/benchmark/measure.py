@@ -15,7 +15,8 @@ from mlff_student.benchmark.memory import available_memory, peak_memory
 from mlff_student.benchmark.records import Record
 from mlff_student.benchmark.thermal import archive_arguments, edge_lengths, thermal_structure
 from mlff_student.benchmark.timing import in_turns
-from mlff_student.core.errors import StudentError
+from mlff_student.core.errors import MissingDependencyError, StudentError
+from mlff_student.engines.openmm import openmm_module
 
 MOLECULE = 22  # atoms of the step in OpenMM
 STEPS = 10  # at a time
@@ -137,14 +138,12 @@ def _openmm_step(job: Job, archive: Archive, seconds: float) -> Record:
         from openmm import Context, Platform, VerletIntegrator, unit
         from openmm.app import Element, Topology
 
-        from openmm_integration import create_system
-
         topology = Topology()
         residue = topology.addResidue("UNK", topology.addChain())
         for atom in structure:
             topology.addAtom(atom.symbol, Element.getBySymbol(atom.symbol), residue)
-        system = create_system(topology, job.model, backend="native")
-    except ImportError as error:
+        system = openmm_module().create_system(topology, job.model, backend="native")
+    except (ImportError, MissingDependencyError) as error:
         return record | {"note": f"no OpenMM: {error}"}
     integrator = VerletIntegrator(STILL_PS * unit.picosecond)
     platform = Platform.getPlatformByName("CPU")

@@ -6,9 +6,9 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from mlff_student import __version__
 from mlff_student.core.errors import InputError
 from mlff_student.core.results import machine_facts, write_json
+from mlff_student.core.version import __version__
 
 Record = dict[str, Any]
 

@@ -17,7 +17,6 @@ import numpy as np
 from ase import Atoms
 from ase.calculators.calculator import Calculator
 
-from mlff_student import __version__
 from mlff_student.archive.archive import Archive
 from mlff_student.archive.native import with_backend
 from mlff_student.archive.registry import archive_of
@@ -28,6 +27,7 @@ from mlff_student.benchmark.timing import in_turns
 from mlff_student.core.errors import InputError, MissingDependencyError, StudentError
 from mlff_student.core.files import atomic_write
 from mlff_student.core.results import machine_facts, write_json
+from mlff_student.core.version import __version__
 from mlff_student.engines.ase.calculator import StudentForceFieldCalculator
 from mlff_student.engines.protocol import MDSettings
 from mlff_student.engines.run import run_md

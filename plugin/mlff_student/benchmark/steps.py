@@ -30,6 +30,7 @@ from mlff_student.core.files import require_writable
 from mlff_student.core.results import machine_facts
 from mlff_student.core.units import KJ_PER_MOL, NM
 from mlff_student.engines.ase.calculator import evaluate
+from mlff_student.engines.openmm import openmm_module
 from mlff_student.engines.protocol import ns_per_day
 from mlff_student.structures.reading import Structure, make_topology, read_structure
 from mlff_student.teachers.registry import make_teacher
@@ -220,10 +221,9 @@ def _measure(
     others: list[Other],
 ) -> list[Record]:
     """All records of one structure and number of threads."""
-    from openmm_integration import create_system
-    from openmm_integration.run import find_platform
-    from openmm_integration.topology import openmm_topology
-
+    create_system = openmm_module().create_system
+    find_platform = openmm_module("run").find_platform
+    openmm_topology = openmm_module("topology").openmm_topology
     topology = openmm_topology(Structure(atoms, make_topology(atoms, [])))
     calls: dict[str, Callable[[], object]] = {}
     heads: list[tuple[str, str, Record]] = []  # of the step, of the kernel alone
@@ -296,8 +296,7 @@ def _from_calculator(name: str, parameters: int | None, calculator: Calculator) 
     def create_system(topology: Any, atoms: Atoms) -> Any:
         import openmm
 
-        from openmm_integration.system import system_without_student
-
+        system_without_student = openmm_module("system").system_without_student
         moving = atoms.copy()
 
         def compute(state: openmm.State) -> tuple[float, np.ndarray]:

@@ -150,19 +150,14 @@ def _export_for_openmm(
     json: Path | None,
     quiet: bool,
 ) -> None:
-    from mlff_student.core.errors import MissingDependencyError
     from mlff_student.core.results import write_results
+    from mlff_student.engines.openmm import openmm_module
 
-    try:
-        from openmm_integration.files import FILES, write_openmm_files
-    except ImportError as error:
-        raise MissingDependencyError(
-            f"OpenMM does not load ({error}); pip install 'mlff-student[openmm]'"
-        ) from error
-    agreement = write_openmm_files(model, topology, folder, dtype=dtype, backend=backend)
+    files = openmm_module("files")
+    agreement = files.write_openmm_files(model, topology, folder, dtype=dtype, backend=backend)
     if not quiet:
         console.print(
-            f"wrote {', '.join(FILES)} in {folder}\n"
+            f"wrote {', '.join(files.FILES)} in {folder}\n"
             f"difference from the archive: {agreement.energy_ev_per_atom:.1e} eV/atom, "
             f"{agreement.forces_ev_per_angstrom:.1e} eV/angstrom\n"
             f"to run it: cd {folder} && python simulate.py",

@@ -9,8 +9,8 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from mlff_student import __version__
 from mlff_student.core.files import atomic_write
+from mlff_student.core.version import __version__
 
 
 def write_results(path: Path, command: str, model: str, results: list[dict[str, Any]]) -> None:

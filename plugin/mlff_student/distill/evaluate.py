@@ -3,12 +3,13 @@
 import csv
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from mlff_student.analysis.forces import force_errors
 from mlff_student.archive.registry import load_student
 from mlff_student.core.errors import InputError
 from mlff_student.core.files import atomic_write, sha256
@@ -22,32 +23,6 @@ from mlff_student.model.student import Student, parameter_count
 
 COMPLEXES = ("dimer", "cluster", "liquid", "crystal")  # kinds of more than one molecule
 SIZES = ((1, 8), (9, 16), (17, 24), (25, 32), (33, 400))  # atoms, least and most
-LARGE_ANGLE_FLOOR = 0.1  # eV/angstrom; the direction of a smaller force is noise
-
-
-class ForceErrors(NamedTuple):
-    """Errors of forces over a set of atoms."""
-
-    atoms: int
-    force_rmse_ev_per_angstrom: float
-    force_mae_ev_per_angstrom: float
-    force_r2: float
-    force_angle_deg: float  # mean, of teacher forces above 0.1 eV/angstrom
-
-
-def force_errors(found: Tensor, label: Tensor) -> ForceErrors:
-    """Errors of forces (A, 3) against the teacher's."""
-    error = found - label
-    cosine = torch.nn.functional.cosine_similarity(found, label, dim=1)
-    angles = torch.rad2deg(torch.acos(cosine.clamp(-1, 1)))
-    residual, spread = error.square().sum(), (label - label.mean()).square().sum()
-    return ForceErrors(
-        atoms=len(label),
-        force_rmse_ev_per_angstrom=float(error.square().mean().sqrt()),
-        force_mae_ev_per_angstrom=float(error.abs().mean()),
-        force_r2=float(1.0 - residual / spread),
-        force_angle_deg=float(angles[label.norm(dim=1) > LARGE_ANGLE_FLOOR].mean()),
-    )
 
 
 def predict_frames(student: Student, frames: Frames, batch: int = 32) -> tuple[Tensor, Tensor]:

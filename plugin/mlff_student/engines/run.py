@@ -9,9 +9,10 @@ from ase.calculators.calculator import Calculator
 
 from mlff_student.archive.archive import save_archive
 from mlff_student.archive.registry import archive_of, model_file
-from mlff_student.core.errors import InputError, MissingDependencyError
+from mlff_student.core.errors import InputError
 from mlff_student.core.files import atomic_write, sha256
 from mlff_student.core.results import write_json
+from mlff_student.engines.openmm import openmm_module
 from mlff_student.engines.protocol import (
     Engine,
     MDSettings,
@@ -43,14 +44,9 @@ def engine_of(settings: MDSettings, calculator: Calculator | None = None) -> Eng
     InputError : a platform that OpenMM does not have.
     """
     if settings.engine == "openmm":
-        try:
-            from openmm_integration.run import find_platform, run_openmm
-        except ImportError as error:
-            raise MissingDependencyError(
-                f"OpenMM does not load ({error}); pip install 'mlff-student[openmm]'"
-            ) from error
-        find_platform(settings.platform)
-        return run_openmm
+        openmm = openmm_module("run")
+        openmm.find_platform(settings.platform)
+        return openmm.run_openmm
     if settings.engine == "ase":
         from mlff_student.engines.ase.run import engine_with
 

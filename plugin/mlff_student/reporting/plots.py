@@ -15,7 +15,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
 from mlff_student.analysis import Analysis
-from mlff_student.analysis.forces import ForceErrors
+from mlff_student.analysis.forces import TrajectoryForceErrors
 from mlff_student.analysis.rdf import Rdf
 from mlff_student.analysis.spectrum import HIGHEST, Spectrum
 from mlff_student.analysis.thermo import Thermo
@@ -103,7 +103,7 @@ def plot_drift(thermos: Mapping[str, Thermo], analyses: Mapping[str, Analysis], 
         figure.savefig(temporary, format="png", dpi=150)
 
 
-def plot_force_errors(errors: ForceErrors, duration_ps: float, path: Path) -> None:
+def plot_force_errors(errors: TrajectoryForceErrors, duration_ps: float, path: Path) -> None:
     """PNG of the forces' RMSE against the teacher in the course of a run.
 
     Raises

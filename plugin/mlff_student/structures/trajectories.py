@@ -25,7 +25,7 @@ import os
 import sys
 from contextlib import contextmanager
 
-from mlff_student.analysis.thermo import LAMMPS_UNITS
+from mlff_student.core.units import LAMMPS_UNITS
 
 ATOMS_AT_ONCE = 300_000  # of all frames of a piece: 7 MB for each array of its positions
 PS = 1e3 * units.fs  # ASE's unit of time

@@ -12,10 +12,10 @@ from typing import Any, NamedTuple
 from rich.table import Table
 from rich.text import Text
 
-from mlff_student import __version__
 from mlff_student.core.figures import Threshold, load_thresholds
 from mlff_student.core.files import atomic_write
 from mlff_student.core.results import machine_facts, package_versions, write_json
+from mlff_student.core.version import __version__
 from mlff_student.engines.protocol import MDSettings
 from mlff_student.reporting.pages import render
 from mlff_student.reporting.verdict import stderr_of, with_error

@@ -12,11 +12,12 @@ from mlff_student.archive.archive import save_archive
 from mlff_student.archive.registry import archive_of
 from mlff_student.core.errors import InputError, MissingDependencyError, check_key
 from mlff_student.core.files import atomic_write
+from mlff_student.core.paths import in_checkout_or_package
 from mlff_student.engines.lammps.run import boundary, check_data, element_order, write_data
 from mlff_student.structures.checks import check_structure
 
 # In a source tree the scripts lie beside the pair style; an installed package carries them inside.
-FOLDERS = (Path(__file__).parents[2] / "lammps", Path(__file__).parent / "lammps_inputs")
+FOLDERS = in_checkout_or_package("lammps", "lammps_inputs")
 DATA, MODEL = "system.data", "model.pt"
 VARIABLE = re.compile(r"^variable +(\w+) +index +(\"[^\"]*\"|\S+)", re.MULTILINE)
 PERIODIC = ("npt", "melt")  # these change the box

