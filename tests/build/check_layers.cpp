@@ -158,11 +158,11 @@ bool agree(const System &system, std::mt19937 &random) {
     const Model model(random_weights(channels, 3, 8, random), CUTOFF);
     const Answer expected = whole(model, system);
     for (const double border : {0.5 * EDGE, 0.0}) { // the second leaves a domain without atoms
-      const Answer found = in_domains(model, system, border);
+      const Answer parallel = in_domains(model, system, border);
       double scale = 1.0;
       for (const double force : expected.forces) scale = std::max(scale, std::abs(force));
-      const double energy = largest_difference(found.energies, expected.energies);
-      const double force = largest_difference(found.forces, expected.forces);
+      const double energy = largest_difference(parallel.energies, expected.energies);
+      const double force = largest_difference(parallel.forces, expected.forces);
       std::printf("%s, %d channels, border at %.1f: energies differ by %.1e eV, forces by %.1e of "
                   "%.1f eV/angstrom\n",
                   instruction_set().c_str(), static_cast<int>(channels), border, energy, force,
