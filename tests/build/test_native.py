@@ -17,7 +17,7 @@ import vesin
 from ase import Atoms
 from torch import Tensor
 
-from mlff_student import native
+from mlff_student.archive import native
 from mlff_student.archive.archive import ArchiveModule, load_archive
 from mlff_student.archive.native import library_path, native_student, unavailable, with_backend
 from mlff_student.archive.registry import archive_of, available_models, load_student

@@ -227,7 +227,7 @@ def test_ase_run_goes_on_as_if_never_stopped(tmp_path, monkeypatch):
     """The thermostat's random numbers go on too."""
     whole, broken = tmp_path / "whole", tmp_path / "broken"
     run_md(ase_run(), whole, quiet=True)
-    from mlff_student import ase_run as engine
+    from mlff_student.engines.ase import run as engine
 
     calls = []
     write = engine._write_segment
