@@ -17,14 +17,8 @@ from ase import Atoms
 from mlff_student.archive.archive import build_archive, load_archive, save_archive
 from mlff_student.core.errors import InterruptedRunError, StudentError
 from mlff_student.engines.ase.calculator import StudentForceFieldCalculator
-from mlff_student.engines.lammps.plugin import lammps_environment
-from mlff_student.engines.lammps.run import (
-    element_order,
-    plugin_path,
-    run_lmp,
-    single_point,
-    write_data,
-)
+from mlff_student.engines.lammps.plugin import lammps_environment, plugin_path
+from mlff_student.engines.lammps.run import element_order, run_lmp, single_point, write_data
 from mlff_student.model.student import Student, StudentConfig
 
 PROGRAMS = Path(sys.executable).parent

@@ -135,7 +135,8 @@ def _lmp() -> str:
 
 
 def _plugin() -> str:
-    from mlff_student.engines.lammps.run import plugin_path, run_lmp
+    from mlff_student.engines.lammps.plugin import plugin_path
+    from mlff_student.engines.lammps.run import run_lmp
 
     path = plugin_path()
     with tempfile.TemporaryDirectory() as folder:

@@ -51,8 +51,8 @@ def engine_of(settings: MDSettings, calculator: Calculator | None = None) -> Eng
         from mlff_student.engines.ase.run import engine_with
 
         return engine_with(calculator)
-    from mlff_student.engines.lammps.plugin import lammps_executable
-    from mlff_student.engines.lammps.run import plugin_path, run_lammps
+    from mlff_student.engines.lammps.plugin import lammps_executable, plugin_path
+    from mlff_student.engines.lammps.run import run_lammps
 
     lammps_executable()
     plugin_path()
