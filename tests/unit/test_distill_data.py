@@ -36,7 +36,7 @@ from mlff_student.core.files import sha256
 from mlff_student.core.units import KB
 from mlff_student.distill import dataset as data
 from mlff_student.distill import label as labelling
-from mlff_student.distill import sources as structures as places
+from mlff_student.distill import sources as places
 from mlff_student.distill.dataset import (
     SPLITS,
     LabelledStructure,
