@@ -9,7 +9,6 @@
 #include "compute.h"
 #include "error.h"
 #include "force.h"
-#include "json.h"
 #include "memory.h"
 #include "modify.h"
 #include "neigh_list.h"
@@ -21,18 +20,16 @@
 #include "archive.h"
 #include "dispatch.h"
 #include "evaluate.h"
+#include "self_check.h"
 
 #include <ATen/Parallel.h>
 
 #include <algorithm>
-#include <array>
 #include <cmath>
 #include <cstring>
 #include <fstream>
 #include <iterator>
-#include <stdexcept>
 #include <string>
-#include <utility>
 
 using namespace LAMMPS_NS;
 using namespace mlff_student;
@@ -40,11 +37,6 @@ using namespace mlff_student;
 namespace {
 
 constexpr double CLOSEST = 0.3; // angstrom, no two atoms may come closer
-// Of the self-check: rounding of float32 on another machine, with a margin of ten, as in
-// archive.py.
-constexpr double ENERGY_TOLERANCE = 1e-4;      // eV
-constexpr double FORCE_TOLERANCE = 1e-3;       // eV/angstrom
-constexpr double LARGEST_ORDINARY_FORCE = 100; // eV/angstrom; rounding grows with forces beyond
 constexpr const char *USAGE =
     "pair_style mlff_student [backend auto|native|portable] [device cpu|cuda] [threads N] "
     "[committee mean|first]";
@@ -55,81 +47,6 @@ std::string join(const std::vector<std::string> &words) {
   std::string text;
   for (const auto &word : words) text += text.empty() ? word : " " + word;
   return text;
-}
-
-// Throws if the weights are not those that the archive was written with.
-void check_weights(const Archive &archive) {
-  const auto stored = json::parse(archive.metadata).at("weights_sha256").get<std::string>();
-  const std::string found = archive.weights_hash();
-  if (found != stored)
-    throw std::runtime_error("its weights have the hash " + found.substr(0, 12) +
-                             ", its metadata say " + stored.substr(0, 12) +
-                             "; the file was altered: copy it again, or export it again");
-}
-
-// Throws if an archive's molecule, evaluated as atoms will be, has other energy and forces than the
-// archive says. `model` is null for the portable backend.
-void check_reference_numbers(const Archive &archive, const Model *model, Workspace &work) {
-  const auto stored = json::parse(archive.metadata).at("self_check");
-  const auto numbers = stored.at("atomic_numbers").get<std::vector<int64_t>>();
-  const auto positions = stored.at("positions").get<std::vector<std::array<double, 3>>>();
-  const auto expected = stored.at("forces").get<std::vector<std::array<double, 3>>>();
-  const int64_t atoms = numbers.size();
-
-  std::vector<int64_t> index; // receivers, then senders
-  std::vector<int64_t> senders;
-  Graph &graph = work.graph;
-  graph.resize(atoms, atoms, atoms * atoms);
-  graph.first[0] = 0;
-  for (int64_t i = 0; i < atoms; i++) {
-    for (int64_t j = 0; j < atoms; j++) {
-      double *r = &graph.vectors[3 * senders.size()], square = 0.0;
-      for (int a = 0; a < 3; a++) {
-        r[a] = positions.at(j)[a] - positions.at(i)[a];
-        square += r[a] * r[a];
-      }
-      if (i == j || square >= archive.cutoff * archive.cutoff) continue;
-      graph.sender[senders.size()] = static_cast<int32_t>(j);
-      index.push_back(i);
-      senders.push_back(j);
-    }
-    graph.first[i + 1] = senders.size();
-  }
-  graph.edges = senders.size();
-  index.insert(index.end(), senders.begin(), senders.end());
-
-  std::vector<double> energies(atoms), gradient(3 * graph.edges), forces(3 * atoms);
-  if (model) {
-    int32_t *species = work.species.reserve(atoms);
-    for (int64_t i = 0; i < atoms; i++) species[i] = model->species(numbers[i]);
-    graph.complete(*model);
-    evaluate_graph(*model, work, atoms, energies.data(), gradient.data());
-  } else {
-    archive.from_edges(graph.vectors.data(), index.data(), graph.edges, numbers.data(), atoms,
-                       energies.data(), gradient.data());
-  }
-  for (int64_t edge = 0; edge < graph.edges; edge++)
-    for (int a = 0; a < 3; a++) {
-      forces[3 * index[edge] + a] += gradient[3 * edge + a];
-      forces[3 * senders[edge] + a] -= gradient[3 * edge + a];
-    }
-
-  double largest = 0.0, force_error = 0.0, energy = 0.0;
-  for (int64_t i = 0; i < atoms; i++) {
-    energy += energies[i];
-    for (int a = 0; a < 3; a++) {
-      largest = std::max(largest, std::abs(expected.at(i)[a]));
-      force_error = std::max(force_error, std::abs(forces[3 * i + a] - expected[i][a]));
-    }
-  }
-  const double energy_error = std::abs(energy - stored.at("energy").get<double>());
-  const double scale = std::max(1.0, largest / LARGEST_ORDINARY_FORCE);
-  if (!(energy_error < scale * ENERGY_TOLERANCE && force_error < scale * FORCE_TOLERANCE))
-    throw std::runtime_error(fmt::format(
-        "its self-check fails: energy off by {:.1e} eV (allowed {:.0e}), forces by {:.1e} "
-        "eV/angstrom (allowed {:.0e}); this torch computes other numbers than the one that wrote "
-        "it, or the file was altered: run 'mlff-student doctor', or export it again",
-        energy_error, scale * ENERGY_TOLERANCE, force_error, scale * FORCE_TOLERANCE));
 }
 
 // Doubles that hold the scalar and vector features of one atom: two float32 in each.
@@ -246,19 +163,13 @@ void PairMLFFStudent::coeff(int narg, char **arg) {
     if (last.cutoff != first.cutoff)
       error->all(FLERR,
                  "pair_style mlff_student: models {} and {} have the cutoffs {} and {} angstrom; "
-                 "choose members of a committee that have one",
+                 "choose members of a committee that have the same cutoff",
                  first.name, last.name, first.cutoff, last.cutoff);
   }
   cutoff = committee.front().archive->cutoff;
   const std::string reason = choose_backend();
   for (const auto &member : committee) try {
-      check_weights(*member.archive);
       check_reference_numbers(*member.archive, member.model.get(), *work);
-    } catch (const json::exception &damage) {
-      error->all(FLERR,
-                 "pair_style mlff_student: the metadata of model {} are damaged ({}); "
-                 "export it again",
-                 member.archive->name, damage.what());
     } catch (const std::exception &refusal) {
       error->all(FLERR, "pair_style mlff_student: model {}: {}", member.archive->name,
                  refusal.what());

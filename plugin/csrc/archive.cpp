@@ -1,5 +1,6 @@
 #include "archive.h"
 
+#include "json.h"
 #include "sha256.h"
 
 #include <torch/cuda.h>
@@ -39,6 +40,35 @@ torch::Device device_of(const std::string &name) {
   return torch::kCUDA;
 }
 
+// SHA-256 over all weights and buffers, in the order of their names.
+std::string weights_hash(const torch::jit::Module &module) {
+  std::map<std::string, torch::Tensor> sorted;
+  for (const auto &item : module.named_parameters()) sorted[item.name] = item.value;
+  for (const auto &item : module.named_buffers()) sorted[item.name] = item.value;
+  Sha256 hash;
+  for (const auto &[key, tensor] : sorted) {
+    const auto values = tensor.detach().to(torch::kCPU).contiguous();
+    hash.update(key.data(), key.size());
+    hash.update(values.const_data_ptr(), values.nbytes());
+  }
+  return hash.digest();
+}
+
+ReferenceNumbers read_reference(const Json &stored) {
+  const std::vector<double> numbers = stored.at("atomic_numbers").numbers();
+  ReferenceNumbers reference{{numbers.begin(), numbers.end()},
+                             stored.at("positions").numbers(),
+                             stored.at("energy").number(),
+                             stored.at("forces").numbers()};
+  if (numbers.empty() || reference.positions.size() != 3 * numbers.size() ||
+      reference.forces.size() != 3 * numbers.size())
+    throw std::runtime_error("its self-check has " + std::to_string(numbers.size()) +
+                             " atoms, but " + std::to_string(reference.positions.size()) +
+                             " coordinates and " + std::to_string(reference.forces.size()) +
+                             " components of forces");
+  return reference;
+}
+
 } // namespace
 
 struct Archive::Script {
@@ -49,6 +79,7 @@ struct Archive::Script {
 Archive::Archive(const std::string &file, const std::string &content, const std::string &device)
     : script_(new Script{{}, device_of(device)}) {
   torch::jit::Module &module = script_->module;
+  std::string metadata;
   try {
     std::istringstream stream(content);
     torch::jit::ExtraFilesMap extra{{METADATA_FILE, ""}};
@@ -66,9 +97,9 @@ Archive::Archive(const std::string &file, const std::string &content, const std:
   if (!module.hasattr("format_version") || !module.attr("format_version").isInt() ||
       !module.find_method("from_edges"))
     throw std::runtime_error(foreign);
-  const int64_t found = module.attr("format_version").toInt();
-  if (found != FORMAT_VERSION)
-    throw std::runtime_error("'" + file + "' has archive format " + std::to_string(found) +
+  const int64_t version = module.attr("format_version").toInt();
+  if (version != FORMAT_VERSION)
+    throw std::runtime_error("'" + file + "' has archive format " + std::to_string(version) +
                              ", this build reads format " + std::to_string(FORMAT_VERSION) +
                              ". Export the model again with the installed mlff-student, or "
                              "install the version that wrote it");
@@ -83,6 +114,20 @@ Archive::Archive(const std::string &file, const std::string &content, const std:
   } catch (const std::exception &) {
     throw std::runtime_error(foreign + " (an attribute of the format is missing)");
   }
+  std::string written_hash;
+  try {
+    const Json facts(metadata);
+    written_hash = facts.at("weights_sha256").string();
+    reference = read_reference(facts.at("self_check"));
+  } catch (const std::exception &damage) {
+    throw std::runtime_error("the metadata of model " + name + " are damaged (" + damage.what() +
+                             "); export it again");
+  }
+  const std::string hash = weights_hash(module);
+  if (hash != written_hash)
+    throw std::runtime_error("model " + name + ": its weights have the hash " + hash.substr(0, 12) +
+                             ", its metadata say " + written_hash.substr(0, 12) +
+                             "; the file was altered: copy it again, or export it again");
   // Weights are constants here: without this, torch would record a graph at every step.
   for (auto weight : module.parameters()) weight.set_requires_grad(false);
   module.eval();
@@ -101,19 +146,6 @@ Arrays Archive::weights() const {
   for (const auto &item : student.named_parameters()) add(item.name, item.value);
   for (const auto &item : student.named_buffers()) add(item.name, item.value);
   return arrays;
-}
-
-std::string Archive::weights_hash() const {
-  std::map<std::string, torch::Tensor> sorted;
-  for (const auto &item : script_->module.named_parameters()) sorted[item.name] = item.value;
-  for (const auto &item : script_->module.named_buffers()) sorted[item.name] = item.value;
-  Sha256 hash;
-  for (const auto &[key, tensor] : sorted) {
-    const auto values = tensor.detach().to(torch::kCPU).contiguous();
-    hash.update(key.data(), key.size());
-    hash.update(values.const_data_ptr(), values.nbytes());
-  }
-  return hash.digest();
 }
 
 // No inference or no-grad guard around the call: an archive may use autograd inside, and

@@ -1,5 +1,5 @@
-// An archive without Python: what it says of itself, its weights for the kernels, and its own
-// TorchScript. No torch in this header: an engine's headers and those of torch may not agree.
+// An archive without Python: its facts, its weights for the kernels, and its own TorchScript. This
+// header includes none of torch: an engine's headers and those of torch may not agree.
 #pragma once
 
 #include "model.h"
@@ -11,18 +11,24 @@
 
 namespace mlff_student {
 
+// A molecule, and the energy and forces that the writer of the archive computed for it.
+struct ReferenceNumbers {
+  std::vector<int64_t> atomic_numbers; // (N,)
+  std::vector<double> positions;       // (N, 3), angstrom
+  double energy = 0.0;                 // eV
+  std::vector<double> forces;          // (N, 3), eV/angstrom
+};
+
 class Archive {
 public:
   // From the bytes of a file; `file` is its name in errors, `device` "cpu" or "cuda". Throws
-  // std::runtime_error that says what was found and what to do.
+  // std::runtime_error that says what was found and what to do, also where the weights are not
+  // those that the archive was written with.
   Archive(const std::string &file, const std::string &content, const std::string &device);
   ~Archive();
 
   // For Model.
   Arrays weights() const;
-
-  // SHA-256 over all weights and buffers, as `weights_sha256` of the metadata says it.
-  std::string weights_hash() const;
 
   // The archive's method from_edges: energies (atoms,) in eV and their gradient (edges, 3) in
   // eV/angstrom, from edge vectors (edges, 3) and edge index (2, edges), [receivers, senders].
@@ -34,7 +40,7 @@ public:
   int64_t parameters = 0;
   double cutoff = 0.0; // angstrom
   std::vector<std::string> elements;
-  std::string metadata; // JSON
+  ReferenceNumbers reference;
 
 private:
   struct Script;

@@ -42,9 +42,9 @@ bool runs_avx512() {
 }
 #endif
 
-// The best one, or that of a name; null if this processor does not run it.
+// The best choice, or the choice of that name; null if this processor does not run it.
 const Choice *choose(const std::string &name) {
-  const auto wished = [&name](const Choice &one) { return name.empty() || name == one.name; };
+  const auto wished = [&name](const Choice &choice) { return name.empty() || name == choice.name; };
 #ifdef MLFF_STUDENT_X86
   static const Choice avx512_choice{"avx512", avx512::table}, avx2_choice{"avx2", avx2::table};
   if (wished(avx512_choice) && runs_avx512()) return &avx512_choice;

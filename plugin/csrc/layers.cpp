@@ -35,12 +35,12 @@ enum class Start { ZERO, BIAS, KEEP };
 void apply(const Linear &map, const float *x, float *y, int64_t rows, Start start, int64_t from,
            int64_t inputs) {
   const int m = map.outputs, n = rows, k = inputs, ldw = map.inputs;
-  const float one = 1.0f, beta = start == Start::ZERO ? 0.0f : 1.0f;
+  const float alpha = 1.0f, beta = start == Start::ZERO ? 0.0f : 1.0f;
   if (start == Start::BIAS)
     for (int64_t row = 0; row < rows; row++)
       std::memcpy(y + row * m, map.bias.data(), m * sizeof(float));
   // Column-major: the transposed of everything.
-  sgemm_("T", "N", &m, &n, &k, &one, map.weight.data() + from, &ldw, x, &k, &beta, y, &m);
+  sgemm_("T", "N", &m, &n, &k, &alpha, map.weight.data() + from, &ldw, x, &k, &beta, y, &m);
 }
 
 void apply(const Linear &map, const float *x, float *y, int64_t rows, Start start) {
@@ -50,8 +50,8 @@ void apply(const Linear &map, const float *x, float *y, int64_t rows, Start star
 // g_x = g_y W (+ g_x): the adjoint of `apply`.
 void apply_adjoint(const Linear &map, const float *g_y, float *g_x, int64_t rows, Start start) {
   const int m = map.inputs, n = rows, k = map.outputs;
-  const float one = 1.0f, beta = start == Start::ZERO ? 0.0f : 1.0f;
-  sgemm_("N", "N", &m, &n, &k, &one, map.weight.data(), &m, g_y, &k, &beta, g_x, &m);
+  const float alpha = 1.0f, beta = start == Start::ZERO ? 0.0f : 1.0f;
+  sgemm_("N", "N", &m, &n, &k, &alpha, map.weight.data(), &m, g_y, &k, &beta, g_x, &m);
 }
 
 // Scratch of a thread for one piece: `widths` floats a row.
@@ -91,7 +91,7 @@ std::size_t Workspace::bytes() const {
 }
 
 void Graph::complete(const Model &model) {
-  // Counting sort by sender; within one, edges keep their order.
+  // Counting sort by sender; edges of the same sender keep their order.
   sender_first.reserve(nodes + 1);
   receiver_of.reserve(edges);
   edge_of.reserve(edges);
@@ -157,18 +157,12 @@ void forward_layer(const Model &model, Workspace &work, std::size_t depth) {
   float *norm_all = state.norm.reserve(graph.receivers * f);
   float *z_all = state.z.reserve(graph.receivers * f);
   float *a_v_all = state.a_v.reserve(graph.receivers * f);
-  const MessageTask task = {model.channels,
-                            table_block(model.channels),
-                            model.knots,
-                            graph.first.data(),
-                            graph.sender.data(),
-                            graph.geometry.data(),
-                            layer.filter.data(),
-                            phi,
-                            state.q.data(),
-                            depth == 0 ? nullptr : state.mu.data(),
-                            next.q.data(),
-                            next.mu.data()};
+  const MessageTask task = {model.channels,      table_block(model.channels),
+                            model.knots,         graph.first.data(),
+                            graph.sender.data(), graph.geometry.data(),
+                            layer.filter.data(), phi,
+                            state.q.data(),      depth == 0 ? nullptr : state.mu.data(),
+                            next.q.data(),       next.mu.data()};
   in_pieces(graph.receivers, [&](int64_t begin, int64_t end) {
     const int64_t rows = end - begin;
     run.messages(task, begin, end);
@@ -242,7 +236,7 @@ void adjoint_layer(const Model &model, Workspace &work, std::size_t depth) {
     float *g_q = g_q_all + begin * f, *g_mu = g_mu_all + 3 * begin * f;
     const float *v = &state.v[3 * begin * f], *norm = &state.norm[begin * f];
     const float *z = &state.z[begin * f], *a_v = &state.a_v[begin * f];
-    float *g_a = scratch(6 * f);                         // (rows, 2F)
+    float *g_a = scratch(6 * f);                            // (rows, 2F)
     float *g_h = g_a + 2 * rows * f, *g_v = g_h + rows * f; // (rows, F), (rows, 3, F)
     run.gate_adjoint(g_q, g_mu, norm, v, g_a, rows, model.channels);
     apply_adjoint(layer.update_out, g_a, g_h, rows, Start::ZERO);
@@ -253,20 +247,20 @@ void adjoint_layer(const Model &model, Workspace &work, std::size_t depth) {
   });
 
   const AdjointTask task = {model.channels,
-                      table_block(model.channels),
-                      model.knots,
-                      graph.sender_first.data(),
-                      graph.receiver_of.data(),
-                      graph.geometry_by_sender.data(),
-                      layer.filter.data(),
-                      state.phi.data(),
-                      first ? nullptr : state.mu.data(),
-                      g_q_all,
-                      g_mu_all,
-                      graph.receivers,
-                      nullptr,
-                      work.g_mu_next.data(),
-                      work.g_edge.data()};
+                            table_block(model.channels),
+                            model.knots,
+                            graph.sender_first.data(),
+                            graph.receiver_of.data(),
+                            graph.geometry_by_sender.data(),
+                            layer.filter.data(),
+                            state.phi.data(),
+                            first ? nullptr : state.mu.data(),
+                            g_q_all,
+                            g_mu_all,
+                            graph.receivers,
+                            nullptr,
+                            work.g_mu_next.data(),
+                            work.g_edge.data()};
   in_pieces(graph.nodes, [&](int64_t begin, int64_t end) {
     const int64_t rows = end - begin;
     if (first) return run.messages_adjoint(task, begin, end);

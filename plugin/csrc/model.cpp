@@ -41,10 +41,10 @@ std::string text(const std::vector<int64_t> &shape) {
 }
 
 const Array &find(const Arrays &arrays, const std::string &name) {
-  const auto found = arrays.find(name);
-  if (found == arrays.end())
+  const auto entry = arrays.find(name);
+  if (entry == arrays.end())
     throw std::invalid_argument("mlff_student: the model has no tensor '" + name + "'");
-  return found->second;
+  return entry->second;
 }
 
 const std::vector<double> &values(const Arrays &arrays, const std::string &name,
@@ -64,8 +64,8 @@ void copy(const std::vector<double> &from, Buffer<float> &to) {
 } // namespace
 
 int64_t atomic_number(const std::string &symbol) {
-  const auto found = std::find(std::begin(SYMBOLS), std::end(SYMBOLS), symbol);
-  return found == std::end(SYMBOLS) ? 0 : found - std::begin(SYMBOLS) + 1;
+  const auto entry = std::find(std::begin(SYMBOLS), std::end(SYMBOLS), symbol);
+  return entry == std::end(SYMBOLS) ? 0 : entry - std::begin(SYMBOLS) + 1;
 }
 
 Linear::Linear(const Arrays &arrays, const std::string &name, int64_t outputs, int64_t inputs,
@@ -79,7 +79,8 @@ Model::Model(const Arrays &arrays, double cutoff, int64_t knots)
     : cutoff(cutoff), knots(knots > 0 ? knots : KNOTS), repulsion([&arrays] {
         const int64_t species = find(arrays, "references").values.size();
         const std::string prefix = "repulsion.";
-        return Repulsion{species, values(arrays, prefix + "charges", {species, species}),
+        return Repulsion{species,
+                         values(arrays, prefix + "charges", {species, species}),
                          values(arrays, prefix + "lengths", {species, species}),
                          values(arrays, prefix + "ranges", {species, species}),
                          values(arrays, prefix + "weights", {4}),
@@ -107,8 +108,7 @@ Model::Model(const Arrays &arrays, double cutoff, int64_t knots)
   if (!(shortest > 0.0))
     throw std::invalid_argument("mlff_student: the shortest distance must be positive, got " +
                                 std::to_string(shortest));
-  copy(values(arrays, "embedding.weight", {static_cast<int64_t>(references.size()), f}),
-       embedding);
+  copy(values(arrays, "embedding.weight", {static_cast<int64_t>(references.size()), f}), embedding);
 
   for (int index = 0;; index++) {
     const std::string prefix = "blocks." + std::to_string(index) + ".";
@@ -138,8 +138,7 @@ Model::Model(const Arrays &arrays, double cutoff, int64_t knots)
 }
 
 int32_t Model::species(int64_t atomic_number) const {
-  const bool listed =
-      atomic_number >= 0 && atomic_number < static_cast<int64_t>(species_of.size());
+  const bool listed = atomic_number >= 0 && atomic_number < static_cast<int64_t>(species_of.size());
   const int64_t index = listed ? species_of[atomic_number] : -1;
   if (index < 0) {
     std::string known;

@@ -6,10 +6,12 @@ add_library(mlff_student_core STATIC
   "${CSRC}/archive.cpp"
   "${CSRC}/dispatch.cpp"
   "${CSRC}/evaluate.cpp"
+  "${CSRC}/json.cpp"
   "${CSRC}/layers.cpp"
   "${CSRC}/model.cpp"
   "${CSRC}/radial_table.cpp"
   "${CSRC}/repulsion.cpp"
+  "${CSRC}/self_check.cpp"
   "${CSRC}/sha256.cpp")
 
 # The hot loops once for each instruction set; dispatch.cpp picks one when the library runs.

@@ -89,8 +89,8 @@ void NeighbourList::search(const double *positions, int64_t atoms, const Cell &c
                                 std::to_string(std::abs(volume)) + " angstrom^3");
 
   // Its memory serves the next search, unless this one fails.
-  std::unique_ptr<VesinNeighborList, FreeList> list(found_ ? found_.release()
-                                                           : new VesinNeighborList());
+  std::unique_ptr<VesinNeighborList, FreeList> list(list_ ? list_.release()
+                                                          : new VesinNeighborList());
   VesinOptions options{};
   options.cutoff = cutoff + SKIN;
   options.full = true;
@@ -102,7 +102,7 @@ void NeighbourList::search(const double *positions, int64_t atoms, const Cell &c
   double box[3][3];
   for (int a = 0; a < 3; a++) std::copy(whole.rows[a].begin(), whole.rows[a].end(), box[a]);
   const char *message = nullptr;
-  if (vesin_neighbors(reinterpret_cast<const double(*)[3]>(positions), atoms, box,
+  if (vesin_neighbors(reinterpret_cast<const double (*)[3]>(positions), atoms, box,
                       cell.periodic.data(), {VesinCPU, 0}, options, list.get(), &message))
     throw std::runtime_error(std::string("mlff_student: the neighbour search failed: ") +
                              (message ? message : "no reason given"));
@@ -145,7 +145,7 @@ void NeighbourList::search(const double *positions, int64_t atoms, const Cell &c
   cell_ = cell;
   cutoff_ = cutoff;
   skin_ = SKIN;
-  found_ = std::move(list);
+  list_ = std::move(list);
 }
 
 void NeighbourList::edges(const double *positions, int64_t atoms, const Cell &cell, double cutoff,

@@ -20,8 +20,7 @@ struct Cell {
 class NeighbourList {
 public:
   // Fills the graph's edges; positions (N, 3) in angstrom, finite.
-  void edges(const double *positions, int64_t atoms, const Cell &cell, double cutoff,
-             Graph &graph);
+  void edges(const double *positions, int64_t atoms, const Cell &cell, double cutoff, Graph &graph);
 
 private:
   bool outdated(const double *positions, int64_t atoms, const Cell &cell, double cutoff) const;
@@ -38,7 +37,7 @@ private:
   std::vector<Pair> pairs_;                   // sorted by receiver, sender, shift
   std::vector<std::array<double, 3>> shifts_; // angstrom
   std::vector<double> reference_;             // (N, 3) positions of the search
-  std::unique_ptr<VesinNeighborList, FreeList> found_;
+  std::unique_ptr<VesinNeighborList, FreeList> list_;
   Cell cell_{};
   double cutoff_ = -1.0, skin_ = 0.0;
 };

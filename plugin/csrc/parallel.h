@@ -25,15 +25,15 @@ private:
 // work(begin, end) for each piece of [0, rows).
 template <typename Work> void in_pieces(int64_t rows, const Work &work) {
   const int64_t pieces = (rows + ROWS_AT_ONCE - 1) / ROWS_AT_ONCE;
-  const auto some = [&](int64_t first, int64_t last) {
+  const auto run_pieces = [&](int64_t first, int64_t last) {
     const SequentialProducts guard;
     for (int64_t piece = first; piece < last; piece++)
       work(piece * ROWS_AT_ONCE, std::min(rows, (piece + 1) * ROWS_AT_ONCE));
   };
   if (pieces <= 1)
-    some(0, pieces);
+    run_pieces(0, pieces);
   else
-    at::parallel_for(0, pieces, 1, some);
+    at::parallel_for(0, pieces, 1, run_pieces);
 }
 
 } // namespace mlff_student

@@ -19,12 +19,12 @@ namespace {
 using at::Tensor;
 using namespace mlff_student;
 
-// Memory of one caller at a time.
-struct Desk {
+// Working memory of one call.
+struct Scratch {
   Workspace work;
   NeighbourList neighbours;
   Buffer<double> gradient;        // (E, 3)
-  Buffer<int64_t> next, position; // (N,), (E,): how given edges are sorted
+  Buffer<int64_t> next, position; // (N,), (E,): how the edges of a caller are sorted
 };
 
 Tensor plain(const Tensor &tensor, at::ScalarType type) {
@@ -35,7 +35,7 @@ struct NativeStudent : torch::CustomClassHolder {
   NativeStudent(c10::Dict<std::string, Tensor> tensors, double cutoff, int64_t knots)
       : tensors(std::move(tensors)), model(arrays(), cutoff, knots) {}
 
-  // The contract of the archive's from_edges.
+  // The same contract as from_edges of the archive.
   std::tuple<Tensor, Tensor> from_edges(const Tensor &edge_vectors, const Tensor &edge_index,
                                         const Tensor &atomic_numbers, int64_t n_local) {
     const Tensor vectors = plain(edge_vectors, at::kDouble), index = plain(edge_index, at::kLong);
@@ -49,11 +49,11 @@ struct NativeStudent : torch::CustomClassHolder {
                       edges, ", 3)");
     TORCH_CHECK_VALUE(n_local >= 0 && n_local <= nodes, "mlff_student: n_local is ", n_local,
                       ", expected 0 to ", nodes);
-    const Loan desk(*this);
-    Workspace &work = desk->work;
+    const ScratchLease scratch(*this);
+    Workspace &work = scratch->work;
     set_species(numbers, work);
 
-    // Sorted by receiver; within one, edges keep their order.
+    // Sorted by receiver; edges of the same receiver keep their order.
     Graph &graph = work.graph;
     graph.resize(nodes, nodes, edges);
     const int64_t *receiver = index.const_data_ptr<int64_t>(), *sender = receiver + edges;
@@ -65,26 +65,25 @@ struct NativeStudent : torch::CustomClassHolder {
       graph.first[receiver[e] + 1]++;
     }
     for (int64_t i = 0; i < nodes; i++) graph.first[i + 1] += graph.first[i];
-    int64_t *next = desk->next.reserve(nodes), *position = desk->position.reserve(edges);
+    int64_t *next = scratch->next.reserve(nodes), *position = scratch->position.reserve(edges);
     std::copy_n(graph.first.data(), nodes, next);
-    const double *given = vectors.const_data_ptr<double>();
+    const double *unsorted = vectors.const_data_ptr<double>();
     for (int64_t e = 0; e < edges; e++) {
       const int64_t at = position[e] = next[receiver[e]]++;
       graph.sender[at] = static_cast<int32_t>(sender[e]);
-      for (int a = 0; a < 3; a++) graph.vectors[3 * at + a] = given[3 * e + a];
+      for (int a = 0; a < 3; a++) graph.vectors[3 * at + a] = unsorted[3 * e + a];
     }
     graph.complete(model);
 
     Tensor energies = at::empty({n_local}, at::kDouble), gradient = at::empty_like(vectors);
-    double *sorted = desk->gradient.reserve(3 * edges);
+    double *sorted = scratch->gradient.reserve(3 * edges);
     evaluate_graph(model, work, n_local, energies.mutable_data_ptr<double>(), sorted);
     double *out = gradient.mutable_data_ptr<double>();
-    for (int64_t e = 0; e < edges; e++)
-      std::copy_n(sorted + 3 * position[e], 3, out + 3 * e);
+    for (int64_t e = 0; e < edges; e++) std::copy_n(sorted + 3 * position[e], 3, out + 3 * e);
     return {energies, gradient};
   }
 
-  // The contract of the archive's evaluate.
+  // The same contract as evaluate of the archive.
   std::tuple<Tensor, Tensor, Tensor> evaluate(const Tensor &positions, const Tensor &atomic_numbers,
                                               const Tensor &cell, const Tensor &pbc) {
     const Tensor x = plain(positions, at::kDouble), numbers = plain(atomic_numbers, at::kLong);
@@ -114,12 +113,12 @@ struct NativeStudent : torch::CustomClassHolder {
     Tensor energies = at::empty({atoms}, at::kDouble), forces = at::empty({atoms, 3}, at::kDouble);
     Tensor virial = at::zeros({3, 3}, at::kDouble);
     if (atoms == 0) return {energies, forces, virial};
-    const Loan desk(*this);
-    Workspace &work = desk->work;
+    const ScratchLease scratch(*this);
+    Workspace &work = scratch->work;
     set_species(numbers, work);
-    desk->neighbours.edges(coordinates, atoms, box, model.cutoff, work.graph);
+    scratch->neighbours.edges(coordinates, atoms, box, model.cutoff, work.graph);
     work.graph.complete(model);
-    double *gradient = desk->gradient.reserve(3 * work.graph.edges);
+    double *gradient = scratch->gradient.reserve(3 * work.graph.edges);
     double *values = energies.mutable_data_ptr<double>();
     evaluate_graph(model, work, atoms, values, gradient);
     for (int64_t i = 0; i < atoms; i++)
@@ -151,29 +150,29 @@ struct NativeStudent : torch::CustomClassHolder {
   Model model;
 
 private:
-  // A desk for the length of a call. Two callers at once have one each.
-  class Loan {
+  // Working memory for the length of a call. Two simultaneous calls have separate memory.
+  class ScratchLease {
   public:
-    explicit Loan(NativeStudent &owner) : owner_(owner) {
+    explicit ScratchLease(NativeStudent &owner) : owner_(owner) {
       const std::lock_guard<std::mutex> lock(owner_.mutex_);
       if (owner_.free_.empty()) {
-        desk_ = std::make_unique<Desk>();
+        scratch_ = std::make_unique<Scratch>();
       } else {
-        desk_ = std::move(owner_.free_.back());
+        scratch_ = std::move(owner_.free_.back());
         owner_.free_.pop_back();
       }
     }
-    ~Loan() {
+    ~ScratchLease() {
       const std::lock_guard<std::mutex> lock(owner_.mutex_);
-      owner_.free_.push_back(std::move(desk_));
+      owner_.free_.push_back(std::move(scratch_));
     }
-    Loan(const Loan &) = delete;
-    Loan &operator=(const Loan &) = delete;
-    Desk *operator->() const { return desk_.get(); }
+    ScratchLease(const ScratchLease &) = delete;
+    ScratchLease &operator=(const ScratchLease &) = delete;
+    Scratch *operator->() const { return scratch_.get(); }
 
   private:
     NativeStudent &owner_;
-    std::unique_ptr<Desk> desk_;
+    std::unique_ptr<Scratch> scratch_;
   };
 
   Arrays arrays() const {
@@ -193,7 +192,7 @@ private:
   }
 
   std::mutex mutex_;
-  std::vector<std::unique_ptr<Desk>> free_;
+  std::vector<std::unique_ptr<Scratch>> free_;
 };
 
 using Handle = c10::intrusive_ptr<NativeStudent>;
@@ -213,8 +212,8 @@ TORCH_LIBRARY(mlff_student, library) {
             return std::make_tuple(self->tensors, self->model.cutoff, self->model.knots);
           },
           [](std::tuple<c10::Dict<std::string, Tensor>, double, int64_t> state) {
-            return c10::make_intrusive<NativeStudent>(
-                std::get<0>(state), std::get<1>(state), std::get<2>(state));
+            return c10::make_intrusive<NativeStudent>(std::get<0>(state), std::get<1>(state),
+                                                      std::get<2>(state));
           });
   library.def("instruction_set() -> str", &instruction_set);
   library.def("use_instruction_set(str name) -> ()",

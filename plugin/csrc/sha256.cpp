@@ -54,11 +54,11 @@ void Sha256::update(const void *data, std::size_t size) {
   const auto *from = static_cast<const unsigned char *>(data);
   bytes_ += size;
   while (size > 0) {
-    const std::size_t some = std::min(size, block_.size() - filled_);
-    std::copy_n(from, some, block_.begin() + filled_);
-    from += some;
-    size -= some;
-    filled_ += some;
+    const std::size_t count = std::min(size, block_.size() - filled_);
+    std::copy_n(from, count, block_.begin() + filled_);
+    from += count;
+    size -= count;
+    filled_ += count;
     if (filled_ == block_.size()) {
       compress(block_.data());
       filled_ = 0;
@@ -68,8 +68,8 @@ void Sha256::update(const void *data, std::size_t size) {
 
 std::string Sha256::digest() {
   const uint64_t bits = 8 * bytes_;
-  const unsigned char one = 0x80, zero = 0;
-  update(&one, 1);
+  const unsigned char end_mark = 0x80, zero = 0;
+  update(&end_mark, 1);
   while (filled_ != 56) update(&zero, 1);
   for (int k = 7; k >= 0; k--) {
     const auto byte = static_cast<unsigned char>(bits >> 8 * k);

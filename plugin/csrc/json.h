@@ -1,0 +1,34 @@
+// A reader of JSON (RFC 8259) for the metadata of an archive, so that nothing else is linked.
+#pragma once
+
+#include <string>
+#include <vector>
+
+namespace mlff_student {
+
+// A value and all that it contains. Every function throws std::runtime_error with the reason: the
+// text is not JSON, a member is missing, or a value is of another kind.
+class Json {
+public:
+  explicit Json(const std::string &text);
+
+  const Json &at(const std::string &key) const; // a member of an object
+  double number() const;
+  const std::string &string() const;   // escapes are kept as they are written
+  std::vector<double> numbers() const; // of an array, and of the arrays in it, row by row
+
+private:
+  enum class Kind { LITERAL, NUMBER, STRING, ARRAY, OBJECT };
+  struct Reader;
+
+  Json() = default;
+  void require(Kind kind, const char *expected) const;
+
+  Kind kind_ = Kind::LITERAL;
+  double number_ = 0.0;
+  std::string string_;
+  std::vector<std::string> keys_; // of an object
+  std::vector<Json> values_;      // of an array or an object
+};
+
+} // namespace mlff_student
