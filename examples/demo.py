@@ -14,20 +14,20 @@ import openmm
 import typer
 from openmm import unit
 
-from mlff_student.analysis import analyze
-from mlff_student.analysis.thermo import read_thermo
+from mlff_student.analysis import Analysis, analyze
 from mlff_student.archive.export import export
 from mlff_student.archive.registry import checkpoint_path
 from mlff_student.cli import console, run
-from mlff_student.core.figures import load_thresholds
+from mlff_student.core.figures import Figure, record_of
 from mlff_student.core.results import write_results
 from mlff_student.core.units import KJ_PER_MOL
 from mlff_student.engines.ase.calculator import StudentForceFieldCalculator
 from mlff_student.engines.lammps.run import single_point
 from mlff_student.engines.protocol import MDSettings, RunFolder
 from mlff_student.engines.run import run_md
+from mlff_student.reporting.analyze import energy_course, judge_run
 from mlff_student.reporting.plots import plot_drift
-from mlff_student.reporting.verdict import drift_table, verdict
+from mlff_student.reporting.verdict import Outcome, drift_table, overall
 from mlff_student.structures.reading import read_structure
 from openmm_integration import create_system, load_structure
 
@@ -67,7 +67,8 @@ def demo(
         "openmm": openmm_point(atoms.positions, archive),
         "lammps": single_point(atoms, archive, output)[:2],
     }
-    records, thermos, analyses = {}, {}, {}
+    analyses: dict[str, Analysis] = {}
+    further: dict[str, list[Figure]] = {}
     for engine in points:
         settings = MDSettings(
             engine=engine,
@@ -85,30 +86,32 @@ def demo(
         folder = RunFolder(output / engine)
         speed = run_md(settings, folder.path)
         analyses[engine] = analyze(folder.trajectory, folder.topology, folder.thermo)
-        thermos[engine] = read_thermo(folder.thermo)
         energy, forces = points[engine]
-        records[engine] = analyses[engine].as_record() | {
-            "ms_per_step": speed["ms_per_step"],
-            "ns_per_day": speed["ns_per_day"],
-            "energy_parity_ev_per_atom": abs(energy - atoms.get_potential_energy()) / len(atoms),
-            "force_parity_ev_per_angstrom": float(abs(forces - atoms.get_forces()).max()),
-        }
+        energy_parity = abs(energy - atoms.get_potential_energy()) / len(atoms)
+        force_parity = float(abs(forces - atoms.get_forces()).max())
+        further[engine] = [
+            Figure("ms_per_step", speed["ms_per_step"]),
+            Figure("ns_per_day", speed["ns_per_day"]),
+            Figure("energy_parity", energy_parity, "eV/atom"),
+            Figure("force_parity", force_parity, "eV/angstrom"),
+        ]
 
-    checks = {engine: verdict(record, load_thresholds()) for engine, record in records.items()}
+    checks = {engine: judge_run(analysis) for engine, analysis in analyses.items()}
+    records = {engine: analysis.as_record() for engine, analysis in analyses.items()}
     table = drift_table(records, checks)
-    for key, what, unit_name in (
-        ("ms_per_step", "speed", "ms/step"),
-        ("ns_per_day", "speed", "ns/day"),
-        ("energy_parity_ev_per_atom", "energy, difference from ASE", "eV/atom"),
-        ("force_parity_ev_per_angstrom", "forces, difference from ASE", "eV/angstrom"),
-    ):
-        table.add_row(what, unit_name, *(f"{record[key]:.2g}" for record in records.values()))
+    for of_engines in zip(*further.values(), strict=True):
+        title, unit_name = of_engines[0].title, of_engines[0].unit
+        table.add_row(title, unit_name, *(f"{figure.value:.2g}" for figure in of_engines))
     console.print(table)
-    plot_drift(thermos, analyses, output / "drift.png")
-    results = [{"engine": engine} | record for engine, record in records.items()]
+    courses = {engine: energy_course(analysis) for engine, analysis in analyses.items()}
+    plot_drift(courses, output / "drift.png")
+    results = [
+        {"engine": engine} | record | record_of(further[engine])
+        for engine, record in records.items()
+    ]
     write_results(output / "demo.json", "demo", model, results)
     console.print(f"trajectories, logs and the plot drift.png are in {output}")
-    if not all(check.passed for one in checks.values() for check in one):
+    if any(overall(of_run) is not Outcome.PASSED for of_run in checks.values()):
         sys.exit(1)
 
 

@@ -1,18 +1,22 @@
-"""Write README.md of this folder: run every example, or those named, and show what they print.
+"""Write the examples page of the documentation: run every example, or those named, and show what
+it prints.
 
-python examples/show.py                     # half an hour, the most of it distillation
+python examples/show.py                     # half an hour, most of it for distillation
 python examples/show.py batch nve_ase
 """
 
 import ast
 import os
 import re
-import shutil
 import subprocess
 import sys
 from pathlib import Path
 
+from PIL import Image
+
 HERE = Path(__file__).parent
+PAGES = HERE.parent / "docs" / "pages"
+PAGE = PAGES / "using" / "examples.md"
 ORDER = (
     "single_point optimize_water nve_ase batch student_and_teacher openmm_vacuum openmm_mixed "
     "lammps_nvt drift_of_a_dcd distil_molecule screen_conformers"
@@ -20,30 +24,35 @@ ORDER = (
 HEAD = """\
 # Examples
 
-Short scripts to copy. What each prints is below it; the tests run it with `--short` where that
-takes long. `demo.py` is what `make demo` runs. This page is written by `python examples/show.py`.
+This page shows short scripts to copy, each with what it prints. They are in the folder `examples/`.
+`make demo` runs `examples/demo.py`. The page is written by `python examples/show.py`.
 """
+COLOURS = 64  # of a figure on the page, which keeps its file small
 
 
 def command_of(name: str) -> str:
-    """How a user starts an example."""
+    """The command that starts an example."""
     lammps = (HERE / name).is_dir()
     return f"bash examples/{name}/run.sh" if lammps else f"python examples/{name}.py"
 
 
 def section(name: str, printed: str) -> str:
-    """What is said of an example, with its figures copied to this folder."""
+    """Section of an example; its figures are copied into the documentation."""
     script = HERE / f"{name}.py"
     summary = "A box of 64 water molecules at constant temperature in LAMMPS, on two ranks."
     if script.exists():
         summary = (ast.get_docstring(ast.parse(script.read_text())) or "").splitlines()[0]
-    shown = [f"    {line}".rstrip() for line in printed.strip("\n").splitlines()]
+    lines = [line.rstrip() for line in printed.strip("\n").splitlines()]
     figures = []
     for path in map(Path, re.findall(r"wrote (\S+\.png)", printed)):
-        shutil.copy(path, HERE / path.name)
-        figures.append(f"\n![{name}]({path.name})\n")
-    text = "\n".join(shown)
-    return f"\n## {summary.rstrip('.')}\n\n    {command_of(name)}\n\n{text}\n{''.join(figures)}"
+        small = Image.open(path).convert("RGB").quantize(COLOURS)
+        small.save(PAGES / "images" / path.name, optimize=True)
+        figures.append(f"\n![Figure of {name}](../images/{path.name})\n")
+    text = "\n".join(lines)
+    return (
+        f"\n## {summary.rstrip('.')}\n\n```bash\n{command_of(name)}\n```\n\n"
+        f"```text\n{text}\n```\n{''.join(figures)}"
+    )
 
 
 def run(name: str) -> str:
@@ -55,22 +64,20 @@ def run(name: str) -> str:
     result = subprocess.run(
         words, cwd=HERE.parent, env=environment, stdout=subprocess.PIPE, text=True, check=True
     )
-    table = re.search(
-        r"(?s) +Step +.*Loop time [^\n]*", result.stdout
-    )  # of LAMMPS, the rest left out
+    # Of the output of LAMMPS only its table.
+    table = re.search(r"(?s) +Step +.*Loop time [^\n]*", result.stdout)
     return table.group() if table else result.stdout
 
 
 def main(names: list[str]) -> None:
-    """Run these and keep what the page says of the others; all if there are no names."""
+    """Run these examples and keep the sections of the others; run all if there are no names."""
     if unknown := set(names) - set(ORDER):
         sys.exit(f"no example {', '.join(sorted(unknown))}; there are {', '.join(ORDER)}")
-    page = HERE / "README.md"
-    _, *known = re.split(r"(?m)^(?=## )", page.read_text())
-    sections = ["\n" + one.rstrip("\n") + "\n" for one in known]
+    _, *known = re.split(r"(?m)^(?=## )", PAGE.read_text())
+    sections = ["\n" + text.rstrip("\n") + "\n" for text in known]
     for name in names or ORDER:
         sections[ORDER.index(name)] = section(name, run(name))
-    page.write_text(HEAD + "".join(sections))
+    PAGE.write_text(HEAD + "".join(sections))
 
 
 if __name__ == "__main__":
