@@ -1,104 +1,156 @@
-"""What limits the students: data, steps, width, curvature, labels of a larger student.
-
-    python checkpoints/data/studies/run.py runs/studies
-
-trains short variations of the shipped recipe on the shipped data and writes results.csv and
-results.png beside this file. Each training goes on where a killed run stopped.
-"""
+"""What limits the accuracy of the students: data, steps, width, labels of a larger student."""
 
 import csv
-import sys
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, NamedTuple
+
+import typer
 
 from mlff_student.archive.registry import available_models, load_student
+from mlff_student.cli import run
+from mlff_student.core.errors import InputError
 from mlff_student.core.files import atomic_write
 from mlff_student.distill.dataset import read_frames
-from mlff_student.distill.evaluate import evaluate_frames
-from mlff_student.distill.recipe import ORGANIC_RECIPE, read_recipe
+from mlff_student.distill.evaluate import evaluate_student
+from mlff_student.distill.recipe import ORGANIC_RECIPE, Recipe, read_recipe
 from mlff_student.distill.relabel import relabel
 from mlff_student.distill.train import train
 from mlff_student.reporting.plots import single_figure
 
-HERE = Path(__file__).parent
-DATASET = HERE.with_name("organic.h5")
-SHORT = {"steps": 6000, "displaced_weight": 0.0}
-COPIES = 1  # of each frame, labelled by the original
-
-# study, name, preset, changes of its settings, structures (0: all), with the original's labels
-STUDIES: list[tuple[str, str, str, dict[str, Any], int, bool]] = [
-    ("reference", "reference", "ultra_tiny", {}, 0, False),
-    ("data", "data_325", "ultra_tiny", {}, 325, False),
-    ("data", "data_1300", "ultra_tiny", {}, 1300, False),
-    ("steps", "steps_2000", "ultra_tiny", {"steps": 2000}, 0, False),
-    ("steps", "steps_18000", "ultra_tiny", {"steps": 18000}, 0, False),
-    ("curvature", "curvature", "ultra_tiny", {"hessian_weight": 0.01}, 0, False),
-    ("curvature", "curvature_lightly", "ultra_tiny", {"hessian_weight": 3e-4}, 0, False),
-    ("ladder", "ladder", "ultra_tiny", {}, 0, True),
-    ("width", "width_64", "tiny", {}, 0, False),
-    ("width", "width_128", "original", {}, 0, False),
-]
+COPIES = 1  # of each frame, labelled by the larger student
 
 
-def main(folder: Path) -> None:
-    """Train and measure all of them; rows are written as they come."""
-    recipe = read_recipe(ORGANIC_RECIPE)
-    test = read_frames(DATASET, "test")
-    rows: list[dict[str, Any]] = []
-    for study, name, preset, changes, structures, climbs in STUDIES:
-        settings = replace(recipe.training[preset], **SHORT | changes)
-        extra = folder / "relabelled.h5" if climbs else None
-        if extra:
-            larger = available_models()["original"] / "model.pt"
-            options = {"copies": COPIES, "largest_force": recipe.largest_force, "seed": recipe.seed}
-            relabel(larger, DATASET, extra, **options)
-        checkpoint = train(
-            replace(recipe, training={preset: settings}),
-            preset,
-            DATASET,
-            folder / name,
-            extra=[extra] if extra else [],
-            structures=structures,
+class Study(NamedTuple):
+    """One training that differs from the reference in one thing."""
+
+    study: str
+    name: str
+    preset: str = "ultra_tiny"
+    steps_factor: float = 1.0
+    structures_fraction: float = 1.0
+    relabelled: bool = False  # with frames that the original student has labelled
+
+
+REFERENCE = Study("reference", "reference")
+STUDIES = (
+    REFERENCE,
+    Study("data", "data_sixteenth", structures_fraction=1 / 16),
+    Study("data", "data_quarter", structures_fraction=1 / 4),
+    Study("steps", "steps_third", steps_factor=1 / 3),
+    Study("steps", "steps_triple", steps_factor=3.0),
+    Study("relabelling", "relabelled", relabelled=True),
+    Study("width", "width_64", "tiny"),
+    Study("width", "width_128", "original"),
+)
+
+
+def main(
+    dataset: Annotated[Path, typer.Argument(help="Labelled dataset: dataset.h5 of a recipe.")],
+    output: Annotated[
+        Path, typer.Option("-o", "--output", help="Folder for trainings, results.csv, results.png.")
+    ] = Path("studies"),
+    recipe: Annotated[
+        Path, typer.Option(help="Recipe that the dataset was made by; the shipped one by default.")
+    ] = ORGANIC_RECIPE,
+    steps: Annotated[int, typer.Option(min=3, help="Steps of the reference training.")] = 6000,
+    only: Annotated[
+        str, typer.Option(help="Names of studies, with commas; all of them if not given.")
+    ] = "",
+) -> None:
+    """Train short variations of a recipe, and compare their force errors on unseen molecules.
+
+    A training takes some minutes, that of the original student longest; each resumes where a killed
+    run stopped. Making the data takes hours.
+
+    Example: mlff-student distill sample organic.yaml --data runs/organic &&
+    python benchmarks/learning_studies.py runs/organic/dataset.h5 -o runs/studies
+    """
+    if not dataset.is_file():
+        raise InputError(
+            f"no dataset {dataset}; make it with: mlff-student distill sample {recipe} "
+            f"--data {dataset.parent}"
         )
-        student, config = load_student(folder / name / "model.pt")
-        errors = evaluate_frames(student, test)
-        rows.append(
-            {
-                "study": study,
-                "model": preset,
-                "channels": config.channels,
-                "steps": settings.steps,
-                "structures": structures or len(read_frames(DATASET, "train").names),
-                "frames": checkpoint["training"]["history"][-1]["frames"],
-                "hessian_weight": settings.hessian_weight,
-            }
-            | {key: errors[key] for key in ("force_rmse_ev_per_angstrom", "force_r2")}
+    names = only.split(",") if only else [study.name for study in STUDIES]
+    if unknown := set(names) - {study.name for study in STUDIES}:
+        raise InputError(
+            f"no study {min(unknown)!r}; there are {', '.join(study.name for study in STUDIES)}"
         )
-        with atomic_write(HERE / "results.csv") as temporary, open(temporary, "w") as stream:
-            writer = csv.DictWriter(stream, rows[0])
+    output.mkdir(parents=True, exist_ok=True)
+    settings = read_recipe(recipe)
+    rows = []
+    for study in (study for study in STUDIES if study.name in names):
+        rows.append(measure(study, settings, dataset, steps, output))
+        with atomic_write(output / "results.csv") as temporary, temporary.open("w") as stream:
+            writer = csv.DictWriter(stream, rows[0], lineterminator="\n")
             writer.writeheader()
             writer.writerows(rows)
-    plot(rows)
+    plot(rows, output / "results.png")
+    print(f"written: {output / 'results.csv'}, {output / 'results.png'}")
 
 
-def plot(rows: list[dict[str, Any]]) -> None:
-    """Force errors against what was varied, relative to the reference."""
+def measure(
+    study: Study, recipe: Recipe, dataset: Path, steps: int, output: Path
+) -> dict[str, Any]:
+    """Train, and evaluate on the test split; a row of the table."""
+    if study.preset not in recipe.training:
+        raise InputError(
+            f"the recipe has no training of {study.preset!r}, which {study.name} needs"
+        )
+    settings = replace(
+        recipe.training[study.preset],
+        steps=round(study.steps_factor * steps),
+        displaced_weight=0.0,
+    )
+    extra = []
+    if study.relabelled:
+        extra = [output / "relabelled.h5"]
+        relabel(
+            available_models()["original"] / "model.pt",
+            dataset,
+            extra[0],
+            copies=COPIES,
+            largest_force=recipe.largest_force,
+            seed=recipe.seed,
+        )
+    available = len(read_frames(dataset, "train").names)
+    structures = max(1, round(study.structures_fraction * available))
+    folder = output / study.name
+    train(
+        replace(recipe, training={study.preset: settings}),
+        study.preset,
+        dataset,
+        folder,
+        extra=extra,
+        structures=structures if structures < available else 0,
+    )
+    student, config = load_student(folder / "model.pt")
+    errors = evaluate_student(student, read_frames(dataset, "test"))
+    return {
+        "study": study.study,
+        "model": study.preset,
+        "channels": config.channels,
+        "steps": settings.steps,
+        "structures": structures,
+        "force_rmse_ev_per_angstrom": errors["force_rmse_ev_per_angstrom"],
+        "force_r2": errors["force_r2"],
+    }
+
+
+def plot(rows: list[dict[str, Any]], path: Path) -> None:
+    """PNG of force errors against what was varied, relative to the first row."""
     reference = rows[0]
-    with single_figure(HERE / "results.png", "times the reference", "force RMSE (eV/Å)") as axes:
+    with single_figure(path, "times the reference", "force RMSE (eV/Å)") as axes:
         axes.set_xscale("log")
         for study, key in (("data", "structures"), ("steps", "steps"), ("width", "channels")):
-            some = sorted(
-                (row for row in rows if row["study"] in (study, "reference")),
-                key=lambda row, key=key: row[key],
+            line = sorted(
+                (row[key] / reference[key], row["force_rmse_ev_per_angstrom"])
+                for row in rows
+                if row["study"] in (study, "reference")
             )
-            axes.plot(
-                [row[key] / reference[key] for row in some],
-                [row["force_rmse_ev_per_angstrom"] for row in some],
-                marker="o",
-                label=key,
-            )
+            if line:
+                axes.plot(*zip(*line, strict=True), marker="o", label=key)
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    run(lambda: typer.run(main))

@@ -17,15 +17,18 @@ from mlff_student.archive.native import unavailable
 from mlff_student.archive.registry import available_models
 from mlff_student.benchmark import kernels, measure
 from mlff_student.benchmark.arithmetic import SPLINE, work
-from mlff_student.benchmark.kernels import BenchmarkSettings, benchmark_kernels, models_of
+from mlff_student.benchmark.batch import BatchSettings, benchmark_batch
+from mlff_student.benchmark.kernels import BenchmarkSettings, benchmark_kernels
 from mlff_student.benchmark.memory import peak_memory
+from mlff_student.benchmark.records import read_records
+from mlff_student.benchmark.settings import models_of
+from mlff_student.benchmark.structures import thermal_structure
 from mlff_student.benchmark.tables import records_table, remarks, targets_table
-from mlff_student.benchmark.targets import UNITS, judge, load_targets
-from mlff_student.benchmark.thermal import thermal_structure
+from mlff_student.benchmark.targets import judge_targets, load_targets
 from mlff_student.benchmark.timing import in_turns
 from mlff_student.core.errors import ArchiveError, InputError, MissingDependencyError
+from mlff_student.core.results import machine_facts
 from mlff_student.model.student import PRESETS, Student
-from mlff_student.reporting.plots import plot_roofline
 
 needs_native = pytest.mark.skipif(unavailable() is not None, reason=str(unavailable()))
 ELEMENTS = ["H", "C", "N", "O", "F"]
@@ -287,13 +290,13 @@ def test_threads_are_those_asked_for(output: Path, monkeypatch: pytest.MonkeyPat
     before = torch.get_num_threads()
     monkeypatch.setattr(measure, "_memory", lambda *_: {})  # takes processes and seconds
 
-    def look(job: measure.Job, *_: Any) -> list[dict[str, Any]]:
+    def look(job: measure.KernelJob, *_: Any) -> list[dict[str, Any]]:
         seen.append((job.threads, torch.get_num_threads()))
         return real(job, *_)
 
     real = kernels.measure
     monkeypatch.setattr(kernels, "measure", look)
-    cores = kernels.machine_facts()["cores"]
+    cores = machine_facts()["cores"]
     threads = (cores, 1)
     settings = BenchmarkSettings(("ultra_tiny",), (100,), threads, 0.01, openmm=False)
     records = benchmark_kernels(settings)
@@ -374,7 +377,44 @@ def test_output_of_another_benchmark(output: Path):
     assert output.read_text() == "{}"
 
 
-# --- Targets, tables, plot -----------------------------------------------------------------------
+@needs_native
+def test_records_are_read_back(output: Path):
+    content = json.loads(output.read_text())
+    assert read_records(output, "benchmark kernels") == (content["machine"], content["results"])
+    with pytest.raises(InputError, match="those of benchmark lammps are needed"):
+        read_records(output, "benchmark lammps")
+    output.write_text("[]")
+    with pytest.raises(InputError, match="is no file of benchmark kernels"):
+        read_records(output, "benchmark kernels")
+
+
+BATCH = BatchSettings(("ultra_tiny",), "O", structures=3, backends=("portable",), seconds=0.01)
+
+
+def test_killed_batch_benchmark_resumes(tmp_path: Path):
+    """The three kinds of structures have a record each, and those in the file are kept."""
+
+    def stop(job: str, done: int, jobs: int) -> None:
+        if done == 2:
+            raise KeyboardInterrupt
+
+    path = tmp_path / "batch.json"
+    with pytest.raises(KeyboardInterrupt):
+        benchmark_batch(BATCH, path, stop)
+    before = json.loads(path.read_text())["results"]
+    records = benchmark_batch(BATCH, path)
+    assert [(row["kind"], row["atoms"]) for row in records] == [
+        ("molecules", 9),
+        ("conformers", 9),
+        ("conformers", 3),
+    ]
+    assert records[:2] == before
+    for row in records:
+        assert row["structures_per_s"] == pytest.approx(1e6 / row["batch_us"])
+        assert row["batch_speedup"] == pytest.approx(row["one_by_one_us"] / row["batch_us"])
+
+
+# --- Targets, tables -----------------------------------------------------------------------------
 
 
 def records_of(model: str, times: dict[int, float]) -> Iterator[dict[str, Any]]:
@@ -394,9 +434,8 @@ def records_of(model: str, times: dict[int, float]) -> Iterator[dict[str, Any]]:
 
 def test_targets_beside_what_was_measured():
     targets = load_targets()
-    assert {target.figure for target in targets} <= set(UNITS)
-    outcomes = judge(list(records_of("original", {22: 1.0, 1000: 50.0})), targets)
-    found = {(one.target.figure, one.atoms): one.verdict for one in outcomes}
+    outcomes = judge_targets(list(records_of("original", {22: 1.0, 1000: 50.0})), targets)
+    found = {(one.check.key, one.atoms): one.verdict for one in outcomes}
     assert found == {
         ("ratio_to_portable", "22"): "met",
         ("ratio_to_portable", "1000"): "met",
@@ -408,19 +447,17 @@ def test_targets_beside_what_was_measured():
 @pytest.mark.parametrize(("power", "verdict"), [(1.0, "met"), (1.26, "missed by 20%")])
 def test_time_by_atoms(power: float, verdict: str):
     times = {atoms: 1e-2 * atoms**power for atoms in (100, 1000, 10_000, 100_000)}
-    outcomes = judge(list(records_of("mine.pt", times)), load_targets())
-    (one,) = (one for one in outcomes if one.target.figure == "exponent")
+    outcomes = judge_targets(list(records_of("mine.pt", times)), load_targets())
+    (one,) = (one for one in outcomes if one.check.key == "exponent")
     assert one.atoms == "1000 to 100000"
-    assert one.measured == pytest.approx(power)
+    assert one.check.figure.value == pytest.approx(power)
     assert one.verdict == verdict
 
 
 @needs_native
-def test_tables_and_plot(output: Path, tmp_path: Path):
+def test_tables(output: Path):
     records = json.loads(output.read_text())["results"]
     assert records_table(records).row_count == 1
-    assert targets_table(judge(records, load_targets())).row_count == 1
+    assert targets_table(judge_targets(records, load_targets())).row_count == 1
     busy = [record | {"cores_used": 0.4} for record in records]
     assert list(remarks(busy))[-1].startswith("Other programs took up to 60% of a core")
-    plot_roofline(records, tmp_path / "roof.png")
-    assert (tmp_path / "roof.png").read_bytes().startswith(b"\x89PNG")

@@ -1,1 +1,3 @@
-"""How fast the kernels are, on this machine and beside what they are to reach."""
+"""How fast the models run on this machine."""
+
+MOLECULE = "CC(=O)N[C@@H](C)C(=O)NC"  # alanine dipeptide, which is measured unless told otherwise

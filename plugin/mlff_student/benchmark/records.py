@@ -1,16 +1,28 @@
-"""The file of a benchmark, which a killed run goes on with."""
+"""The records of a benchmark: one JSON file, written as they are made and resumed after a kill."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from mlff_student.core.errors import InputError
+from mlff_student.core.files import require_writable
 from mlff_student.core.results import machine_facts, write_json
 from mlff_student.core.version import __version__
 
 Record = dict[str, Any]
+Progress = Callable[[str, int, int], None]  # a job's name, how many are done, how many there are
+
+
+def no_progress(job: str, done: int, jobs: int) -> None:
+    """Show nothing."""
+
+
+class Job(Protocol):
+    """What is measured in one go: a NamedTuple whose fields are keys of the records it gives."""
+
+    def _asdict(self) -> dict[str, Any]: ...
 
 
 class RecordFile:
@@ -18,14 +30,19 @@ class RecordFile:
 
     Parameters
     ----------
-    path : a file that is there already must be of the same command, machine and settings.
-    command : that makes the records.
-    settings : dataclass with a field `models`, what is measured.
-    machine : facts beyond `machine_facts` that the figures depend on.
+    path : Path | None
+        A file that exists must be of the same command, machine and settings.
+    command : str
+        The command that makes the records.
+    settings : dataclass
+        What is measured, with a field `models`.
+    machine : dict[str, str]
+        Facts beyond `machine_facts` that the figures depend on.
 
     Raises
     ------
-    InputError : the file cannot be gone on with.
+    InputError
+        The file cannot be written, or cannot be resumed.
     """
 
     def __init__(
@@ -38,40 +55,89 @@ class RecordFile:
             "version": __version__,
             "model": ",".join(settings.models),
             "machine": machine_facts() | machine,
-            "settings": {
-                name: list(value) if isinstance(value, tuple) else value
-                for name, value in asdict(settings).items()
-            },
+            "settings": json.loads(json.dumps(asdict(settings))),
         }
-        if path and path.exists():
-            self.records = self._read(path)
+        if path:
+            require_writable(path)
+            if path.exists():
+                self.records = self._read(path)
 
     def _read(self, path: Path) -> list[Record]:
         try:
             content = json.loads(path.read_text())
-            found = {name: content.get(name) for name in self.head}
+            head = {name: content.get(name) for name in self.head}
             records = content["results"]
         except (OSError, ValueError, AttributeError, KeyError) as error:
             raise InputError(
-                f"{path} exists and is no file of {self.head['command']}; choose another --json"
+                f"{path} exists and is no file of {self.head['command']}; choose another file"
             ) from error
-        if changed := list(_differences(found, self.head)):
+        if changed := list(_differences(head, self.head)):
             raise InputError(
                 f"{path} holds another benchmark ({', '.join(changed)} differ); choose another "
-                "--json or remove that file"
+                "file or remove that one"
             )
         return records
 
-    def add(self, records: list[Record]) -> None:
-        """Keep records, in the file too."""
-        self.records += records
-        if self.path:
-            write_json(self.path, self.head | {"results": self.records})
+    def measure(
+        self,
+        jobs: Iterable[Job],
+        measure: Callable[[Any], list[Record]],
+        progress: Progress = no_progress,
+    ) -> list[Record]:
+        """Measure the jobs that have no record yet; the file is written after each of them.
+
+        Returns
+        -------
+        list[Record]
+            All records, in the order in which they were measured.
+        """
+        jobs = list(jobs)
+        for number, job in enumerate(jobs):
+            progress(str(job), number, len(jobs))
+            if not any(is_of(record, job) for record in self.records):
+                self.records += measure(job)
+                if self.path:
+                    write_json(self.path, self.head | {"results": self.records})
+        progress("done", len(jobs), len(jobs))
+        return self.records
 
 
-def _differences(found: dict[str, Any], wanted: dict[str, Any]) -> Iterator[str]:
-    for name, value in wanted.items():
-        if isinstance(value, dict) and isinstance(found.get(name), dict):
-            yield from _differences(found[name], value)
-        elif found.get(name) != value:
+def is_of(record: Record, job: Job) -> bool:
+    """Whether a record was made by a job."""
+    return all(record.get(name) == value for name, value in job._asdict().items())
+
+
+def read_records(path: Path, *commands: str) -> tuple[dict[str, Any], list[Record]]:
+    """Facts about the machine, and the records, of a benchmark's file.
+
+    Parameters
+    ----------
+    path : Path
+        File that `RecordFile` has written.
+    *commands : str
+        Commands that make such records.
+
+    Raises
+    ------
+    InputError
+        The file cannot be read, is of another command, or holds no records.
+    """
+    try:
+        content = json.loads(path.read_text())
+        command, machine, records = (content[key] for key in ("command", "machine", "results"))
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise InputError(f"{path} is no file of {' or '.join(commands)}: {error}") from error
+    if command not in commands or not records:
+        raise InputError(
+            f"{path} holds {len(records)} records of {command!r}; those of {' or '.join(commands)} "
+            "are needed"
+        )
+    return machine, records
+
+
+def _differences(old: dict[str, Any], new: dict[str, Any]) -> Iterator[str]:
+    for name, value in new.items():
+        if isinstance(value, dict) and isinstance(old.get(name), dict):
+            yield from _differences(old[name], value)
+        elif old.get(name) != value:
             yield name

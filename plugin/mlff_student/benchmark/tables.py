@@ -8,7 +8,7 @@ from rich.box import SIMPLE_HEAD
 from rich.markup import escape
 from rich.table import Table
 
-from mlff_student.benchmark.targets import UNITS, Outcome
+from mlff_student.benchmark.targets import TargetCheck
 
 LEAST_CORES = 0.9  # processor time over wall time on one thread of a quiet machine
 PADDING = (0, 0, 0, 1)  # the tables fit into 80 columns
@@ -52,22 +52,22 @@ def batch_table(records: list[dict[str, Any]]) -> Table:
     return table
 
 
-def targets_table(outcomes: list[Outcome]) -> Table:
+def targets_table(checks: list[TargetCheck]) -> Table:
     """One row a target and figure."""
     table = Table(title="targets", box=SIMPLE_HEAD, padding=PADDING)
     table.add_column("model", no_wrap=True)
     for title in ("atoms", "figure", "target", "measured"):
         table.add_column(title, justify="right", no_wrap=True)
     table.add_column("", no_wrap=True)
-    for one in outcomes:
-        sign = "<=" if one.target.at_least is None else ">="
-        style = "green" if one.met else "yellow"
+    for one in checks:
+        figure, threshold = one.check.figure, one.check.threshold
+        style = "green" if one.check.passed else "yellow"
         table.add_row(
             _name(one._asdict()),
             one.atoms,
-            UNITS[one.target.figure],
-            f"{sign} {one.target.bound:g}",
-            f"{one.measured:.3g}",
+            figure.title,
+            f"{threshold.sign} {threshold.value:g}",
+            f"{figure.value:.3g}",
             f"[{style}]{one.verdict}[/]",
         )
     return table

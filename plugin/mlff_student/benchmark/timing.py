@@ -1,9 +1,12 @@
 """Times of calls that take turns, so that a noisy machine is noisy to all of them."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from statistics import median, quantiles
 from typing import NamedTuple
+
+import torch
 
 TURN_S = 0.05
 ROUNDS = 3
@@ -29,13 +32,15 @@ class Times(NamedTuple):
         return 1e3 * (high - low)
 
 
-def in_turns(calls: dict[str, Callable[[], object]], seconds: float) -> dict[str, Times]:
+def in_turns(calls: Mapping[str, Callable[[], object]], seconds: float) -> dict[str, Times]:
     """Times of each kind of call, in rounds of one turn each.
 
     Parameters
     ----------
-    calls : by name.
-    seconds : for all of them; at least three rounds are made.
+    calls : Mapping[str, Callable]
+        What is timed, by name.
+    seconds : float
+        Time for all of them together; at least three rounds are made.
     """
     wall: dict[str, list[float]] = {name: [] for name in calls}
     busy = dict.fromkeys(calls, 0.0)
@@ -57,4 +62,15 @@ def in_turns(calls: dict[str, Callable[[], object]], seconds: float) -> dict[str
                 end = time.perf_counter()
                 wall[name].append(end - start)
             busy[name] += time.process_time() - processor
-    return {name: Times(found, busy[name] / sum(found)) for name, found in wall.items()}
+    return {name: Times(times, busy[name] / sum(times)) for name, times in wall.items()}
+
+
+@contextmanager
+def torch_threads(count: int) -> Iterator[None]:
+    """That many threads of torch, which the compiled kernels use too."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)

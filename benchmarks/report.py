@@ -1,49 +1,64 @@
 """All students beside their teacher: how fast, how accurate, where the time goes, in one page.
 
-Positions move before every call, so that nothing is measured that a cache has answered.
+Positions move before every call, so that no call is answered from a cache.
 """
 
-import json
 import tempfile
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from itertools import cycle
 from math import ceil
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, NamedTuple
 
+import jinja2
 import numpy as np
+import typer
 from ase import Atoms
 from ase.calculators.calculator import Calculator
 
 from mlff_student.archive.archive import Archive
 from mlff_student.archive.native import with_backend
 from mlff_student.archive.registry import archive_of
-from mlff_student.benchmark.measure import Record
+from mlff_student.benchmark import MOLECULE
+from mlff_student.benchmark.measure import software
 from mlff_student.benchmark.memory import peak_memory, peak_memory_of_teacher
-from mlff_student.benchmark.thermal import archive_arguments, side_by_side, thermal_structure
+from mlff_student.benchmark.records import Progress, Record, RecordFile, no_progress
+from mlff_student.benchmark.settings import (
+    check_atoms,
+    check_models,
+    check_positive,
+    models_of,
+    words_of,
+)
+from mlff_student.benchmark.structures import archive_arguments, thermal_structure
 from mlff_student.benchmark.timing import in_turns
+from mlff_student.cli import run
+from mlff_student.cli.benchmark import progress_bar
+from mlff_student.cli.common import whole_numbers
 from mlff_student.core.errors import InputError, MissingDependencyError, StudentError
 from mlff_student.core.files import atomic_write
-from mlff_student.core.results import machine_facts, write_json
+from mlff_student.core.paths import PACKAGE
+from mlff_student.core.results import machine_facts
 from mlff_student.core.version import __version__
 from mlff_student.engines.ase.calculator import StudentForceFieldCalculator
 from mlff_student.engines.protocol import MDSettings
 from mlff_student.engines.run import run_md
-from mlff_student.reporting.pages import render
 from mlff_student.reporting.plots import COLOURS, Plot, logarithmic, svg_figure
 from mlff_student.structures.reading import read_structure
 from mlff_student.teachers.registry import is_teacher, make_teacher
 
-COMMAND = "benchmark report"
+COMMAND = "benchmarks/report.py"
+HERE = Path(__file__).parent
+GAP = 3.0  # angstrom, between molecules side by side
 SMALL_MOVE, BEYOND_SKIN = 0.01, 1.0  # angstrom: a neighbour list lasts, or must be made anew
 PLACES = 16  # displaced copies that calls take turns with
 FEWEST_FOR_EXPONENT = 100  # atoms; below, calls cost more than atoms
 MEMORY_ATOMS = 1000
 TEACHER_STEPS = 10
 LONGEST_CALL = 60.0  # s; a teacher is not asked for a structure that would take longer
-TEACHERS_EXPONENT = 3.0  # of time against atoms, by which that is foretold: dense linear algebra
+TEACHERS_EXPONENT = 3.0  # of time against atoms, by which that is predicted: dense linear algebra
 
 
 @dataclass(frozen=True)
@@ -52,19 +67,27 @@ class ReportSettings:
 
     Attributes
     ----------
-    models : students.
-    teacher : name that `mlff_student.teachers.registry.make_teacher` takes, or empty.
-    molecule : file or SMILES string.
-    atoms : sizes of thermal structures, for the scaling.
-    batches : of displaced copies of the molecule in one call.
-    engines : of MD.
-    steps : of MD that are timed, for each engine.
-    seconds : for each structure's latencies.
+    models : tuple[str, ...]
+        Students.
+    teacher : str
+        Name that `mlff_student.teachers.registry.make_teacher` takes, or empty.
+    molecule : str
+        File or SMILES string.
+    atoms : tuple[int, ...]
+        Sizes of thermal structures, for the scaling.
+    batches : tuple[int, ...]
+        Numbers of displaced copies of the molecule in one call.
+    engines : tuple[str, ...]
+        Engines of MD.
+    steps : int
+        Steps of MD that are timed, for each engine.
+    seconds : float
+        Time for each structure's latencies.
     """
 
     models: tuple[str, ...]
     teacher: str = "gfn2-xtb"
-    molecule: str = "CC(=O)N[C@@H](C)C(=O)NC"
+    molecule: str = MOLECULE
     atoms: tuple[int, ...] = (22, 100, 300, 1000, 3000)
     batches: tuple[int, ...] = (1, 8, 64)
     engines: tuple[str, ...] = ("openmm", "lammps")
@@ -72,33 +95,81 @@ class ReportSettings:
     seconds: float = 5.0
 
     def __post_init__(self) -> None:
-        if not self.models:
-            raise InputError("no models to measure")
-        if self.atoms and min(self.atoms) < 2:
-            raise InputError(f"atoms must be 2 or more, got {min(self.atoms)}")
+        check_models(self.models)
+        check_atoms(self.atoms)
         if self.batches and min(self.batches) < 1:
             raise InputError(f"batches must be 1 or more, got {min(self.batches)}")
         for name in ("steps", "seconds"):
-            if not 0 < getattr(self, name) < float("inf"):
-                raise InputError(f"{name} must be positive, got {getattr(self, name)}")
+            check_positive(name, getattr(self, name))
+
+
+class ReportJob(NamedTuple):
+    """A measurement by its name."""
+
+    job: str
+
+    def __str__(self) -> str:
+        return self.job
+
+
+def main(
+    models: Annotated[
+        str, typer.Option(help="Shipped names or paths, with commas; all: every shipped model.")
+    ] = "all",
+    teacher: Annotated[
+        str, typer.Option(help="Teacher measured beside them; empty for none.")
+    ] = "gfn2-xtb",
+    molecule: Annotated[str, typer.Option(help="File or SMILES of a molecule.")] = MOLECULE,
+    atoms: Annotated[
+        str, typer.Option(help="Numbers of atoms for the scaling, with commas.")
+    ] = "22,100,300,1000,3000",
+    batches: Annotated[str, typer.Option(help="Sizes of batches, with commas.")] = "1,8,64",
+    engines: Annotated[str, typer.Option(help="MD engines, with commas.")] = "openmm,lammps",
+    steps: Annotated[int, typer.Option(help="Number of MD steps that are timed.")] = 2000,
+    seconds: Annotated[float, typer.Option(help="Time for each structure's latencies.")] = 5.0,
+    output: Annotated[
+        Path, typer.Option("-o", "--output", help="Folder for benchmark.html and benchmark.json.")
+    ] = Path("benchmark"),
+) -> None:
+    """Measure all students beside their teacher: speed, accuracy, memory, where the time goes.
+
+    A killed run resumes with the same command. Measure on a quiet machine.
+
+    Example: python benchmarks/report.py --models tiny,ultra_tiny -o benchmark
+    """
+    settings = ReportSettings(
+        models=models_of(models),
+        teacher=teacher,
+        molecule=molecule,
+        atoms=whole_numbers("--atoms", atoms),
+        batches=whole_numbers("--batches", batches),
+        engines=words_of(engines),
+        steps=steps,
+        seconds=seconds,
+    )
+    with progress_bar("report", quiet=False) as progress:
+        benchmark_report(settings, output, progress)
+    print(f"written: {output / 'benchmark.html'}")
 
 
 def benchmark_report(
-    settings: ReportSettings,
-    output: Path,
-    progress: Callable[[str, int, int], None] = lambda job, done, jobs: None,
+    settings: ReportSettings, output: Path, progress: Progress = no_progress
 ) -> list[Record]:
-    """Measure, and write benchmark.html and benchmark.json into a folder; what is in the file
-    already, begun with the same settings on this machine, is not measured again.
+    """Measure, and write benchmark.html and benchmark.json into a folder.
 
     Returns
     -------
-    Flat records; `measurement` is single, batch, md, scaling, memory or stages.
+    list[Record]
+        Flat records; `measurement` is single, batch, md, scaling, memory or stages.
 
     Raises
     ------
-    InputError : settings that cannot be measured, or a folder that holds another benchmark.
-    ArchiveError : no such model. MissingDependencyError : the teacher is not installed.
+    InputError
+        Settings that cannot be measured, or a folder that holds another benchmark.
+    ArchiveError
+        There is no such model.
+    MissingDependencyError
+        The teacher is not installed.
     """
     archives = {model: archive_of(model) for model in settings.models}
     molecule = read_structure(settings.molecule).atoms
@@ -108,58 +179,30 @@ def benchmark_report(
         output.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise InputError(f"cannot write to {output}: {error.strerror}") from error
-    file = output / "benchmark.json"
-    head = {
-        "command": COMMAND,
-        "version": __version__,
-        "model": ",".join(settings.models),
-        "machine": machine_facts(),
-        "settings": json.loads(json.dumps(asdict(settings))),
-    }
-    records = _read(file, head)
-    jobs = dict(_jobs(settings, archives, molecule))
-    for number, (name, job) in enumerate(jobs.items()):
-        progress(name, number, len(jobs))
-        if not any(record["job"] == name for record in records):
-            records += [{"job": name} | record for record in job()]
-            write_json(file, head | {"results": records})
-    progress("done", len(jobs), len(jobs))
+    file = RecordFile(output / "benchmark.json", COMMAND, settings, software())
+    measurements = dict(_measurements(settings, archives, molecule))
+
+    def measured(job: ReportJob) -> list[Record]:
+        return [job._asdict() | record for record in measurements[job.job]()]
+
+    records = file.measure(map(ReportJob, measurements), measured, progress)
     with atomic_write(output / "benchmark.html") as temporary:
         temporary.write_text(page(records, archives, settings))
     return records
 
 
-def _read(file: Path, head: dict[str, Any]) -> list[Record]:
-    if not file.exists():
-        return []
-    try:
-        content = json.loads(file.read_text())
-        changed = [key for key in head if content[key] != head[key]]
-        records = content["results"]
-    except (ValueError, KeyError, TypeError) as error:
-        raise InputError(
-            f"{file} exists and is no file of {COMMAND}; choose another --output"
-        ) from error
-    if changed:
-        raise InputError(
-            f"{file} holds another benchmark ({', '.join(changed)} differ); choose another "
-            "--output or remove that file"
-        )
-    return records
-
-
-def _jobs(
+def _measurements(
     settings: ReportSettings, archives: dict[str, Archive], molecule: Atoms
 ) -> Iterator[tuple[str, Callable[[], list[Record]]]]:
-    subjects = [*settings.models, *([settings.teacher] if settings.teacher else [])]
-    yield "latency of one molecule", lambda: _single(subjects, molecule, settings.seconds)
-    for model in subjects:
+    potentials = [*settings.models, *([settings.teacher] if settings.teacher else [])]
+    yield "latency of one molecule", lambda: _single(potentials, molecule, settings.seconds)
+    for model in potentials:
         yield f"{model}: batches", lambda model=model: _batches(model, molecule, settings)
     for size in settings.atoms:
         yield f"{size} atoms", lambda size=size: _scaling(archives, size, settings.seconds)
     if teacher := settings.teacher:
         yield f"{teacher}: sizes", lambda: _teachers_scaling(teacher, molecule, settings)
-    for model in subjects:
+    for model in potentials:
         for engine in ("ase",) if is_teacher(model) else settings.engines:
             yield (
                 f"{model}: MD in {engine}",
@@ -171,6 +214,16 @@ def _jobs(
             f"{model}: stages",
             lambda model=model: _stages(archives[model], model, molecule, settings.seconds),
         )
+
+
+def side_by_side(molecule: Atoms, copies: int) -> Atoms:
+    """Copies of a molecule on a lattice, `GAP` apart, without a cell."""
+    edge = int(np.ceil(round(copies ** (1 / 3), 9)))
+    extent = np.ptp(molecule.positions, axis=0) + GAP
+    boxed = Atoms(molecule.numbers, positions=molecule.positions, cell=extent)
+    cluster = boxed.repeat(edge)[: copies * len(molecule)]
+    cluster.cell = None
+    return cluster
 
 
 def displaced(atoms: Atoms, width: float, count: int = PLACES) -> list[Atoms]:
@@ -203,10 +256,10 @@ def _forces_at(calculator: Calculator, atoms: Atoms) -> Callable[[np.ndarray], n
     return forces
 
 
-def _single(subjects: list[str], molecule: Atoms, seconds: float) -> list[Record]:
+def _single(potentials: list[str], molecule: Atoms, seconds: float) -> list[Record]:
     """Energy and forces of one molecule through the ASE calculator."""
     places = [copy.positions for copy in displaced(molecule, SMALL_MOVE)]
-    calls = {one: moving(_forces_at(_calculator(one), molecule), places) for one in subjects}
+    calls = {one: moving(_forces_at(_calculator(one), molecule), places) for one in potentials}
     for call in calls.values():
         for _ in range(2):  # TorchScript compiles
             call()
@@ -219,7 +272,7 @@ def _single(subjects: list[str], molecule: Atoms, seconds: float) -> list[Record
             "ms": times[one].ms,
             "ms_iqr": times[one].ms_iqr,
         }
-        for one in subjects
+        for one in potentials
     ]
 
 
@@ -435,8 +488,14 @@ def page(records: list[Record], archives: dict[str, Archive], settings: ReportSe
                 "memory_atoms": _value(mine, "atoms", measurement="memory"),
             }
         )
-    return render(
-        "benchmark/report.html.j2",
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader([HERE, PACKAGE / "reporting"]),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    return environment.get_template("report.html.j2").render(
         rows=rows,
         engines=[*settings.engines, "ase"],
         plots=[plot for plot in plots if plot],
@@ -543,3 +602,7 @@ def _stage_plot(records: list[Record], models: list[str]) -> Plot | None:
             left += width
         axes.invert_yaxis()
     return Plot("Where a call's time goes", "Of one molecule.", sink[0])
+
+
+if __name__ == "__main__":
+    run(lambda: typer.run(main))

@@ -1,9 +1,8 @@
-"""Networks of other packages with random weights, of about a student's size, as forces of OpenMM:
-for their speed alone.
+"""Networks of other packages with random weights and a student's size, as forces of OpenMM.
 
-Each comes to OpenMM as it comes to its own users: TensorNet and MACE through their potentials in
-openmm-ml, ANI, of which openmm-ml takes the published weights alone, through TorchANI's calculator
-for ASE.
+Each reaches OpenMM in the way in which its own users run it: TensorNet and MACE through their
+potentials in openmm-ml; ANI through TorchANI's calculator for ASE, because openmm-ml takes only the
+published weights of ANI.
 """
 
 from collections.abc import Callable
@@ -70,7 +69,7 @@ class Rival(NamedTuple):
 
     @property
     def parameters(self) -> int:
-        """How many it has."""
+        """Number of parameters."""
         return _count(self.network)
 
     def calculator(self) -> Calculator | None:
@@ -88,54 +87,58 @@ class Rival(NamedTuple):
                 torch.save(self.network, path)
             else:
                 name = "torchmdnet"
-                weights = {f"model.{key}": one for key, one in self.network.state_dict().items()}
+                weights = {
+                    f"model.{key}": value for key, value in self.network.state_dict().items()
+                }
                 settings = TENSORNET | {"embedding_dimension": self.width}
                 torch.save({"hyper_parameters": settings, "state_dict": weights}, path)
             potential = MLPotential(name, modelPath=str(path))
             return potential.createSystem(topology, removeCMMotion=False)
 
 
-def make_rival(name: str, parameters: int) -> Rival:
+def make_rival(name: str, parameters: int, atoms: Atoms) -> Rival:
     """Network of an architecture, as wide as it takes to have about that many parameters.
+
+    Parameters
+    ----------
+    name : str
+        Key of `ARCHITECTURES`.
+    parameters : int
+        Number of parameters to come near to.
+    atoms : Atoms
+        Molecule whose elements the network must know.
 
     Raises
     ------
-    InputError : no such architecture.
-    MissingDependencyError : its package is not installed.
+    InputError
+        There is no such architecture, or it does not know an element of the molecule.
+    MissingDependencyError
+        The package of the architecture is not installed.
     """
     if name not in ARCHITECTURES:
         raise InputError(f"no architecture {name!r}; there are {', '.join(ARCHITECTURES)}")
-    one = ARCHITECTURES[name]
+    architecture = ARCHITECTURES[name]
+    if unknown := sorted(set(atoms.symbols) - set(architecture.elements)):
+        known = ", ".join(architecture.elements)
+        raise InputError(f"{name} is built for {known}, not for {', '.join(unknown)}")
     try:
-        import_module(one.module)
+        import_module(architecture.module)
     except ImportError as error:
         raise MissingDependencyError(
-            f"{name} does not load ({error}); pip install {one.package}"
+            f"{name} does not load ({error}); pip install {architecture.package}"
         ) from error
     torch.manual_seed(0)
-    low, high = one.step, 2 * one.step
-    while _count(one.build(high)) < parameters:
+    low, high = architecture.step, 2 * architecture.step
+    while _count(architecture.build(high)) < parameters:
         low, high = high, 2 * high
-    while high - low > one.step:
-        middle = (low + high) // (2 * one.step) * one.step
-        if _count(one.build(middle)) < parameters:
+    while high - low > architecture.step:
+        middle = (low + high) // (2 * architecture.step) * architecture.step
+        if _count(architecture.build(middle)) < parameters:
             low = middle
         else:
             high = middle
-    rivals = [Rival(name, one.build(width), width) for width in (low, high)]
+    rivals = [Rival(name, architecture.build(width), width) for width in (low, high)]
     return min(rivals, key=lambda rival: abs(rival.parameters - parameters))
-
-
-def check_elements(name: str, atoms: Atoms) -> None:
-    """Refuse a molecule that an architecture is not built for.
-
-    Raises
-    ------
-    InputError : see above.
-    """
-    known = ARCHITECTURES[name].elements
-    if unknown := sorted(set(atoms.symbols) - set(known)):
-        raise InputError(f"{name} is built for {', '.join(known)}, not for {', '.join(unknown)}")
 
 
 def _count(network: nn.Module) -> int:
