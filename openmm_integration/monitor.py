@@ -5,7 +5,7 @@ import math
 from collections import deque
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import openmm
@@ -23,13 +23,13 @@ from mlff_student.archive.archive import Archive
 from mlff_student.archive.native import with_backend
 from mlff_student.archive.registry import archive_of
 from mlff_student.core.errors import InputError, RunStoppedError
-from mlff_student.core.figures import Threshold, load_thresholds
+from mlff_student.core.figures import Figure, Threshold, load_thresholds, record_of
 from mlff_student.core.files import atomic_write
 from mlff_student.engines.ase.calculator import evaluate
 from mlff_student.engines.protocol import THERMO_COLUMNS
 from mlff_student.model.neighbourhoods import REACH, neighbour_counts, neighbourhood_excess
 from mlff_student.model.neighbours import neighbour_edges
-from mlff_student.reporting.verdict import verdict
+from mlff_student.reporting.verdict import Check, Outcome, judge
 from mlff_student.structures.checks import perceive_bonds
 from mlff_student.teachers.registry import make_teacher
 
@@ -58,7 +58,13 @@ COLUMNS = (
     "failed",
 )
 DRIFT_ROWS = 1000  # newest rows that the drift is of
-DRIFT_ERRORS = 3.0  # standard errors that a drift must be above its threshold by
+# Columns that say where in the molecule a figure is, by the figure's key.
+PLACES = {
+    "bond_deviation_angstrom": "bond_deviation_atoms",
+    "largest_force_ev_per_angstrom": "largest_force_atom",
+    "network_depth_ev": "network_depth_atom",
+    "neighbourhood_excess": "neighbourhood_excess_atom",
+}
 CHANGE_TEMPERATURE_OR_VOLUME = (
     openmm.AndersenThermostat,
     openmm.MonteCarloBarostat,
@@ -68,12 +74,20 @@ CHANGE_TEMPERATURE_OR_VOLUME = (
 )
 
 
+class Located(NamedTuple):
+    """A figure of one frame, and the atoms that have it."""
+
+    figure: Figure
+    atoms: str = ""
+
+
 class Monitor:
-    """Reporter for `Simulation.reporters` that holds a run against the project's thresholds.
+    """Reporter for `Simulation.reporters` that judges a run by the project's thresholds.
 
     Every report costs two evaluations of the student: OpenMM's for the energies, and the monitor's
-    own. What is judged, against
-    `mlff_student/thresholds.yaml` and the domain in the archive's metadata:
+    own. It acts where a figure fails (`mlff_student.reporting.verdict.judge`), and waits where one
+    is not resolved yet. What is judged, by `mlff_student/core/thresholds.yaml` and the domain in
+    the archive's metadata:
 
     - drift of the total energy over the newest 1000 reports, where energy is constant; it begins
       anew where time or steps go back or leap (a restored State), and after an energy that is NaN;
@@ -114,6 +128,11 @@ class Monitor:
     thresholds : table in place of the project's; its limits of the training data, too, go before
         those of the archive.
     backend, device : of the student, as in `student_force`.
+
+    Attributes
+    ----------
+    checks : list of Check
+        Of the newest report (`mlff_student.reporting.verdict`).
 
     Raises
     ------
@@ -176,6 +195,7 @@ class Monitor:
         self._thresholds = domain_limits(archive) | table
         self._energies: deque[tuple[float, float]] = deque(maxlen=DRIFT_ROWS)  # ps, meV/atom
         self._newest = (-math.inf, 0)  # time in ps and step of the last of them
+        self.checks: list[Check] = []
         self._failing: set[str] = set()
         self._reports, self._good_step = 0, None
         self._last_good = Path(last_good) if last_good else None
@@ -199,22 +219,24 @@ class Monitor:
             state.getPositions(asNumpy=True).value_in_unit(unit.angstrom),
             state.getPeriodicBoxVectors(),
         )
-        record: dict[str, Any] = {"step": simulation.currentStep}
-        record |= self._thermo(simulation, state, atoms, degrees)
-        record |= self._drift(simulation, record)
-        record |= self._heat(record["temperature_k"], degrees)
-        record |= self._bonds(atoms)
-        record |= self._domain(atoms)
+        thermo = self._thermo(simulation, state, atoms, degrees)
+        located = [
+            *self._drift(simulation, thermo),
+            *self._heat(thermo["temperature_k"], degrees),
+            *self._bonds(atoms),
+            *self._domain(atoms),
+        ]
         self._reports += 1
-        finite = all(math.isfinite(record[key]) for key in THERMO_COLUMNS)
-        judged = record | {"nonfinite_rows": int(not finite)}
-        if "drift_mev_per_atom_ps" in record:
-            sure = DRIFT_ERRORS * record["drift_stderr_mev_per_atom_ps"]
-            judged["drift_mev_per_atom_ps"] = max(abs(record["drift_mev_per_atom_ps"]) - sure, 0.0)
-        checks = verdict(judged, self._thresholds)
-        failed = {check.name for check in checks if not check.passed}
+        figures = [one.figure for one in located]
+        finite = all(math.isfinite(thermo[key]) for key in THERMO_COLUMNS)
+        figures.append(Figure("nonfinite_rows", int(not finite)))
+        self.checks = judge(figures, self._thresholds)
+        failed = {check.key for check in self.checks if check.outcome is Outcome.FAILED}
+        places = {one.figure.key: one.atoms for one in located if one.atoms}
         if self._csv:
-            row = record | {"failed": " ".join(sorted(failed))}
+            row = {"step": simulation.currentStep} | thermo | record_of(figures)
+            row |= {PLACES[key]: place for key, place in places.items()}
+            row["failed"] = " ".join(sorted(failed))
             print(",".join(_text(row.get(key, "")) for key in COLUMNS), file=self._csv, flush=True)
         if not failed and self._last_good:
             with atomic_write(self._last_good) as temporary:
@@ -222,10 +244,11 @@ class Monitor:
         if not failed:
             self._good_step = simulation.currentStep
         words = "; ".join(
-            f"{check.name} {check.value:.4g} (limit {check.limit:g} {check.unit}"
-            f"{self._where(check.name, record)})"
-            for check in checks
-            if check.name in failed - (self._failing if self._action == "warn" else set())
+            f"{check.key} {check.figure.value:.4g} (limit {check.threshold.value:g} "
+            + ", ".join(filter(None, (check.threshold.unit, places.get(check.key, ""))))
+            + ")"
+            for check in self.checks
+            if check.key in failed - (self._failing if self._action == "warn" else set())
         )
         self._failing = failed
         if failed and self._action == "stop":
@@ -270,16 +293,6 @@ class Monitor:
         kept = f", its state is in {self._last_good}" if self._last_good else ""
         return f"The last good report was at step {self._good_step}{kept}"
 
-    @staticmethod
-    def _where(name: str, record: dict[str, Any]) -> str:
-        places = {
-            "bond_deviation_angstrom": "bond_deviation_atoms",
-            "largest_force_ev_per_angstrom": "largest_force_atom",
-            "network_depth_ev": "network_depth_atom",
-            "neighbourhood_excess": "neighbourhood_excess_atom",
-        }
-        return f", {record[places[name]]}" if name in places else ""
-
     def _atoms(self, positions: Any, box: Any) -> Atoms:
         """The student's atoms, of all positions (N, 3) in angstrom and the box."""
         atoms = Atoms(self._symbols, positions=np.asarray(positions)[self._indices])
@@ -288,7 +301,7 @@ class Monitor:
             atoms.pbc = True
         return atoms
 
-    def _drift(self, simulation: Simulation, record: dict[str, Any]) -> dict[str, float]:
+    def _drift(self, simulation: Simulation, thermo: dict[str, float]) -> list[Located]:
         constant = self._constant_energy
         if constant is None:
             constant = isinstance(
@@ -298,73 +311,76 @@ class Monitor:
                 for force in simulation.system.getForces()
             )
         if not constant:
-            return {}
+            return []
         time, step = self._newest
-        self._newest = record["time_ps"], record["step"]
-        finite = math.isfinite(record["total_ev"])
-        if not (finite and record["time_ps"] > time and record["step"] == step + self._every):
+        self._newest = thermo["time_ps"], simulation.currentStep
+        finite = math.isfinite(thermo["total_ev"])
+        follows = thermo["time_ps"] > time and simulation.currentStep == step + self._every
+        if not (finite and follows):
             self._energies.clear()
         if not finite:
-            return {}
-        per_atom = 1e3 * record["total_ev"] / moving_particles(simulation.system)
-        self._energies.append((record["time_ps"], per_atom))
+            return []
+        per_atom = 1e3 * thermo["total_ev"] / moving_particles(simulation.system)
+        self._energies.append((thermo["time_ps"], per_atom))
         if len(self._energies) < FEWEST_ROWS:
-            return {}
+            return []
         slope, error = slope_with_error(*np.array(self._energies).T)
-        return {"drift_mev_per_atom_ps": slope, "drift_stderr_mev_per_atom_ps": error}
+        return [Located(Figure("drift", slope, "meV/atom/ps", error))]
 
-    def _heat(self, kelvin: float, degrees: int) -> dict[str, float]:
+    def _heat(self, kelvin: float, degrees: int) -> list[Located]:
         middle = self._temperature or self._hottest
         if math.isinf(middle):
-            return {}
+            return []
         sigma = (kelvin - middle) / (middle * math.sqrt(2.0 / degrees))
-        return {"temperature_sigma": sigma if self._temperature else max(sigma, 0.0)}
+        if not self._temperature:
+            sigma = max(sigma, 0.0)
+        return [Located(Figure("temperature", sigma, "standard deviations"))]
 
-    def _bonds(self, atoms: Atoms) -> dict[str, Any]:
+    def _bonds(self, atoms: Atoms) -> list[Located]:
         if not len(self._pairs):
-            return {}
+            return []
         longest = float(self._lengths.max())
         lengths = bond_lengths(atoms.positions[None], _cells(atoms), self._pairs, longest)[0]
         deviation = np.abs(lengths - self._lengths)
         worst = int(deviation.argmax())
         first, second = self._pairs[worst]
-        return {
-            "bond_deviation_angstrom": float(deviation[worst]),
-            "bond_deviation_atoms": f"{self._names[first]} {self._names[second]}",
-        }
+        figure = Figure("bond_deviation", float(deviation[worst]), "angstrom")
+        return [Located(figure, f"{self._names[first]} {self._names[second]}")]
 
-    def _domain(self, atoms: Atoms) -> dict[str, Any]:
+    def _domain(self, atoms: Atoms) -> list[Located]:
         finite = np.isfinite(atoms.positions).all(1)
         if not finite.all():
             nowhere = self._names[int(finite.argmin())]
-            figures = ("largest_force_ev_per_angstrom", "network_depth_ev")
-            places = ("largest_force_atom", "network_depth_atom")
-            return dict.fromkeys(figures, math.nan) | dict.fromkeys(places, nowhere)
+            return [
+                Located(Figure("largest_force", math.nan, "eV/angstrom"), nowhere),
+                Located(Figure("network_depth", math.nan, "eV"), nowhere),
+            ]
         energies, forces, _ = (
             one.cpu().numpy() for one in evaluate(self._archive, atoms, self._device)
         )
         sizes = np.linalg.norm(forces, axis=1)
         depths = np.maximum(self._references - energies, 0.0)  # repulsion can only add to energies
         strongest, deepest = int(sizes.argmax()), int(depths.argmax())
-        record = {
-            "largest_force_ev_per_angstrom": float(sizes[strongest]),
-            "largest_force_atom": self._names[strongest],
-            "network_depth_ev": float(depths[deepest]),
-            "network_depth_atom": self._names[deepest],
-        } | self._neighbourhoods(atoms)
+        force = Figure("largest_force", float(sizes[strongest]), "eV/angstrom")
+        depth = Figure("network_depth", float(depths[deepest]), "eV")
+        located = [
+            Located(force, self._names[strongest]),
+            Located(depth, self._names[deepest]),
+            *self._neighbourhoods(atoms),
+        ]
         if self._teacher and self._reports % self._teacher_every == 0:
             error = self._error(atoms, forces)
-            record["teacher_force_rmse_ev_per_angstrom"] = error
+            located.append(Located(Figure("teacher_force_rmse", error, "eV/angstrom")))
             held_out = (self._archive.metadata["accuracy"] or {}).get("held_out_molecules", {})
             if usual := held_out.get("force_rmse_ev_per_angstrom"):
-                record["teacher_force_rmse_ratio"] = error / usual
-        return record
+                located.append(Located(Figure("teacher_force_rmse_ratio", error / usual)))
+        return located
 
-    def _neighbourhoods(self, atoms: Atoms) -> dict[str, Any]:
+    def _neighbourhoods(self, atoms: Atoms) -> list[Located]:
         """The atom whose neighbours are the least like any in training."""
         limits = (self._archive.metadata["domain"] or {}).get("neighbours")
         if not limits:
-            return {}
+            return []
         vectors, edges = neighbour_edges(
             torch.tensor(atoms.positions),
             torch.tensor(atoms.cell.array),
@@ -376,10 +392,8 @@ class Monitor:
         counts = neighbour_counts(vectors.norm(dim=1), edges, species, len(elements))
         excess = neighbourhood_excess(counts, species, elements, limits)
         strangest = int(excess.argmax())
-        return {
-            "neighbourhood_excess": float(excess[strangest]),
-            "neighbourhood_excess_atom": self._names[strangest],
-        }
+        figure = Figure("neighbourhood_excess", float(excess[strangest]))
+        return [Located(figure, self._names[strangest])]
 
     def _error(self, atoms: Atoms, forces: NDArray[np.float64]) -> float:
         """RMSE of the student's forces against the teacher's; NaN where the teacher has none."""

@@ -1,7 +1,7 @@
 """What a finished run says: energy, ensemble, forces, structure, transport, spectrum.
 
-Each module measures one thing by pure functions that return frozen dataclasses; `as_record` of each
-is a flat dictionary with units in its keys.
+Each module measures one thing by pure functions that return frozen dataclasses; `figures` of each
+are what is judged, printed and written as JSON (`mlff_student.core.figures`).
 """
 
 from mlff_student.analysis.run import Analysis, Reference, analyze

@@ -14,7 +14,7 @@ class Estimate(NamedTuple):
     stderr: float
 
 
-BLOCKS = 10  # of a run, unless told
+BLOCKS = 10  # of a run, unless another number is given
 
 
 def mean_of_blocks(series: ArrayLike, blocks: int = BLOCKS) -> Estimate:

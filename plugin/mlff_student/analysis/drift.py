@@ -1,19 +1,21 @@
 """How well a run kept its energy, from its log."""
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 
 import numpy as np
 from ase import units
 from numpy.typing import NDArray
 
+from mlff_student.analysis.blocks import mean_of_blocks
 from mlff_student.analysis.thermo import Thermo
 from mlff_student.core.errors import InputError
+from mlff_student.core.figures import Figure, Measured
 
 FEWEST_BLOCKS = 8  # below, a standard error says nothing about itself
 
 
 @dataclass(frozen=True)
-class Drift:
+class Drift(Measured):
     """How well a run kept its energy, of the whole log.
 
     Attributes
@@ -31,7 +33,8 @@ class Drift:
         potential leaves it at the integrator's error; a thermostat makes it about one (harmonic
         canonical ensemble: sqrt(2)), and infinite where it holds the kinetic energy.
     energy_fluctuation_mev_per_atom : root mean square of E/N about its linear trend.
-    temperature_k, temperature_std_k : mean and standard deviation.
+    temperature_k, temperature_stderr_k, temperature_std_k : mean, its standard error by blocks, and
+        standard deviation.
     nonfinite_rows : rows with a NaN or infinite energy or temperature.
     """
 
@@ -47,12 +50,44 @@ class Drift:
     exchange_ratio: float
     energy_fluctuation_mev_per_atom: float
     temperature_k: float
+    temperature_stderr_k: float
     temperature_std_k: float
     nonfinite_rows: int
 
-    def as_record(self) -> dict[str, float | int]:
-        """Flat dictionary, units in the keys."""
-        return asdict(self)
+    def figures(self) -> list[Figure]:
+        """All figures: of the energy, which tell of a run at constant energy, and of the log."""
+        return self.of_energy() + self.of_log()
+
+    def of_energy(self) -> list[Figure]:
+        """What tells of constant energy alone; of a run with a thermostat it is heat, no error."""
+        return [
+            Figure(
+                "drift",
+                self.drift_mev_per_atom_ps,
+                "meV/atom/ps",
+                self.drift_stderr_mev_per_atom_ps,
+            ),
+            Figure(
+                "drift",
+                self.drift_kt_per_ns_per_dof,
+                "kT/ns/dof",
+                self.drift_stderr_kt_per_ns_per_dof,
+            ),
+            Figure("heating", self.heating_percent, "% of T", self.heating_stderr_percent),
+            Figure("drift", self.drift_percent, "%"),
+            Figure("max_drift", self.max_drift_percent, "%"),
+            Figure("conservation_ratio", self.conservation_ratio),
+            Figure("exchange_ratio", self.exchange_ratio),
+            Figure("energy_fluctuation", self.energy_fluctuation_mev_per_atom, "meV/atom"),
+        ]
+
+    def of_log(self) -> list[Figure]:
+        """What tells of any run."""
+        return [
+            Figure("temperature", self.temperature_k, "K", self.temperature_stderr_k),
+            Figure("temperature_std", self.temperature_std_k, "K"),
+            Figure("nonfinite_rows", self.nonfinite_rows),
+        ]
 
 
 def fit_drift(thermo: Thermo, atoms: int, *, degrees_of_freedom: int | None = None) -> Drift:
@@ -70,8 +105,9 @@ def fit_drift(thermo: Thermo, atoms: int, *, degrees_of_freedom: int | None = No
         per_atom = 1e3 * energy / atoms  # meV
         slope, error = slope_with_error(time, per_atom)
         fluctuation = _fluctuation(time, per_atom)
-        temperature = thermo.temperature_k.mean()
-        kt_per_dof = atoms / dof / (units.kB * temperature)  # of meV/atom/ps, which is eV/atom/ns
+        temperature = mean_of_blocks(thermo.temperature_k)
+        kt = units.kB * np.float64(temperature.value)  # whose inverse may be infinite
+        kt_per_dof = atoms / dof / kt  # of meV/atom/ps, which is eV/atom/ns
         percent = 100.0 * 1e-3 * (time[-1] - time[0])  # of kT/ns/dof
         excursion = 100.0 * (energy - energy[0]) / abs(energy[0])
         figures = (
@@ -86,7 +122,7 @@ def fit_drift(thermo: Thermo, atoms: int, *, degrees_of_freedom: int | None = No
             energy.std() / kinetic.std(),
             fluctuation / _fluctuation(time, 1e3 * kinetic / atoms),
             fluctuation,
-            temperature,
+            *temperature,
             thermo.temperature_k.std(),
         )
     nonfinite = int((~np.isfinite(np.stack(thermo[:5]))).any(0).sum())

@@ -7,7 +7,7 @@ import logging
 import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, redirect_stdout
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass, fields
 from io import StringIO
 from typing import Any
 
@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from mlff_student.analysis.blocks import mean_of_blocks
 from mlff_student.analysis.bonds import bond_pairs
 from mlff_student.core.errors import InputError, MissingDependencyError
+from mlff_student.core.figures import Figure, Measured
 from mlff_student.core.units import KB, KJ_PER_MOL
 from mlff_student.structures.checks import connected_fragments
 from mlff_student.structures.reading import Structure
@@ -30,7 +31,7 @@ AMU_ANGSTROM2_PER_PS2 = 1e-2 * KJ_PER_MOL  # eV
 
 
 @dataclass(frozen=True)
-class KineticEnergies:
+class KineticEnergies(Measured):
     """Kinetic energies of a run with a thermostat against the canonical distribution.
 
     Attributes
@@ -54,13 +55,25 @@ class KineticEnergies:
     kinetic_ks_p_value: float
     temperature_from_width_k: float
 
-    def as_record(self) -> dict[str, float]:
-        """Flat dictionary, units in the keys."""
-        return asdict(self)
+    def figures(self) -> list[Figure]:
+        """All figures."""
+        return [
+            Figure("kinetic_samples", self.kinetic_samples),
+            Figure(
+                "kinetic_mean", self.kinetic_mean_percent, "%", self.kinetic_mean_stderr_percent
+            ),
+            Figure(
+                "kinetic_width", self.kinetic_width_percent, "%", self.kinetic_width_stderr_percent
+            ),
+            Figure("kinetic_mean", self.kinetic_mean_sigma, "standard errors"),
+            Figure("kinetic_width", self.kinetic_width_sigma, "standard errors"),
+            Figure("kinetic_ks_p_value", self.kinetic_ks_p_value),
+            Figure("temperature_from_width", self.temperature_from_width_k, "K"),
+        ]
 
 
 @dataclass(frozen=True)
-class Equipartition:
+class Equipartition(Measured):
     """How the kinetic energy is shared out.
 
     Attributes
@@ -77,19 +90,19 @@ class Equipartition:
     equipartition_deviation_percent: float
     equipartition_sigma: float | None
 
-    def as_record(self) -> dict[str, float]:
-        """Flat dictionary, units in the keys."""
-        sigma = self.equipartition_sigma
-        return {
-            "equipartition_deviation_percent": self.equipartition_deviation_percent,
-            **({} if sigma is None else {"equipartition_sigma": sigma}),
-            **{f"temperature_{name}_k": t for name, t in self.temperatures_k.items()},
-            **{f"temperature_{name}_stderr_k": t for name, t in self.temperature_stderrs_k.items()},
-        }
+    def figures(self) -> list[Figure]:
+        """All figures; no `equipartition_sigma` where it is None."""
+        figures = [Figure("equipartition_deviation", self.equipartition_deviation_percent, "%")]
+        if self.equipartition_sigma is not None:
+            figures.append(Figure("equipartition", self.equipartition_sigma, "standard errors"))
+        return figures + [
+            Figure(f"temperature_{name}", kelvin, "K", self.temperature_stderrs_k[name])
+            for name, kelvin in self.temperatures_k.items()
+        ]
 
 
 @dataclass(frozen=True)
-class Convergence:
+class Convergence(Measured):
     """Fluctuation of the total energy by timestep.
 
     Attributes
@@ -103,12 +116,12 @@ class Convergence:
     fluctuations_mev_per_atom: tuple[float, ...]
     convergence_deviation: float
 
-    def as_record(self) -> dict[str, float]:
-        """Flat dictionary, units in the keys."""
+    def figures(self) -> list[Figure]:
+        """The deviation, and the fluctuation with each timestep."""
         runs = zip(self.timesteps_fs, self.fluctuations_mev_per_atom, strict=True)
-        return {"convergence_deviation": self.convergence_deviation} | {
-            f"energy_fluctuation_{dt:g}_fs_mev_per_atom": value for dt, value in runs
-        }
+        return [Figure("convergence_deviation", self.convergence_deviation)] + [
+            Figure(f"energy_fluctuation_{dt:g}_fs", value, "meV/atom") for dt, value in runs
+        ]
 
 
 def kinetic_energies(
@@ -187,7 +200,7 @@ def fluctuates(series: NDArray[np.float64]) -> bool:
     return bool(0.0 < np.ptp(series) < np.inf)
 
 
-def untold_kinetic_energies() -> KineticEnergies:
+def unknown_kinetic_energies() -> KineticEnergies:
     """Of a run long enough to be tested that cannot be: it drifts, so that no rows of it are
     independent, or its kinetic energies are held, or not finite.
     """

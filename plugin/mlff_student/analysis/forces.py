@@ -1,7 +1,7 @@
 """Forces along a trajectory's own frames against a teacher's."""
 
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -14,6 +14,7 @@ from torch import Tensor
 
 from mlff_student.analysis.blocks import mean_of_blocks
 from mlff_student.core.errors import InputError, MissingDependencyError
+from mlff_student.core.figures import Figure, Measured
 from mlff_student.structures.reading import Structure
 from mlff_student.structures.trajectories import Frames
 
@@ -49,7 +50,7 @@ def force_errors(found: Tensor, label: Tensor) -> ForceErrors:
 
 
 @dataclass(frozen=True)
-class TrajectoryForceErrors:
+class TrajectoryForceErrors(Measured):
     """Errors of forces along a trajectory.
 
     Attributes
@@ -73,19 +74,30 @@ class TrajectoryForceErrors:
     parts: dict[str, ForceErrors]
     rmse_of_frames: NDArray[np.float64] = field(repr=False)
 
-    def as_record(self) -> dict[str, float | int]:
-        """Flat dictionary, units in the keys."""
-        record = asdict(self)
-        del record["rmse_of_frames"], record["parts"]
+    def figures(self) -> list[Figure]:
+        """All figures: of the whole, then of each part."""
+        figures = [
+            Figure(
+                "force_rmse",
+                self.force_rmse_ev_per_angstrom,
+                "eV/angstrom",
+                self.force_rmse_stderr_ev_per_angstrom,
+            ),
+            Figure("force_mae", self.force_mae_ev_per_angstrom, "eV/angstrom"),
+            Figure("force_max_error", self.force_max_error_ev_per_angstrom, "eV/angstrom"),
+            Figure("force_r2", self.force_r2),
+            Figure("force_angle", self.force_angle_deg, "degrees"),
+            Figure("force_frames", self.force_frames),
+        ]
         for name, part in self.parts.items():
-            record |= {
-                f"force_rmse_{name}_ev_per_angstrom": part.force_rmse_ev_per_angstrom,
-                f"force_mae_{name}_ev_per_angstrom": part.force_mae_ev_per_angstrom,
-                f"force_r2_{name}": part.force_r2,
-            }
+            figures += [
+                Figure(f"force_rmse_{name}", part.force_rmse_ev_per_angstrom, "eV/angstrom"),
+                Figure(f"force_mae_{name}", part.force_mae_ev_per_angstrom, "eV/angstrom"),
+                Figure(f"force_r2_{name}", part.force_r2),
+            ]
             if name not in COMPONENTS:
-                record[f"force_angle_{name}_deg"] = part.force_angle_deg
-        return record
+                figures.append(Figure(f"force_angle_{name}", part.force_angle_deg, "degrees"))
+        return figures
 
 
 def trajectory_force_errors(
@@ -139,7 +151,7 @@ def frames_as_atoms(frames: Frames, structure: Structure) -> Iterator[Atoms]:
         yield atoms
 
 
-def evaluate_frames(
+def evaluate_trajectory(
     frames: Frames, structure: Structure, calculator: Calculator
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Energies (F,) in eV and forces (F, N, 3) in eV/angstrom of a calculator on each frame.

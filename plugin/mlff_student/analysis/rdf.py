@@ -12,6 +12,7 @@ from vesin import NeighborList
 from mlff_student.analysis.blocks import Stretches, stderr_of
 from mlff_student.analysis.bonds import bond_pairs
 from mlff_student.core.errors import InputError
+from mlff_student.core.figures import Figure, Measured
 from mlff_student.structures.checks import connected_fragments
 from mlff_student.structures.reading import Structure
 from mlff_student.structures.trajectories import Frames, make_whole
@@ -20,7 +21,7 @@ MEAN_OF_NORMAL = np.sqrt(2.0 / np.pi)  # of |x|, width 1
 # Bins of liquids, angstrom. 28 pairs of atoms, seen by two runs of the teacher of 800 moves each,
 # have a noise of 8 % in bins a quarter as wide, and 5 % in these.
 LIQUID_BIN = 0.2
-BLOCKS = 8  # of a run: what the error of a g(r) is told by
+BLOCKS = 8  # of a run, whose scatter gives the error of a g(r)
 
 
 @dataclass(frozen=True)
@@ -44,7 +45,7 @@ class Rdf:
 
 
 @dataclass(frozen=True)
-class RdfError:
+class RdfError(Measured):
     """How far a run's g(r) are from the teacher's: 100 int |g_s - g_t| dr / int g_t dr, percent.
 
     Attributes
@@ -66,16 +67,23 @@ class RdfError:
     rdf_mean_error_percent: float
     by_pair: dict[str, float]
 
-    def as_record(self) -> dict[str, float | str]:
-        """Flat dictionary, units in the keys."""
-        return {
-            "rdf_error_percent": self.rdf_error_percent,
-            "rdf_error_pair": self.rdf_error_pair,
-            "rdf_error_stderr_percent": self.rdf_error_stderr_percent,
-            "rdf_noise_percent": self.rdf_noise_percent,
-            "rdf_mean_error_percent": self.rdf_mean_error_percent,
-            **{f"rdf_error_{pair}_percent": error for pair, error in self.by_pair.items()},
-        }
+    def figures(self) -> list[Figure]:
+        """All figures: of the worst pair, of all, and of each."""
+        return [
+            Figure(
+                "rdf_error",
+                self.rdf_error_percent,
+                "%",
+                self.rdf_error_stderr_percent,
+                self.rdf_noise_percent,
+            ),
+            Figure("rdf_mean_error", self.rdf_mean_error_percent, "%"),
+            *(Figure(f"rdf_error_{pair}", error, "%") for pair, error in self.by_pair.items()),
+        ]
+
+    def facts(self) -> dict[str, str]:
+        """The pair of elements that is farthest off."""
+        return {"rdf_error_pair": self.rdf_error_pair}
 
 
 def measure_rdf(

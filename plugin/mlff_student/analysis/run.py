@@ -8,7 +8,6 @@ import numpy as np
 from ase.calculators.calculator import Calculator
 from numpy.typing import NDArray
 
-from mlff_student.analysis.blocks import mean_of_blocks
 from mlff_student.analysis.bonds import check_order
 from mlff_student.analysis.drift import Drift, fit_drift
 from mlff_student.analysis.ensemble import (
@@ -17,11 +16,11 @@ from mlff_student.analysis.ensemble import (
     equipartition,
     fluctuates,
     kinetic_energies,
-    untold_kinetic_energies,
+    unknown_kinetic_energies,
 )
 from mlff_student.analysis.forces import (
     TrajectoryForceErrors,
-    evaluate_frames,
+    evaluate_trajectory,
     trajectory_force_errors,
 )
 from mlff_student.analysis.rdf import Rdf, RdfError, compare_rdf, measure_suitable_rdf
@@ -43,6 +42,7 @@ from mlff_student.analysis.stability import Stability, measure_stability
 from mlff_student.analysis.thermo import Thermo, read_thermo
 from mlff_student.analysis.transport import Density, Diffusion, measure_density, measure_diffusion
 from mlff_student.core.errors import InputError
+from mlff_student.core.figures import Figure, Measured
 from mlff_student.engines.protocol import ENSEMBLES
 from mlff_student.structures.reading import Structure
 from mlff_student.structures.trajectories import (
@@ -56,14 +56,12 @@ from mlff_student.structures.trajectories import (
 FRAMES_FOR_ENERGY = 20  # checked against the log
 # 5 ps, less a row: a thermostat of some 1/ps and more has by then given a box enough independent
 # kinetic energies to test; a run with fewer heats or cools, or is coupled too weakly to tell.
-TELLING_PS = 4.9
-# Keys of what tells of constant energy alone begin so.
-OF_NVE = ("drift", "heating", "conservation", "exchange", "max_drift", "energy_fluctuation")
+MIN_THERMOSTAT_TEST_PS = 4.9
 
 
 @dataclass(frozen=True)
 class Reference:
-    """A run of the teacher of the same atoms, that a student's run is held against.
+    """A run of the teacher of the same atoms, that a student's run is compared with.
 
     Attributes
     ----------
@@ -77,7 +75,7 @@ class Reference:
 
 
 @dataclass(frozen=True)
-class Analysis:
+class Analysis(Measured):
     """All figures of one run; `as_record` is what --json writes. None is what was not measured:
     `notes` says why, where the files would let one expect it. `volumes` (F,) are of the box in each
     frame, angstrom^3, where the trajectory has one.
@@ -87,7 +85,6 @@ class Analysis:
     ensemble: str
     drift: Drift
     stability: Stability
-    temperature_stderr_k: float
     rows: int
     atoms: int
     degrees_of_freedom: int
@@ -107,14 +104,9 @@ class Analysis:
     notes: tuple[str, ...] = ()
     volumes: NDArray[np.float64] = field(default_factory=lambda: np.empty(0), repr=False)
 
-    def as_record(self) -> dict[str, float | int | str]:
-        """Flat dictionary, units in the keys. Drift only of runs at constant energy: what else it
-        is of a run with a thermostat is heat, not error.
-        """
-        record = self.drift.as_record()
-        if self.ensemble != "nve":
-            record = {key: value for key, value in record.items() if not key.startswith(OF_NVE)}
-        record["temperature_stderr_k"] = self.temperature_stderr_k
+    @property
+    def sections(self) -> list[Measured]:
+        """What was measured beside the energy."""
         sections = (
             self.stability,
             self.kinetic,
@@ -125,16 +117,27 @@ class Analysis:
             self.diffusion,
             self.spectrum_error,
         )
-        for section in sections:
-            record |= section.as_record() if section else {}
-        return record | {
-            "ensemble": self.ensemble,
-            "rows": self.rows,
-            "atoms": self.atoms,
-            "degrees_of_freedom": self.degrees_of_freedom,
-            "duration_ps": self.duration_ps,
-            "stable_ps": self.stable_ps,
-        }
+        return [section for section in sections if section is not None]
+
+    def figures(self) -> list[Figure]:
+        """All figures; of the energy only of a run at constant energy."""
+        return [
+            *(self.drift.of_energy() if self.ensemble == "nve" else []),
+            *self.drift.of_log(),
+            *(figure for section in self.sections for figure in section.figures()),
+            Figure("rows", self.rows),
+            Figure("atoms", self.atoms),
+            Figure("degrees_of_freedom", self.degrees_of_freedom),
+            Figure("duration", self.duration_ps, "ps"),
+            Figure("stable", self.stable_ps, "ps"),
+        ]
+
+    def facts(self) -> dict[str, str]:
+        """The ensemble, and what the sections say in words."""
+        facts = {"ensemble": self.ensemble}
+        for section in self.sections:
+            facts |= section.facts()
+        return facts
 
 
 def analyze(
@@ -207,7 +210,6 @@ def analyze(
         ensemble=ensemble,
         drift=drift,
         stability=stability,
-        temperature_stderr_k=mean_of_blocks(thermo.temperature_k).stderr,
         rows=len(thermo.time_ps),
         atoms=atoms,
         degrees_of_freedom=dof,
@@ -270,9 +272,9 @@ def _with_ensemble(analysis: Analysis, run: _Run, temperature_K: float | None) -
             analysis = replace(analysis, kinetic=kinetic)
         except InputError as error:  # too few that are independent, or none to test
             analysis = _noted(analysis, f"no test of kinetic energies: {error}")
-            # It heats, or is held: not to be told is no pass.
-            if analysis.duration_ps >= TELLING_PS or not fluctuates(thermo.kinetic_ev):
-                analysis = replace(analysis, kinetic=untold_kinetic_energies())
+            # It heats, or its energy is held: what cannot be tested is no pass.
+            if analysis.duration_ps >= MIN_THERMOSTAT_TEST_PS or not fluctuates(thermo.kinetic_ev):
+                analysis = replace(analysis, kinetic=unknown_kinetic_energies())
     if run.series.kinetic_ev:
         analysis = replace(analysis, equipartition=equipartition(run.frames(), structure))
     if analysis.ensemble == "npt":
@@ -303,7 +305,7 @@ def _check_model(run: _Run, calculator: Calculator, frames: int) -> None:
         return
     every = -(-frames // FRAMES_FOR_ENERGY)
     parts = between_frames(run.frames(every=every), 0, -(-frames // every))
-    energies = np.concatenate([evaluate_frames(x, run.structure, calculator)[0] for x in parts])
+    energies = np.concatenate([evaluate_trajectory(x, run.structure, calculator)[0] for x in parts])
     check_energies(
         run.thermo.potential_ev,
         run.series.frames,
@@ -323,9 +325,9 @@ def _compare_forces(
     every = -(-run.series.frames // teacher_frames)
     forces, of_teacher = [], []
     for part in run.frames(every=every):
-        of_teacher.append(evaluate_frames(part, run.structure, teacher)[1])
+        of_teacher.append(evaluate_trajectory(part, run.structure, teacher)[1])
         if calculator is not None:
-            forces.append(evaluate_frames(part, run.structure, calculator)[1])
+            forces.append(evaluate_trajectory(part, run.structure, calculator)[1])
         elif part.forces is None:
             raise InputError(
                 f"{run.trajectory} has no forces; give the model that made it to compute them"

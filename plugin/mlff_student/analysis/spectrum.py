@@ -1,7 +1,7 @@
 """Vibrational spectrum: the power of the atoms' velocities by frequency."""
 
 from collections.abc import Iterable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 
 import numpy as np
 from ase import units
@@ -11,6 +11,7 @@ from scipy.stats import wasserstein_distance
 
 from mlff_student.analysis.blocks import Stretches
 from mlff_student.core.errors import InputError
+from mlff_student.core.figures import Figure, Measured
 from mlff_student.structures.reading import Structure
 from mlff_student.structures.trajectories import Frames
 
@@ -36,7 +37,7 @@ class Spectrum:
 
 
 @dataclass(frozen=True)
-class SpectrumError:
+class SpectrumError(Measured):
     """How far a run's spectrum is from the teacher's.
 
     Attributes
@@ -60,9 +61,25 @@ class SpectrumError:
     spectrum_peaks: int
     spectrum_peaks_missing: int
 
-    def as_record(self) -> dict[str, float]:
-        """Flat dictionary, units in the keys."""
-        return asdict(self)
+    def figures(self) -> list[Figure]:
+        """All figures."""
+        return [
+            Figure(
+                "spectrum_overlap",
+                self.spectrum_overlap_percent,
+                "%",
+                noise=self.spectrum_overlap_noise_percent,
+            ),
+            Figure(
+                "spectrum_shift",
+                self.spectrum_shift_per_cm,
+                "1/cm",
+                noise=self.spectrum_shift_noise_per_cm,
+            ),
+            Figure("spectrum_peak_shift", self.spectrum_peak_shift_per_cm, "1/cm"),
+            Figure("spectrum_peaks", self.spectrum_peaks),
+            Figure("spectrum_peaks_missing", self.spectrum_peaks_missing),
+        ]
 
 
 def measure_spectrum(

@@ -1,7 +1,7 @@
 """Whether molecules kept their structure: bonds, hydrogens, and the way from where they started."""
 
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
 import mdtraj
@@ -16,6 +16,7 @@ from mlff_student.analysis.bonds import (
     check_order,
     reference_lengths,
 )
+from mlff_student.core.figures import Figure, Measured
 from mlff_student.structures.checks import connected_fragments
 from mlff_student.structures.reading import Structure
 from mlff_student.structures.trajectories import Frames, make_whole
@@ -24,7 +25,7 @@ HYDROGEN_LOST = 2.5  # angstrom from the atom it is bonded to
 
 
 @dataclass(frozen=True)
-class Stability:
+class Stability(Measured):
     """What became of the bonds of a trajectory.
 
     Attributes
@@ -50,9 +51,25 @@ class Stability:
     rmsd_angstrom: float | None
     rmsd_max_angstrom: float | None
 
-    def as_record(self) -> dict[str, float | int | str]:
-        """Flat dictionary, units in the keys."""
-        return {key: value for key, value in asdict(self).items() if value is not None}
+    def figures(self) -> list[Figure]:
+        """All figures; no RMSD of several molecules."""
+        figures = [
+            Figure("bond_deviation", self.bond_deviation_angstrom, "angstrom"),
+            Figure("bond_deviation_frame", self.bond_deviation_frame),
+            Figure("bonds", self.bonds),
+            Figure("frames", self.frames),
+            Figure("hydrogen_distance", self.hydrogen_distance_angstrom, "angstrom"),
+            Figure("hydrogens_lost", self.hydrogens_lost),
+            Figure("stable_frames", self.stable_frames),
+        ]
+        for name, value in (("rmsd", self.rmsd_angstrom), ("rmsd_max", self.rmsd_max_angstrom)):
+            if value is not None:
+                figures.append(Figure(name, value, "angstrom"))
+        return figures
+
+    def facts(self) -> dict[str, str]:
+        """The atoms of the bond that went farthest from its length."""
+        return {"bond_deviation_atoms": self.bond_deviation_atoms}
 
 
 def measure_stability(frames: Iterable[Frames], structure: Structure, name: Path) -> Stability:

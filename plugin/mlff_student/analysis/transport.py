@@ -1,7 +1,7 @@
 """Density of a box under pressure, and how fast its molecules diffuse."""
 
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 
 import numpy as np
 from ase import units
@@ -12,6 +12,7 @@ from mlff_student.analysis.blocks import mean_of_blocks, stderr_of
 from mlff_student.analysis.bonds import bond_pairs
 from mlff_student.analysis.drift import slope_with_error
 from mlff_student.core.errors import InputError
+from mlff_student.core.figures import Figure, Measured
 from mlff_student.structures.checks import connected_fragments
 from mlff_student.structures.reading import Structure
 from mlff_student.structures.trajectories import Frames, make_whole
@@ -25,7 +26,7 @@ CM2_PER_S = 1e-4  # of 1 angstrom^2/ps
 
 
 @dataclass(frozen=True)
-class Density:
+class Density(Measured):
     """Mean density and its linear trend, with standard errors (blocks; `slope_with_error`)."""
 
     density_g_per_cm3: float
@@ -33,13 +34,21 @@ class Density:
     density_drift_percent_per_ns: float
     density_drift_stderr_percent_per_ns: float
 
-    def as_record(self) -> dict[str, float]:
-        """Flat dictionary, units in the keys."""
-        return asdict(self)
+    def figures(self) -> list[Figure]:
+        """Mean and trend."""
+        return [
+            Figure("density", self.density_g_per_cm3, "g/cm^3", self.density_stderr_g_per_cm3),
+            Figure(
+                "density_drift",
+                self.density_drift_percent_per_ns,
+                "%/ns",
+                self.density_drift_stderr_percent_per_ns,
+            ),
+        ]
 
 
 @dataclass(frozen=True)
-class Diffusion:
+class Diffusion(Measured):
     """Self-diffusion of the molecules' centres of mass.
 
     Attributes
@@ -58,9 +67,14 @@ class Diffusion:
     lag_ps: NDArray[np.float64] = field(repr=False)
     msd_angstrom2: NDArray[np.float64] = field(repr=False)
 
-    def as_record(self) -> dict[str, float]:
-        """Flat dictionary, units in the keys."""
-        return {key: value for key, value in asdict(self).items() if not np.ndim(value)}
+    def figures(self) -> list[Figure]:
+        """Coefficient and exponent."""
+        return [
+            Figure(
+                "diffusion", self.diffusion_cm2_per_s, "cm^2/s", self.diffusion_stderr_cm2_per_s
+            ),
+            Figure("msd_exponent", self.msd_exponent),
+        ]
 
 
 def measure_density(

@@ -26,8 +26,9 @@ class MissingDependencyError(StudentError, ImportError):
 
 
 class InterruptedRunError(StudentError):
-    """A run that was ended from outside, by a signal or for want of disk or memory: it says nothing
-    of the model, and the same command goes on with it.
+    """A run that was ended from outside: by a signal, a full disk or too little memory.
+
+    It says nothing about the model, and the same command resumes it.
     """
 
 
@@ -38,11 +39,21 @@ class RunStoppedError(StudentError):
 
 
 def check_key(names: Iterable[Any], known: Collection[str], where: str) -> None:
-    """Refuse a name (of a mapping's key, say) that is not known, with the nearest one that is.
+    """Refuse names that are not known.
+
+    Parameters
+    ----------
+    names : Iterable[Any]
+        Names to check, such as the keys of a mapping.
+    known : Collection[str]
+        Names that are allowed.
+    where : str
+        What the names belong to, for the message.
 
     Raises
     ------
-    InputError : see above.
+    InputError
+        A name is unknown; the message gives the nearest known name.
     """
     for key in names:
         if key not in known:

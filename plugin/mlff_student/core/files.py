@@ -1,4 +1,4 @@
-"""Writing files whole or not at all, by one writer at a time; and telling them apart."""
+"""Atomic writes, a single-writer lock, and SHA-256."""
 
 import fcntl
 import hashlib
@@ -13,22 +13,24 @@ from mlff_student.core.errors import InputError
 
 
 def require_writable(path: Path) -> None:
-    """Find out before a long job whether `path` can be written at its end.
+    """Check before a long job that `path` can be written at its end.
 
     Raises
     ------
-    InputError : the folder does not exist or cannot be written to, or `path` is a folder itself.
+    InputError
+        The folder does not exist or cannot be written to, or `path` is a folder itself.
     """
     _begin(Path(path)).unlink()
 
 
 @contextmanager
 def atomic_write(path: Path) -> Iterator[Path]:
-    """Temporary path beside `path` that replaces it when the block ends without an error.
+    """Give a temporary path that replaces `path` when the block ends without an error.
 
     Raises
     ------
-    InputError : as `require_writable`.
+    InputError
+        The same as of `require_writable`.
     """
     path = Path(path)
     temporary = _begin(path)
@@ -54,20 +56,28 @@ def _begin(path: Path) -> Path:
 
 @contextmanager
 def only_writer(path: Path, remedy: str) -> Iterator[None]:
-    """Keep other writers out: what the first one writes would be lost in what the second does.
+    """Lock `path` against other writers, whose writes would overwrite each other.
 
-    The lock goes when its process ends, however it ends; its empty file stays.
+    The lock is released when its process ends, also when that is killed; its empty file stays.
+
+    Parameters
+    ----------
+    path : Path
+        File to lock; the lock is a hidden file beside it.
+    remedy : str
+        What to do when another process holds the lock, for the message.
 
     Raises
     ------
-    InputError : another process has it (`remedy` says what to do), or it cannot be written.
+    InputError
+        Another process holds the lock, or the lock file cannot be written.
     """
     try:
         lock = _lock_of(path).open("w")
     except OSError as error:
         raise InputError(f"cannot write {path}: {error.strerror}") from error
     with lock:
-        for _ in range(5):  # a reader holds it for an instant, to see whether another does
+        for _ in range(5):  # `is_being_written` of another process holds the lock for an instant
             if _locks(lock):
                 break
             time.sleep(0.1)
@@ -77,7 +87,7 @@ def only_writer(path: Path, remedy: str) -> Iterator[None]:
 
 
 def is_being_written(path: Path) -> bool:
-    """Whether an `only_writer` of another process has it."""
+    """Whether another process holds the lock of `only_writer`."""
     try:
         with _lock_of(path).open() as lock:
             return not _locks(lock)
@@ -90,7 +100,7 @@ def _lock_of(path: Path) -> Path:
 
 
 def _locks(lock: IO[str]) -> bool:
-    """Whether the lock could be had."""
+    """Take the lock if it is free, and tell whether it was."""
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:

@@ -6,12 +6,22 @@ from threading import Thread
 
 
 def end_with_parent() -> None:
-    """Let a worker die with the process that started it, also when that one is killed: it would
-    wait for work, and hold its memory, forever, or write on where the job is gone on with.
+    """End this worker process when the process that started it ends, also when that is killed.
+
+    Otherwise the worker would wait for work and keep its memory forever, or write into files of a
+    job that has been resumed.
+
+    Raises
+    ------
+    RuntimeError
+        This process was not started by `multiprocessing`.
     """
+    parent = parent_process()
+    if parent is None:
+        raise RuntimeError("end_with_parent is for workers that multiprocessing started")
 
     def wait() -> None:
-        parent_process().join()
+        parent.join()
         os._exit(1)
 
     Thread(target=wait, daemon=True).start()

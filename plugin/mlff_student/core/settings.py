@@ -14,16 +14,29 @@ T = TypeVar("T")
 
 
 def read_settings(path: Path, kind: type[T]) -> T:
-    """The dataclass `kind` of a YAML file.
+    """Read a YAML file into the dataclass `kind`.
 
     Its fields may be text, numbers, other dataclasses, `dict[str, ...]`, `list[...]`,
-    `tuple[..., ...]` (never empty; one value may stand for a tuple of one), `... | None`, and
-    unions of dataclasses, of which the one that knows the most of the keys is taken.
+    `tuple[..., ...]` (never empty; a single value stands for a tuple of length 1), `... | None`,
+    and unions of dataclasses, of which the member that knows most of the keys is taken.
+
+    Parameters
+    ----------
+    path : Path
+        YAML file.
+    kind : type[T]
+        Dataclass to make.
+
+    Returns
+    -------
+    T
+        The dataclass with the values of the file.
 
     Raises
     ------
-    InputError : file missing, not YAML, a key misspelt (names the nearest right one) or missing, a
-        value of the wrong type; whatever the dataclasses themselves refuse.
+    InputError
+        The file is missing or not YAML; a key is misspelt (the message gives the nearest right
+        key) or missing; a value has the wrong type; or the dataclass refuses a value.
     """
     name = kind.__name__.lower()
     if not path.is_file():
@@ -41,14 +54,14 @@ def _parse(kind: Any, value: Any, where: str) -> Any:
         if value is None and NoneType in arguments:
             return None
         keys = value if isinstance(value, dict) else ()
-        members = [one for one in arguments if one is not NoneType]
-        return _parse(max(members, key=lambda one: _known(one, keys)), value, where)
+        members = [member for member in arguments if member is not NoneType]
+        return _parse(max(members, key=lambda member: _known(member, keys)), value, where)
     if is_dataclass(kind):
         return _parse_dataclass(kind, value, where)
     if origin is dict:
         if not isinstance(value, dict):
             raise InputError(f"{where} must be a mapping, got {value!r}")
-        return {key: _parse(arguments[1], one, f"{where}.{key}") for key, one in value.items()}
+        return {key: _parse(arguments[1], item, f"{where}.{key}") for key, item in value.items()}
     if origin is tuple:
         if value == []:
             raise InputError(f"{where} is empty")
@@ -67,29 +80,30 @@ def _parse(kind: Any, value: Any, where: str) -> Any:
 
 
 def _known(kind: Any, keys: Any) -> int:
-    return sum(one.name in keys for one in fields(kind)) if is_dataclass(kind) else 0
+    return sum(field.name in keys for field in fields(kind)) if is_dataclass(kind) else 0
 
 
 def _entries(kind: Any, values: list[Any], where: str) -> list[Any]:
     plain = isinstance(kind, type) and not is_dataclass(kind)
     return [
-        _parse(kind, one, where if plain else f"{where}.{k}") for k, one in enumerate(values, 1)
+        _parse(kind, value, where if plain else f"{where}.{index}")
+        for index, value in enumerate(values, 1)
     ]
 
 
 def _parse_dataclass(kind: Any, value: Any, where: str) -> Any:
     name = where or kind.__name__.lower()
-    known = {one.name: one for one in fields(kind)}
+    known = {field.name: field for field in fields(kind)}
     if not isinstance(value, dict):
         raise InputError(f"{name} must be a mapping with the keys {', '.join(known)}")
     check_key(value, known, name)
     needed = [
         key
-        for key, one in known.items()
-        if one.default is MISSING and one.default_factory is MISSING and key not in value
+        for key, field in known.items()
+        if field.default is MISSING and field.default_factory is MISSING and key not in value
     ]
     if needed:
         raise InputError(f"{name}: missing {', '.join(needed)}")
     hints = get_type_hints(kind)
     prefix = f"{where}." if where else ""
-    return kind(**{key: _parse(hints[key], one, prefix + key) for key, one in value.items()})
+    return kind(**{key: _parse(hints[key], item, prefix + key) for key, item in value.items()})

@@ -1,6 +1,6 @@
 """What `mlff-student analyze` does: measure, judge, print, plot."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -9,31 +9,23 @@ from rich.table import Table
 from rich.text import Text
 
 from mlff_student.analysis.run import Analysis, Reference, analyze
+from mlff_student.analysis.spectrum import HIGHEST
 from mlff_student.core.errors import InputError
-from mlff_student.core.figures import load_thresholds
+from mlff_student.core.figures import Figure, load_thresholds
 from mlff_student.core.files import require_writable
 from mlff_student.core.results import write_results
 from mlff_student.engines.ase.calculator import StudentForceFieldCalculator
-from mlff_student.reporting.plots import plot_drift, plot_force_errors, plot_rdf, plot_spectra
-from mlff_student.reporting.verdict import FIGURES, Check, judge, mark, mark_of, with_error
+from mlff_student.reporting.plots import (
+    EnergyCourse,
+    RdfCurves,
+    SpectrumCurve,
+    plot_drift,
+    plot_force_errors,
+    plot_rdf,
+    plot_spectra,
+)
+from mlff_student.reporting.verdict import DRIFT_ROWS, Check, Outcome, judge, mark, overall
 from mlff_student.teachers.registry import make_teacher
-
-# Ends of keys, the longest first, and the units that they stand for.
-UNITS = {
-    "_ev_per_angstrom": "eV/angstrom",
-    "_percent_per_ns": "%/ns",
-    "_mev_per_atom_ps": "meV/atom/ps",
-    "_kt_per_ns_per_dof": "kT/ns/dof",
-    "_g_per_cm3": "g/cm^3",
-    "_cm2_per_s": "cm^2/s",
-    "_angstrom": "angstrom",
-    "_percent": "%",
-    "_per_cm": "1/cm",
-    "_sigma": "standard errors",
-    "_deg": "degrees",
-    "_ps": "ps",
-    "_k": "K",
-}
 
 
 def run_analysis(
@@ -89,17 +81,15 @@ def run_analysis(
         ),
         **settings,
     )
-    record = analysis.as_record()
-    checks = judge(record, load_thresholds())
-    label = trajectory.stem
-    plots = _plot(analysis, label, teacher, plot)
-    passed = all(check.passed for check in checks)
-    results = record | {"passed": passed, "notes": "; ".join(analysis.notes)}
-    results |= {f"{check.name}_passed": check.passed for check in checks}
-    results |= {f"{check.name}_resolved": False for check in checks if not check.resolved}
+    checks = judge_run(analysis)
+    plots = _plot(analysis, trajectory.stem, plot)
+    passed = overall(checks) is Outcome.PASSED
+    results = analysis.as_record() | {"passed": passed, "notes": "; ".join(analysis.notes)}
+    results |= {f"{check.key}_passed": check.passed for check in checks}
+    results |= {f"{check.key}_resolved": False for check in checks if not check.resolved}
     write_results(json, "analyze", model, [results])
     if not quiet:
-        console.print(_table(record, checks))
+        console.print(figures_table(analysis.figures(), analysis.facts(), checks))
         for check in checks:
             if not check.resolved:
                 console.print(str(check), style="yellow", markup=False)
@@ -109,38 +99,65 @@ def run_analysis(
     return passed
 
 
-def _plot(analysis: Analysis, label: str, teacher: str, path: Path) -> list[Path]:
+def judge_run(analysis: Analysis) -> list[Check]:
+    """Judge a run by the project's thresholds, as every command does."""
+    return judge(analysis.figures(), load_thresholds(), analysis.ensemble)
+
+
+def energy_course(analysis: Analysis) -> EnergyCourse:
+    """What `plot_drift` draws of a run."""
+    thermo = analysis.thermo
+    figures = {figure.key: figure for figure in analysis.drift.figures()}
+    return EnergyCourse(
+        thermo.time_ps,
+        1e3 * thermo.total_ev / analysis.atoms,
+        thermo.temperature_k,
+        figures["drift_mev_per_atom_ps"],
+        figures["temperature_k"],
+        figures["temperature_std_k"],
+    )
+
+
+def _plot(analysis: Analysis, label: str, path: Path) -> list[Path]:
     """Write the plots of what was measured."""
-    plot_drift({label: analysis.thermo}, {label: analysis}, path)
+    plot_drift({label: energy_course(analysis)}, path)
     written = [path]
-    if analysis.forces:
+    if forces := analysis.forces:
         written.append(path.with_suffix(".forces.png"))
-        plot_force_errors(analysis.forces, analysis.duration_ps, written[-1])
-    if analysis.rdf and analysis.teacher_rdf:
+        rmse = next(one for one in forces.figures() if one.name == "force_rmse")
+        plot_force_errors(forces.rmse_of_frames, rmse, analysis.duration_ps, written[-1])
+    if (run := analysis.rdf) and (teacher := analysis.teacher_rdf):
         written.append(path.with_suffix(".rdf.png"))
-        plot_rdf({label: analysis.rdf, "teacher": analysis.teacher_rdf}, written[-1])
-    if analysis.spectrum and analysis.teacher_spectrum:
+        curves = {
+            label: RdfCurves(run.g, run.stderr),
+            "teacher": RdfCurves(teacher.g, teacher.stderr),
+        }
+        plot_rdf(run.r, run.pairs, curves, written[-1])
+    if (run := analysis.spectrum) and (teacher := analysis.teacher_spectrum):
         written.append(path.with_suffix(".spectrum.png"))
-        plot_spectra({label: analysis.spectrum, "teacher": analysis.teacher_spectrum}, written[-1])
+        spectra = {
+            label: SpectrumCurve(run.frequency_per_cm, run.power),
+            "teacher": SpectrumCurve(teacher.frequency_per_cm, teacher.power),
+        }
+        plot_spectra(spectra, HIGHEST, written[-1])
     return written
 
 
-def _table(record: Mapping[str, Any], checks: list[Check]) -> Table:
+def figures_table(
+    figures: Iterable[Figure], facts: Mapping[str, str], checks: Iterable[Check]
+) -> Table:
     """All figures with their units and standard errors, and limits of those that are judged."""
     table = Table("figure", "unit", "value", "limit", "verdict")
-    titles = {key: (title, unit) for key, title, unit in FIGURES}
-    judged = {check.name: check for check in checks}
-    for key in sorted(record, key=lambda key: key not in titles):
-        if "_stderr" in key:
-            continue
-        end = next((end for end in UNITS if key.endswith(end)), "")
-        name = key.removesuffix(end)
-        title, unit = titles.get(key, (name.replace("_", " "), UNITS.get(end, "")))
-        stderr = record.get(f"{name}_stderr{end}", float("nan"))
-        cells = ["", ""]
-        if check := judged.get(key):
-            cells = [f"{check.limit:g}", mark(check)]
-        table.add_row(title, unit, Text(with_error(record[key], stderr)), *cells)
+    judged = {check.key: check for check in checks}
+    for figure in sorted(figures, key=lambda figure: figure.key not in DRIFT_ROWS):
+        check = judged.get(figure.key)
+        cells = [f"{check.threshold.value:g}", mark(check.outcome)] if check else ["", ""]
+        table.add_row(figure.title, figure.unit, Text(str(figure)), *cells)
+        if figure.noise is not None:
+            noise = f"{figure.noise:.4g}"
+            table.add_row(f"{figure.title}: by noise alone", figure.unit, noise, "", "")
+    for name, text in facts.items():
+        table.add_row(name.replace("_", " "), "", Text(text), "", "")
     table.add_section()
-    table.add_row("verdict", "", "", "", mark_of(all(check.passed for check in checks)))
+    table.add_row("verdict", "", "", "", mark(overall(judged.values())))
     return table

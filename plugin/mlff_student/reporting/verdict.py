@@ -1,6 +1,7 @@
-"""Figures held against the one table of thresholds, and the table a user reads."""
+"""The one verdict: figures compared with thresholds, and the table a user reads."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from enum import StrEnum
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -8,127 +9,136 @@ from rich.table import Table
 from rich.text import Text
 
 from mlff_student.core.errors import InputError
-from mlff_student.core.figures import Threshold
+from mlff_student.core.figures import Figure, Threshold, figures_of, known_figures
 
-# Rows of the drift table: key in a record, what it is, unit.
-FIGURES = (
-    ("drift_mev_per_atom_ps", "energy drift", "meV/atom/ps"),
-    ("drift_kt_per_ns_per_dof", "energy drift", "kT/ns/dof"),
-    ("heating_percent", "heating by the drift", "% of T"),
-    ("drift_percent", "last - first energy", "%"),
-    ("max_drift_percent", "largest excursion", "%"),
-    ("energy_fluctuation_mev_per_atom", "energy fluctuation", "meV/atom"),
-    ("conservation_ratio", "std total / std kinetic", ""),
-    ("temperature_k", "temperature", "K"),
-    ("temperature_std_k", "its fluctuation", "K"),
-    ("bond_deviation_angstrom", "largest bond deviation", "angstrom"),
-    ("bond_deviation_atoms", "of the bond", ""),
-    ("nonfinite_rows", "rows that are not finite", ""),
-    ("duration_ps", "duration", "ps"),
-    ("frames", "frames", ""),
-    ("atoms", "atoms", ""),
+# Rows of the drift table.
+DRIFT_ROWS = (
+    "drift_mev_per_atom_ps",
+    "drift_kt_per_ns_per_dof",
+    "heating_percent",
+    "drift_percent",
+    "max_drift_percent",
+    "energy_fluctuation_mev_per_atom",
+    "conservation_ratio",
+    "temperature_k",
+    "temperature_std_k",
+    "bond_deviation_angstrom",
+    "nonfinite_rows",
+    "duration_ps",
+    "frames",
+    "atoms",
 )
 
-# Judged of runs with a thermostat alone: a molecule by itself at constant energy keeps its angular
-# momentum, and with it a rotational temperature of its own.
-CANONICAL = ("equipartition_sigma",)
+
+class Outcome(StrEnum):
+    """What a judgement ends in; a figure that is not resolved does not pass either."""
+
+    PASSED = "passed"
+    FAILED = "failed"
+    NOT_RESOLVED = "not resolved"
 
 
 class Check(NamedTuple):
-    """One figure held against its threshold.
+    """One figure compared with its threshold."""
 
-    Attributes
-    ----------
-    stderr : of the figure; NaN where none is known.
-    noise : what sampling alone makes of the figure, where that was measured (`noise_of`); NaN else.
-    resolved : False where the run is too short to say on which side of the threshold the figure
-        is: that is no pass.
-    """
+    figure: Figure
+    threshold: Threshold
+    outcome: Outcome
 
-    name: str
-    value: float
-    limit: float
-    unit: str
-    passed: bool
-    source: str
-    stderr: float = np.nan
-    noise: float = np.nan
-    resolved: bool = True
+    @property
+    def key(self) -> str:
+        """Of the figure, in a record."""
+        return self.figure.key
+
+    @property
+    def passed(self) -> bool:
+        """Whether the figure is within its threshold for certain."""
+        return self.outcome is Outcome.PASSED
+
+    @property
+    def resolved(self) -> bool:
+        """Whether the run is long enough to say on which side of the threshold the figure is."""
+        return self.outcome is not Outcome.NOT_RESOLVED
+
+    def as_record(self) -> dict[str, Any]:
+        """As `mlff-student validate` writes it."""
+        figure, threshold = self.figure, self.threshold
+        return {
+            "name": figure.key,
+            "value": figure.value,
+            "limit": threshold.value,
+            "unit": threshold.unit,
+            "passed": self.passed,
+            "source": threshold.source,
+            "stderr": figure.standard_error,
+            "noise": figure.noise,
+            "resolved": self.resolved,
+        }
 
     def __str__(self) -> str:
-        text = f"{self.name} is {with_error(self.value, self.stderr)}"
+        text = f"{self.key} is {self.figure}"
         if self.resolved:
             return text
-        spread = np.fmax(self.stderr, self.noise)
-        why = f"noise of {spread:.2g} {self.unit}" if np.isfinite(spread) else "error not known"
+        spread = _largest(self.figure.standard_error, self.figure.noise)
+        why = f"noise of {spread:.2g} {self.threshold.unit}" if spread >= 0 else "error not known"
         return f"{text}, not resolved: {why}, run longer"
 
 
-def verdict(record: Mapping[str, Any], thresholds: Mapping[str, Threshold]) -> list[Check]:
-    """One check for each threshold whose figure is in the record, passed at or below the limit.
+def judge(
+    figures: Iterable[Figure], thresholds: Mapping[str, Threshold], ensemble: str = ""
+) -> list[Check]:
+    """One check for each threshold that has its figure among those given.
 
-    A figure that is not finite fails. Standard errors have no say; in `judge` they have.
+    Parameters
+    ----------
+    figures : iterable of Figure
+        Of one run; those without a threshold are left out.
+    thresholds : mapping of str to Threshold
+        By the figures' keys.
+    ensemble : str
+        "nve", "nvt" or "npt": thresholds of other ensembles are left out. Empty: all apply.
 
     Raises
     ------
-    InputError : the record has none of the figures; nothing would be judged.
+    InputError
+        If none of the figures is there: nothing would be judged.
     """
-    checks = []
-    for name, (limit, unit, source) in thresholds.items():
-        if name in CANONICAL and record.get("ensemble") == "nve":
-            continue
-        if name in record:
-            value = float(record[name])
-            checks.append(Check(name, value, limit, unit, abs(value) <= limit, source))
+    by_key = {figure.key: figure for figure in figures}
+    checks = [
+        judge_figure(by_key[key], threshold)
+        for key, threshold in thresholds.items()
+        if key in by_key
+        and (not (threshold.ensembles and ensemble) or ensemble in threshold.ensembles)
+    ]
     if not checks:
         raise InputError(f"none of the figures {', '.join(thresholds)} is there to judge")
     return checks
 
 
-def judge(record: Mapping[str, Any], thresholds: Mapping[str, Threshold]) -> list[Check]:
-    """The checks of `verdict`, of which those do not pass either that the run cannot tell
-    (`Check.resolved`): within one standard error of the threshold, on either side; beyond it by no
-    more than the noise; or within it with a standard error that is not known.
+def judge_figure(figure: Figure, threshold: Threshold) -> Check:
+    """Whether a figure passes, fails, or is not resolved.
 
-    Raises
-    ------
-    InputError : as of `verdict`.
+    It passes at the limit or within it by one standard error, and fails where it is not finite, or
+    beyond the limit by more than `Threshold.errors_to_fail` standard errors and by more than its
+    noise. Between these it is not resolved, nor within the limit with a standard error that is not
+    known.
     """
-    checks = []
-    for check in verdict(record, thresholds):
-        stderr, noise = stderr_of(record, check.name), noise_of(record, check.name)
-        if check.passed:
-            known = _stderr_key(record, check.name) is None or np.isfinite(stderr)
-            unresolved = not known or abs(check.value) + stderr > check.limit
-        else:
-            excess = abs(check.value) - check.limit
-            unresolved = bool(np.isfinite(excess) and np.fmax(stderr, noise) >= excess)
-        checks.append(
-            check._replace(
-                passed=check.passed and not unresolved,
-                stderr=stderr,
-                noise=noise,
-                resolved=not unresolved,
-            )
-        )
-    return checks
+    margin, error = threshold.margin(figure.value), figure.standard_error
+    if margin >= 0:
+        resolved = error is None or error <= margin
+        return Check(figure, threshold, Outcome.PASSED if resolved else Outcome.NOT_RESOLVED)
+    error = None if error is None else threshold.errors_to_fail * error
+    unresolved = np.isfinite(margin) and _largest(error, figure.noise) >= -margin
+    return Check(figure, threshold, Outcome.NOT_RESOLVED if unresolved else Outcome.FAILED)
 
 
-def stderr_of(record: Mapping[str, Any], name: str) -> float:
-    """Standard error of a figure, whose name is the figure's with `_stderr` in it; NaN if none."""
-    value = record.get(_stderr_key(record, name))
-    return np.nan if value is None else float(value)
-
-
-def _stderr_key(record: Mapping[str, Any], name: str) -> str | None:
-    keys = (key for key in record if "_stderr" in key and key.replace("_stderr", "") == name)
-    return next(keys, None)
-
-
-def noise_of(record: Mapping[str, Any], name: str) -> float:
-    """What sampling alone makes of an error, which has `_noise` for `_error`; NaN if none."""
-    value = record.get(name.replace("_error_", "_noise_")) if "_error_" in name else None
-    return np.nan if value is None else float(value)
+def overall(checks: Iterable[Check]) -> Outcome:
+    """Of several checks: failed where one of them failed, else not resolved where one is not."""
+    outcomes = {check.outcome for check in checks}
+    for outcome in (Outcome.FAILED, Outcome.NOT_RESOLVED):
+        if outcome in outcomes:
+            return outcome
+    return Outcome.PASSED
 
 
 def drift_table(
@@ -138,38 +148,33 @@ def drift_table(
     table = Table("figure", "unit")
     for label in records:
         table.add_column(Text(label), justify="right")
-    outcome = {(label, c.name): c for label, of_run in checks.items() for c in of_run}
-    for key, title, unit in FIGURES:
+    figures = {label: {one.key: one for one in figures_of(run)} for label, run in records.items()}
+    outcomes = {label: {one.key: one.outcome for one in of_run} for label, of_run in checks.items()}
+    for key in DRIFT_ROWS:
         cells = []
-        for label, record in records.items():
-            stderr = stderr_of(record, key)
-            text = Text(with_error(record[key], stderr) if key in record else "-")
-            if (label, key) in outcome:
-                text.append_text(mark(outcome[label, key]))
+        for label, of_run in figures.items():
+            text = Text(str(of_run[key]) if key in of_run else "-")
+            if key in outcomes[label]:
+                text.append_text(mark(outcomes[label][key]))
             cells.append(text)
-        table.add_row(title, unit, *cells)
+        known = known_figures()[key]
+        table.add_row(known.title, known.unit, *cells)
+    bonds = (Text(record.get("bond_deviation_atoms", "-")) for record in records.values())
+    table.add_row("bond that deviates", "", *bonds)
     table.add_section()
-    table.add_row(
-        "verdict", "", *(mark_of(all(c.passed for c in checks[label])) for label in records)
-    )
+    table.add_row("verdict", "", *(mark(overall(checks[label])) for label in records))
     return table
 
 
-def mark(check: Check) -> Text:
-    """A check's outcome in a word."""
-    return mark_of(check.passed) if check.resolved else Text(" NOT RESOLVED", style="bold yellow")
+def mark(outcome: Outcome) -> Text:
+    """A word for an outcome, with its colour."""
+    return {
+        Outcome.PASSED: Text(" pass", style="green"),
+        Outcome.FAILED: Text(" FAIL", style="bold red"),
+        Outcome.NOT_RESOLVED: Text(" NOT RESOLVED", style="bold yellow"),
+    }[outcome]
 
 
-def mark_of(passed: bool) -> Text:
-    """A word for an outcome."""
-    return Text(" pass", style="green") if passed else Text(" FAIL", style="bold red")
-
-
-def with_error(value: float | str, stderr: float = np.nan) -> str:
-    """Number as text, to two digits of its standard error where it has one."""
-    if isinstance(value, str):
-        return value
-    if np.isfinite(value) and np.isfinite(stderr) and stderr > 0:
-        decimals = max(0, 1 - int(np.floor(np.log10(stderr))))
-        return f"{value:.{decimals}f} ± {stderr:.{decimals}f}"
-    return f"{value:.4g}"
+def _largest(*numbers: float | None) -> float:
+    """NaN where none is known."""
+    return float(np.fmax.reduce([np.nan if one is None else one for one in numbers]))

@@ -1,0 +1,48 @@
+"""What an import loads: the package alone very little, its calculator no reader and no engine."""
+
+import subprocess
+import sys
+
+import pytest
+
+# Everything that the package imports somewhere and that takes time or may be missing.
+HEAVY = {
+    "ase",
+    "h5py",
+    "lammps",
+    "matplotlib",
+    "mdtraj",
+    "openmm",
+    "rdkit",
+    "scipy",
+    "tblite",
+    "torch",
+    "typer",
+    "vesin",
+}
+PROGRAM = "import sys\n{}\nprint(*{{name.partition('.')[0] for name in sys.modules}})"
+
+
+@pytest.mark.parametrize(
+    ("statement", "allowed"),
+    [
+        ("import mlff_student", set()),
+        ("import openmm_integration", set()),
+        ("import mlff_student.engines.lammps.plugin", set()),  # `import lammps` loads it
+        (
+            "from mlff_student import StudentForceFieldCalculator",
+            {"ase", "scipy", "torch", "vesin"},
+        ),
+        # `--help` and errors in the arguments come at once.
+        ("from mlff_student.cli import *", {"typer"}),
+    ],
+)
+def test_imports_load_no_more_than_they_need(statement, allowed):
+    words = [sys.executable, "-c", PROGRAM.format(statement)]
+    run = subprocess.run(words, capture_output=True, text=True, check=True)
+    assert HEAVY & set(run.stdout.split()) <= allowed
+
+
+def test_the_package_names_what_it_lacks():
+    with pytest.raises(ImportError, match="nothing"):
+        from mlff_student import nothing  # noqa: F401
