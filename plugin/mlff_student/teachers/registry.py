@@ -13,7 +13,7 @@ from ase.calculators.calculator import Calculator
 
 from mlff_student.core.errors import InputError, MissingDependencyError
 from mlff_student.teachers.labelled import LabelledFile
-from mlff_student.teachers.orb import _orb_calculator
+from mlff_student.teachers.orb import orb_calculator
 
 
 class Teacher(NamedTuple):
@@ -41,6 +41,14 @@ TEACHERS = {
         "Bannwarth et al. 2019, doi:10.1021/acs.jctc.8b01176",
         "LGPL-3.0-or-later",
     ),
+    "so3lr": Teacher(
+        "mlff_student.teachers.so3lr:SO3LR",
+        {},
+        "'mlff-student[so3lr]'",
+        "near PBE0+MBD; molecules and liquids of H C N O F P S Cl, offline",
+        "Kabylda et al. 2025, doi:10.1021/jacs.5c09558",
+        "MIT",
+    ),
     "gfn1-xtb": Teacher(
         "tblite.ase:TBLite",
         {"method": "GFN1-xTB", "verbosity": 0},
@@ -57,7 +65,7 @@ TEACHERS = {
         "Neumann et al. 2024, arXiv:2410.22570",
         "Apache-2.0",
         "~/.cache/cached_path",
-        _orb_calculator,
+        orb_calculator,
     ),
     "orb-v3": Teacher(
         "orb_models.forcefield.pretrained:orb_v3_conservative_omol",
@@ -67,7 +75,7 @@ TEACHERS = {
         "Rhodes et al. 2025, arXiv:2504.06231; Levine et al. 2025, arXiv:2505.08762",
         "Apache-2.0",
         "~/.cache/cached_path",
-        _orb_calculator,
+        orb_calculator,
     ),
     "mace-off": Teacher(
         "mace.calculators:mace_off",
