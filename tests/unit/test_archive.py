@@ -25,7 +25,12 @@ from mlff_student.archive.archive import (
     load_archive,
     save_archive,
 )
-from mlff_student.archive.export import Agreement, compare, eager_energy_and_forces, export
+from mlff_student.archive.export import (
+    Agreement,
+    compare_with_eager,
+    eager_energy_and_forces,
+    export,
+)
 from mlff_student.archive.registry import archive_of, load_student
 from mlff_student.core.errors import ArchiveError, InputError
 from mlff_student.model.neighbours import neighbour_edges
@@ -483,23 +488,23 @@ def test_verification_sees_a_wrong_weight(
     archive64: Archive, random_student: RandomStudent, tiny_checkpoint: Path
 ):
     student, config = load_student(tiny_checkpoint, torch.float64)
-    assert all(one.passed for one in compare(student, config, archive64))
+    assert all(one.passed for one in compare_with_eager(student, config, archive64))
     archive64.module.state_dict()["student.blocks.1.update_in.weight"][3, 5].add_(1e-6)
-    assert not all(one.passed for one in compare(student, config, archive64))
+    assert not all(one.passed for one in compare_with_eager(student, config, archive64))
 
 
 def test_failed_verification_leaves_the_existing_output_untouched(
     tiny_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     """A compiler that builds something else than the student, but consistently so."""
-    build = mlff_student.archive.export.build_archive
+    build = mlff_student.archive.registry.build_archive
 
     def miscompile(student: Student, *arguments):
         broken = deepcopy(student)
         broken.blocks[0].filter.bias[7] += 0.01
         return build(broken, *arguments)
 
-    monkeypatch.setattr(mlff_student.archive.export, "build_archive", miscompile)
+    monkeypatch.setattr(mlff_student.archive.registry, "build_archive", miscompile)
     output = tmp_path / "model.pt"
     output.write_bytes(b"the archive that works")
     with pytest.raises(ArchiveError, match=r"archive of random_tiny disagrees .* ethanol, open"):

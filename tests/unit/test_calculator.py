@@ -69,19 +69,6 @@ def slab() -> Atoms:
 # Basic
 
 
-def test_import_of_the_package_is_light():
-    script = (
-        "import sys, mlff_student\n"
-        "assert 'torch' not in sys.modules and 'ase' not in sys.modules\n"
-        "from mlff_student import StudentForceFieldCalculator\n"
-        "print(StudentForceFieldCalculator.__module__)"
-    )
-    result = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
-    assert result.stdout.strip() == "mlff_student.engines.ase.calculator", result.stderr
-    with pytest.raises(ImportError, match="nothing"):
-        from mlff_student import nothing  # noqa: F401
-
-
 @pytest.mark.parametrize("name", SYSTEMS)
 def test_results_are_those_of_the_archive(name, calculator, structures):
     atoms = structures[name]

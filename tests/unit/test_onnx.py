@@ -1,10 +1,8 @@
 """ONNX: the same numbers in onnxruntime, for any number of atoms and edges, without torch."""
 
 import json
-import re
 import subprocess
 import sys
-import textwrap
 from pathlib import Path
 
 import numpy as np
@@ -75,17 +73,6 @@ def test_no_edges_one_atom_and_many(session, archive, structures):
     found, expected = run(session, many), evaluate_graph(archive, join(many, 5.0))
     assert found["forces"] == pytest.approx(expected.forces.numpy(), abs=1e-9)
     assert found["energies"][-1] == pytest.approx(single["energy"], abs=1e-12)
-
-
-def test_what_the_readme_shows(file, archive, structures, monkeypatch):
-    """Its lines, with the atoms of the section on ASE."""
-    text = (Path(__file__).parents[2] / "README.md").read_text().split("\n## ONNX\n")[1]
-    lines = "".join(re.findall(r"^    .*\n|^\n", text.split("\n## ")[0], re.MULTILINE))
-    monkeypatch.chdir(file.parent)
-    exec(textwrap.dedent(lines), names := {"atoms": structures["ethanol"]})
-    expected = evaluate_graph(archive, join([structures["ethanol"]], 5.0))
-    assert float(names["energy"]) == pytest.approx(float(expected.energies.sum()), abs=1e-9)
-    assert names["forces"] == pytest.approx(expected.forces.numpy(), abs=1e-9)
 
 
 def test_threads_give_the_same(file, structures):

@@ -17,10 +17,10 @@ from ase.calculators.lj import LennardJones
 from ase.calculators.singlepoint import SinglePointCalculator
 from ase.io import read, write
 
-import mlff_student.teachers.registry as teachers
 from mlff_student.core.errors import InputError, MissingDependencyError
-from mlff_student.teachers.labelled import LabelledFile, labelled_frames
-from mlff_student.teachers.registry import TEACHERS, load_attribute, make_teacher, teacher_names
+from mlff_student.teachers import TEACHERS, make_teacher, teacher_names
+from mlff_student.teachers.labelled import SAME_STRUCTURE, LabelledFile, labelled_frames
+from mlff_student.teachers.registry import load_attribute
 
 DOWNLOADED = [name for name, teacher in TEACHERS.items() if teacher.cache]
 FILE_DIGITS = 2e-8  # extended XYZ rounds coordinates and forces to eight decimals
@@ -195,7 +195,7 @@ def test_a_file_answers_with_its_labels(labelled: tuple[Path, list[Atoms]]):
 
 
 def _moved(atoms: Atoms) -> None:
-    atoms.positions[1, 2] += 2 * teachers.SAME_STRUCTURE
+    atoms.positions[1, 2] += 2 * SAME_STRUCTURE
 
 
 def _reordered(atoms: Atoms) -> None:

@@ -13,7 +13,14 @@ from torch import Tensor, nn
 from mlff_student.core.errors import ArchiveError
 from mlff_student.core.version import __version__
 from mlff_student.model.neighbours import neighbour_edges
-from mlff_student.model.student import Student, StudentConfig, parameter_count, sum_to_atoms
+from mlff_student.model.student import (
+    Student,
+    StudentConfig,
+    dtype_name,
+    forces_from_gradient,
+    parameter_count,
+    virial_from_gradient,
+)
 
 FORMAT = "mlff-student-archive"
 FORMAT_VERSION = 2
@@ -51,7 +58,7 @@ class ArchiveModule(nn.Module):
         self.elements = list(config.elements)
         self.cutoff = config.cutoff
         self.teacher = teacher
-        self.dtype_name = str(student.dtype).removeprefix("torch.")
+        self.dtype_name = dtype_name(student.dtype)
 
     def species(self, atomic_numbers: Tensor) -> Tensor:
         """Index of each atom into the student's elements; an unknown element is an error."""
@@ -113,10 +120,8 @@ class ArchiveModule(nn.Module):
         # Close atoms are no error: a minimiser tries such steps, and the repulsion sends it back.
         if not bool(torch.isfinite(energies).all()):
             raise RuntimeError("mlff_student: an energy is not finite; do two atoms coincide?")
-        forces = sum_to_atoms(gradient, edge_index[0], atoms) - sum_to_atoms(
-            gradient, edge_index[1], atoms
-        )
-        return energies, forces, -edge_vectors.t() @ gradient
+        forces = forces_from_gradient(gradient, edge_index, atoms)
+        return energies, forces, virial_from_gradient(gradient, edge_vectors)
 
     @torch.jit.export
     def from_edges(
@@ -193,7 +198,7 @@ def build_archive(
         "parameters": parameter_count(student),
         **config.as_dict(),
         "units": {"length": "angstrom", "energy": "eV"},
-        "dtype": str(student.dtype).removeprefix("torch."),
+        "dtype": dtype_name(student.dtype),
         "teacher": teacher,
         "dataset_sha256": card.get("dataset_sha256"),
         "recipe": card.get("recipe"),
@@ -252,9 +257,9 @@ def load_archive(path: Path, device: str = "cpu") -> Archive:
         )
     if missing := {"weights_sha256", "self_check"} - metadata.keys():
         raise ArchiveError(f"{path}: the metadata lack {', '.join(missing)}; export it again")
-    if (found := weights_hash(module)) != metadata["weights_sha256"]:
+    if (digest := weights_hash(module)) != metadata["weights_sha256"]:
         raise ArchiveError(
-            f"{path}: the weights have the hash {found[:12]}, the metadata say "
+            f"{path}: the weights have the hash {digest[:12]}, the metadata say "
             f"{metadata['weights_sha256'][:12]}; the file was altered, export it again"
         )
     try:

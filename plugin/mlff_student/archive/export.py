@@ -10,13 +10,12 @@ from ase import Atoms
 from ase.build import molecule
 from vesin import NeighborList
 
-from mlff_student.archive.archive import Archive, build_archive, load_archive, save_archive
-from mlff_student.archive.registry import load_student, model_name, read_card
+from mlff_student.archive.archive import Archive, load_archive, save_archive
+from mlff_student.archive.registry import compile_checkpoint, model_name
 from mlff_student.core.errors import ArchiveError, InputError
 from mlff_student.core.files import atomic_write
-from mlff_student.model.student import Student, StudentConfig
+from mlff_student.model.student import DTYPES, Student, StudentConfig
 
-DTYPES = {"float32": torch.float32, "float64": torch.float64}
 # Largest differences allowed between the archive and eager evaluation of the same precision:
 # float64 agrees to rounding; float32 sums in another order.
 ENERGY_TOLERANCE = {"float32": 1e-6, "float64": 1e-11}  # eV/atom
@@ -67,20 +66,18 @@ def export(
     """
     if dtype not in DTYPES:
         raise InputError(f"dtype {dtype!r} is unknown; known are {', '.join(DTYPES)}")
-    card, name = read_card(checkpoint), model_name(checkpoint)
     agreements: list[Agreement] = []
     with atomic_write(output) as temporary:
         for precision, torch_dtype in DTYPES.items():
             if precision != dtype and not verify:
                 continue
-            student, config = load_student(checkpoint, torch_dtype)
-            archive = build_archive(student, config, name, card)
+            student, config, archive = compile_checkpoint(checkpoint, torch_dtype)
             if precision == dtype:
                 save_archive(archive, temporary)
                 archive = load_archive(temporary)
             if verify:
-                agreements += compare(student, config, archive)
-        refuse_disagreement(f"the archive of {name}", agreements)
+                agreements += compare_with_eager(student, config, archive)
+        refuse_disagreement(f"the archive of {model_name(checkpoint)}", agreements)
     return agreements
 
 
@@ -106,7 +103,9 @@ def eager_energy_and_forces(
     return float(energy.detach()), -positions.grad.numpy()
 
 
-def compare(student: Student, config: StudentConfig, archive: Archive) -> list[Agreement]:
+def compare_with_eager(
+    student: Student, config: StudentConfig, archive: Archive
+) -> list[Agreement]:
     """Differences of an archive from eager evaluation."""
 
     def evaluate(atoms: Atoms) -> tuple[float, np.ndarray]:
@@ -137,14 +136,14 @@ def differences(
     agreements = []
     for name, atoms in verification_structures(config.elements).items():
         energy, forces = eager_energy_and_forces(student, config, atoms)
-        found, found_forces = evaluate(atoms)
+        exported_energy, exported_forces = evaluate(atoms)
         agreements.append(
             Agreement(
                 structure=name,
                 dtype=dtype,
                 atoms=len(atoms),
-                energy_ev_per_atom=abs(found - energy) / len(atoms),
-                forces_ev_per_angstrom=float(abs(found_forces - forces).max()),
+                energy_ev_per_atom=abs(exported_energy - energy) / len(atoms),
+                forces_ev_per_angstrom=float(abs(exported_forces - forces).max()),
                 largest_force_ev_per_angstrom=float(abs(forces).max()),
             )
         )
@@ -179,10 +178,10 @@ def verification_structures(elements: tuple[str, ...]) -> dict[str, Atoms]:
     several = [molecule(name) for name in ("H2O", "HCN", "CF4", "PH3", "CH3SH", "CH3Cl")]
     crystal = Atoms(cell=[[11.5, 0.0, 0.0], [1.8, 11.0, 0.0], [0.7, -1.5, 12.0]], pbc=True)
     sites = np.stack(np.meshgrid(*[[0.0, 0.5]] * 3, indexing="ij"), -1).reshape(-1, 3)
-    for one, site in zip([*several, bromomethane], sites, strict=False):
-        if set(one.symbols) <= set(elements):
-            one.positions += site @ crystal.cell.array
-            crystal += one
+    for guest, site in zip([*several, bromomethane], sites, strict=False):
+        if set(guest.symbols) <= set(elements):
+            guest.positions += site @ crystal.cell.array
+            crystal += guest
     structures = {
         "ethanol, open": ethanol,
         "ethanol, periodic in two directions": slab,

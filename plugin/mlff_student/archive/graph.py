@@ -11,11 +11,7 @@ from torch import Tensor
 from vesin import NeighborList
 
 from mlff_student.archive.archive import Archive
-
-pass
-
-
-from mlff_student.model.student import sum_to_atoms
+from mlff_student.model.student import edge_virials, forces_from_gradient, sum_to_atoms
 
 # Up to this size all pairs of an open structure are tried in numpy, structures of a size together.
 # Processor time of a structure of 9, 22, 32, 50 and 68 atoms: 4, 24, 38, 73 and 112 microseconds,
@@ -25,8 +21,8 @@ SMALL = 48
 # network's features on each atom (native kernels) or on each edge (portable ones) for a channel and
 # layer, and the geometry of an edge.
 FEATURE_BYTES, EDGE_BYTES = 80, 300
-# Atoms within 5 angstrom of one in a dense organic liquid: an open structure has no more.
-CROWD = 60
+# Atoms within 5 angstrom of an atom in a dense organic liquid: an open structure has no more.
+MAX_OPEN_NEIGHBOURS = 60
 
 
 class Graph(NamedTuple):
@@ -52,8 +48,10 @@ def join(structures: Sequence[Atoms], cutoff: float) -> Graph:
 
     Parameters
     ----------
-    structures : each with finite positions and, where periodic, a cell with a volume.
-    cutoff : angstrom.
+    structures : Sequence[Atoms]
+        Each with finite positions and, where periodic, a cell with a volume.
+    cutoff : float
+        Cutoff of the student, angstrom.
     """
     sizes = np.array([len(atoms) for atoms in structures], dtype=np.int64)
     first = np.concatenate([[0], sizes.cumsum()])[:-1]
@@ -87,7 +85,8 @@ def all_pairs(
 
     Parameters
     ----------
-    positions : (B, n, 3), angstrom.
+    positions : NDArray[np.float64]
+        Positions of the structures' atoms (B, n, 3), angstrom.
 
     Returns
     -------
@@ -112,8 +111,7 @@ def evaluate_graph(archive: Archive, graph: Graph, device: str = "cpu") -> Evalu
         torch.from_numpy(graph.numbers).to(device),
         atoms,
     )
-    forces = sum_to_atoms(gradient, index[0], atoms) - sum_to_atoms(gradient, index[1], atoms)
-    return Evaluation(energies, forces, gradient)
+    return Evaluation(energies, forces_from_gradient(gradient, index, atoms), gradient)
 
 
 def structure_virials(graph: Graph, gradient: Tensor) -> Tensor:
@@ -130,9 +128,7 @@ def atom_virials(graph: Graph, gradient: Tensor) -> Tensor:
 
 
 def _edge_virials(graph: Graph, gradient: Tensor) -> Tensor:
-    """- r_ij (x) dE/dr_ij (E, 3, 3), eV."""
-    vectors = torch.from_numpy(graph.edge_vectors).to(gradient.device)
-    return -vectors[:, :, None] * gradient[:, None]
+    return edge_virials(gradient, torch.from_numpy(graph.edge_vectors).to(gradient.device))
 
 
 def within_memory(
@@ -143,18 +139,20 @@ def within_memory(
 
     Parameters
     ----------
-    metadata : of the archive: its cutoff, channels and layers.
-    by_edges : whether the kernels keep features of edges (the portable ones do) or of atoms alone.
+    metadata : dict
+        Facts of the archive: its cutoff, channels and layers.
+    by_edges : bool
+        Whether the kernels keep features of edges (the portable ones do) or of atoms alone.
     """
     features = FEATURE_BYTES * metadata["channels"] * metadata["layers"]
     sphere = 4.0 / 3.0 * np.pi * metadata["cutoff"] ** 3
     begin, used = 0, 0.0
     for k, atoms in enumerate(structures):
-        neighbours = min(len(atoms) - 1, CROWD)
+        neighbours = min(len(atoms) - 1, MAX_OPEN_NEIGHBOURS)
         if atoms.pbc.all():
             neighbours = len(atoms) * sphere / atoms.get_volume()
         elif atoms.pbc.any():
-            neighbours = CROWD
+            neighbours = MAX_OPEN_NEIGHBOURS
         edges = len(atoms) * neighbours
         needed = features * (edges if by_edges else len(atoms)) + EDGE_BYTES * edges
         if k > begin and used + needed > budget_bytes:
@@ -172,8 +170,10 @@ def edges_of(
 
     Parameters
     ----------
-    cutoff : angstrom.
-    search : a list of this cutoff whose memory, and skin, serve again.
+    cutoff : float
+        Cutoff of the student, angstrom.
+    search : NeighborList, optional
+        A list of this cutoff whose memory, and skin, serve again.
 
     Returns
     -------

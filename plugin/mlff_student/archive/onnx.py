@@ -33,13 +33,17 @@ import torch
 from ase import Atoms
 from torch import Tensor, nn
 
-from mlff_student.archive.archive import build_archive
-from mlff_student.archive.export import DTYPES, Agreement, differences, refuse_disagreement
+from mlff_student.archive.export import Agreement, differences, refuse_disagreement
 from mlff_student.archive.graph import join
-from mlff_student.archive.registry import load_student, model_name, read_card
+from mlff_student.archive.registry import compile_checkpoint
 from mlff_student.core.errors import MissingDependencyError
 from mlff_student.core.files import atomic_write
-from mlff_student.model.student import Student, sum_to_atoms
+from mlff_student.model.student import (
+    DTYPES,
+    Student,
+    forces_from_gradient,
+    virial_from_gradient,
+)
 
 OPSET = 18  # ScatterND that adds, and reductions with axes as inputs
 INPUTS = ("edge_vectors", "edge_index", "atomic_numbers")
@@ -66,8 +70,9 @@ class OnnxModule(nn.Module):
         atoms = atomic_numbers.shape[0]
         energies, gradient = self.student(vectors, index, species.clamp(min=0), atoms)
         energies = torch.where(species < 0, torch.nan, energies)
-        forces = sum_to_atoms(gradient, index[0], atoms) - sum_to_atoms(gradient, index[1], atoms)
-        return energies.sum(), energies, forces, -vectors.t() @ gradient, gradient[:-1]
+        forces = forces_from_gradient(gradient, index, atoms)
+        virial = virial_from_gradient(gradient, vectors)
+        return energies.sum(), energies, forces, virial, gradient[:-1]
 
 
 def export_onnx(
@@ -101,12 +106,10 @@ def export_onnx(
         raise MissingDependencyError(
             f"ONNX needs {error.name}; pip install 'mlff-student[onnx]'"
         ) from error
-    student, config = load_student(checkpoint, DTYPES[dtype])
-    name = model_name(checkpoint)
+    student, config, archive = compile_checkpoint(checkpoint, DTYPES[dtype])
     with atomic_write(output) as temporary:
         program = _trace(OnnxModule(student))
-        metadata = build_archive(student, config, name, read_card(checkpoint)).metadata
-        program.model.metadata_props[METADATA_KEY] = json.dumps(metadata)
+        program.model.metadata_props[METADATA_KEY] = json.dumps(archive.metadata)
         program.model.doc_string = __doc__
         program.save(str(temporary))
         if not verify:
@@ -117,7 +120,7 @@ def export_onnx(
         agreements = differences(
             student, config, dtype, lambda atoms: _run(session, atoms, config.cutoff)
         )
-        refuse_disagreement(f"the ONNX file of {name}", agreements)
+        refuse_disagreement(f"the ONNX file of {archive.metadata['name']}", agreements)
     return agreements
 
 

@@ -3,14 +3,14 @@
 import json
 import zipfile
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
 from mlff_student.archive.archive import Archive, build_archive, load_archive
 from mlff_student.core.errors import ArchiveError, InputError
 from mlff_student.core.paths import in_checkout_or_package
-from mlff_student.model.student import Student, StudentConfig
+from mlff_student.model.student import Student, StudentConfig, dtype_name
 
 # In a source tree the checkpoints lie at the top; an installed package carries them inside.
 FOLDERS = in_checkout_or_package("checkpoints", "checkpoints")
@@ -19,9 +19,9 @@ FOLDERS = in_checkout_or_package("checkpoints", "checkpoints")
 def available_models() -> dict[str, Path]:
     """Name and folder of every shipped checkpoint."""
     for folder in FOLDERS:
-        found = {path.parent.name: path.parent for path in sorted(folder.glob("*/model.pt"))}
-        if found:
-            return found
+        models = {path.parent.name: path.parent for path in sorted(folder.glob("*/model.pt"))}
+        if models:
+            return models
     return {}
 
 
@@ -30,7 +30,8 @@ def checkpoint_path(model: str) -> Path:
 
     Raises
     ------
-    ArchiveError : no model of that name.
+    ArchiveError
+        If there is no model of that name.
     """
     models = available_models()
     if model not in models:
@@ -54,7 +55,8 @@ def load_student(
 
     Raises
     ------
-    ArchiveError : missing or damaged file, or one that is not a checkpoint.
+    ArchiveError
+        If the file is missing, damaged, or not a checkpoint.
     """
     if not checkpoint.is_file():
         raise ArchiveError(f"no checkpoint {checkpoint}")
@@ -69,19 +71,53 @@ def load_student(
     return student.eval().requires_grad_(False), config
 
 
+class CompiledCheckpoint(NamedTuple):
+    """A checkpoint's student, and the archive that was made of it."""
+
+    student: Student
+    config: StudentConfig
+    archive: Archive
+
+
+def compile_checkpoint(checkpoint: Path, dtype: torch.dtype = torch.float32) -> CompiledCheckpoint:
+    """Student of a checkpoint file and its archive, with the facts of the card beside it.
+
+    Parameters
+    ----------
+    checkpoint : Path
+        Weights file; its card.json is read from the same folder.
+    dtype : torch.dtype
+        Precision of the weights.
+
+    Raises
+    ------
+    ArchiveError
+        If the file is missing, damaged, or not a checkpoint.
+    """
+    student, config = load_student(checkpoint, dtype)
+    archive = build_archive(student, config, model_name(checkpoint), read_card(checkpoint))
+    return CompiledCheckpoint(student, config, archive)
+
+
 def archive_of(model: str | Path, dtype: torch.dtype | None = None, device: str = "cpu") -> Archive:
     """Archive of a shipped model, a checkpoint (file or folder) or an exported archive file.
 
     Parameters
     ----------
-    model : "original", "tiny", "ultra_tiny" or a path; of a folder, its model.pt is taken.
-    dtype : of the weights where a checkpoint is compiled (None: float32); an exported archive has
-        its own, and another is refused.
+    model : str or Path
+        "original", "tiny", "ultra_tiny" or a path; of a folder, its model.pt is taken.
+    dtype : torch.dtype or None
+        Of the weights where a checkpoint is compiled (None: float32); an exported archive has its
+        own, and another is refused.
+    device : str
+        Of torch, such as "cpu" or "cuda".
 
     Raises
     ------
-    ArchiveError : missing or unusable file.
-    InputError : no such device here, or an exported archive of another precision.
+    ArchiveError
+        If the file is missing or unusable.
+    InputError
+        If torch has no such device here, or an exported archive is of another precision.
     """
     try:
         torch.empty(0, device=device)
@@ -91,14 +127,14 @@ def archive_of(model: str | Path, dtype: torch.dtype | None = None, device: str 
         ) from error
     path = model_file(model)
     if is_checkpoint(path):
-        student, config = load_student(path, dtype or torch.float32)
-        archive = build_archive(student, config, model_name(path), read_card(path))
+        archive = compile_checkpoint(path, dtype or torch.float32).archive
         return Archive(archive.module.to(device), archive.metadata)
     archive = load_archive(path, device)
-    wanted, found = str(dtype).removeprefix("torch."), archive.metadata["dtype"]
-    if dtype is not None and wanted != found:
+    stored = archive.metadata["dtype"]
+    if dtype is not None and dtype_name(dtype) != stored:
+        wanted = dtype_name(dtype)
         raise InputError(
-            f"{model} is an archive that was exported in {found}, not {wanted}; export its "
+            f"{model} is an archive that was exported in {stored}, not {wanted}; export its "
             f"checkpoint again with --dtype {wanted}, or give the checkpoint in its place"
         )
     return archive
@@ -109,7 +145,8 @@ def model_file(model: str | Path) -> Path:
 
     Raises
     ------
-    ArchiveError : there is none.
+    ArchiveError
+        If there is none.
     """
     path = Path(model)
     if not path.suffix and str(model) in available_models():

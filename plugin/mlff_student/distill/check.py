@@ -3,6 +3,7 @@
 import re
 from collections import Counter, defaultdict
 from collections.abc import Iterator
+from dataclasses import dataclass
 from itertools import combinations
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -17,11 +18,13 @@ from rich.progress import track
 from scipy.spatial import cKDTree
 
 from mlff_student.core.errors import InputError
+from mlff_student.core.figures import Figure, Measured, Threshold, known_figures
 from mlff_student.core.files import sha256
-from mlff_student.distill.dataset import SPLITS, Frames, Summary, read_frames, read_summary
+from mlff_student.distill.dataset import SPLITS, LabelledFrames, Summary, read_dataset
 from mlff_student.distill.sources import connectivity
 from mlff_student.model.elements import ELEMENTS
 from mlff_student.model.neighbours import complete_cell, neighbour_edges
+from mlff_student.reporting.verdict import Check, judge_figure
 from mlff_student.structures.checks import connected_fragments, perceive_bonds
 
 GATE = Path(__file__).with_name("gate.yaml")
@@ -31,43 +34,56 @@ PAIRS_AT_ONCE = 1_000_000  # bounds the scratch memory, to 0.1 GB
 TO_SIGMA = 1.4826  # standard deviation over median absolute deviation, of a normal distribution
 
 
-class Limit(NamedTuple):
-    """One entry of gate.yaml."""
+class Criterion(NamedTuple):
+    """One entry of gate.yaml.
 
-    title: str
-    bound: str  # least or most
-    value: float
-    unit: str
-    source: str
-    mend: str
-    beyond: float = np.nan  # what makes one frame count
-    floor: float = 0.0  # least robust standard deviation
-    asked: str = "of any"  # or by molecule
+    Attributes
+    ----------
+    threshold : Threshold
+        What the figure must stay within.
+    remedy : str
+        What to do where it does not.
+    beyond : float
+        What makes one frame count; NaN where frames are not counted.
+    floor : float
+        Least robust standard deviation.
+    asked : str
+        "of any" dataset, or "by molecule": of one that is split by molecule.
+    """
+
+    threshold: Threshold
+    remedy: str
+    beyond: float = np.nan
+    floor: float = 0.0
+    asked: str = "of any"
 
 
-class Check(NamedTuple):
-    """One figure held against its limit."""
+class GateCheck(NamedTuple):
+    """A judged figure of a dataset, and what a reader needs to repair it."""
 
-    name: str
-    found: float
-    limit: Limit
+    check: Check
+    criterion: Criterion
     asked: bool
     worst: list[str]  # offenders, the worst first
 
     @property
+    def figure(self) -> Figure:
+        """What was judged."""
+        return self.check.figure
+
+    @property
     def passed(self) -> bool:
-        """Within the limit, which NaN never is, or not asked for."""
-        least = self.limit.bound == "least"
-        within = self.found >= self.limit.value if least else self.found <= self.limit.value
-        return not self.asked or bool(within)
+        """Within the threshold, which NaN never is, or not asked for."""
+        return not self.asked or self.check.passed
 
     @property
     def cells(self) -> tuple[str, str, str, str]:
         """Title, figure, limit and outcome, for a table."""
-        unit = f" {self.limit.unit}".rstrip()
+        threshold = self.check.threshold
+        unit = f" {threshold.unit}".rstrip()
         outcome = ("pass" if self.passed else "FAIL") if self.asked else "not asked"
-        limit = f"at {self.limit.bound} {self.limit.value:.4g}{unit}"
-        return self.limit.title, f"{self.found:.4g}{unit}", limit, outcome
+        limit = f"at {threshold.bound} {threshold.value:.4g}{unit}"
+        return self.figure.title, f"{self.figure.value:.4g}{unit}", limit, outcome
 
 
 class Geometry(NamedTuple):
@@ -95,17 +111,47 @@ class Bonded(NamedTuple):
     bonds: list[tuple[int, int]]
 
 
-class Report(NamedTuple):
-    """A dataset held against the gate."""
+@dataclass(frozen=True)
+class GateReport(Measured):
+    """A dataset judged by the gate.
+
+    Attributes
+    ----------
+    dataset : Path
+        The HDF5 file.
+    checks : list of GateCheck
+        One for each entry of gate.yaml.
+    statistics : list of Figure
+        What was counted and measured besides.
+    texts : dict of str to str
+        The file, its SHA-256, its teacher, and how it is split.
+    atoms_of, structures_of : Counter of str
+        Atoms and structures by element.
+    frames, splits, geometry, energies
+        What the plots are made of.
+    failures : Counter of str
+        Structures by the reason why the teacher failed.
+    """
 
     dataset: Path
-    checks: list[Check]
-    figures: dict[str, float | str]  # flat, units in the keys
-    frames: Frames
+    checks: list[GateCheck]
+    statistics: list[Figure]
+    texts: dict[str, str]
+    atoms_of: Counter[str]
+    structures_of: Counter[str]
+    frames: LabelledFrames
     splits: list[str]  # (M,)
     geometry: Geometry
     energies: Energies
-    failures: Counter[str]  # structures by reason
+    failures: Counter[str]
+
+    def figures(self) -> list[Figure]:
+        """What was judged, and what was counted besides."""
+        return [check.figure for check in self.checks] + self.statistics
+
+    def facts(self) -> dict[str, str]:
+        """What is known of the dataset in words."""
+        return self.texts
 
     @property
     def passed(self) -> bool:
@@ -115,17 +161,21 @@ class Report(NamedTuple):
     @property
     def verdict(self) -> str:
         """GO or NO-GO, and why."""
-        failed = [check.limit.title for check in self.checks if not check.passed]
+        failed = [check.figure.title for check in self.checks if not check.passed]
         return f"NO-GO: {'; '.join(failed)}" if failed else "GO"
 
 
-def load_gate(path: Path = GATE) -> dict[str, Limit]:
-    """Limits by the name of their figure."""
-    return {name: Limit(**entry) for name, entry in yaml.safe_load(path.read_text()).items()}
+def load_gate(path: Path = GATE) -> dict[str, Criterion]:
+    """Criteria by the key of their figure."""
+    gate = {}
+    for key, entry in yaml.safe_load(path.read_text()).items():
+        of_threshold = {name: entry.pop(name) for name in ("value", "unit", "source", "bound")}
+        gate[key] = Criterion(Threshold(**of_threshold), **entry)
+    return gate
 
 
-def check_dataset(path: Path, quiet: bool = True) -> Report:
-    """Hold a dataset against gate.yaml.
+def check_dataset(path: Path, quiet: bool = True) -> GateReport:
+    """Judge a dataset by gate.yaml.
 
     A dataset with the attribute `split_by = trajectory` is of one system on purpose: it is not
     asked for elements, sizes, diversity, nor that a molecule is in one split only.
@@ -134,10 +184,8 @@ def check_dataset(path: Path, quiet: bool = True) -> Report:
     ------
     InputError : no dataset, one cut short or of another format, or one without a finite frame.
     """
-    frames = read_frames(path)
-    # After the frames, since a writer may have gone on in between.
-    *columns, attributes = read_summary(path)
-    summary = Summary(*(column[: len(frames.names)] for column in columns), attributes)
+    summary, frames = read_dataset(path)
+    attributes = summary.attributes
     if not len(frames.energies):
         raise InputError(
             f"{path} has no frames ({len(frames.names)} structures); its teacher failed, or "
@@ -220,38 +268,50 @@ def check_dataset(path: Path, quiet: bool = True) -> Report:
         "diversity_bits": (diversity(lowest), []),
         "leaked_molecules": (len(leaks), leaks[:WORST]),
     }
-    checks = [
-        Check(
-            name, float(found[name][0]), limit, of_molecules or limit.asked == "of any",
-            found[name][1],
-        )
-        for name, limit in gate.items()
-    ]  # fmt: skip
-    figures = {
+    checks = []
+    for key, criterion in gate.items():
+        value, worst = found[key]
+        check = judge_figure(known_figures()[key].figure(float(value)), criterion.threshold)
+        asked = of_molecules or criterion.asked == "of any"
+        checks.append(GateCheck(check, criterion, asked, worst))
+    sizes = frame_sizes(frames)
+    statistics = [
+        Figure("structures", len(frames.names)),
+        Figure("structures_without_frames", int((summary.labelled == 0).sum())),
+        Figure("structures_fallen_apart", len(fallen)),
+        Figure("frames", len(frames.energies)),
+        Figure("frames_attempted", int(summary.attempted.sum())),
+        Figure("atoms", len(frames.positions)),
+        Figure("molecules", len(set(frames.identities))),
+        Figure("size_mean_atoms", float(of_structure.mean())),
+        Figure("size_largest_atoms", int(of_structure.max())),
+        Figure("size_variation_of_frames", float(sizes.std() / sizes.mean())),
+        Figure("energy_residual_rms", float(np.sqrt(np.nanmean(energies.residual**2))), "eV/atom"),
+        Figure("energy_sigma_in_molecule", energies.sigma, "eV/atom"),
+        Figure("force_rms", float(frames.forces.square().nanmean().sqrt()), "eV/angstrom"),
+        *(Figure(f"frames_{split}", frames_of[split]) for split in SPLITS),
+        *(Figure(f"atoms_{symbol}", atoms_of[symbol]) for symbol in ELEMENTS),
+        *(Figure(f"structures_{symbol}", structures_of[symbol]) for symbol in ELEMENTS),
+    ]
+    texts = {
         "dataset": str(path),
         "sha256": sha256(path),
         "teacher": str(attributes.get("teacher", "")),
         "split_by": "molecule" if of_molecules else "trajectory",
-        "structures": len(frames.names),
-        "structures_without_frames": int((summary.labelled == 0).sum()),
-        "structures_fallen_apart": len(fallen),
         "fallen_apart": ", ".join(fallen[:WORST]),
-        "frames": len(frames.energies),
-        "frames_attempted": int(summary.attempted.sum()),
-        "atoms": len(frames.positions),
-        "molecules": len(set(frames.identities)),
-        "size_mean_atoms": float(of_structure.mean()),
-        "size_largest_atoms": int(of_structure.max()),
-        "size_variation_of_frames": float(frame_sizes(frames).std() / frame_sizes(frames).mean()),
-        "energy_residual_rms_ev_per_atom": float(np.sqrt(np.nanmean(energies.residual**2))),
-        "energy_sigma_in_molecule_ev_per_atom": energies.sigma,
-        "force_rms_ev_per_angstrom": float(frames.forces.square().nanmean().sqrt()),
     }
-    figures |= {f"frames_{split}": frames_of[split] for split in SPLITS}
-    figures |= {f"atoms_{symbol}": atoms_of[symbol] for symbol in ELEMENTS}
-    figures |= {f"structures_{symbol}": structures_of[symbol] for symbol in ELEMENTS}
-    return Report(
-        path, checks, figures, frames, summary.splits, geometry, energies, _reasons(summary)
+    return GateReport(
+        dataset=path,
+        checks=checks,
+        statistics=statistics,
+        texts=texts,
+        atoms_of=atoms_of,
+        structures_of=structures_of,
+        frames=frames,
+        splits=summary.splits,
+        geometry=geometry,
+        energies=energies,
+        failures=_reasons(summary),
     )
 
 
@@ -263,19 +323,15 @@ def _reasons(summary: Summary) -> Counter[str]:
     return reasons
 
 
-def finite_frames(frames: Frames) -> np.ndarray:
+def finite_frames(frames: LabelledFrames) -> np.ndarray:
     """Frames that can be trained on, (T,) bool: energies, positions, forces and cell are finite, a
-    periodic cell has a volume, and stress, probe and product are each finite or NaN as a whole.
+    periodic cell has a volume, and the stress is finite or NaN as a whole.
     """
     good = np.isfinite(frames.energies.numpy())
     atoms = frame_sizes(frames)
     number = np.repeat(np.arange(len(atoms)), atoms)  # frame of each atom
     for values in (frames.positions, frames.forces):
         good &= np.bincount(number, ~np.isfinite(values.numpy()).all(1), len(atoms)) == 0
-    for values in (frames.probes, frames.products):
-        finite = np.bincount(number, np.isfinite(values.numpy()).all(1), len(atoms))
-        absent = np.bincount(number, np.isnan(values.numpy()).all(1), len(atoms))
-        good &= (finite == atoms) | (absent == atoms)
     stresses = frames.stresses.numpy()
     good &= np.isfinite(stresses).all(1) | np.isnan(stresses).all(1)
     good &= np.isfinite(frames.cells.numpy()).all((1, 2))
@@ -285,7 +341,9 @@ def finite_frames(frames: Frames) -> np.ndarray:
     return good
 
 
-def scan_geometry(frames: Frames, finite: np.ndarray, same: float, quiet: bool = True) -> Geometry:
+def scan_geometry(
+    frames: LabelledFrames, finite: np.ndarray, same: float, quiet: bool = True
+) -> Geometry:
     """Shortest distances and duplicates.
 
     Two frames of one molecule (equal identity and composition) are duplicates when their distances,
@@ -325,7 +383,7 @@ def scan_geometry(frames: Frames, finite: np.ndarray, same: float, quiet: bool =
 
 
 def _open_distances(
-    frames: Frames, members: list[int], numbers: np.ndarray
+    frames: LabelledFrames, members: list[int], numbers: np.ndarray
 ) -> Iterator[tuple[float, float, np.ndarray]]:
     """Shortest distance, the same over covalent radii, and fingerprint of frames of one molecule.
 
@@ -359,7 +417,7 @@ def _open_distances(
         yield from zip(near, ratio, prints, strict=True)
 
 
-def _periodic_distances(frames: Frames, k: int) -> tuple[float, float, np.ndarray]:
+def _periodic_distances(frames: LabelledFrames, k: int) -> tuple[float, float, np.ndarray]:
     """As `_open_distances`, of one frame."""
     atoms = slice(int(frames.start[k]), int(frames.start[k + 1]))
     vectors, (i, j) = neighbour_edges(
@@ -375,7 +433,7 @@ def _periodic_distances(frames: Frames, k: int) -> tuple[float, float, np.ndarra
     return distances.min(initial=np.inf), ratio, np.append(fingerprint, np.float32(edge))
 
 
-def fit_energies(frames: Frames, finite: np.ndarray, floor: float) -> Energies:
+def fit_energies(frames: LabelledFrames, finite: np.ndarray, floor: float) -> Energies:
     """Least-squares fit of energies over composition, and what is left of them.
 
     Parameters
@@ -396,18 +454,18 @@ def fit_energies(frames: Frames, finite: np.ndarray, floor: float) -> Energies:
     known = np.flatnonzero(finite)
     known = known[np.argsort(identity[known], kind="stable")]
     groups, first, members = np.unique(identity[known], return_index=True, return_counts=True)
-    medians, company = np.full(len(names), np.nan), np.zeros(len(names), bool)
+    medians, has_others = np.full(len(names), np.nan), np.zeros(len(names), bool)
     medians[groups] = [np.median(part) for part in np.split(residual[known], first[1:])]
-    company[groups] = members > 1  # a frame alone is its own median
+    has_others[groups] = members > 1  # a frame alone is its own median
     deviation = residual - medians[identity]
-    sigma = _robust_sigma(deviation[company[identity]], floor)
+    sigma = _robust_sigma(deviation[has_others[identity]], floor)
     between = medians - np.median(medians[groups])
     between_sigma = _robust_sigma(between, floor)
     outlyingness = np.maximum(np.abs(deviation) / sigma, np.abs(between / between_sigma)[identity])
     return Energies(residual, deviation, sigma, outlyingness)
 
 
-def force_outlyingness(frames: Frames, finite: np.ndarray, floor: float) -> np.ndarray:
+def force_outlyingness(frames: LabelledFrames, finite: np.ndarray, floor: float) -> np.ndarray:
     """Largest force component of each frame in robust standard deviations of its element, (T,).
 
     Parameters
@@ -429,7 +487,9 @@ def _robust_sigma(values: np.ndarray, floor: float) -> float:
     return max(floor, TO_SIGMA * float(np.median(values))) if len(values) else floor
 
 
-def lowest_frames(frames: Frames, finite: np.ndarray, quiet: bool = True) -> Iterator[Bonded]:
+def lowest_frames(
+    frames: LabelledFrames, finite: np.ndarray, quiet: bool = True
+) -> Iterator[Bonded]:
     """The frame of lowest energy of each structure, in which bonds are least distorted."""
     molecule = frames.molecule.numpy()
     energies = np.where(finite, frames.energies.numpy(), np.inf)
@@ -469,11 +529,11 @@ def diversity(lowest: list[Bonded]) -> float:
 
 
 def find_leaks(
-    frames: Frames, splits: list[str], lowest: list[Bonded]
+    frames: LabelledFrames, splits: list[str], lowest: list[Bonded]
 ) -> tuple[list[str], list[str]]:
     """Molecules that occur in more than one split, found twice over.
 
-    By identity: each component of a complex counts. And by geometry, whatever the identities say:
+    By identity: each component of a complex counts. And by geometry, independent of the identities:
     composition and bond graph of single molecules, which stereoisomers and conformers share and
     tautomers do not.
 
@@ -526,7 +586,7 @@ def _same_graph(one: Bonded, other: Bonded) -> bool:
     return networkx.is_isomorphic(*graphs, node_match=lambda a, b: a == b)
 
 
-def count_elements(frames: Frames) -> tuple[Counter[str], Counter[str]]:
+def count_elements(frames: LabelledFrames) -> tuple[Counter[str], Counter[str]]:
     """Atoms in all frames, and structures, that each element occurs in."""
     numbers = frames.atomic_numbers.numpy()
     molecule = np.repeat(frames.molecule.numpy(), frame_sizes(frames))
@@ -537,23 +597,23 @@ def count_elements(frames: Frames) -> tuple[Counter[str], Counter[str]]:
     )
 
 
-def frame_sizes(frames: Frames) -> np.ndarray:
+def frame_sizes(frames: LabelledFrames) -> np.ndarray:
     """Atoms of each frame, (T,)."""
     return np.diff(frames.start.numpy())
 
 
-def _largest(frames: Frames, values: np.ndarray) -> np.ndarray:
+def _largest(frames: LabelledFrames, values: np.ndarray) -> np.ndarray:
     """Largest of the atoms' values (A,) in each frame, (T,)."""
     return np.maximum.reduceat(values, frames.start.numpy()[:-1])
 
 
-def _frame_name(frames: Frames, k: int) -> str:
+def _frame_name(frames: LabelledFrames, k: int) -> str:
     m = frames.molecule[k]
     return f"{frames.names[m]}, frame {k - int(torch.searchsorted(frames.molecule, m))}"
 
 
 def _worst(
-    frames: Frames, values: np.ndarray, unit: str, which: np.ndarray, largest: bool = True
+    frames: LabelledFrames, values: np.ndarray, unit: str, which: np.ndarray, largest: bool = True
 ) -> list[str]:
     """The frames with the largest (or least) values among `which`."""
     chosen = np.flatnonzero(which)

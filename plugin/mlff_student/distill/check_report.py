@@ -7,36 +7,36 @@ from typing import Any
 import numpy as np
 
 from mlff_student.core.errors import InputError
+from mlff_student.core.figures import record_of
 from mlff_student.core.files import atomic_write
 from mlff_student.core.results import write_results
-from mlff_student.distill.check import WORST, Report, frame_sizes
+from mlff_student.distill.check import WORST, GateReport, frame_sizes
 from mlff_student.distill.dataset import SPLITS
 from mlff_student.model.elements import ELEMENTS
 from mlff_student.reporting.plots import COLOURS, single_figure
 
 
-def records(report: Report) -> list[dict[str, Any]]:
+def records(report: GateReport) -> list[dict[str, Any]]:
     """The dataset's figures and verdict, then one record a check."""
-    whole = report.figures | {"verdict": report.verdict, "passed": report.passed}
-    for check in report.checks:
-        whole |= {check.name: check.found, f"{check.name}_passed": check.passed}
+    whole = report.as_record() | {"verdict": report.verdict, "passed": report.passed}
+    whole |= {f"{one.figure.key}_passed": one.passed for one in report.checks}
     return [whole] + [
         {
-            "check": check.name,
-            "found": check.found,
-            "bound": check.limit.bound,
-            "limit": check.limit.value,
-            "unit": check.limit.unit,
-            "asked": check.asked,
-            "passed": check.passed,
-            "worst": "; ".join(check.worst),
-            "source": check.limit.source,
+            "check": one.figure.key,
+            "found": one.figure.value,
+            "bound": one.check.threshold.bound,
+            "limit": one.check.threshold.value,
+            "unit": one.check.threshold.unit,
+            "asked": one.asked,
+            "passed": one.passed,
+            "worst": "; ".join(one.worst),
+            "source": one.check.threshold.source,
         }
-        for check in report.checks
+        for one in report.checks
     ]
 
 
-def write_report(report: Report, folder: Path) -> None:
+def write_report(report: GateReport, folder: Path) -> None:
     """Write report.json, report.md and plots as PNG.
 
     Raises
@@ -53,19 +53,19 @@ def write_report(report: Report, folder: Path) -> None:
         temporary.write_text(_text(report, plots))
 
 
-def _text(report: Report, plots: list[str]) -> str:
+def _text(report: GateReport, plots: list[str]) -> str:
     """Report for a reader, Markdown."""
-    figures = report.figures
+    figures, texts = record_of(report.figures()), report.texts
     lines = [
         f"# {report.verdict}",
         "",
-        f"`{report.dataset}`, sha256 `{figures['sha256']}`, labelled by {figures['teacher']}:",
+        f"`{report.dataset}`, sha256 `{texts['sha256']}`, labelled by {texts['teacher']}:",
         f"{figures['structures']} structures of {figures['molecules']} molecules and complexes, "
         f"{figures['frames']} frames, {figures['atoms']} atoms.",
         "",
         *_table(("check", "found", "limit", ""), [check.cells for check in report.checks]),
     ]
-    if figures["split_by"] == "trajectory":
+    if texts["split_by"] == "trajectory":
         lines += [
             "Not asked of a dataset split by trajectory: it is of one system on purpose, and its "
             "splits are parts of one trajectory.",
@@ -73,12 +73,12 @@ def _text(report: Report, plots: list[str]) -> str:
         ]
     for check in report.checks:
         if check.worst and check.asked:
-            title = check.limit.title[0].upper() + check.limit.title[1:]
+            title = check.figure.title[0].upper() + check.figure.title[1:]
             lines += [f"## {title}: {check.cells[3]}", ""]
-            lines += [] if check.passed else [f"What to do: {check.limit.mend}", ""]
+            lines += [] if check.passed else [f"What to do: {check.criterion.remedy}", ""]
             lines += [f"- {line}" for line in check.worst] + [""]
         elif not check.passed:
-            lines += [f"What to do about {check.limit.title}: {check.limit.mend}", ""]
+            lines += [f"What to do about {check.figure.title}: {check.criterion.remedy}", ""]
     if report.failures:
         lines += ["## Failures of the teacher", ""]
         lines += _table(("reason", "structures"), report.failures.most_common(2 * WORST))
@@ -86,15 +86,18 @@ def _text(report: Report, plots: list[str]) -> str:
     lines += ["## Elements", ""]
     lines += _table(
         ("element", "atoms in all frames", "structures"),
-        [(s, figures[f"atoms_{s}"], figures[f"structures_{s}"]) for s in ELEMENTS],
+        [(s, report.atoms_of[s], report.structures_of[s]) for s in ELEMENTS],
     )
     lines += ["## All figures", ""]
     lines += _table(
         ("figure", "value"),
-        [(k, f"{v:.5g}" if isinstance(v, float) else v) for k, v in figures.items()],
+        [
+            *texts.items(),
+            *((k, f"{v:.5g}" if isinstance(v, float) else v) for k, v in figures.items()),
+        ],
     )
     lines += ["## Why these limits", ""]
-    lines += [f"- {one.limit.title}: {one.limit.source}" for one in report.checks] + [""]
+    lines += [f"- {one.figure.title}: {one.check.threshold.source}" for one in report.checks] + [""]
     return "\n".join(lines + [f"![{name}]({name})" for name in plots]) + "\n"
 
 
@@ -106,7 +109,7 @@ def _table(head: tuple[str, ...], rows: Any) -> list[str]:
     ] + [""]
 
 
-def _classes(report: Report) -> tuple[tuple[str, ...], list[tuple[Any, ...]]]:
+def _classes(report: GateReport) -> tuple[tuple[str, ...], list[tuple[Any, ...]]]:
     """Head and rows of the table of classes: structures, and frames of each split."""
     frames = report.frames
     structures = Counter(frames.kinds)
@@ -118,10 +121,10 @@ def _classes(report: Report) -> tuple[tuple[str, ...], list[tuple[Any, ...]]]:
     return ("class", "structures", *(f"{split} frames" for split in SPLITS)), rows
 
 
-def _plot(report: Report, folder: Path) -> list[str]:
+def _plot(report: GateReport, folder: Path) -> list[str]:
     """Names of the plots it writes."""
     frames, geometry, energies = report.frames, report.geometry, report.energies
-    limits = {check.name: check.limit for check in report.checks}
+    criteria = {check.figure.key: check.criterion for check in report.checks}
     sizes, molecule = frame_sizes(frames), frames.molecule.numpy()
     split = np.array(report.splits)[molecule]
     plots = []
@@ -147,22 +150,25 @@ def _plot(report: Report, folder: Path) -> list[str]:
             colour = COLOURS[index % len(COLOURS)]
             weights = np.full(len(chosen), 1 / len(chosen))
             axes.hist(chosen, bins, weights=weights, histtype="step", color=colour, label=method)
-        axes.axvline(limits["largest_force_ev_per_angstrom"].value, color="black", linestyle=":")
+        axes.axvline(
+            criteria["largest_force_ev_per_angstrom"].threshold.value, color="black", linestyle=":"
+        )
     with axes_of("energies", "energy per atom after the fit (eV/atom)", "frames") as axes:
         kept = [one[np.isfinite(one)] for one in (energies.residual, energies.deviation)]
         bins = np.histogram_bin_edges(np.concatenate(kept), 80)
         labels = ("residual of composition", "from the median of the molecule")
         axes.hist(kept, bins, histtype="step", color=COLOURS[:2], label=labels)
         for sign in (-1, 1):
-            bound = sign * limits["energy_outlier_percent"].beyond * energies.sigma
+            bound = sign * criteria["energy_outlier_percent"].beyond * energies.sigma
             axes.axvline(bound, color=COLOURS[1], linestyle=":")
     with axes_of("contacts", "shortest distance / sum of covalent radii", "frames") as axes:
         near = geometry.closeness[np.isfinite(geometry.closeness)]
         axes.hist(near, 60, color=COLOURS[0])
-        axes.axvline(limits["overlapping_percent"].beyond, color="black", linestyle=":")
+        axes.axvline(criteria["overlapping_percent"].beyond, color="black", linestyle=":")
     with axes_of("elements", "element", "count") as axes:
-        for index, what in enumerate(("atoms", "structures")):
-            heights = [report.figures[f"{what}_{symbol}"] for symbol in ELEMENTS]
+        counts = {"atoms": report.atoms_of, "structures": report.structures_of}
+        for index, (what, count) in enumerate(counts.items()):
+            heights = [count[symbol] for symbol in ELEMENTS]
             place = np.arange(len(ELEMENTS)) + 0.4 * index
             axes.bar(place, heights, 0.4, color=COLOURS[index], label=what)
         axes.set_xticks(np.arange(len(ELEMENTS)) + 0.2, list(ELEMENTS))

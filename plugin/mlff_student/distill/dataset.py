@@ -1,18 +1,21 @@
-"""Labelled frames of many structures in one HDF5 file that grows a structure at a time.
+"""Labelled frames of many structures: one HDF5 file, and one small file a structure while they are
+being labelled.
 
-Arrays lie end to end: `structures/` has a row a structure, `frames/` a row a frame, `atoms/` a row
-an atom of a frame. A structure's row is written last and says where its frames and atoms end, so
-what a killed writer left behind it does not count. The writer works in HDF5's single-writer mode,
-in which the file can be read whenever the writer dies; the next writer copies what counts.
+In the HDF5 file arrays lie end to end: `structures/` has a row for each structure, `frames/` one
+for each frame, and `atoms/` one for each atom of a frame. While labelling runs, each structure is
+written to a file of its own (a shard) in the folder `<dataset>.shards`, under a temporary name that
+is renamed when it is complete. At the end all shards are packed into the HDF5 file, in the same
+way. So a killed run loses at most its unfinished structures, and readers read the file and the
+shards at any time.
 """
 
+import hashlib
 import io
 import os
-import re
 import shutil
-import struct
+import zipfile
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -22,379 +25,55 @@ import torch
 from torch import Tensor
 
 from mlff_student.core.errors import InputError
-from mlff_student.core.files import atomic_write, is_being_written, only_writer
+from mlff_student.core.files import atomic_write, only_writer, sha256
 
 SPLITS = ("train", "validation", "test")
-REMEDY = "wait for it, or give another --data folder"  # where two would write one
+REMEDY = "wait for it, or give another --data folder"  # where two would write the same dataset
 FORMAT = 1
-ROWS = {
-    "structures": {
-        "name": ("S96", ()),
-        "identity": ("S240", ()),  # what may be in one split only
-        "kind": ("S32", ()),
-        "split": ("S12", ()),
-        "frames_end": ("i8", ()),
-        "atoms_end": ("i8", ()),
-        "attempted": ("i8", ()),  # frames asked of the teacher
-        "failure": ("S240", ()),  # why some are missing, or nothing
-    },
-    "frames": {
-        "structure": ("i4", ()),
-        "start": ("i8", ()),  # first atom
-        "atoms": ("i4", ()),
-        "method": ("S16", ()),
-        "energy": ("f8", ()),  # eV
-        "temperature": ("f4", ()),  # kelvin, NaN where no thermostat was
-        "cell": ("f4", (3, 3)),  # angstrom
-        "pbc": ("?", (3,)),
-        "stress": ("f4", (6,)),  # eV/angstrom^3, xx yy zz yz xz xy, NaN where not labelled
-    },
-    "atoms": {
-        "atomic_number": ("u1", ()),
-        "position": ("f4", (3,)),  # angstrom
-        "force": ("f4", (3,)),  # eV/angstrom
-        "probe": ("f4", (3,)),  # v, NaN where there is no product
-        "product": ("f4", (3,)),  # H v, eV/angstrom^2 for v in angstrom
-    },
+TEXTS = {"name": "S96", "identity": "S240", "kind": "S32", "split": "S12", "failure": "S240"}
+# Columns; `LabelledStructure` says what they are. In the HDF5 file `structures` has `frames_end`
+# and `atoms_end` in place of `frames`, and `frames` also `structure` (row) and `start` (first
+# atom). Other columns are ignored: earlier versions wrote `atoms/probe` and `atoms/product`.
+TABLES = {
+    "structures": np.dtype([*TEXTS.items(), ("frames", "i8"), ("attempted", "i8")]),
+    "frames": np.dtype(
+        [
+            *(("atoms", "i4"), ("method", "S16"), ("energy", "f8"), ("temperature", "f4")),
+            *(("cell", "f4", (3, 3)), ("pbc", "?", (3,)), ("stress", "f4", (6,))),
+        ]
+    ),
+    "atoms": np.dtype([("atomic_number", "u1"), ("position", "f4", (3,)), ("force", "f4", (3,))]),
 }
-SPARE_BYTES = 32_000_000  # left free on a disk, so that a file can always be closed
+# Columns of numbers, with the fields of `LabelledStructure` and `LabelledFrames` that hold them.
+FRAME_FIELDS = {
+    **{"energy": "energies", "temperature": "temperatures", "cell": "cells", "pbc": "pbc"},
+    "stress": "stresses",
+}
+ATOM_FIELDS = {"position": "positions", "force": "forces"}
+Tables = dict[str, np.ndarray]  # structured arrays, of some or all of `TABLES`
 
 
 class LabelledStructure(NamedTuple):
     """T frames of one structure of N atoms, as the teacher labelled them."""
 
     name: str
-    identity: str
+    identity: str  # what may be in one split only
     kind: str
     split: str
-    attempted: int
-    failure: str
+    attempted: int  # frames asked of the teacher
+    failure: str  # why some are missing, or nothing
     atomic_numbers: np.ndarray  # (N,) uint8
     methods: list[str]  # (T,)
     positions: np.ndarray  # (T, N, 3) float32, angstrom
     forces: np.ndarray  # (T, N, 3) float32, eV/angstrom
     energies: np.ndarray  # (T,) float64, eV
-    temperatures: np.ndarray  # (T,) float32, kelvin
+    temperatures: np.ndarray  # (T,) float32, kelvin, NaN where no thermostat was
     cells: np.ndarray  # (T, 3, 3) float32, angstrom
     pbc: np.ndarray  # (T, 3) bool
-    stresses: np.ndarray  # (T, 6) float32, eV/angstrom^3
-    probes: np.ndarray  # (T, N, 3) float32
-    products: np.ndarray  # (T, N, 3) float32
+    stresses: np.ndarray  # (T, 6) float32, eV/angstrom^3, xx yy zz yz xz xy, NaN: not labelled
 
 
-class Writer:
-    """Appends structures to an open dataset; made by `open_dataset`."""
-
-    def __init__(self, file: h5py.File, path: Path) -> None:
-        self.path = path
-        self.file = file
-        self.names = {str(name, "utf8") for name in file["structures/name"][:]}
-        self.structures = len(file["structures/name"])
-        self.frames = len(file["frames/energy"])
-        self.atoms = len(file["atoms/position"])
-        self.attempted = int(file["structures/attempted"][:].sum())
-
-    def append(self, one: LabelledStructure) -> None:
-        """Write one structure with its frames and flush it to the system.
-
-        Raises
-        ------
-        InputError : the disk is (nearly) full; everything appended before is safe.
-        """
-        frames, atoms = one.positions.shape[:2]
-        if shutil.disk_usage(self.path.parent).free < SPARE_BYTES + 64 * frames * atoms:
-            raise InputError(
-                f"the disk of {self.path} is full: less than {SPARE_BYTES / 1e6:.0f} MB are left. "
-                "What was labelled is safe; make room and run the same command again"
-            )
-        rows = {
-            "atoms": {
-                "atomic_number": np.tile(one.atomic_numbers, frames),
-                "position": one.positions.reshape(-1, 3),
-                "force": one.forces.reshape(-1, 3),
-                "probe": one.probes.reshape(-1, 3),
-                "product": one.products.reshape(-1, 3),
-            },
-            "frames": {
-                "structure": np.full(frames, self.structures),
-                "start": self.atoms + atoms * np.arange(frames),
-                "atoms": np.full(frames, atoms),
-                "method": np.array(one.methods, "S16"),
-                "energy": one.energies,
-                "temperature": one.temperatures,
-                "cell": one.cells,
-                "pbc": one.pbc,
-                "stress": one.stresses,
-            },
-            "structures": {
-                key: [_cut(getattr(one, key), kind) if kind[0] == "S" else getattr(one, key)]
-                for key, (kind, _) in ROWS["structures"].items()
-                if not key.endswith("_end")
-            }
-            | {
-                "frames_end": [self.frames + frames],
-                "atoms_end": [self.atoms + frames * atoms],
-            },
-        }
-        ends = {"atoms": self.atoms, "frames": self.frames, "structures": self.structures}
-        try:
-            for table, columns in rows.items():  # the structure's own row comes last
-                for key, values in columns.items():
-                    column = self.file[f"{table}/{key}"]
-                    column.resize(ends[table] + len(values), 0)
-                    if len(values):
-                        column[ends[table] :] = values
-                    column.flush()
-        except (OSError, RuntimeError) as error:
-            raise InputError(
-                f"cannot write {self.path}: {_reason(error)}. What was labelled before is safe; "
-                "make room and run the same command again"
-            ) from error
-        self.names.add(one.name)
-        self.structures += 1
-        self.frames += frames
-        self.atoms += frames * atoms
-        self.attempted += one.attempted
-
-
-@contextmanager
-def open_dataset(path: Path, **attributes: Any) -> Iterator[Writer]:
-    """Dataset to append to, made if there is none.
-
-    Parameters
-    ----------
-    attributes : what the dataset is of (teacher, seed ...); must be equal to those of the file.
-
-    Raises
-    ------
-    InputError : not a dataset of this format, cut short, made with other attributes, being written
-        by another process, or no room to copy it.
-    """
-    with ExitStack() as stack:
-        stack.enter_context(only_writer(path, REMEDY))
-        # Under its own name from the moment when it is whole and can be read while it is written.
-        with atomic_write(path) as temporary:
-            file = stack.enter_context(_closed_quietly(temporary))
-            if path.exists():
-                # Also a file that was closed well: a fresh one has no mark of its last writer.
-                _copy(path, file, attributes)
-            else:
-                file.attrs.update(attributes | {"format": FORMAT})
-                _create(file)
-            try:
-                file.swmr_mode = True
-                file.flush()
-                with temporary.open("rb") as written:
-                    os.fsync(written.fileno())
-            except (OSError, RuntimeError) as error:
-                raise InputError(
-                    f"cannot write {path}: {_reason(error)}. What it holds already is as it was"
-                ) from error
-        yield Writer(file, path)
-
-
-@contextmanager
-def _closed_quietly(path: Path) -> Iterator[h5py.File]:
-    """New file, whose closing fails only where nothing else has: after a write that failed, HDF5
-    tries it again.
-    """
-    file = h5py.File(path, "w", libver="latest")
-    try:
-        yield file
-    except BaseException:
-        with suppress(OSError, RuntimeError):
-            file.close()
-        raise
-    try:
-        file.close()
-    except (OSError, RuntimeError) as error:
-        raise InputError(f"cannot write {path}: {_reason(error)}") from error
-
-
-def _reason(error: Exception) -> str:
-    """What the system said, of the several lines of an error of HDF5."""
-    said = re.search("error message = '([^']*)'", str(error))
-    return said[1] if said else (str(error).splitlines() or [repr(error)])[0]
-
-
-def _copy(path: Path, new: h5py.File, attributes: dict[str, Any]) -> None:
-    """Fill a new file with what counts of the dataset at `path`, if it has these attributes."""
-    with _open(path, grows=False) as old:
-        found = _attributes(old)
-        for key, value in attributes.items():
-            if found.get(key, value) != value:
-                raise InputError(
-                    f"{path} was made with {key} {found.get(key)!r}, the recipe says {value!r}; "
-                    "give another --data folder"
-                )
-        new.attrs.update(dict(old.attrs) | attributes)
-        _create(new)
-        for table, end in _committed(old).items():
-            for key in ROWS[table]:
-                values = old[f"{table}/{key}"][:end]
-                try:
-                    new[f"{table}/{key}"].resize(end, 0)
-                    new[f"{table}/{key}"][:] = values
-                    new[f"{table}/{key}"].flush()
-                except (OSError, RuntimeError) as error:
-                    raise InputError(
-                        f"cannot copy {path} before it grows: {_reason(error)}. What it holds "
-                        "already is as it was"
-                    ) from error
-
-
-def _attributes(file: h5py.File) -> dict[str, Any]:
-    """Attributes of a dataset as plain Python values."""
-    return {k: v.item() if isinstance(v, np.generic) else v for k, v in file.attrs.items()}
-
-
-def _cut(text: str, kind: str) -> bytes:
-    """UTF-8 of a text, no longer than a column's kind has room for, whole characters only."""
-    return text.encode()[: int(kind[1:])].decode(errors="ignore").encode()
-
-
-def pack(path: Path) -> None:
-    """Rewrite a finished dataset compressed, its structures in the order of their names.
-
-    Labels come in as workers finish; so ordered, the same labels always make the same file. It can
-    still be gone on with: the next writer unpacks it.
-    """
-    with only_writer(path, REMEDY), _open(path, grows=False) as old:
-        end = _committed(old)
-        table = {
-            name: {key: old[f"{name}/{key}"][: end[name]] for key in columns}
-            for name, columns in ROWS.items()
-        }
-        order = np.argsort(table["structures"]["name"], kind="stable")
-        for name in ("frames", "atoms"):
-            ends = table["structures"][f"{name}_end"]
-            counts = np.diff(ends, prepend=0)[order]
-            rows = np.repeat(ends[order] - np.cumsum(counts), counts) + np.arange(counts.sum())
-            table[name] = {key: values[rows] for key, values in table[name].items()}
-            table["structures"][f"{name}_end"] = np.cumsum(counts)[np.argsort(order)]
-        table["structures"] = {k: values[order] for k, values in table["structures"].items()}
-        frames = table["frames"]
-        frames["structure"] = np.argsort(order)[frames["structure"]].astype(np.int32)
-        frames["start"] = np.cumsum(frames["atoms"], dtype=np.int64) - frames["atoms"]
-        with atomic_write(path) as temporary, h5py.File(temporary, "w", libver="latest") as new:
-            new.attrs.update(old.attrs)
-            for name, columns in table.items():
-                for key, values in columns.items():
-                    new.create_dataset(
-                        f"{name}/{key}",
-                        data=values,
-                        chunks=True if len(values) else None,
-                        compression="gzip" if len(values) else None,
-                        shuffle=True if len(values) else None,
-                    )
-
-
-def _create(file: h5py.File) -> None:
-    for table, columns in ROWS.items():
-        for key, (dtype, shape) in columns.items():
-            file.create_dataset(
-                f"{table}/{key}",
-                shape=(0, *shape),
-                maxshape=(None, *shape),
-                dtype=dtype,
-                chunks=(1024 if table == "structures" else 8192, *shape),
-            )
-
-
-@contextmanager
-def _open(path: Path, grows: bool | None = None) -> Iterator[h5py.File]:
-    """Dataset to read from, also while it is being written (it grows, if that is known) and after
-    its writer was killed.
-    """
-    if not path.is_file():
-        raise InputError(f"no dataset {path}; run `mlff-student distill sample` first")
-    try:
-        with _open_file(path, grows) as file:
-            found = file.attrs.get("format")
-            if found != FORMAT or any(table not in file for table in ROWS):
-                raise InputError(f"{path} is no dataset of format {FORMAT} (found format {found})")
-            yield file
-    except (OSError, RuntimeError, KeyError) as error:
-        raise InputError(
-            f"{path} is not a whole HDF5 file ({error}); a copy cut short, perhaps: copy it again, "
-            "or move it away and run `mlff-student distill sample` again"
-        ) from error
-
-
-def _open_file(path: Path, grows: bool | None) -> h5py.File:
-    try:
-        return h5py.File(path, "r")
-    except OSError as error:
-        if "already open for" not in str(error):
-            raise
-    if is_being_written(path) if grows is None else grows:
-        return h5py.File(path, "r", swmr=True)
-    return h5py.File(_Unmarked(path), "r")
-
-
-class _Unmarked(io.FileIO):
-    """A file that its writer could not close, without the mark of that and with its true length.
-
-    HDF5 reads a marked file in its single-writer mode alone, where what a copy cut short lacks is
-    waited for forever, or read as zeros; here it is an error. Of the superblock's 48 bytes (HDF5
-    file format specification 3.0, II.A, version 2 and 3) byte 11 holds the mark.
-    """
-
-    def __init__(self, path: Path) -> None:
-        super().__init__(path)
-        head = bytearray(self.read(48))
-        if len(head) == 48 and head[8] in (2, 3):
-            head[11] = 0
-            head[28:36] = path.stat().st_size.to_bytes(8, "little")
-            head[44:48] = _lookup3(bytes(head[:44])).to_bytes(4, "little")
-        self.head = bytes(head)
-
-    def readinto(self, buffer: Any) -> int:
-        first = self.tell()
-        count = super().readinto(buffer)
-        patched = self.head[first : first + count]
-        memoryview(buffer)[: len(patched)] = patched
-        return count
-
-
-def _lookup3(data: bytes) -> int:
-    """Checksum of HDF5's metadata (Jenkins 2006, http://burtleburtle.net/bob/c/lookup3.c)."""
-    a = b = c = 0xDEADBEEF + len(data)
-    words = struct.unpack(f"<{len(data) // 4}I", data)  # whole words only, as the superblock has
-    words += (0,) * (-len(words) % 3)
-    for k in range(0, len(words), 3):
-        a, b, c = a + words[k], b + words[k + 1], c + words[k + 2]
-        if k < len(words) - 3:
-            for turn in (4, 6, 8, 16, 19, 4):
-                a = (a - c ^ _rotated(c, turn)) & 0xFFFFFFFF
-                c += b
-                a, b, c = b, c, a
-    for turn in (14, 11, 25, 16, 4, 14, 24):
-        c = ((c ^ b) - _rotated(b, turn)) & 0xFFFFFFFF
-        a, b, c = b, c, a
-    return b
-
-
-def _rotated(word: int, turn: int) -> int:
-    word &= 0xFFFFFFFF
-    return word << turn & 0xFFFFFFFF | word >> (32 - turn)
-
-
-def _committed(file: h5py.File) -> dict[str, int]:
-    """Number of rows of each table that count."""
-    structures = min(len(file[f"structures/{key}"]) for key in ROWS["structures"])
-    ends = {key: file[f"structures/{key}"][:structures] for key in ("frames_end", "atoms_end")}
-    # The last column may have got its row, but not yet the value.
-    if structures and ends["frames_end"][-1] and not ends["atoms_end"][-1]:
-        structures -= 1
-    return {
-        "structures": structures,
-        "frames": int(ends["frames_end"][structures - 1]) if structures else 0,
-        "atoms": int(ends["atoms_end"][structures - 1]) if structures else 0,
-    }
-
-
-class Frames(NamedTuple):
+class LabelledFrames(NamedTuple):
     """Frames laid end to end: M structures, T frames, A atoms in all frames together."""
 
     names: list[str]  # (M,)
@@ -411,8 +90,6 @@ class Frames(NamedTuple):
     cells: Tensor  # (T, 3, 3) float32, angstrom
     pbc: Tensor  # (T, 3) bool
     stresses: Tensor  # (T, 6) float32, eV/angstrom^3, NaN where not labelled
-    probes: Tensor  # (A, 3) float32, NaN where there is no product
-    products: Tensor  # (A, 3) float32, eV/angstrom^2
 
 
 class Summary(NamedTuple):
@@ -428,79 +105,303 @@ class Summary(NamedTuple):
     attributes: dict[str, Any]
 
 
+class Writer:
+    """Adds structures to an open dataset; made by `open_dataset`."""
+
+    def __init__(self, path: Path, structures: np.ndarray) -> None:
+        self.path = path
+        self.names = set(_texts(structures["name"]))
+        self.frames = int(structures["frames"].sum())
+
+    def append(self, structure: LabelledStructure, number: int | None = None) -> None:
+        """Write one structure with its frames to a shard of its own.
+
+        Parameters
+        ----------
+        number : int, optional
+            Place among the structures that are packed together; by default behind those that the
+            dataset holds. With it the packed file does not depend on which was labelled first.
+
+        Raises
+        ------
+        InputError
+            If the disk is full; everything that was appended before is safe.
+        """
+        number = len(self.names) if number is None else number
+        code = hashlib.sha256(structure.name.encode()).hexdigest()[:16]
+        content = io.BytesIO()
+        np.savez(content, **_tables_of(structure))
+        _write(_shards(self.path) / f"{number:08d}_{code}.npz", content)
+        self.names.add(structure.name)
+        self.frames += len(structure.energies)
+
+
+@contextmanager
+def open_dataset(path: Path, **attributes: Any) -> Iterator[Writer]:
+    """Dataset to append to, made if there is none, and packed at the end of a block without error.
+
+    Parameters
+    ----------
+    path : Path
+        HDF5 file.
+    attributes : str or float
+        What the dataset is of (teacher, seed ...); must be equal to those of an existing file.
+
+    Raises
+    ------
+    InputError
+        If the file is not a dataset of this format, is cut short, was made with other attributes or
+        is being written by another process, or if the disk is full.
+    """
+    with only_writer(path, REMEDY):
+        if path.exists():
+            existing = _read_packed(path, ())[0]
+            for key, value in attributes.items():
+                if existing.get(key, value) != value:
+                    raise InputError(
+                        f"{path} was made with {key} {existing.get(key)!r}, the recipe says "
+                        f"{value!r}; give another --data folder"
+                    )
+        elif _shards(path).exists():
+            raise InputError(
+                f"{_shards(path)} holds structures, but its dataset {path} is missing; put that "
+                "back, or move the folder away"
+            )
+        else:
+            empty = {name: np.zeros(0, columns) for name, columns in TABLES.items()}
+            _write(path, _packed({"format": FORMAT} | attributes, empty))
+        yield Writer(path, _read(path, ("structures",))[1]["structures"])
+        if _shards(path).exists():
+            _write(path, _packed(*_read(path)))
+            shutil.rmtree(_shards(path), ignore_errors=True)
+
+
 def read_summary(path: Path) -> Summary:
-    """What a dataset holds, without its frames."""
-    with _open(path) as file:
-        return _summary(file, _committed(file)["structures"])
+    """What a dataset holds, without its frames.
 
-
-def _summary(file: h5py.File, end: int) -> Summary:
-    table = {key: file[f"structures/{key}"][:end] for key in ROWS["structures"]}
-    text = {
-        key: [str(value, "utf8") for value in table[key]]
-        for key, (kind, _) in ROWS["structures"].items()
-        if kind[0] == "S"
-    }
-    return Summary(
-        text["name"],
-        text["identity"],
-        text["kind"],
-        text["split"],
-        table["attempted"],
-        np.diff(table["frames_end"], prepend=0),
-        text["failure"],
-        _attributes(file),
-    )
+    Raises
+    ------
+    InputError
+        As `read_dataset`.
+    """
+    attributes, tables = _read(path, ("structures",))
+    return _summary(attributes, tables["structures"])
 
 
 def read_frames(
     path: Path, split: str | None = None, *, structures: int = 0, seed: int = 0
-) -> Frames:
+) -> LabelledFrames:
     """All frames of one split, or of the whole dataset, in memory.
 
     Parameters
     ----------
-    structures : read this many structures alone, drawn by the seed; 0: all.
+    path : Path
+        HDF5 file, also of a dataset that is being labelled.
+    split : str, optional
+        One of `SPLITS`.
+    structures : int
+        Read this many structures alone, drawn by the seed; 0: all.
+    seed : int
+        Of the draw.
 
     Raises
     ------
-    InputError : no dataset, one cut short or of another format, or a split that is not there.
+    InputError
+        As `read_dataset`, and for a split that does not exist.
     """
     if split not in (None, *SPLITS):
         raise InputError(f"no split {split!r}; there are {', '.join(SPLITS)}")
-    with _open(path) as file:
-        end = _committed(file)
-        summary = _summary(file, end["structures"])
-        frame = {key: file[f"frames/{key}"][: end["frames"]] for key in ROWS["frames"]}
-        atom = {key: file[f"atoms/{key}"][: end["atoms"]] for key in ROWS["atoms"]}
-    members = np.array([split in (None, one) for one in summary.splits], bool)
+    tables = _read(path)[1]
+    members = np.ones(len(tables["structures"]), bool)
+    if split:
+        members = tables["structures"]["split"] == split.encode()
     if structures:
         drawn = np.random.default_rng(seed).permutation(np.flatnonzero(members))[:structures]
         members = np.isin(np.arange(len(members)), drawn)
-    kept = members[frame["structure"]] if len(members) else np.zeros(0, bool)
-    rows = np.repeat(kept, frame["atoms"])
-    number = np.cumsum(members) - 1  # of a structure among the split's
-    names, identities, kinds = (
-        [text for text, member in zip(texts, members, strict=True) if member]
-        for texts in (summary.names, summary.identities, summary.kinds)
+    return _frames(_selected(tables, members))
+
+
+def read_dataset(path: Path) -> tuple[Summary, LabelledFrames]:
+    """All structures with all their frames, read at one moment.
+
+    Raises
+    ------
+    InputError
+        If there is no dataset, or it is cut short or of another format.
+    """
+    attributes, tables = _read(path)
+    return _summary(attributes, tables["structures"]), _frames(tables)
+
+
+def dataset_sha256(path: Path) -> str:
+    """Hash of a dataset: that of its file, or of this and its shards while it is being labelled."""
+    hashes = []
+    for part in (*_shard_files(path), path):
+        with suppress(FileNotFoundError):  # a shard that is packed meanwhile
+            hashes.append(sha256(part))
+    return hashes[0] if len(hashes) == 1 else hashlib.sha256("".join(hashes).encode()).hexdigest()
+
+
+def _shards(path: Path) -> Path:
+    return path.with_name(f"{path.name}.shards")
+
+
+def _shard_files(path: Path) -> list[Path]:
+    return sorted(_shards(path).glob("*.npz"))
+
+
+def _write(path: Path, content: io.BytesIO) -> None:
+    """Replace a file, or leave it as it was."""
+    try:
+        path.parent.mkdir(exist_ok=True)
+        with atomic_write(path) as temporary, temporary.open("wb") as file:
+            file.write(content.getbuffer())
+            file.flush()
+            os.fsync(file.fileno())
+    except (OSError, InputError) as error:
+        reason = getattr(error.__cause__ or error, "strerror", None) or error
+        raise InputError(
+            f"cannot write {path}: {reason}. What was labelled before is safe; make room and run "
+            "the same command again"
+        ) from error
+
+
+def _tables_of(structure: LabelledStructure) -> Tables:
+    """One structure as rows of all tables."""
+    count, atoms = structure.positions.shape[:2]
+    rows = {"structures": 1, "frames": count, "atoms": count * atoms}
+    tables = {name: np.zeros(rows[name], columns) for name, columns in TABLES.items()}
+    for key, kind in TEXTS.items():
+        tables["structures"][key] = _cut(getattr(structure, key), int(kind[1:]))
+    tables["structures"]["frames"], tables["structures"]["attempted"] = count, structure.attempted
+    tables["frames"]["atoms"], tables["frames"]["method"] = atoms, structure.methods
+    tables["atoms"]["atomic_number"] = np.tile(structure.atomic_numbers, count)
+    for name, fields in (("frames", FRAME_FIELDS), ("atoms", ATOM_FIELDS)):
+        for key, field in fields.items():
+            column = tables[name][key]
+            column[:] = getattr(structure, field).reshape(column.shape)
+    return tables
+
+
+def _cut(text: str, most: int) -> bytes:
+    """UTF-8 of a text, no longer than a column has room for, whole characters only."""
+    return text.encode()[:most].decode(errors="ignore").encode()
+
+
+def _texts(column: np.ndarray) -> list[str]:
+    return [str(value, "utf8") for value in column]
+
+
+def _packed(attributes: dict[str, Any], tables: Tables) -> io.BytesIO:
+    """Content of the HDF5 file, compressed."""
+    structures, frames = tables["structures"], tables["frames"]
+    ends = np.cumsum(frames["atoms"], dtype=np.int64)
+    last = np.cumsum(structures["frames"])
+    derived = {
+        "structures/frames_end": last,
+        "structures/atoms_end": np.concatenate([[0], ends])[last],
+        "frames/structure": np.repeat(np.arange(len(structures), dtype="i4"), structures["frames"]),
+        "frames/start": ends - frames["atoms"],
+    }
+    stored = {
+        f"{name}/{key}": rows[key] for name, rows in tables.items() for key in rows.dtype.names
+    }
+    del stored["structures/frames"]
+    content = io.BytesIO()
+    with h5py.File(content, "w", libver="latest") as file:
+        file.attrs.update(attributes)
+        for key, values in (stored | derived).items():
+            options = (
+                {"chunks": True, "compression": "gzip", "shuffle": True} if len(values) else {}
+            )
+            file.create_dataset(key, data=values, **options)
+    return content
+
+
+def _read(path: Path, names: tuple[str, ...] = tuple(TABLES)) -> tuple[dict[str, Any], Tables]:
+    """Attributes and tables of a dataset: its HDF5 file's, then those of the shards."""
+    # The shards first: what is packed and removed meanwhile is in the file that is read after them.
+    shards = [_read_shard(shard, (*names, "structures")) for shard in _shard_files(path)]
+    attributes, packed = _read_packed(path, (*names, "structures"))
+    known = set(packed["structures"]["name"])
+    parts = [packed]
+    parts += [shard for shard in shards if shard and shard["structures"]["name"][0] not in known]
+    return attributes, {name: np.concatenate([part[name] for part in parts]) for name in names}
+
+
+def _read_packed(path: Path, names: tuple[str, ...]) -> tuple[dict[str, Any], Tables]:
+    if not path.is_file():
+        raise InputError(f"no dataset {path}; run `mlff-student distill sample` first")
+    try:
+        with h5py.File(path, "r") as file:
+            plain = {k: v.item() if isinstance(v, np.generic) else v for k, v in file.attrs.items()}
+            if plain.get("format") != FORMAT or any(name not in file for name in TABLES):
+                raise InputError(
+                    f"{path} is no dataset of format {FORMAT} (found format {plain.get('format')})"
+                )
+            tables: Tables = {}
+            for name in names:
+                stored = dict(file[name].items())
+                if name == "structures":
+                    stored["frames"] = np.diff(stored["frames_end"][:], prepend=0)
+                columns = {key: stored[key][:] for key in TABLES[name].names or ()}
+                tables[name] = np.zeros(len(next(iter(columns.values()))), TABLES[name])
+                for key, values in columns.items():
+                    tables[name][key] = values
+    except InputError:
+        raise
+    except (OSError, RuntimeError, KeyError, ValueError) as error:
+        raise InputError(
+            f"{path} is not a whole HDF5 file ({error}); a copy cut short, perhaps: copy it again, "
+            "or move it away and run `mlff-student distill sample` again"
+        ) from error
+    return plain, tables
+
+
+def _read_shard(path: Path, names: tuple[str, ...]) -> Tables | None:
+    """Tables of one structure; None if it was packed meanwhile."""
+    try:
+        with np.load(path) as file:
+            return {name: file[name] for name in names}
+    except FileNotFoundError:
+        return None
+    except (OSError, EOFError, ValueError, KeyError, zipfile.BadZipFile) as error:
+        raise InputError(
+            f"{path} is damaged ({error}); delete it and run `mlff-student distill sample` again, "
+            "which labels this structure anew"
+        ) from error
+
+
+def _summary(attributes: dict[str, Any], structures: np.ndarray) -> Summary:
+    return Summary(
+        *(_texts(structures[key]) for key in ("name", "identity", "kind", "split")),
+        attempted=structures["attempted"],
+        labelled=structures["frames"],
+        failures=_texts(structures["failure"]),
+        attributes=attributes,
     )
-    frame = {key: values[kept] for key, values in frame.items()}
-    tensor = {key: torch.from_numpy(values[rows]) for key, values in atom.items()}
-    return Frames(
-        names=names,
-        identities=identities,
-        kinds=kinds,
-        molecule=torch.from_numpy(number[frame["structure"]].astype(np.int64)),
-        methods=[str(method, "utf8") for method in frame["method"]],
-        start=torch.from_numpy(np.cumsum([0, *frame["atoms"]], dtype=np.int64)),
-        atomic_numbers=tensor["atomic_number"].long(),
-        positions=tensor["position"],
-        forces=tensor["force"],
-        energies=torch.from_numpy(frame["energy"]),
-        temperatures=torch.from_numpy(frame["temperature"]),
-        cells=torch.from_numpy(frame["cell"]),
-        pbc=torch.from_numpy(frame["pbc"]),
-        stresses=torch.from_numpy(frame["stress"]),
-        probes=tensor["probe"],
-        products=tensor["product"],
+
+
+def _selected(tables: Tables, members: np.ndarray) -> Tables:
+    """The tables of some structures alone, of which `members` (M,) says whether they are meant."""
+    frames = np.repeat(members, tables["structures"]["frames"])
+    atoms = np.repeat(frames, tables["frames"]["atoms"])
+    kept = {"structures": members, "frames": frames, "atoms": atoms}
+    return {name: rows[kept[name]] for name, rows in tables.items()}
+
+
+def _frames(tables: Tables) -> LabelledFrames:
+    structures, frames, atoms = (tables[name] for name in TABLES)
+
+    def tensor(column: np.ndarray) -> Tensor:
+        return torch.from_numpy(column.copy())  # torch takes no strides of structured arrays
+
+    return LabelledFrames(
+        *(_texts(structures[key]) for key in ("name", "identity", "kind")),
+        molecule=tensor(np.repeat(np.arange(len(structures)), structures["frames"])),
+        methods=_texts(frames["method"]),
+        start=tensor(np.cumsum([0, *frames["atoms"]], dtype=np.int64)),
+        atomic_numbers=tensor(atoms["atomic_number"]).long(),
+        **{field: tensor(frames[key]) for key, field in FRAME_FIELDS.items()},
+        **{field: tensor(atoms[key]) for key, field in ATOM_FIELDS.items()},
     )

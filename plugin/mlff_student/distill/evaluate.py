@@ -1,44 +1,52 @@
 """Errors of a student on held-out molecules, and the card that tells a user of them."""
 
 import csv
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+import yaml
 from torch import Tensor
 
 from mlff_student.analysis.forces import force_errors
+from mlff_student.archive.evidence import Evidence, Observation, add_evidence, content_sha256
 from mlff_student.archive.registry import load_student
 from mlff_student.core.errors import InputError
+from mlff_student.core.figures import Figure, figures_of
 from mlff_student.core.files import atomic_write, sha256
 from mlff_student.core.results import write_json
-from mlff_student.distill.dataset import Frames, read_frames, read_summary
-from mlff_student.distill.graphs import build_graphs, forces_from_gradient, frame_edges, make_batch
+from mlff_student.distill.dataset import LabelledFrames, read_frames, read_summary
+from mlff_student.distill.graphs import frame_edges, predict_frames
 from mlff_student.distill.recipe import Recipe
 from mlff_student.model.elements import ELEMENTS
 from mlff_student.model.neighbourhoods import REACH, Limits, neighbour_counts, neighbourhood_limits
 from mlff_student.model.student import Student, parameter_count
 
 COMPLEXES = ("dimer", "cluster", "liquid", "crystal")  # kinds of more than one molecule
+ACCURACY = "accuracy on held-out molecules"  # names of evidence
+STABILITY = "constant energy of held-out molecules"
+CAMPAIGN = "validation campaign"
+DRIFT, FORCES = "drift_mev_per_atom_ps", "force_rmse_ev_per_angstrom"
+# Rows of a card's table on MD: evidence, key of the figure, step (None: any), title.
+HELD_IN_MD = (
+    (STABILITY, DRIFT, None, "held-out molecules, 10 ps: energy drift (meV/atom/ps)"),
+    (STABILITY, "bond_deviation_angstrom", None, "the same: largest change of a bond length (Å)"),
+    (CAMPAIGN, DRIFT, "nve", "molecules, 10 and 50 ps: energy drift (meV/atom/ps)"),
+    (CAMPAIGN, FORCES, "nve", "the same: force RMSE against the teacher (eV/Å)"),
+    (CAMPAIGN, DRIFT, "nve_1ns", "a molecule, 1 ns: energy drift (meV/atom/ps)"),
+    (CAMPAIGN, "temperature_held_k", None, "temperatures that passed every limit (K)"),
+    (CAMPAIGN, "timestep_held_fs", None, "timesteps that passed every limit (fs)"),
+    (CAMPAIGN, "size_held", None, "sizes that passed every limit (atoms)"),
+    (CAMPAIGN, "rdf_error_percent", None, "liquid boxes: error of g(r), worst pair (%)"),
+    (CAMPAIGN, "density_change_percent", None, "liquid boxes: change of density at 1 bar (%)"),
+)
 SIZES = ((1, 8), (9, 16), (17, 24), (25, 32), (33, 400))  # atoms, least and most
 
 
-def predict_frames(student: Student, frames: Frames, batch: int = 32) -> tuple[Tensor, Tensor]:
-    """Total energies (T,) in eV and forces (A, 3) in eV/angstrom of all frames."""
-    graphs = build_graphs(frames, student)
-    energies, forces = [], []
-    for first in range(0, len(frames.energies), batch):
-        part = make_batch(graphs, list(range(first, min(first + batch, len(frames.energies)))))
-        atoms = len(part.species)
-        each, gradient = student(part.vectors.double(), part.edge_index, part.species, atoms)
-        energies.append(torch.zeros(len(part.atoms)).double().index_add(0, part.frame, each))
-        forces.append(forces_from_gradient(gradient, part.edge_index, atoms))
-    return torch.cat(energies), torch.cat(forces)
-
-
-def evaluate_frames(student: Student, frames: Frames) -> dict[str, Any]:
+def evaluate_student(student: Student, frames: LabelledFrames) -> dict[str, Any]:
     """Errors of a student against the labels.
 
     The headline figures are of teacher MD of single molecules (of all frames where there is none);
@@ -107,14 +115,27 @@ def write_checkpoint(
 
     Parameters
     ----------
-    trained : model.pt that `train` wrote, with metrics.csv beside it.
-    name : of the model.
-    output : folder; receives model.pt, metrics.csv and curve.png (learning curve), card.json and
-        README.md.
+    recipe, recipe_file : Recipe, Path
+        What it was trained by.
+    dataset : Path
+        What it was trained on.
+    trained : Path
+        model.pt that `train` wrote, with metrics.csv beside it; receives curve.png, the learning
+        curve, beside them.
+    name : str
+        Name of the model.
+    output : Path
+        Folder; receives model.pt, card.json, summary.json and README.md.
 
     Returns
     -------
-    The card.
+    dict
+        The card.
+
+    Raises
+    ------
+    InputError
+        If the dataset has no held-out frames, or the folder cannot be written.
     """
     student, _ = load_student(trained)
     training = torch.load(trained, weights_only=True)["training"]
@@ -146,7 +167,7 @@ def write_checkpoint(
             "complexes": len(single) - sum(single),
             "frames": len(train_frames.energies),
         },
-        "accuracy": {"held_out_molecules": evaluate_frames(student, test_frames)},
+        "accuracy": {"held_out_molecules": evaluate_student(student, test_frames)},
         "domain": {
             "elements": [
                 symbol
@@ -162,17 +183,76 @@ def write_checkpoint(
         "held_out": {"test": test_frames.names},
     }
     output.mkdir(parents=True, exist_ok=True)
-    for source in (trained, trained.with_name("metrics.csv")):
-        with atomic_write(output / source.name) as temporary:
-            temporary.write_bytes(source.read_bytes())
+    with atomic_write(output / "model.pt") as temporary:
+        temporary.write_bytes(trained.read_bytes())
     write_json(output / "card.json", card)
-    with atomic_write(output / "README.md") as temporary:
-        temporary.write_text(card_text(card))
-    plot_curve(output / "metrics.csv", output / "curve.png")
+    accuracy = accuracy_evidence(card, recipe_content_sha256(recipe_file, trained.parent.name))
+    write_readme(output, card, add_evidence(output, name, [accuracy]))
+    plot_curve(trained.with_name("metrics.csv"), trained.with_name("curve.png"))
     return card
 
 
-def known_neighbourhoods(frames: Frames) -> Limits:
+def recipe_content_sha256(path: Path, model: str) -> str:
+    """Hash of what a recipe says of the data and of the training of a model.
+
+    Parameters
+    ----------
+    path : Path
+        YAML file of the recipe.
+    model : str
+        Key of its `training`; the other models' settings do not count. All count if it is none.
+    """
+    values = yaml.safe_load(path.read_text())
+    training = values["training"]
+    return content_sha256(values | {"training": training.get(model, training)})
+
+
+def accuracy_evidence(card: dict[str, Any], recipe_sha256: str, date: str = "") -> Evidence:
+    """Errors on held-out frames, of a card.
+
+    Parameters
+    ----------
+    recipe_sha256 : str
+        Hash of the recipe's content.
+    date : str
+        Day they were measured, YYYY-MM-DD; today if empty.
+    """
+    test, training = card["accuracy"]["held_out_molecules"], card["training"]
+    groups: list[tuple[dict[str, Any], dict[str, Any]]] = [({}, test)]
+    groups += [({"temperature_K": float(t)}, row) for t, row in test["by_temperature_K"].items()]
+    groups += [({"element": symbol}, row) for symbol, row in test["by_element"].items()]
+    groups += [({"kind": kind}, row) for kind, row in test["complexes"].items()]
+    observations = [
+        Observation(figure, where)
+        for where, row in groups
+        for figure in (
+            Figure("energy_rmse", row.get("energy_rmse_ev_per_atom", np.nan), "eV/atom"),
+            *(figure for figure in figures_of(row) if figure.name.startswith("force_")),
+        )
+    ]
+    counts = {
+        "held_out_frames": test["frames"],
+        "held_out_molecules": test["molecules"],
+        "training_frames": training["frames"],
+        "training_molecules": training["molecules"],
+        "training_complexes": training["complexes"],
+        "training_steps": training["steps"],
+    }
+    return Evidence(
+        what=ACCURACY,
+        command=f"mlff-student distill evaluate {card['recipe']} --data DATA "
+        f"--model {card['name']} -o CHECKPOINT",
+        date=date or datetime.now(UTC).strftime("%Y-%m-%d"),
+        made_from={card["recipe"]: recipe_sha256, "dataset.h5": card["dataset_sha256"]},
+        figures=[
+            *(Observation(Figure(name, count)) for name, count in counts.items()),
+            Observation(Figure("training_time", training["seconds"], "s")),
+            *observations,
+        ],
+    )
+
+
+def known_neighbourhoods(frames: LabelledFrames) -> Limits:
     """What neighbours the atoms of frames have; see `mlff_student.model.neighbourhoods`."""
     numbers = torch.tensor([number for number, _ in ELEMENTS.values()])
     species = torch.full((int(numbers.max()) + 1,), -1)
@@ -207,62 +287,111 @@ def plot_curve(metrics: Path, output: Path) -> None:
             axes.plot(steps, values, marker=".", label=kind)  # a short run has one point
 
 
-def card_text(card: dict[str, Any]) -> str:
-    """The card in words."""
+def write_readme(folder: Path, card: dict[str, Any], evidence: Sequence[Evidence]) -> None:
+    """Write a checkpoint's README.md, which says what its card and its summary hold."""
+    with atomic_write(folder / "README.md") as temporary:
+        temporary.write_text(card_text(card, evidence))
+
+
+def card_text(card: dict[str, Any], evidence: Sequence[Evidence] = ()) -> str:
+    """A model's card, and what it held in MD by its evidence, as a page of Markdown.
+
+    Parameters
+    ----------
+    card : dict
+        Content of card.json.
+    evidence : Sequence of Evidence
+        Content of summary.json.
+    """
     test, training, domain = (
         card["accuracy"]["held_out_molecules"],
         card["training"],
         card["domain"],
     )
+    name, teacher = card["name"], card["teacher"]
     specialised = card["split_by"] == "trajectory"
     unseen = "of trajectories" if specialised else f"of {test['molecules']} molecules"
-    lines = [
-        f"# {card['name']}",
-        "",
-        f"A student of {card['parameters']:,} parameters, distilled from {card['teacher']} on "
-        f"{training['frames']:,} frames of {training['molecules']:,} "
-        + ("trajectories of one molecule" if specialised else "molecules")
-        + (f" and {training['complexes']:,} complexes" if training["complexes"] else "")
-        + f" ({training['steps']:,} optimiser steps, {training['seconds'] / 60:.0f} minutes of "
-        f"{training['processes']} process on {training['device']}). Recipe: `{card['recipe']}`.",
-        "",
-        f"Measured on {test['frames']:,} frames of teacher MD {unseen} never seen: energy RMSE "
-        f"{1e3 * test['energy_rmse_ev_per_atom']:.1f} meV/atom, and forces:",
-        "",
-        "| held out | atoms | RMSE (eV/Å) | MAE (eV/Å) | R² | angle (deg) |",
-        "|---|---|---|---|---|---|",
-    ]
     tables = [
         {"all": test},
         {f"{t} K": row for t, row in test["by_temperature_K"].items()},
         test["by_element"],
-        test["by_size"],
-        test["by_class"],
         test["complexes"],
     ]
-    lines += [
-        f"| {name} | {e['atoms']:,} | {e['force_rmse_ev_per_angstrom']:.3f} "
+    accuracy = [
+        f"| {group} | {e['atoms']:,} | {e['force_rmse_ev_per_angstrom']:.3f} "
         f"| {e['force_mae_ev_per_angstrom']:.3f} | {e['force_r2']:.4f} "
         f"| {e['force_angle_deg']:.1f} |"
         for table in tables
-        for name, e in table.items()
+        for group, e in table.items()
     ]
     trained_at = ", ".join(f"{t:g}" for t in domain["temperatures_K"])
     scope = (
         "It knows the molecule that it was made for and nothing else."
         if specialised
-        else "It learns its teacher, errors included: check it against the teacher on yours."
+        else f"It has learned the errors of {teacher} as well: compare it with {teacher} on your "
+        "own molecules."
     )
-    lines += [
+    lines = [
+        f"# {name}",
         "",
-        f"**Domain.** {domain['systems'].capitalize()}; elements {', '.join(domain['elements'])}; "
-        f"molecules of up to {domain['largest_molecule_atoms']} atoms; teacher MD at "
-        f"{trained_at} K; forces up to {domain['largest_force_ev_per_angstrom']:g} eV/Å.",
+        f"A force field of {card['parameters']:,} parameters that predicts the energies and forces "
+        f"of {teacher}.",
         "",
-        "**Not for.** Ions, radicals, reactions, excited states, metals; interactions beyond "
-        f"the cutoff of 5 Å. {scope}",
+        "## How accurate it is",
         "",
-        "![force errors over the steps of the training](curve.png)",
+        f"Errors against {teacher} on {test['frames']:,} frames of teacher MD {unseen} never seen "
+        f"in training. The energy RMSE is {1e3 * test['energy_rmse_ev_per_atom']:.1f} meV/atom. "
+        "`card.json` has the errors by size and class of molecules as well.",
+        "",
+        "| held out | atoms | force RMSE (eV/Å) | MAE (eV/Å) | R² | angle (deg) |",
+        "|---|---|---|---|---|---|",
+        *accuracy,
+        "",
+        *_md_lines(evidence),
+        "## Limits",
+        "",
+        f"Made for {domain['systems']}; elements {', '.join(domain['elements'])}; molecules of up "
+        f"to {domain['largest_molecule_atoms']} atoms; trained at {trained_at} K and on forces of "
+        f"up to {domain['largest_force_ev_per_angstrom']:g} eV/Å. Not for ions, radicals, "
+        "reactions, excited states or metals, and not where interactions beyond the cutoff of 5 Å "
+        f"matter. {scope}",
+        "",
+        "## How to use it",
+        "",
+        "    from mlff_student import StudentForceFieldCalculator",
+        "",
+        f'    atoms.calc = StudentForceFieldCalculator("{name}")  # or the path of this folder',
+        "",
+        "## How it was made",
+        "",
+        f"Trained by the recipe `{card['recipe']}` on {training['frames']:,} frames of "
+        f"{training['molecules']:,} "
+        + ("trajectories of one molecule" if specialised else "molecules")
+        + (f" and {training['complexes']:,} complexes" if training["complexes"] else "")
+        + f": {training['steps']:,} optimiser steps in {training['seconds'] / 60:.0f} minutes "
+        f"({training['processes']} process on {training['device']}). SHA-256:",
+        "",
+        f"    weights  {card['model_sha256']}",
+        f"    dataset  {card['dataset_sha256']}",
+        "",
+        "`summary.json` has every figure that was measured of these weights, with the command that "
+        "makes it anew; `mlff-student models --check` says which are current.",
         "",
     ]
     return "\n".join(lines)
+
+
+def _md_lines(evidence: Sequence[Evidence]) -> list[str]:
+    """Section on MD, as far as there is evidence of it."""
+    figures = {each.what: each.figures for each in evidence}
+    rows = []
+    for what, key, step, title in HELD_IN_MD:
+        values = [
+            figure.value
+            for figure, where in figures.get(what, ())
+            if figure.key == key and step in (None, where.get("step", ""))
+        ]
+        if values:
+            low, high = f"{min(values):.3g}", f"{max(values):.3g}"
+            rows.append(f"| {title} | {low if low == high else f'{low} to {high}'} |")
+    return ["## What it held in MD", "", "| | |", "|---|---|", *rows, ""] if rows else []

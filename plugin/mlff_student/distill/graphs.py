@@ -11,9 +11,14 @@ import torch
 from torch import Tensor
 
 from mlff_student.core.errors import InputError
-from mlff_student.distill.dataset import Frames
+from mlff_student.distill.dataset import LabelledFrames
 from mlff_student.model.neighbours import neighbour_edges
-from mlff_student.model.student import Student, sum_to_atoms
+from mlff_student.model.student import (
+    Student,
+    edge_virials,
+    forces_from_gradient,
+    sum_to_atoms,
+)
 
 Network = Callable[[Tensor, Tensor, Tensor, int], tuple[Tensor, Tensor]]  # Student.network
 
@@ -21,20 +26,18 @@ PAIRS_AT_ONCE = 4_000_000  # bounds the scratch memory of the neighbour search
 SHORTEST_THROW = 0.25  # angstrom an atom, root mean square; thermal motion is a third of it
 LONGEST_THROW = 10.0  # angstrom, norm over all atoms
 VOIGT = torch.tensor([[0, 5, 4], [5, 1, 3], [4, 3, 2]])  # of xx, yy, zz, yz, xz, xy
-PROBE_STEP = 0.005  # angstrom a unit of the probe, for the central difference of H v
 
 
 class Graphs(NamedTuple):
     """Frames with edges and with what the network does not learn taken off the labels."""
 
-    frames: Frames
+    frames: LabelledFrames
     species: Tensor  # (A,) int64
     edge_start: Tensor  # (T + 1,) int64
     edge_index: Tensor  # (2, E) int32, [receiver, sender], atoms counted from their frame's first
     edge_vectors: Tensor  # (E, 3) float32, angstrom
     energies: Tensor  # (T,) float32, eV, without references and repulsion
     forces: Tensor  # (A, 3) float32, eV/angstrom, without repulsion
-    products: Tensor  # (A, 3) float32, eV/angstrom^2, without repulsion; NaN where there is none
     virials: Tensor  # (T, 3, 3) float32, eV, -dE/dstrain without repulsion; NaN where not labelled
 
 
@@ -49,30 +52,14 @@ class Batch(NamedTuple):
     displaced: Tensor  # (B,) bool: thrown about, its energy a lower bound, its forces unknown
     energies: Tensor  # (B,)
     forces: Tensor  # (N, 3)
-    probes: Tensor  # (N, 3), NaN where there is no product
-    products: Tensor  # (N, 3)
     virials: Tensor  # (B, 3, 3), NaN where not labelled
 
     def to(self, device: torch.device) -> "Batch":
         """The same batch on another device."""
-        return Batch(*(one.to(device, non_blocking=True) for one in self))
+        return Batch(*(tensor.to(device, non_blocking=True) for tensor in self))
 
 
-def forces_from_gradient(gradient: Tensor, edge_index: Tensor, atoms: int) -> Tensor:
-    """Forces (atoms, 3) from dE/d edge_vectors (E, 3): r_ij = x_j - x_i pulls on both ends."""
-    return sum_to_atoms(gradient, edge_index[0], atoms) - sum_to_atoms(
-        gradient, edge_index[1], atoms
-    )
-
-
-def virials_from_gradient(gradient: Tensor, vectors: Tensor, frame: Tensor, frames: int) -> Tensor:
-    """-dE/dstrain (frames, 3, 3) from dE/d edge_vectors (E, 3), which belong to `frame` (E,)."""
-    return -sum_to_atoms((gradient[:, :, None] * vectors[:, None]).flatten(1), frame, frames).view(
-        frames, 3, 3
-    )
-
-
-def fit_references(frames: Frames, student: Student) -> None:
+def fit_references(frames: LabelledFrames, student: Student) -> None:
     """Set the per-element reference energies: least squares of the energies over composition.
 
     Raises
@@ -92,7 +79,7 @@ def fit_references(frames: Frames, student: Student) -> None:
     student.references.copy_(solution[:, 0])
 
 
-def build_graphs(frames: Frames, student: Student) -> Graphs:
+def build_graphs(frames: LabelledFrames, student: Student) -> Graphs:
     """Edges of every frame, and labels with references and repulsion taken off.
 
     Raises
@@ -103,8 +90,8 @@ def build_graphs(frames: Frames, student: Student) -> Graphs:
     if (species < 0).any():
         number = int(frames.atomic_numbers[species < 0][0])
         raise InputError(f"the dataset holds atomic number {number}, unknown to the student")
-    none = torch.zeros((2, 0), dtype=torch.int64)
-    parts = [(none[0], none, torch.zeros(0, 3).double())]
+    no_edges = torch.zeros((2, 0), dtype=torch.int64)
+    parts = [(no_edges[0], no_edges, torch.zeros(0, 3).double())]
     parts += frame_edges(frames, student.cutoff)
     frame = torch.cat([part[0] for part in parts])
     order = torch.argsort(frame, stable=True)
@@ -124,8 +111,7 @@ def build_graphs(frames: Frames, student: Student) -> Graphs:
     gradient = (0.5 * slope / distances)[:, None] * vectors
     repulsive = forces_from_gradient(gradient[near], atoms[:, near], len(species))
     virials = -frames.stresses.double()[:, VOIGT] * frames.cells.double().det().abs()[:, None, None]
-    virials -= virials_from_gradient(gradient[near], vectors[near], frame[near], len(energies))
-    curved = _repulsive_product(frames, student, atoms[:, near], vectors[near], species)
+    virials -= sum_to_atoms(edge_virials(gradient[near], vectors[near]), frame[near], len(energies))
     return Graphs(
         frames=frames,
         species=species,
@@ -134,28 +120,11 @@ def build_graphs(frames: Frames, student: Student) -> Graphs:
         edge_vectors=vectors.float(),
         energies=energies.float(),
         forces=frames.forces - repulsive.float(),
-        products=frames.products - curved.float(),
         virials=virials.float(),
     )
 
 
-def _repulsive_product(
-    frames: Frames, student: Student, atoms: Tensor, vectors: Tensor, species: Tensor
-) -> Tensor:
-    """H v of the repulsion alone, by the central difference that the labels were made with."""
-    probes = frames.probes.double().nan_to_num()
-    moved = PROBE_STEP * (probes[atoms[1]] - probes[atoms[0]])
-    sides = []
-    for sign in (1.0, -1.0):
-        shifted = vectors + sign * moved
-        distances = shifted.norm(dim=1)
-        slope = student.repulsion(distances, species[atoms[0]], species[atoms[1]])[1]
-        gradient = (0.5 * slope / distances)[:, None] * shifted
-        sides.append(forces_from_gradient(gradient, atoms, len(species)))
-    return (sides[1] - sides[0]) / (2.0 * PROBE_STEP)
-
-
-def frame_edges(frames: Frames, cutoff: float) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+def frame_edges(frames: LabelledFrames, cutoff: float) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
     """Edges of all frames, some frames at a time: frame (E,), edge_index (2, E), vectors (E, 3),
     atoms counted from their frame's first.
     """
@@ -163,16 +132,16 @@ def frame_edges(frames: Frames, cutoff: float) -> Iterator[tuple[Tensor, Tensor,
     yield from _periodic_edges(frames, cutoff)
 
 
-def _open_edges(frames: Frames, cutoff: float) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+def _open_edges(frames: LabelledFrames, cutoff: float) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
     """Frame (E,), edge_index (2, E) and vectors (E, 3) of open frames, those of a size together."""
     sizes = frames.start.diff()
     is_open = ~frames.pbc.any(1)
     for atoms in sizes[is_open].unique().tolist():
         members = ((sizes == atoms) & is_open).nonzero()[:, 0]
-        for some in members.split(max(1, PAIRS_AT_ONCE // atoms**2)):
-            rows = frames.start[some][:, None] + torch.arange(atoms)
+        for part in members.split(max(1, PAIRS_AT_ONCE // atoms**2)):
+            rows = frames.start[part][:, None] + torch.arange(atoms)
             frame, edge_index, vectors = _all_edges(frames.positions[rows].double(), cutoff)
-            yield some[frame], edge_index, vectors
+            yield part[frame], edge_index, vectors
 
 
 def _all_edges(positions: Tensor, cutoff: float) -> tuple[Tensor, Tensor, Tensor]:
@@ -184,7 +153,9 @@ def _all_edges(positions: Tensor, cutoff: float) -> tuple[Tensor, Tensor, Tensor
     return frame, torch.stack([i, j]), vectors[near]
 
 
-def _periodic_edges(frames: Frames, cutoff: float) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+def _periodic_edges(
+    frames: LabelledFrames, cutoff: float
+) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
     """As `_open_edges`, for frames with a cell."""
     for k in frames.pbc.any(1).nonzero()[:, 0].tolist():
         vectors, edge_index = neighbour_edges(
@@ -198,9 +169,9 @@ def _periodic_edges(frames: Frames, cutoff: float) -> Iterator[tuple[Tensor, Ten
 
 def make_batch(graphs: Graphs, chosen: list[int]) -> Batch:
     """The chosen frames as one graph."""
-    some = torch.tensor(chosen)
-    start, atoms = graphs.frames.start[some], graphs.frames.start.diff()[some]
-    edge_start, edges = graphs.edge_start[some], graphs.edge_start.diff()[some]
+    members = torch.tensor(chosen)
+    start, atoms = graphs.frames.start[members], graphs.frames.start.diff()[members]
+    edge_start, edges = graphs.edge_start[members], graphs.edge_start.diff()[members]
     rows, edge_rows = _ranges(start, atoms), _ranges(edge_start, edges)
     offset = torch.repeat_interleave(atoms.cumsum(0) - atoms, edges)
     return Batch(
@@ -210,11 +181,9 @@ def make_batch(graphs: Graphs, chosen: list[int]) -> Batch:
         frame=torch.repeat_interleave(atoms),
         atoms=atoms,
         displaced=torch.zeros_like(atoms, dtype=torch.bool),
-        energies=graphs.energies[some],
+        energies=graphs.energies[members],
         forces=graphs.forces[rows],
-        probes=graphs.frames.probes[rows],
-        products=graphs.products[rows],
-        virials=graphs.virials[some],
+        virials=graphs.virials[members],
     )
 
 
@@ -261,7 +230,6 @@ def displaced_batch(
         length = rng.uniform(least, max(LONGEST_THROW, 2.0 * least))
         positions = graphs.frames.positions[rows] + length * direction / direction.norm()
         _, edge_index, vectors = _all_edges(positions[None], cutoff)
-        unknown = torch.full((atoms, 3), torch.nan)
         batches.append(
             Batch(
                 vectors=vectors.float(),
@@ -271,34 +239,11 @@ def displaced_batch(
                 atoms=torch.tensor([atoms]),
                 displaced=torch.tensor([True]),
                 energies=graphs.energies[k : k + 1],
-                forces=unknown,
-                probes=unknown,
-                products=unknown,
+                forces=torch.full((atoms, 3), torch.nan),
                 virials=torch.full((1, 3, 3), torch.nan),
             )
         )
     return batches
-
-
-def with_products(batch: Batch) -> Batch:
-    """The frames of a batch that have a Hessian-vector product: few, and each costs three times."""
-    frames = torch.zeros_like(batch.atoms, dtype=torch.bool)  # (B,)
-    frames[batch.frame[batch.products[:, 0].isfinite()]] = True
-    rows = frames[batch.frame]  # (N,)
-    edges = rows[batch.edge_index[0]]  # (E,)
-    return Batch(
-        vectors=batch.vectors[edges],
-        edge_index=(rows.cumsum(0) - 1)[batch.edge_index[:, edges]],
-        species=batch.species[rows],
-        frame=(frames.cumsum(0) - 1)[batch.frame[rows]],
-        atoms=batch.atoms[frames],
-        displaced=batch.displaced[frames],
-        energies=batch.energies[frames],
-        forces=batch.forces[rows],
-        probes=batch.probes[rows],
-        products=batch.products[rows],
-        virials=batch.virials[frames],
-    )
 
 
 def _ranges(start: Tensor, count: Tensor) -> Tensor:
@@ -320,19 +265,25 @@ def predict(network: Network, batch: Batch) -> Prediction:
     atoms, frames = len(batch.species), len(batch.atoms)
     eps, gradient = network(batch.vectors, batch.edge_index, batch.species, atoms)
     frame = batch.frame[batch.edge_index[0]]
-    some = batch.virials[:, 0, 0].isfinite()[frame]  # (E,)
+    labelled = batch.virials[:, 0, 0].isfinite()[frame]  # (E,)
+    virials = edge_virials(gradient[labelled], batch.vectors[labelled])
     return Prediction(
         energies=sum_to_atoms(eps, batch.frame, frames),
         forces=forces_from_gradient(gradient, batch.edge_index, atoms),
-        virials=virials_from_gradient(gradient[some], batch.vectors[some], frame[some], frames),
+        virials=sum_to_atoms(virials, frame[labelled], frames),
     )
 
 
-def predict_products(network: Network, batch: Batch) -> Tensor:
-    """H v (N, 3) of the network, by the central difference that the labels were made with."""
-    moved = PROBE_STEP * (batch.probes[batch.edge_index[1]] - batch.probes[batch.edge_index[0]])
-    forces = [
-        predict(network, batch._replace(vectors=batch.vectors + sign * moved)).forces
-        for sign in (1.0, -1.0)
-    ]
-    return (forces[1] - forces[0]) / (2.0 * PROBE_STEP)
+def predict_frames(
+    student: Student, frames: LabelledFrames, batch: int = 32
+) -> tuple[Tensor, Tensor]:
+    """Total energies (T,) in eV and forces (A, 3) in eV/angstrom of all frames."""
+    graphs = build_graphs(frames, student)
+    energies, forces = [], []
+    for first in range(0, len(frames.energies), batch):
+        part = make_batch(graphs, list(range(first, min(first + batch, len(frames.energies)))))
+        atoms = len(part.species)
+        each, gradient = student(part.vectors.double(), part.edge_index, part.species, atoms)
+        energies.append(sum_to_atoms(each, part.frame, len(part.atoms)))
+        forces.append(forces_from_gradient(gradient, part.edge_index, atoms))
+    return torch.cat(energies), torch.cat(forces)

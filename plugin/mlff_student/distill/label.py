@@ -15,7 +15,7 @@ from rich.progress import MofNCompleteColumn, Progress, TextColumn
 
 from mlff_student.core.errors import InputError, MissingDependencyError
 from mlff_student.core.processes import end_with_parent
-from mlff_student.distill.dataset import LabelledStructure, open_dataset, pack
+from mlff_student.distill.dataset import LabelledStructure, open_dataset
 from mlff_student.distill.recipe import Recipe
 from mlff_student.distill.sample import label_source
 from mlff_student.distill.sources import Source, list_sources
@@ -28,7 +28,7 @@ def label(recipe: Recipe, dataset: Path, workers: int, scheduler: str = "") -> N
 
     Parameters
     ----------
-    dataset : HDF5 file, made or gone on with; each structure is safe as soon as it is labelled.
+    dataset : HDF5 file, made or extended; each structure is safe as soon as it is labelled.
     workers : processes of one thread each; ignored with a scheduler.
     scheduler : address of a Dask scheduler (tcp://host:port), or none.
 
@@ -54,7 +54,7 @@ def label_sources(
 
     Parameters
     ----------
-    split_by : "molecule", or "trajectory" for a dataset of one molecule.
+    split_by : "molecule", or "trajectory" for a dataset of one structure.
     """
     dataset.parent.mkdir(parents=True, exist_ok=True)
     columns = (
@@ -71,20 +71,20 @@ def label_sources(
             if source.name not in writer.names
         ]
         progress.update(bar, completed=len(sources) - len(pending))
+        place = {source.name: number for number, source in enumerate(sources)}
         skipped = 0
         results = _on_cluster(scheduler, pending) if scheduler else _on_cores(workers, pending)
         with closing(results):  # no more labels are made when this loop ends, however it ends
-            for one in results:
-                writer.append(one)
-                if one.failure:
-                    skipped += one.attempted - len(one.energies)
-                    text = f"{one.name}: {one.failure}"
+            for labelled in results:
+                writer.append(labelled, place[labelled.name])
+                if labelled.failure:
+                    skipped += labelled.attempted - len(labelled.energies)
+                    text = f"{labelled.name}: {labelled.failure}"
                     progress.console.print(text, markup=False, highlight=False)
                 info = f"{writer.frames} frames, {skipped} skipped"
                 progress.update(bar, advance=1, info=info)
         if not writer.frames:
             raise InputError(f"no structure gave a frame; {dataset} says why of each")
-    pack(dataset)
 
 
 def _label(job: tuple[Source, Recipe, int]) -> LabelledStructure:

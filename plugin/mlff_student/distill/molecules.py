@@ -1,4 +1,4 @@
-"""Molecules as SMILES: the library, recombination of its fragments, and their structures."""
+"""Molecules as SMILES: the library, and recombination of its fragments."""
 
 import random
 from collections.abc import Iterator
@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 from mlff_student.core.errors import InputError
 from mlff_student.model.elements import ELEMENTS
-from mlff_student.structures.smiles import _chem, identity
+from mlff_student.structures.smiles import identity, rdkit_chem
 
 LIBRARY = Path(__file__).with_name("molecules.smi")
 
@@ -42,31 +42,31 @@ def read_library(path: Path = LIBRARY) -> list[Molecule]:
 def recombined(
     molecules: list[Molecule], count: int, largest: int, seed: int
 ) -> Iterator[Molecule]:
-    """New molecules of the given ones' fragments (BRICS, Degen et al. 2008,
-    doi:10.1002/cmdc.200800178): neutral, of the student's elements, distinct, none of the given.
+    """New molecules of the fragments of others (BRICS, Degen et al. 2008,
+    doi:10.1002/cmdc.200800178): neutral, of the student's elements, distinct, none of the others.
 
     Parameters
     ----------
     largest : most atoms, hydrogens included.
     """
-    chem = _chem()
+    chem = rdkit_chem()
     from rdkit.Chem import BRICS
 
     known = {identity(molecule.smiles) for molecule in molecules}
     parsed = (chem.MolFromSmiles(molecule.smiles) for molecule in molecules)
-    fragments = sorted({part for one in parsed for part in BRICS.BRICSDecompose(one)})
+    fragments = sorted({part for whole in parsed for part in BRICS.BRICSDecompose(whole)})
     pieces = [chem.MolFromSmiles(fragment) for fragment in fragments if "*" in fragment]
     rng = random.Random(seed)
     made, barren = 0, 0
     while made < count and barren < 1000 and len(pieces) > 1:
         barren += 1
         pair = rng.sample(pieces, 2)
-        for one in BRICS.BRICSBuild(pair, scrambleReagents=False, maxDepth=2):
-            one.UpdatePropertyCache()
-            chem.SanitizeMol(one)
-            smiles = chem.MolToSmiles(one)
-            whole = chem.AddHs(one)
-            fits = whole.GetNumAtoms() <= largest and chem.GetFormalCharge(one) == 0
+        for product in BRICS.BRICSBuild(pair, scrambleReagents=False, maxDepth=2):
+            product.UpdatePropertyCache()
+            chem.SanitizeMol(product)
+            smiles = chem.MolToSmiles(product)
+            whole = chem.AddHs(product)
+            fits = whole.GetNumAtoms() <= largest and chem.GetFormalCharge(product) == 0
             usual = all(
                 atom.GetSymbol() in ELEMENTS and not atom.GetNumRadicalElectrons()
                 for atom in whole.GetAtoms()

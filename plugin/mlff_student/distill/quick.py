@@ -1,4 +1,4 @@
-"""A specialised student of one molecule, from its structure to an archive in one go."""
+"""A specialised student of one structure, from its file to an archive in a single command."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -14,7 +14,7 @@ from mlff_student.distill.sources import Source, connectivity
 from mlff_student.distill.train import train
 from mlff_student.structures.checks import check_structure
 from mlff_student.structures.reading import read_structure
-from mlff_student.teachers.registry import make_teacher
+from mlff_student.teachers import make_teacher
 
 QUICK_RECIPE = Path(__file__).with_name("quick.yaml")
 TRAJECTORIES = {"train": 12, "validation": 2, "test": 4}
@@ -29,7 +29,7 @@ def quick(
     compiled: bool = True,
     recipe: Path | None = None,
 ) -> dict[str, Any]:
-    """Distil a student that knows one molecule.
+    """Distil a student that knows one structure: a molecule, a complex or a crystal.
 
     The teacher runs MD trajectories, some of them held out; training starts from the shipped
     student of the same preset, which knows organic chemistry already.
@@ -38,7 +38,7 @@ def quick(
     ----------
     molecule : structure file or SMILES.
     output : folder; receives dataset.h5, <preset>.pt (archive for the engines) and the checkpoint
-        with its card. The same call goes on where a killed one stopped.
+        with its card. The same call resumes where a killed one stopped.
     recipe : YAML file in place of quick.yaml.
 
     Returns

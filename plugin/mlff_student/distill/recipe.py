@@ -12,7 +12,7 @@ GROUPS = ("molecule", "dimer", "cluster", "liquid", "file", "held_out")
 
 @dataclass(frozen=True)
 class HeldOut:
-    """Fractions of the molecules that are kept from training."""
+    """Fractions of the molecules (of the structures of files: by their bonds) not trained on."""
 
     validation: float
     test: float
@@ -39,8 +39,8 @@ class StructureRecipe:
     solvents : names of molecules of which there are also pure liquids, in each one's own split.
     solvent_boxes : boxes of each.
     files : structure files or folders of them, anything ASE or RDKit (SDF) reads, crystals too.
-    split_by : "molecule" holds out whole molecules; "trajectory" holds out stretches of the files,
-        for data of one molecule, and says so in every card.
+    split_by : "molecule" holds out whole structures (all frames with the same bonds); "trajectory"
+        holds out stretches of the files, for data of one structure, and says so in every card.
     """
 
     library: int
@@ -118,7 +118,6 @@ class Methods:
     rattle : angstrom, normal displacement of the starting geometries before they are labelled.
     contacts : frames with one bond or contact compressed or stretched.
     volumes : frames of periodic boxes with the molecules, rigid, moved apart or together.
-    hessian_products : frames a structure that also get a random Hessian-vector product.
     """
 
     starts: bool = False
@@ -128,7 +127,6 @@ class Methods:
     augment: Augmentation | None = None
     contacts: int = 0
     volumes: int = 0
-    hessian_products: int = 0
 
 
 @dataclass(frozen=True)
@@ -141,7 +139,7 @@ class Rounds:
     model : preset of the committee's members.
     committee : members.
     steps : optimiser steps of each member before the first round, and again in each.
-    structures : training molecules that a round runs.
+    structures : training structures (molecules of the library) that a round runs.
     temperature_K, ps, timestep_fs : of the student's MD.
     frames : labelled a structure, at most.
     disagreement : eV/angstrom, least standard deviation of a force that is worth a label.
@@ -174,7 +172,6 @@ class TrainingRecipe:
         few strained frames do not lead (Huber 1964, doi:10.1214/aoms/1177703732); 0: all squared.
     virial_weight : of the squared error an atom of a component of the virial (eV^2), of periodic
         frames, which may be few.
-    hessian_weight : of the squared error of a component of H v (eV^2/angstrom^4).
     displaced_weight : of ln(1 + d), where d (eV/atom) is how far a frame whose atoms were thrown
         about lies below the frame. One in four is also shown thrown about: without it the network
         may say anything where no data are, and a minimiser goes and finds out. 0: none.
@@ -190,7 +187,6 @@ class TrainingRecipe:
     energy_weight: float = 10.0
     huber: float = 0.1
     virial_weight: float = 100.0
-    hessian_weight: float = 0.0
     displaced_weight: float = 0.02
     clip: float = 5.0
     ema: float = 0.999
@@ -207,7 +203,7 @@ class Recipe:
 
     Attributes
     ----------
-    teacher : a name that `mlff_student.teachers.registry.make_teacher` knows.
+    teacher : a name that `mlff_student.teachers.make_teacher` knows.
     sampling : methods for each group of structures.
     largest_force : frames with a larger force component are dropped, eV/angstrom.
     training : settings for each preset.

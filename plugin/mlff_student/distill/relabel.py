@@ -1,4 +1,4 @@
-"""Down the ladder: a larger student labels far more frames than the teacher could."""
+"""Relabelling: a larger student labels far more frames than the teacher could."""
 
 from pathlib import Path
 
@@ -9,8 +9,14 @@ from rich.progress import track
 from mlff_student.archive.registry import load_student
 from mlff_student.core.errors import InputError
 from mlff_student.core.files import sha256
-from mlff_student.distill.dataset import Frames, LabelledStructure, open_dataset, read_frames
-from mlff_student.distill.evaluate import predict_frames
+from mlff_student.distill.dataset import (
+    LabelledFrames,
+    LabelledStructure,
+    dataset_sha256,
+    open_dataset,
+    read_frames,
+)
+from mlff_student.distill.graphs import predict_frames
 
 RATTLES = (0.01, 0.1)  # angstrom, least and most standard deviation of a displacement
 
@@ -24,7 +30,7 @@ def relabel(
     ----------
     larger : checkpoint of the student that labels.
     dataset : HDF5 file whose training frames are the starting points.
-    output : HDF5 file for `train(extra=...)`; a killed run is gone on with.
+    output : HDF5 file for `train(extra=...)`; a killed run resumes.
     copies : of each frame; the width of a copy's displacements is drawn between 0.01 and 0.1
         angstrom, evenly in its logarithm.
     largest_force : frames with a larger force component are left out, eV/angstrom.
@@ -45,7 +51,7 @@ def relabel(
     attributes = {
         "teacher": sha256(larger),
         "seed": seed,
-        "source": sha256(dataset),
+        "source": dataset_sha256(dataset),
         "copies": copies,
         "largest_force": largest_force,
     }
@@ -55,44 +61,42 @@ def relabel(
                 generator = torch.Generator().manual_seed(seed + k)
                 rattled = _rattled(frames, int(first[k]), int(first[k + 1]), copies, generator)
                 energies, forces = predict_frames(student, rattled)
-                writer.append(_labelled(rattled, energies, forces, largest_force))
+                writer.append(_labelled(rattled, energies, forces, largest_force), k)
         return writer.frames
 
 
 def _rattled(
-    frames: Frames, first: int, last: int, copies: int, generator: torch.Generator
-) -> Frames:
+    frames: LabelledFrames, first: int, last: int, copies: int, generator: torch.Generator
+) -> LabelledFrames:
     """Copies of frames first ... last - 1, which are of one structure, with displaced atoms."""
     structure = int(frames.molecule[first])
-    some = torch.arange(first, last).repeat_interleave(copies)
+    originals = torch.arange(first, last).repeat_interleave(copies)
     atoms = int(frames.start[first + 1] - frames.start[first])
-    rows = (frames.start[some][:, None] + torch.arange(atoms)).flatten()
+    rows = (frames.start[originals][:, None] + torch.arange(atoms)).flatten()
     least, most = np.log(RATTLES)
-    drawn = torch.rand(len(some), generator=generator)
+    drawn = torch.rand(len(originals), generator=generator)
     widths = torch.exp(least + (most - least) * drawn).repeat_interleave(atoms)
     displacements = torch.randn((len(rows), 3), generator=generator) * widths[:, None]
-    return Frames(
+    return LabelledFrames(
         names=[frames.names[structure]],
         identities=[frames.identities[structure]],
         kinds=[frames.kinds[structure]],
-        molecule=torch.zeros_like(some),
-        methods=["relabelled"] * len(some),
-        start=torch.arange(len(some) + 1) * atoms,
+        molecule=torch.zeros_like(originals),
+        methods=["relabelled"] * len(originals),
+        start=torch.arange(len(originals) + 1) * atoms,
         atomic_numbers=frames.atomic_numbers[rows],
         positions=frames.positions[rows] + displacements,
         forces=torch.zeros(len(rows), 3),
-        energies=torch.zeros(len(some), dtype=torch.float64),
-        temperatures=torch.full((len(some),), torch.nan),
-        cells=frames.cells[some],
-        pbc=frames.pbc[some],
-        stresses=torch.full((len(some), 6), torch.nan),
-        probes=torch.full((len(rows), 3), torch.nan),
-        products=torch.full((len(rows), 3), torch.nan),
+        energies=torch.zeros(len(originals), dtype=torch.float64),
+        temperatures=torch.full((len(originals),), torch.nan),
+        cells=frames.cells[originals],
+        pbc=frames.pbc[originals],
+        stresses=torch.full((len(originals), 6), torch.nan),
     )
 
 
 def _labelled(
-    frames: Frames, energies: torch.Tensor, forces: torch.Tensor, largest_force: float
+    frames: LabelledFrames, energies: torch.Tensor, forces: torch.Tensor, largest_force: float
 ) -> LabelledStructure:
     shape = (len(energies), -1, 3)
     kept = (forces.reshape(shape).abs().amax((1, 2)) <= largest_force).numpy()
@@ -116,6 +120,4 @@ def _labelled(
         cells=frames.cells.numpy()[kept],
         pbc=frames.pbc.numpy()[kept],
         stresses=frames.stresses.numpy()[kept],
-        probes=per_atom(frames.probes),
-        products=per_atom(frames.products),
     )

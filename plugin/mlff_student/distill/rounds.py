@@ -45,7 +45,7 @@ def run_rounds(recipe: Recipe, data: Path, workers: int, compiled: bool = True) 
     Parameters
     ----------
     data : folder with dataset.h5, which grows; the committee lies in rounds/, and a file for each
-        round that is done. The same call goes on where a killed one stopped.
+        round that is done. The same call resumes where a killed one stopped.
 
     Returns
     -------
@@ -64,9 +64,9 @@ def run_rounds(recipe: Recipe, data: Path, workers: int, compiled: bool = True) 
         )
     settings, dataset = recipe.rounds, data / "dataset.h5"
     molecules = [
-        one
-        for one in list_sources(recipe.structures, recipe.seed)
-        if one.split == "train" and one.group == "molecule"
+        source
+        for source in list_sources(recipe.structures, recipe.seed)
+        if source.split == "train" and source.group == "molecule"
     ]
     counts = []
     for number in range(1, settings.count + 1):
@@ -96,7 +96,7 @@ def run_rounds(recipe: Recipe, data: Path, workers: int, compiled: bool = True) 
                 continue
             proposals = propose(atoms, members, settings, seed)
             if proposals:
-                starts = tuple(one.atoms for one in proposals)
+                starts = tuple(proposal.atoms for proposal in proposals)
                 name = prefix + molecules[k].name
                 sources.append(molecules[k]._replace(name=name, group="proposed", starts=starts))
         label_sources(sources, recipe, dataset, workers, split_by=recipe.structures.split_by)
@@ -139,8 +139,8 @@ def propose(atoms: Atoms, members: list[Calculator], settings: Rounds, seed: int
     )
     interval = max(1, round(1000.0 * settings.ps / settings.timestep_fs / FRAMES_LOOKED_AT))
     seen = list(_trajectory(runner, md, interval, bonds, lengths, members))
-    worth = [one for one in seen if one.disagreement > settings.disagreement]
-    return sorted(worth, key=lambda one: -one.disagreement)[: settings.frames]
+    worth = [proposal for proposal in seen if proposal.disagreement > settings.disagreement]
+    return sorted(worth, key=lambda proposal: -proposal.disagreement)[: settings.frames]
 
 
 def _trajectory(

@@ -25,11 +25,10 @@ from mlff_student.distill.recipe import MD, Augmentation, Methods, NormalModes, 
 from mlff_student.distill.sources import Source, build
 from mlff_student.engines.ase.calculator import StudentForceFieldCalculator
 from mlff_student.structures.checks import connected_fragments, perceive_bonds
-from mlff_student.teachers.registry import make_teacher
+from mlff_student.teachers import make_teacher
 
 CONTACT_SCALES = (0.8, 1.3)  # of a bond's or contact's length, least and most
 VOLUME_FACTORS = (0.8, 2.0)  # of a box's volume, least and most
-PROBE_STEP = 0.005  # angstrom an atom, for the central difference of H v
 SOFTEST_MODE = 100.0  # 1/cm; softer ones are not harmonic and would be displaced without bounds
 AUGMENT_CALLS = 500  # of the teacher for a frame, at most
 GIVEN = ("file", "proposed")  # groups whose geometries are labelled as they are by default
@@ -43,7 +42,7 @@ def label_source(source: Source, recipe: Recipe, seed: int) -> LabelledStructure
     `recipe.largest_force` is left out and counted.
     """
     teacher = _teacher(recipe.teacher, get_ident())
-    teacher.reset()  # whatever this process labelled before, the labels are the same
+    teacher.reset()  # the labels do not depend on what this process labelled before
     return Labeller(source, teacher, recipe.largest_force, seed).run(
         recipe.sampling.get(source.group, Methods(starts=source.group in GIVEN))
     )
@@ -105,17 +104,11 @@ class Labeller:
                     self._simulate(atoms, methods.md, mover)
                 for _ in range(methods.volumes):
                     self._add(self._at_another_volume(atoms), "volume")
-        chosen = self.rng.permutation(len(self.frames))[: methods.hessian_products]
-        for k in chosen:
-            with self._counted():
-                self._add_hessian_product(atoms, self.frames[k])
         return self._gather(atoms)
 
     @contextmanager
     def _counted(self, planned: int = 0) -> Iterator[None]:
-        """A teacher may raise anything: remember what, and go on; `planned` frames were attempted
-        then.
-        """
+        """Record whatever a teacher raises, and continue; `planned` frames were attempted then."""
         planned += self.attempted
         try:
             yield
@@ -150,8 +143,6 @@ class Labeller:
                         "cells": atoms.cell.array,
                         "pbc": atoms.pbc,
                         "stresses": self._stress(atoms),
-                        "probes": np.full(forces.shape, NOT_LABELLED),
-                        "products": np.full(forces.shape, NOT_LABELLED),
                     }
                 )
 
@@ -180,7 +171,7 @@ class Labeller:
         bonds = perceive_bonds(atoms)
         if bonds:
             bond = bonds[self.rng.integers(len(bonds))]
-            fragment = connected_fragments(len(atoms), [one for one in bonds if one != bond])
+            fragment = connected_fragments(len(atoms), [other for other in bonds if other != bond])
             whole = fragment == fragment[bond[1]]
             if fragment[bond[0]] == fragment[bond[1]]:
                 whole = np.arange(len(atoms)) == bond[1]
@@ -225,8 +216,8 @@ class Labeller:
             made = generate_structures(
                 atoms, _Limited(self.teacher, AUGMENT_CALLS * settings.frames), [], config
             )
-        for one in made[1:]:  # the first is the structure itself
-            self._add(one, "augment")
+        for rattled in made[1:]:  # the first is the structure itself
+            self._add(rattled, "augment")
 
     def _displace(self, atoms: Atoms, settings: NormalModes) -> None:
         """Classical harmonic ensemble: each mode's coordinate has the variance kT / omega^2."""
@@ -234,9 +225,9 @@ class Labeller:
         relaxed.calc = self.teacher
         BFGS(relaxed, logfile=None).run(fmax=0.02, steps=200)
         for step in thermal_displacements(relaxed, settings, self.rng):
-            one = relaxed.copy()
-            one.positions += step
-            self._add(one, "normal_modes", settings.temperature_K)
+            displaced = relaxed.copy()
+            displaced.positions += step
+            self._add(displaced, "normal_modes", settings.temperature_K)
 
     def _simulate(self, atoms: Atoms, settings: MD, mover: Calculator) -> None:
         runner = atoms.copy()
@@ -261,19 +252,6 @@ class Labeller:
             if broken:  # the teacher raised on the way: start again
                 runner.positions = atoms.positions
 
-    def _add_hessian_product(self, atoms: Atoms, frame: dict[str, Any]) -> None:
-        """H v of a random v by a central difference of forces: two more calls of the teacher."""
-        probe = self.rng.normal(size=(len(atoms), 3)).astype(np.float32)
-        sides = []
-        for sign in (1, -1):
-            one = Atoms(atoms.numbers, frame["positions"], cell=frame["cells"], pbc=frame["pbc"])
-            one.positions += sign * PROBE_STEP * probe
-            one.calc = self.teacher
-            sides.append(one.get_forces())
-        product = (sides[1] - sides[0]) / (2.0 * PROBE_STEP)
-        if np.isfinite(product).all():
-            frame["probes"], frame["products"] = probe, product
-
     def _gather(self, atoms: Atoms) -> LabelledStructure:
         arrays = {
             "positions": (np.float32, (len(atoms), 3)),
@@ -283,8 +261,6 @@ class Labeller:
             "cells": (np.float32, (3, 3)),
             "pbc": (bool, (3,)),
             "stresses": (np.float32, (6,)),
-            "probes": (np.float32, (len(atoms), 3)),
-            "products": (np.float32, (len(atoms), 3)),
         }
         return LabelledStructure(
             name=self.source.name,
@@ -328,8 +304,8 @@ class _Finite(Calculator):
 
 
 class _Limited:
-    """Teacher that raises when it is called too often: augment-atoms goes on until it has its
-    frames, however rare they are.
+    """Teacher that raises when it is called too often: augment-atoms would continue until it has
+    its frames, however rare they are.
     """
 
     def __init__(self, teacher: Calculator, calls: int) -> None:

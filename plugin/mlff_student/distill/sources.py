@@ -23,7 +23,8 @@ from mlff_student.structures.packing import (
     liquid_box,
     molecular_volume,
 )
-from mlff_student.structures.smiles import embed, identity
+from mlff_student.structures.reading import read_molecules
+from mlff_student.structures.smiles import atoms_and_bonds, embed, identity, rdkit_chem
 
 LIQUID_DILATION = (0.9, 1.15)  # of a box over that volume: what a barostat may try
 LONGEST_NAME = 96  # bytes, of a dataset's column
@@ -60,30 +61,38 @@ def list_sources(recipe: StructureRecipe, seed: int) -> list[Source]:
     unique = with_unique_bonds({key: _bond_graph(key) for key in keys.values()})
     split_of = draw_splits(set(keys.values()), always, unique, recipe, seed)
     single = [
-        Source(m.name, key, m.kind, "molecule", split_of[key], (m.smiles,), recipe.conformers)
-        for m, key in keys.items()
+        Source(
+            name=molecule.name,
+            identity=key,
+            kind=molecule.kind,
+            group="molecule" if split_of[key] == "train" else "held_out",
+            split=split_of[key],
+            smiles=(molecule.smiles,),
+            conformers=recipe.conformers,
+        )
+        for molecule, key in keys.items()
     ]
-    single = [one if one.split == "train" else one._replace(group="held_out") for one in single]
     sources = single + list(_complexes(single, recipe, seed)) + list(_solvents(single, recipe))
     for molecule in recombined(molecules, recipe.brics, recipe.brics_largest, seed):
         key = identity(molecule.smiles)
         sources.append(
             Source(molecule.name, key, molecule.kind, "molecule", "train", (molecule.smiles,))
         )
-    from_files = [one for path in recipe.files for one in read_generated(Path(path))]
+    from_files = [source for path in recipe.files for source in read_generated(Path(path))]
     stretch = max(1, len(from_files) // STRETCHES)
     units = [
-        one.identity if recipe.split_by == "molecule" else f"stretch {index // stretch}"
-        for index, one in enumerate(from_files)
+        source.identity if recipe.split_by == "molecule" else f"stretch {index // stretch}"
+        for index, source in enumerate(from_files)
     ]
     split_of = draw_splits(set(units), set(), set(), recipe, seed)
     if from_files:  # a molecule of the library is in the split that it has there
-        split_of |= {graph_code(*_bond_graph(one.smiles[0])): one.split for one in single}
+        split_of |= {graph_code(*_bond_graph(source.smiles[0])): source.split for source in single}
     sources += [
-        one._replace(split=split_of[unit]) for one, unit in zip(from_files, units, strict=True)
+        source._replace(split=split_of[unit])
+        for source, unit in zip(from_files, units, strict=True)
     ]
-    _check_names([one.name for one in sources])
-    return sorted(sources, key=lambda one: one.split == "train")
+    _check_names([source.name for source in sources])
+    return sorted(sources, key=lambda source: source.split == "train")
 
 
 def _check_names(names: list[str]) -> None:
@@ -106,8 +115,12 @@ def choose_molecules(library: list[Molecule], recipe: StructureRecipe, seed: int
         raise InputError(f"structures.always: no molecule {', '.join(sorted(unknown))}")
     chosen = [molecule for molecule in library if molecule.name in recipe.always]
     by_kind: dict[str, list[Molecule]] = defaultdict(list)
-    small = {one for one in library if recipe.library and _atom_count(one) <= recipe.largest}
-    for molecule in sorted(small - set(chosen), key=lambda one: _draw(seed, one.smiles)):
+    small = {
+        molecule
+        for molecule in library
+        if recipe.library and _atom_count(molecule) <= recipe.largest
+    }
+    for molecule in sorted(small - set(chosen), key=lambda molecule: _draw(seed, molecule.smiles)):
         by_kind[molecule.kind].append(molecule)
     turns = zip_longest(*(by_kind[kind] for kind in sorted(by_kind)))
     others = [molecule for turn in turns for molecule in turn if molecule]
@@ -156,14 +169,14 @@ def _draw(seed: int, key: str) -> bytes:
 
 def _complexes(single: list[Source], recipe: StructureRecipe, seed: int) -> Iterator[Source]:
     """Dimers, clusters and liquids, drawn within each split in proportion to its molecules."""
-    sizes = {one.name: len(_bond_graph(one.smiles[0])[0]) for one in single}
+    sizes = {source.name: len(_bond_graph(source.smiles[0])[0]) for source in single}
     groups = (
         ("dimer", recipe.dimers, 2, recipe.dimer_largest),
         ("cluster", recipe.clusters, 99, recipe.cluster_largest),
         ("liquid", recipe.liquids, 99, recipe.liquid_largest),
     )
     for split in ("test", "validation", "train"):
-        members = [one for one in single if one.split == split]
+        members = [source for source in single if source.split == split]
         for group, wanted, molecules, largest in groups:
             for index in range(round(wanted * len(members) / max(len(single), 1))):
                 name = f"{group}_{split}_{index:04d}"
@@ -174,30 +187,30 @@ def _complexes(single: list[Source], recipe: StructureRecipe, seed: int) -> Iter
                     int(rng.integers(largest // 3, largest + 1)) if group == "cluster" else largest
                 )
                 chosen = _fill(members, sizes, molecules, room, pure, rng)
-                key = ".".join(sorted(one.identity for one in chosen))
+                key = ".".join(sorted(source.identity for source in chosen))
                 if len(chosen) > 1:
-                    smiles = tuple(one.smiles[0] for one in chosen)
+                    smiles = tuple(source.smiles[0] for source in chosen)
                     yield Source(name, key, group, group, split, smiles)
 
 
 def _solvents(single: list[Source], recipe: StructureRecipe) -> Iterator[Source]:
     """Boxes of the liquids that are asked for by name."""
-    by_name = {one.name: one for one in single}
+    by_name = {source.name: source for source in single}
     check_key(recipe.solvents, by_name, "structures.solvents")
-    for one in (by_name[name] for name in recipe.solvents):
-        count = recipe.liquid_largest // len(_bond_graph(one.smiles[0])[0])
+    for source in (by_name[name] for name in recipe.solvents):
+        count = recipe.liquid_largest // len(_bond_graph(source.smiles[0])[0])
         if count < 2:
             raise InputError(
-                f"structures.solvents: two molecules of {one.name} have more atoms than "
+                f"structures.solvents: two molecules of {source.name} have more atoms than "
                 f"liquid_largest, {recipe.liquid_largest}"
             )
         for index in range(recipe.solvent_boxes):
-            yield one._replace(
-                name=f"liquid_{one.name}_{index:04d}",
-                identity=".".join([one.identity] * count),
+            yield source._replace(
+                name=f"liquid_{source.name}_{index:04d}",
+                identity=".".join([source.identity] * count),
                 kind="liquid",
                 group="liquid",
-                smiles=one.smiles * count,
+                smiles=source.smiles * count,
             )
 
 
@@ -210,14 +223,14 @@ def _fill(
     rng: np.random.Generator,
 ) -> list[Source]:
     """Molecules that have at most `largest` atoms together, copies of one where `pure`."""
-    small = [one for one in members if sizes[one.name] <= largest // 2]
+    small = [source for source in members if sizes[source.name] <= largest // 2]
     if pure and small:
         small = [small[rng.integers(len(small))]]
     chosen: list[Source] = []
     while len(chosen) < molecules and small:
         chosen.append(small[rng.integers(len(small))])
-        room = largest - sum(sizes[one.name] for one in chosen)
-        small = [one for one in small if sizes[one.name] <= room]
+        room = largest - sum(sizes[source.name] for source in chosen)
+        small = [source for source in small if sizes[source.name] <= room]
     return chosen
 
 
@@ -243,7 +256,7 @@ def _bond_graph(smiles: str) -> BondGraph:
 
     whole = Chem.AddHs(Chem.MolFromSmiles(smiles))
     symbols = [atom.GetSymbol() for atom in whole.GetAtoms()]
-    return symbols, [(one.GetBeginAtomIdx(), one.GetEndAtomIdx()) for one in whole.GetBonds()]
+    return symbols, [(bond.GetBeginAtomIdx(), bond.GetEndAtomIdx()) for bond in whole.GetBonds()]
 
 
 def build(source: Source, seed: int) -> list[Atoms]:
@@ -319,24 +332,16 @@ def _read_with_ase(path: Path) -> Iterator[Atoms]:
 
 
 def _read_mol_file(path: Path) -> Iterator[Atoms]:
-    from rdkit import Chem, rdBase
-
-    with rdBase.BlockLogs():
-        molecules = list(Chem.SDMolSupplier(str(path), removeHs=False))
-    for index, molecule in enumerate(molecules):
-        if molecule is None or not molecule.GetNumConformers():
-            raise InputError(
-                f"{path}, structure {index}: RDKit cannot read it or it has no geometry"
-            )
+    """Molecules of an SDF or MOL file, with the hydrogens that generators leave out."""
+    chem = rdkit_chem()
+    for index, molecule in enumerate(read_molecules(path)):
         if not molecule.GetConformer().Is3D():
             raise InputError(
                 f"{path}, structure {index}: a flat drawing by its header (2D); give a 3-D file"
             )
-        if charge := Chem.GetFormalCharge(molecule):
+        if charge := chem.GetFormalCharge(molecule):
             raise InputError(f"{path}, structure {index}: has the charge {charge:+d}, not 0")
-        whole = Chem.AddHs(molecule, addCoords=True)
-        symbols = [atom.GetSymbol() for atom in whole.GetAtoms()]
-        yield Atoms(symbols, positions=whole.GetConformer().GetPositions())
+        yield atoms_and_bonds(chem.AddHs(molecule, addCoords=True))[0]
 
 
 def connectivity(atoms: Atoms) -> str:

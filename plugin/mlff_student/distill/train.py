@@ -1,4 +1,4 @@
-"""Training of one student on energies, forces and Hessian-vector products.
+"""Training of one student on energies, forces and virials.
 
 Needs torch, numpy, h5py, yaml and rich only. Under `torchrun` every process takes its share of
 each batch, and the gradients are the same as those of one process.
@@ -24,9 +24,8 @@ from torch import Tensor
 
 from mlff_student.archive.registry import load_student
 from mlff_student.core.errors import InputError, MissingDependencyError
-from mlff_student.core.files import atomic_write, sha256
-from mlff_student.distill.dataset import Frames, read_frames
-from mlff_student.distill.evaluate import predict_frames
+from mlff_student.core.files import atomic_write
+from mlff_student.distill.dataset import LabelledFrames, dataset_sha256, read_frames
 from mlff_student.distill.graphs import (
     Batch,
     Graphs,
@@ -37,8 +36,7 @@ from mlff_student.distill.graphs import (
     join_batches,
     make_batch,
     predict,
-    predict_products,
-    with_products,
+    predict_frames,
 )
 from mlff_student.distill.recipe import Recipe, TrainingRecipe
 from mlff_student.model.student import PRESETS, Student
@@ -90,12 +88,12 @@ class Workers(NamedTuple):
             for weight, part in zip(weights, flat.split([w.numel() for w in weights]), strict=True):
                 weight.grad = part.view_as(weight)
 
-    def agreed(self, numbers: Sequence[float]) -> list[float]:
+    def broadcast_from_rank0(self, numbers: Sequence[float]) -> list[float]:
         """The numbers of the first process, by which all decide alike: rounding may differ."""
-        told = torch.tensor(numbers, dtype=torch.float64, device=self.device)
+        values = torch.tensor(numbers, dtype=torch.float64, device=self.device)
         if self.size > 1:
-            dist.broadcast(told, 0)
-        return told.tolist()
+            dist.broadcast(values, 0)
+        return values.tolist()
 
 
 def keep_freed_memory() -> None:
@@ -129,7 +127,7 @@ def started_workers() -> Iterator[Workers]:
             dist.destroy_process_group()
 
 
-def evaluate(
+def validation_errors(
     network: Network, graphs: Graphs, device: torch.device | str = "cpu", batch: int = 32
 ) -> Errors:
     """Errors over all frames."""
@@ -138,9 +136,9 @@ def evaluate(
         for first in range(0, len(graphs.energies), batch):
             chosen = list(range(first, min(first + batch, len(graphs.energies))))
             part = make_batch(graphs, chosen).to(torch.device(device))
-            found = predict(network, part)
-            energy.append((found.energies - part.energies) / part.atoms)
-            force.append((found.forces - part.forces).flatten())
+            predicted = predict(network, part)
+            energy.append((predicted.energies - part.energies) / part.atoms)
+            force.append((predicted.forces - part.forces).flatten())
             label.append(part.forces.flatten())
     energy_error, force_error, target = torch.cat(energy), torch.cat(force), torch.cat(label)
     return Errors(
@@ -163,14 +161,13 @@ def shuffled(frames: int, batch: int, seed: int, step: int) -> Iterator[list[int
 
 
 def loss_of(
-    network: Network, batch: Batch, settings: TrainingRecipe, frames: int, atoms: int, probed: int
+    network: Network, batch: Batch, settings: TrainingRecipe, frames: int, atoms: int
 ) -> tuple[Tensor, Tensor]:
     """Loss of one process's share of a batch, and its sum of squared force errors.
 
     Parameters
     ----------
-    frames, atoms, probed : frames, atoms, and atoms with a Hessian-vector product, of the whole
-        batch.
+    frames, atoms : of the whole batch.
     """
     energies, forces, virials = predict(network, batch)
     excess_energy = (energies - batch.energies) / batch.atoms
@@ -187,11 +184,6 @@ def loss_of(
     loss = loss + settings.virial_weight * virial.square().sum() / (9 * frames)
     below = torch.where(batch.displaced, -excess_energy, 0.0).clamp(min=0.0)
     loss = loss + settings.displaced_weight * torch.log1p(below).sum() / frames
-    if settings.hessian_weight and probed:
-        some = with_products(batch)
-        if len(some.atoms):
-            error = predict_products(network, some) - some.products
-            loss = loss + settings.hessian_weight * error.square().sum() / (3 * probed)
     return loss, residual.detach().square().sum()
 
 
@@ -235,14 +227,14 @@ def train(
     structures: int = 0,
     quiet: bool = False,
 ) -> dict[str, Any]:
-    """Train one preset, going on from the state in `folder` if there is one.
+    """Train one preset, resuming from the state in `folder` if there is one.
 
     Parameters
     ----------
     model : name of a preset with a section in the recipe.
-    dataset : HDF5 file that `label` wrote. It may have grown since the state was saved: training
-        goes on with all that is there, and the checkpoint's history says from which step; so it
-        does when the recipe's settings have changed.
+    dataset : HDF5 file that `label` writes, or is still writing. It may have grown since the state
+        was saved: training continues with all that it holds, and the checkpoint's history says from
+        which step; so it does when the recipe's settings have changed.
     folder : receives state.pt (resume), metrics.csv and tensorboard/ (curve), model.pt (result).
     compiled : let torch.compile fuse the step. One thread, 16 frames of 11 atoms on average: 57
         instead of 94 ms (original), 13 instead of 37 ms (tiny), after a minute of compiling.
@@ -295,7 +287,8 @@ class _Training:
         )
         self.optimizers = make_optimizers(self.student, self.settings.learning_rate)
         self.schedules = [
-            torch.optim.lr_scheduler.LambdaLR(one, self._rate) for one in self.optimizers
+            torch.optim.lr_scheduler.LambdaLR(optimizer, self._rate)
+            for optimizer in self.optimizers
         ]
         self.done, self.elapsed, self.running = 0, 0.0, 0.0
         self.curve: list[CurvePoint] = []
@@ -307,30 +300,30 @@ class _Training:
             self._load()
         else:
             if initial:
-                given, config = load_student(initial)
-                # Repulsion and bounds are not learned: the preset's are taken, whatever they were.
+                start, config = load_student(initial)
+                # Repulsion and bounds are not learned: those of the preset are taken.
                 fixed = ("repulsion_reach", "shortest", "lowest")
                 own = {name: getattr(PRESETS[model], name) for name in fixed}
                 if replace(config, **own) != PRESETS[model]:
                     raise InputError(f"{initial} is no {model}: {config}")
                 # References of what is left: the network knows 10 eV of a molecule of 40 atoms.
-                references, (explained, _) = given.references.clone(), predict_frames(given, frames)
-                fit_references(frames._replace(energies=frames.energies - explained), given)
-                given.references += references
-                self.student.load_state_dict(given.state_dict())
+                references, (explained, _) = start.references.clone(), predict_frames(start, frames)
+                fit_references(frames._replace(energies=frames.energies - explained), start)
+                start.references += references
+                self.student.load_state_dict(start.state_dict())
             else:
                 fit_references(frames, self.student)
             self.average.module.load_state_dict(self.student.state_dict())
         fixed = Student(PRESETS[model])  # references and repulsion, on the processor
         fixed.references.copy_(self.student.references)
         added = [_read_nonempty(path, "train") for path in extra]
-        self.sets = [build_graphs(one, fixed) for one in (frames, *added)]
-        self.sizes = [len(one.energies) for one in self.sets]
-        if workers.agreed(self.sizes) != self.sizes:
+        self.sets = [build_graphs(labelled, fixed) for labelled in (frames, *added)]
+        self.sizes = [len(graphs.energies) for graphs in self.sets]
+        if workers.broadcast_from_rank0(self.sizes) != self.sizes:
             raise InputError(f"{dataset} grew while the processes read it; start them again")
         self.validation = build_graphs(_read_nonempty(dataset, "validation"), fixed)
         data = {
-            "dataset_sha256": [sha256(path) for path in (dataset, *extra)],
+            "dataset_sha256": [dataset_sha256(path) for path in (dataset, *extra)],
             "settings": asdict(self.settings),
         }
         known = self.history and data.items() <= self.history[-1].items()
@@ -353,11 +346,11 @@ class _Training:
         # The recipe's learning rate and steps, which may have changed since.
         rate = self.settings.learning_rate * self._rate(state["step"])
         saved = zip(state["optimizers"], state["schedules"], strict=True)
-        for optimizer, schedule, (one, two) in zip(
+        for optimizer, schedule, (optimizer_state, schedule_state) in zip(
             self.optimizers, self.schedules, saved, strict=True
         ):
-            optimizer.load_state_dict(one)
-            schedule.load_state_dict(two)
+            optimizer.load_state_dict(optimizer_state)
+            schedule.load_state_dict(schedule_state)
             schedule.base_lrs = [self.settings.learning_rate]
             optimizer.param_groups[0]["lr"] = rate
         self.done, self.elapsed, self.running = state["step"], state["elapsed_s"], state["running"]
@@ -372,8 +365,8 @@ class _Training:
                         "model": self.model,
                         "student": self.student.state_dict(),
                         "average": self.average.state_dict(),
-                        "optimizers": [one.state_dict() for one in self.optimizers],
-                        "schedules": [one.state_dict() for one in self.schedules],
+                        "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
+                        "schedules": [schedule.state_dict() for schedule in self.schedules],
                         "step": self.done,
                         "elapsed_s": self.elapsed,
                         "running": self.running,
@@ -425,7 +418,6 @@ class _Training:
         share = chosen[self.workers.rank :: self.workers.size]
         whole = self._batch(chosen)
         atoms = len(whole.species)
-        probed = int(whole.products[:, 0].isfinite().sum()) if self.settings.hessian_weight else 0
         self.student.zero_grad()
         error = 0.0
         if share:  # a batch may be smaller than the number of processes
@@ -433,10 +425,10 @@ class _Training:
             if self.settings.displaced_weight:
                 part = join_batches([part, *self._displaced(chosen, share)])
             loss, squared = loss_of(
-                network, part.to(self.workers.device), self.settings, len(chosen), atoms, probed
+                network, part.to(self.workers.device), self.settings, len(chosen), atoms
             )
             loss.backward()
-            error = float(squared) / (3 * sum(int(one) for one in part.atoms[: len(share)]))
+            error = float(squared) / (3 * int(part.atoms[: len(share)].sum()))
         self.workers.sum_gradients(self.student)
         norm = torch.nn.utils.clip_grad_norm_(self.student.parameters(), self.settings.clip)
         self.updating = True
@@ -457,21 +449,23 @@ class _Training:
         """Frames of all sets, numbered through."""
         ends = list(accumulate(self.sizes))
         parts = [
-            make_batch(one, some)
-            for one, end, size in zip(self.sets, ends, self.sizes, strict=True)
-            if (some := [k - end + size for k in chosen if end - size <= k < end])
+            make_batch(graphs, members)
+            for graphs, end, size in zip(self.sets, ends, self.sizes, strict=True)
+            if (members := [k - end + size for k in chosen if end - size <= k < end])
         ]
         return join_batches(parts)
 
     def _displaced(self, chosen: list[int], share: list[int]) -> list[Batch]:
         """One in four of a step's frames, thrown about, where it is in this process's share."""
-        some = [k for k in chosen[::DISPLACED_EVERY] if k in share and k < self.sizes[0]]
-        seeds = [[self.seed, self.done, k] for k in some]
-        return displaced_batch(self.sets[0], some, seeds, self.student.cutoff)
+        members = [k for k in chosen[::DISPLACED_EVERY] if k in share and k < self.sizes[0]]
+        seeds = [[self.seed, self.done, k] for k in members]
+        return displaced_batch(self.sets[0], members, seeds, self.student.cutoff)
 
     def _validate(self) -> CurvePoint:
-        errors = evaluate(self.average.module.network, self.validation, self.workers.device)
-        errors = Errors(*self.workers.agreed(errors))
+        errors = validation_errors(
+            self.average.module.network, self.validation, self.workers.device
+        )
+        errors = Errors(*self.workers.broadcast_from_rank0(errors))
         least = min(
             (point.validation_force_rmse_ev_per_angstrom for point in self.curve), default=math.inf
         )
@@ -516,7 +510,7 @@ class _Training:
         return checkpoint
 
 
-def _read_nonempty(dataset: Path, split: str, structures: int = 0, seed: int = 0) -> Frames:
+def _read_nonempty(dataset: Path, split: str, structures: int = 0, seed: int = 0) -> LabelledFrames:
     frames = read_frames(dataset, split, structures=structures, seed=seed)
     if not len(frames.energies):
         raise InputError(f"{dataset} has no {split} frames; see structures.held_out of the recipe")

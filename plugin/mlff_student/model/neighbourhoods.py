@@ -50,9 +50,9 @@ def neighbourhood_limits(counts: Iterable[tuple[Tensor, Tensor]], elements: list
     kinds = len(elements)
     most = torch.zeros(kinds, kinds, len(RADII))
     fewest = torch.full((kinds, len(RADII)), torch.inf)
-    for found, species in counts:
+    for neighbours, species in counts:
         for kind in species.unique().tolist():
-            here = found[species == kind].float()
+            here = neighbours[species == kind].float()
             most[kind] = torch.maximum(most[kind], here.amax(0))
             fewest[kind] = torch.minimum(fewest[kind], here.sum(1).amin(0))
     known = [kind for kind in range(kinds) if fewest[kind].isfinite().all()]

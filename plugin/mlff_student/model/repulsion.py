@@ -39,6 +39,12 @@ class ZBLRepulsion(nn.Module):
     reach : distance at which it has faded out, over the sum of the two covalent radii.
     """
 
+    charges: Tensor
+    lengths: Tensor
+    ranges: Tensor
+    weights: Tensor
+    rates: Tensor
+
     def __init__(self, elements: tuple[str, ...], reach: float) -> None:
         super().__init__()
         z, radii = torch.tensor([ELEMENTS[symbol] for symbol in elements], dtype=torch.float64).T

@@ -13,6 +13,7 @@ from mlff_student.model.repulsion import ZBLRepulsion, envelope
 READOUT_CHANNELS = 64
 NORM_FLOOR = 1e-8  # keeps the norm of a vanishing vector feature differentiable
 HEAVIEST = 118
+DTYPES = {"float32": torch.float32, "float64": torch.float64}  # precisions of a student
 
 
 @dataclass(frozen=True)
@@ -103,8 +104,36 @@ def sum_to_atoms(values: Tensor, index: Tensor, atoms: int) -> Tensor:
     return total.index_add(0, index, values)
 
 
+def forces_from_gradient(gradient: Tensor, edge_index: Tensor, atoms: int) -> Tensor:
+    """Forces (atoms, 3) from dE/dr_ij (E, 3): r_ij = x_j - x_i pulls on both ends.
+
+    Parameters
+    ----------
+    gradient : Tensor
+        (E, 3), dE/dr_ij, eV/angstrom.
+    edge_index : Tensor
+        (2, E) int64, [receiver i, sender j].
+    atoms : int
+        Number of atoms.
+    """
+    receiver, sender = edge_index[0], edge_index[1]
+    return sum_to_atoms(gradient, receiver, atoms) - sum_to_atoms(gradient, sender, atoms)
+
+
+def edge_virials(gradient: Tensor, edge_vectors: Tensor) -> Tensor:
+    """Virial - r_ij (x) dE/dr_ij of each edge, (E, 3, 3), eV."""
+    return -edge_vectors[:, :, None] * gradient[:, None]
+
+
+def virial_from_gradient(gradient: Tensor, edge_vectors: Tensor) -> Tensor:
+    """Sum of `edge_virials` over all edges, (3, 3), eV, which equals - volume * stress."""
+    return -edge_vectors.t() @ gradient
+
+
 class BesselBasis(nn.Module):
     """sin(n pi r / r_c) / r, eq. 7 of arXiv:2003.03123 (the basis of PaiNN), and its derivative."""
+
+    frequencies: Tensor
 
     def __init__(self, radial_functions: int, cutoff: float, dtype: torch.dtype) -> None:
         super().__init__()
@@ -290,8 +319,12 @@ class Student(nn.Module):
     ----------
     config : architecture.
     dtype : of the weights and the network's arithmetic. Displacements, repulsion, references and
-        sums are float64 whatever it is.
+        sums are always float64.
     """
+
+    species_of: Tensor
+    references: Tensor
+    limits: Tensor
 
     def __init__(self, config: StudentConfig, dtype: torch.dtype = torch.float32) -> None:
         super().__init__()
@@ -398,6 +431,11 @@ class Student(nn.Module):
         energies = energies + sum_to_atoms(pair * owned, receiver, species.shape[0])[:n_local]
         repulsive = (pair_derivative * owned / distances)[:, None] * edge_vectors
         return energies, gradient.to(torch.float64) + repulsive
+
+
+def dtype_name(dtype: torch.dtype) -> str:
+    """Key of `DTYPES` of a precision."""
+    return str(dtype).removeprefix("torch.")
 
 
 def parameter_count(student: Student) -> int:

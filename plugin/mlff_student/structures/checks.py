@@ -1,4 +1,4 @@
-"""Reading a structure from any file a chemist has, and refusing what no student can answer for."""
+"""Checks that refuse a structure of which no student can know the energy; bonds by distances."""
 
 from collections.abc import Sequence
 
@@ -132,8 +132,8 @@ def bare_atoms(
     carbon = numbers == 6
     among_others = np.bincount(owner)[owner] > 1
     bare = (count == 0) & (carbon | (among_others & (numbers > 1)))
-    one, two, three = (np.flatnonzero(carbon & (count == k)) for k in (1, 2, 3))
-    bare[one] = ~np.isin(partner[begin[one]], (7, 8))
+    single, two, three = (np.flatnonzero(carbon & (count == k)) for k in (1, 2, 3))
+    bare[single] = ~np.isin(partner[begin[single]], (7, 8))
     cosine = np.einsum("cx,cx->c", bonds_of(two, 0), bonds_of(two, 1))
     bare[two] = np.degrees(np.arccos(np.clip(cosine, -1.0, 1.0))) <= 140.0
     # Height above the plane of three points one bond direction away each: 0.33 for sp3, near 0 for

@@ -13,14 +13,8 @@ from mlff_student.core.errors import InputError
 # Shortest contact of two molecules as a fraction of the sum of van der Waals radii: a hydrogen bond
 # is at 0.7, liquids have their first shell about 1.
 DIMER_CONTACTS = (0.68, 0.8, 0.95, 1.15, 1.5)
-
-
 CLUSTER_CONTACT = 0.9
-
-
 LIQUID_CONTACT = 0.72
-
-
 LIQUID_PACKING = 0.58  # van der Waals volume over volume, of organic liquids
 
 
@@ -57,11 +51,11 @@ def liquid_box(molecules: Sequence[Atoms], volume: float, rng: np.random.Generat
         box = Atoms(cell=[edge] * 3, pbc=True)
         for molecule in molecules:
             for _ in range(200):
-                one = _turned(molecule, rng)
-                one.translate(rng.uniform(0, edge, 3))
-                apart = not len(box) or _contact(box, one, edge) > LIQUID_CONTACT
-                if apart and _image_contact(one, edge) > LIQUID_CONTACT:
-                    box += one
+                guest = _turned(molecule, rng)
+                guest.translate(rng.uniform(0, edge, 3))
+                apart = not len(box) or _contact(box, guest, edge) > LIQUID_CONTACT
+                if apart and _image_contact(guest, edge) > LIQUID_CONTACT:
+                    box += guest
                     break
             else:
                 break

@@ -1,7 +1,8 @@
-"""Read a structure and its bonds from any file a chemist has, and write the topology file of a run."""
+"""Structures with their bonds, read from any file a chemist has; and the topology file of a run."""
 
+from collections.abc import Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import mdtraj
 import numpy as np
@@ -11,6 +12,7 @@ from mdtraj.formats.pdbx import load_pdbx
 
 from mlff_student.core.errors import InputError, MissingDependencyError
 from mlff_student.structures.checks import connected_fragments, perceive_bonds
+from mlff_student.structures.smiles import atoms_and_bonds, embed, rdkit_chem
 
 
 class Structure(NamedTuple):
@@ -145,8 +147,6 @@ def _may_be_smiles(text: str) -> bool:
 
 
 def _from_smiles(smiles: str) -> Structure:
-    from mlff_student.structures.smiles import embed
-
     atoms, bonds = embed(smiles)
     return Structure(atoms, make_topology(atoms, bonds))
 
@@ -173,13 +173,36 @@ def _from_mdtraj(trajectory: mdtraj.Trajectory) -> Structure:
     return Structure(atoms, topology)
 
 
-def _from_mol_file(path: Path) -> Structure:
-    from rdkit import Chem, rdBase
+def read_molecules(path: Path) -> Iterator[Any]:
+    """RDKit molecules of an SDF or MOL file in their order, each with a geometry.
+
+    Raises
+    ------
+    InputError
+        If RDKit cannot read a molecule, or it has no geometry.
+    MissingDependencyError
+        If RDKit is not installed.
+    """
+    chem = rdkit_chem()
+    from rdkit import rdBase
 
     with rdBase.BlockLogs():
-        molecule = next(iter(Chem.SDMolSupplier(str(path), removeHs=False)), None)
-    if molecule is None or not molecule.GetNumConformers():
-        raise InputError(f"{path} holds no molecule that RDKit can read")
+        supplier = chem.SDMolSupplier(str(path), removeHs=False)
+        count = len(supplier)
+    for index in range(count):
+        with rdBase.BlockLogs():
+            molecule = supplier[index]
+        if molecule is None or not molecule.GetNumConformers():
+            raise InputError(
+                f"{path}, structure {index}: RDKit cannot read it or it has no geometry"
+            )
+        yield molecule
+
+
+def _from_mol_file(path: Path) -> Structure:
+    molecule = next(read_molecules(path), None)
+    if molecule is None:
+        raise InputError(f"{path} holds no molecule")
     implicit = [atom.GetIdx() for atom in molecule.GetAtoms() if atom.GetTotalNumHs()]
     if implicit:
         atom = molecule.GetAtomWithIdx(implicit[0])
@@ -187,9 +210,5 @@ def _from_mol_file(path: Path) -> Structure:
             f"{path}: atom {implicit[0]} ({atom.GetSymbol()}) lacks {atom.GetTotalNumHs()} "
             "hydrogen(s); write the file with explicit hydrogens"
         )
-    atoms = Atoms(
-        [atom.GetSymbol() for atom in molecule.GetAtoms()],
-        positions=molecule.GetConformer().GetPositions(),
-    )
-    bonds = [(bond.GetBeginAtomIdx(), bond.GetEndAtomIdx()) for bond in molecule.GetBonds()]
+    atoms, bonds = atoms_and_bonds(molecule)
     return Structure(atoms, make_topology(atoms, bonds))

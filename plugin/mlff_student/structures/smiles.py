@@ -1,4 +1,4 @@
-"""Three-dimensional structures of SMILES strings, by RDKit."""
+"""Molecules by RDKit: their identity, and structures of SMILES strings."""
 
 from typing import Any
 
@@ -15,22 +15,38 @@ def identity(smiles: str) -> str:
     ------
     InputError : not a SMILES string.
     """
-    return _chem().MolToSmiles(_parse(smiles), isomericSmiles=False)
+    return rdkit_chem().MolToSmiles(_parse(smiles), isomericSmiles=False)
 
 
-def _chem() -> Any:
+def rdkit_chem() -> Any:
+    """The module `rdkit.Chem`.
+
+    Raises
+    ------
+    MissingDependencyError
+        If RDKit is not installed.
+    """
     try:
         from rdkit import Chem
     except ImportError as error:
-        raise MissingDependencyError("reading SMILES needs RDKit: pip install rdkit") from error
+        raise MissingDependencyError(
+            "reading SMILES, SDF and MOL needs RDKit: pip install rdkit"
+        ) from error
     return Chem
+
+
+def atoms_and_bonds(molecule: Any) -> tuple[Atoms, list[tuple[int, int]]]:
+    """ASE structure (angstrom) and pairs of bonded atoms of an RDKit molecule with a conformer."""
+    symbols = [atom.GetSymbol() for atom in molecule.GetAtoms()]
+    atoms = Atoms(symbols, positions=molecule.GetConformer().GetPositions())
+    return atoms, [(bond.GetBeginAtomIdx(), bond.GetEndAtomIdx()) for bond in molecule.GetBonds()]
 
 
 def _parse(smiles: str) -> Any:
     from rdkit import rdBase
 
     with rdBase.BlockLogs():
-        molecule = _chem().MolFromSmiles(smiles)
+        molecule = rdkit_chem().MolFromSmiles(smiles)
     if molecule is None or molecule.GetNumAtoms() == 0:
         raise InputError(f"not a SMILES string: {smiles!r}")
     return molecule
@@ -52,7 +68,7 @@ def embed(smiles: str, seed: int = 1) -> tuple[Atoms, list[tuple[int, int]]]:
     InputError : not a SMILES string, or no conformer could be made.
     MissingDependencyError : RDKit is not installed.
     """
-    molecule = _chem().AddHs(_parse(smiles))
+    molecule = rdkit_chem().AddHs(_parse(smiles))
     from rdkit import rdBase
     from rdkit.Chem import AllChem
 
@@ -61,9 +77,4 @@ def embed(smiles: str, seed: int = 1) -> tuple[Atoms, list[tuple[int, int]]]:
             raise InputError(f"RDKit found no conformer for {smiles!r}; give a 3-D file instead")
         if AllChem.MMFFHasAllMoleculeParams(molecule):
             AllChem.MMFFOptimizeMolecule(molecule, maxIters=500)
-    atoms = Atoms(
-        [atom.GetSymbol() for atom in molecule.GetAtoms()],
-        positions=molecule.GetConformer().GetPositions(),
-    )
-    bonds = [(bond.GetBeginAtomIdx(), bond.GetEndAtomIdx()) for bond in molecule.GetBonds()]
-    return atoms, bonds
+    return atoms_and_bonds(molecule)

@@ -1,6 +1,10 @@
 """Frames of a trajectory of any program, in pieces that fit into memory."""
 
+import ctypes
+import os
+import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
@@ -16,16 +20,9 @@ from ase.io.trajectory import Trajectory
 from numpy.typing import NDArray
 
 from mlff_student.core.errors import InputError
+from mlff_student.core.units import LAMMPS_UNITS
 from mlff_student.structures.checks import connected_fragments
 from mlff_student.structures.reading import Structure, read_structure
-
-pass
-import ctypes
-import os
-import sys
-from contextlib import contextmanager
-
-from mlff_student.core.units import LAMMPS_UNITS
 
 ATOMS_AT_ONCE = 300_000  # of all frames of a piece: 7 MB for each array of its positions
 PS = 1e3 * units.fs  # ASE's unit of time
@@ -94,21 +91,21 @@ def stream_frames(
             "volume; give each direction a length, vacuum included"
         )
     chunk = chunk or max(1, ATOMS_AT_ONCE // atoms)
-    found = 0
+    count = 0  # frames
     try:
         for part in _reader(path, lammps_units)(path, structure, chunk):
             if part.positions.shape[1] != atoms:
                 raise InputError(_other_atoms(path, part.positions.shape[1], atoms))
-            found += len(part)
+            count += len(part)
             yield replace(part, cells=_cells(part, structure.atoms))
     except InputError:
         raise
     except Exception as error:  # the readers raise whatever they run into
-        count = _count_atoms(path)
-        if count not in (None, atoms):
-            raise InputError(_other_atoms(path, count, atoms)) from error
+        stored = _count_atoms(path)
+        if stored not in (None, atoms):
+            raise InputError(_other_atoms(path, stored, atoms)) from error
         raise InputError(f"cannot read the trajectory {path}: {error}") from error
-    if not found:
+    if not count:
         raise InputError(f"{path} has no frames")
 
 
@@ -178,10 +175,10 @@ def _reader(path: Path, lammps_units: str) -> Callable[[Path, Structure, int], I
     with path.open("rb") as file:
         first, second = file.readline(200), file.readline(200)
     if first.startswith(b"ITEM:"):
-        return lambda *given: _from_ase(_read_dump(path, lammps_units), *given)
+        return lambda *options: _from_ase(_read_dump(path, lammps_units), *options)
     if suffix in (".traj", ".extxyz") or (suffix == ".xyz" and b"Properties=" in second):
         images = Trajectory(path) if suffix == ".traj" else iread(path, ":")
-        return lambda *given: _from_ase(images, *given)
+        return lambda *options: _from_ase(images, *options)
     return _from_hdf5 if suffix in (".h5", ".hdf5") else _from_mdtraj
 
 
@@ -250,10 +247,10 @@ def _from_ase(
             raise InputError(_other_atoms(path, len(part[0]), len(structure.atoms)))
         numbers = part[0].numbers
         if (wrong := np.flatnonzero((numbers != structure.atoms.numbers) & (numbers > 0))).size:
-            one = int(wrong[0])
+            atom = int(wrong[0])
             raise InputError(
-                f"{path} has other elements than the topology, or another order: atom {one} is "
-                f"{part[0].symbols[one]}, the topology says {structure.atoms.symbols[one]}"
+                f"{path} has other elements than the topology, or another order: atom {atom} is "
+                f"{part[0].symbols[atom]}, the topology says {structure.atoms.symbols[atom]}"
             )
         results = [atoms.calc.results if atoms.calc else {} for atoms in part]
         yield Frames(
@@ -262,8 +259,8 @@ def _from_ase(
             np.array([atoms.get_velocities() for atoms in part]) * PS
             if all(atoms.has("momenta") for atoms in part)
             else None,
-            np.array([one["forces"] for one in results])
-            if all("forces" in one for one in results)
+            np.array([labels["forces"] for labels in results])
+            if all("forces" in labels for labels in results)
             else None,
         )
 
@@ -285,9 +282,9 @@ def _count_atoms(path: Path) -> int | None:
         return None
 
 
-def _other_atoms(path: Path, found: int, expected: int) -> str:
+def _other_atoms(path: Path, count: int, expected: int) -> str:
     return (
-        f"{path} has {found} atoms, the topology has {expected}. Give the topology that the run "
+        f"{path} has {count} atoms, the topology has {expected}. Give the topology that the run "
         "started from"
     )
 

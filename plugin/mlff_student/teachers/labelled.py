@@ -1,4 +1,4 @@
-"""Labels of a file of structures, as a teacher."""
+"""The teacher `file:PATH`: labels of a file of structures."""
 
 from collections import defaultdict
 from pathlib import Path
@@ -32,10 +32,10 @@ def labelled_frames(path: Path) -> list[Atoms]:
     if not frames:
         raise InputError(f"{path} holds no structures")
     for index, atoms in enumerate(frames):
-        found = atoms.calc.results if atoms.calc else {}
-        missing = [key for key in ("energy", "forces") if key not in found]
+        labels = atoms.calc.results if atoms.calc else {}
+        missing = [key for key in ("energy", "forces") if key not in labels]
         if missing:
-            other = [*found, *atoms.info, *(set(atoms.arrays) - {"numbers", "positions"})]
+            other = [*labels, *atoms.info, *(set(atoms.arrays) - {"numbers", "positions"})]
             raise InputError(
                 f"{path}, frame {index} (the first is 0): no {' and no '.join(missing)}. Expected "
                 "are energy (eV) and forces (eV/angstrom) under these names; others, as REF_energy "

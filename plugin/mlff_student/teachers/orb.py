@@ -1,4 +1,4 @@
-"""Adapter of the Orb models."""
+"""The teachers `orb-v2` and `orb-v3`: an ASE calculator of a pretrained Orb model."""
 
 from typing import Any
 
@@ -6,9 +6,16 @@ from ase import Atoms
 from ase.calculators.calculator import Calculator, all_changes
 
 
-def _orb_calculator(loaded: Any) -> Calculator:
-    """Calculator of a pretrained Orb model, as its loader returns it: the model, or the model and
-    its atoms adapter since orb-models 0.6. Orb v3 OMol wants a charge and a spin multiplicity.
+def orb_calculator(loaded: Any) -> Calculator:
+    """Calculator of neutral singlets by a pretrained Orb model.
+
+    Orb v3 OMol needs a charge and a spin multiplicity, which are given here.
+
+    Parameters
+    ----------
+    loaded : Any
+        What the loader of orb-models returns: the model, or the model and its atoms adapter since
+        orb-models 0.6.
     """
     try:
         from orb_models.forcefield.inference.calculator import ORBCalculator
