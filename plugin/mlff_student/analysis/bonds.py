@@ -60,7 +60,8 @@ def check_order(path: Path, structure: Structure, frames: Frames) -> None:
 
     Raises
     ------
-    InputError : see above.
+    InputError
+        See above.
     """
     from vesin import NeighborList
 

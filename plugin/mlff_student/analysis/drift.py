@@ -20,22 +20,29 @@ class Drift(Measured):
 
     Attributes
     ----------
-    drift_mev_per_atom_ps, drift_stderr_mev_per_atom_ps : least-squares slope of E(t)/N and its
-        standard error (`slope_with_error`).
-    drift_kt_per_ns_per_dof, drift_stderr_kt_per_ns_per_dof : the same for each degree of freedom,
-        with the mean temperature.
-    heating_percent, heating_stderr_percent : the same over the whole log, in hundredths of kT: the
-        drift has raised the temperature by so much, where half of the energy is kinetic.
-    drift_percent : 100 (E_last - E_first) / |E_first|.
-    max_drift_percent : 100 max |E - E_first| / |E_first|.
-    conservation_ratio : standard deviation of the total energy over that of the kinetic energy.
-    exchange_ratio : the same about linear trends. Energy that only passes between kinetic and
-        potential leaves it at the integrator's error; a thermostat makes it about one (harmonic
-        canonical ensemble: sqrt(2)), and infinite where it holds the kinetic energy.
-    energy_fluctuation_mev_per_atom : root mean square of E/N about its linear trend.
-    temperature_k, temperature_stderr_k, temperature_std_k : mean, its standard error by blocks, and
-        standard deviation.
-    nonfinite_rows : rows with a NaN or infinite energy or temperature.
+    drift_mev_per_atom_ps, drift_stderr_mev_per_atom_ps : float
+        Least-squares slope of E(t)/N and its standard error (`slope_with_error`).
+    drift_kt_per_ns_per_dof, drift_stderr_kt_per_ns_per_dof : float
+        The same for each degree of freedom, with the mean temperature.
+    heating_percent, heating_stderr_percent : float
+        The same over the whole log, in hundredths of kT: the drift has raised the temperature by so
+        much, where half of the energy is kinetic.
+    drift_percent : float
+        100 (E_last - E_first) / |E_first|.
+    max_drift_percent : float
+        100 max |E - E_first| / |E_first|.
+    conservation_ratio : float
+        Standard deviation of the total energy over that of the kinetic energy.
+    exchange_ratio : float
+        The same about linear trends. Energy that only passes between kinetic and potential leaves
+        it at the integrator's error; a thermostat makes it about one (harmonic canonical ensemble:
+        sqrt(2)), and infinite where it holds the kinetic energy.
+    energy_fluctuation_mev_per_atom : float
+        Root mean square of E/N about its linear trend.
+    temperature_k, temperature_stderr_k, temperature_std_k : float
+        Mean, its standard error by blocks, and standard deviation.
+    nonfinite_rows : int
+        Rows with a NaN or infinite energy or temperature.
     """
 
     drift_mev_per_atom_ps: float
@@ -95,7 +102,8 @@ def fit_drift(thermo: Thermo, atoms: int, *, degrees_of_freedom: int | None = No
 
     Raises
     ------
-    InputError : no degrees of freedom.
+    InputError
+        No degrees of freedom.
     """
     dof = 3 * atoms - 3 if degrees_of_freedom is None else degrees_of_freedom
     if dof <= 0:
@@ -140,7 +148,8 @@ def slope_with_error(time: NDArray[np.float64], value: NDArray[np.float64]) -> t
 
     Raises
     ------
-    InputError : fewer than 8 values.
+    InputError
+        Fewer than 8 values.
     """
     rows = len(time)
     if rows < FEWEST_BLOCKS:

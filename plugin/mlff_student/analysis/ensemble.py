@@ -36,13 +36,18 @@ class KineticEnergies(Measured):
 
     Attributes
     ----------
-    kinetic_samples : independent ones among the rows (`independent_samples`); 0 where they are too
-        few to test, and the figures NaN, which fails.
-    kinetic_mean_percent, kinetic_width_percent : how far mean and standard deviation are from those
-        at the thermostat's temperature, with standard errors.
-    kinetic_mean_sigma, kinetic_width_sigma : the same in standard errors, by physical_validation.
-    kinetic_ks_p_value : Kolmogorov-Smirnov probability that a right run is as far off.
-    temperature_from_width_k : that at which the canonical width is the one found.
+    kinetic_samples : int
+        Independent ones among the rows (`independent_samples`); 0 where they are too few to test,
+        and the figures NaN, which fails.
+    kinetic_mean_percent, kinetic_width_percent : float
+        How far mean and standard deviation are from those at the thermostat's temperature, with
+        standard errors.
+    kinetic_mean_sigma, kinetic_width_sigma : float
+        The same in standard errors, by physical_validation.
+    kinetic_ks_p_value : float
+        Kolmogorov-Smirnov probability that a right run is as far off.
+    temperature_from_width_k : float
+        That at which the canonical width is the one found.
     """
 
     kinetic_samples: int
@@ -78,11 +83,14 @@ class Equipartition(Measured):
 
     Attributes
     ----------
-    temperatures_k, temperature_stderrs_k : of each element's atoms.
-    equipartition_deviation_percent : of the element farthest from the mean temperature.
-    equipartition_sigma : largest deviation that physical_validation finds between the temperatures
-        of translation, rotation and internal motion of molecules and their mean, in standard
-        errors; None of fewer than 20 independent frames.
+    temperatures_k, temperature_stderrs_k : dict[str, float]
+        Of each element's atoms.
+    equipartition_deviation_percent : float
+        Of the element farthest from the mean temperature.
+    equipartition_sigma : float | None
+        Largest deviation that physical_validation finds between the temperatures of translation,
+        rotation and internal motion of molecules and their mean, in standard errors; None of fewer
+        than 20 independent frames.
     """
 
     temperatures_k: dict[str, float]
@@ -107,9 +115,11 @@ class Convergence(Measured):
 
     Attributes
     ----------
-    timesteps_fs, fluctuations_mev_per_atom : of each run, about its linear trend.
-    convergence_deviation : largest deviation of a ratio of fluctuations from that of dt^2, minus
-        one (`physical_validation.integrator.convergence`).
+    timesteps_fs, fluctuations_mev_per_atom : tuple[float, ...]
+        Of each run, about its linear trend.
+    convergence_deviation : float
+        Largest deviation of a ratio of fluctuations from that of dt^2, minus one
+        (`physical_validation.integrator.convergence`).
     """
 
     timesteps_fs: tuple[float, ...]
@@ -136,7 +146,8 @@ def kinetic_energies(
 
     Raises
     ------
-    InputError : a run of fewer than 20 independent samples, or energies that do not fluctuate.
+    InputError
+        A run of fewer than 20 independent samples, or energies that do not fluctuate.
     """
     validation = _library()
     samples = independent_samples(kinetic_ev)
@@ -181,7 +192,8 @@ def independent_samples(series: NDArray[np.float64]) -> int:
 
     Raises
     ------
-    InputError : fewer than 20, or values that do not fluctuate.
+    InputError
+        Fewer than 20, or values that do not fluctuate.
     """
     if not fluctuates(series):
         raise InputError("the kinetic energy is constant, or not finite")
@@ -216,7 +228,8 @@ def equipartition(frames: Iterable[Frames], structure: Structure) -> Equipartiti
 
     Raises
     ------
-    InputError : frames without velocities.
+    InputError
+        Frames without velocities.
     """
     masses = structure.atoms.get_masses()
     positions, velocities = _sample(frames)
@@ -289,11 +302,13 @@ def convergence(
 
     Parameters
     ----------
-    runs : time in ps and total energy in eV of the same run by its timestep in fs, two or more.
+    runs : Mapping[float, tuple[NDArray[np.float64], NDArray[np.float64]]]
+        Time in ps and total energy in eV of the same run by its timestep in fs, two or more.
 
     Raises
     ------
-    InputError : fewer than two timesteps.
+    InputError
+        Fewer than two timesteps.
     """
     if len(runs) < 2:
         raise InputError(f"{len(runs)} timestep; convergence needs two or more")

@@ -58,10 +58,13 @@ class TrajectoryForceErrors(Measured):
     force_rmse_ev_per_angstrom, force_rmse_stderr_ev_per_angstrom, force_mae_ev_per_angstrom,
     force_max_error_ev_per_angstrom, force_r2 : of components; the standard error by blocks of
         frames, the largest error of the length of an atom's error vector.
-    force_angle_deg : mean between the forces, of teacher forces above 0.1 eV/angstrom.
+    force_angle_deg : float
+        Mean between the forces, of teacher forces above 0.1 eV/angstrom.
     frames : compared.
-    parts : the errors of each component ("x"), element ("H") and quarter of the trajectory ("q1").
-    rmse_of_frames : (frames,) each frame's RMSE, eV/angstrom.
+    parts : dict[str, ForceErrors]
+        The errors of each component ("x"), element ("H") and quarter of the trajectory ("q1").
+    rmse_of_frames : NDArray[np.float64]
+        (frames,) each frame's RMSE, eV/angstrom.
     """
 
     force_rmse_ev_per_angstrom: float
@@ -108,7 +111,8 @@ def trajectory_force_errors(
 
     Raises
     ------
-    InputError : shapes that differ, or no frames.
+    InputError
+        Shapes that differ, or no frames.
     """
     if found.shape != teacher.shape or found.shape[1:] != (len(numbers), 3) or not len(found):
         raise InputError(
@@ -119,7 +123,7 @@ def trajectory_force_errors(
     total = _errors(found, teacher)
     of_frames = square.mean(axis=(1, 2))
     mean = mean_of_blocks(of_frames)
-    selections = {name: np.s_[..., k : k + 1] for k, name in enumerate(COMPONENTS)}
+    selections: dict[str, Any] = {name: np.s_[..., k : k + 1] for k, name in enumerate(COMPONENTS)}
     selections |= {chemical_symbols[z]: np.s_[:, numbers == z] for z in np.unique(numbers)}
     quarters = np.array_split(np.arange(len(found)), PERIODS)
     selections |= {f"q{k + 1}": part for k, part in enumerate(quarters) if len(part)}
@@ -158,8 +162,10 @@ def evaluate_trajectory(
 
     Raises
     ------
-    InputError : a frame that the calculator cannot do.
-    OSError, MemoryError, MissingDependencyError : what the machine is to blame for.
+    InputError
+        A frame that the calculator cannot do.
+    OSError, MemoryError, MissingDependencyError
+        What the machine is to blame for.
     """
     energies: list[float] = []
     forces: list[Any] = []

@@ -50,14 +50,21 @@ class RdfError(Measured):
 
     Attributes
     ----------
-    rdf_error_percent, rdf_error_pair : of the pair of elements that is farthest off.
-    rdf_error_stderr_percent : its standard error, by jackknife over stretches of both runs.
-    rdf_noise_percent : what the error of that pair would be on average if both runs were of one
-        potential: the mean of |x| of a normal distribution, sqrt(2 / pi) of its width, with the
-        widths of both runs, each the larger one by stretches and by halves. An error is never
-        smaller than none, so that noise adds to it, and takes nothing away.
-    rdf_mean_error_percent : sum of the numerators of all pairs over that of the denominators.
-    by_pair : error of each pair.
+    rdf_error_percent : float
+        Of the pair of elements that is farthest off.
+    rdf_error_pair : str
+        Of the pair of elements that is farthest off.
+    rdf_error_stderr_percent : float
+        Its standard error, by jackknife over stretches of both runs.
+    rdf_noise_percent : float
+        What the error of that pair would be on average if both runs were of one potential: the mean
+        of |x| of a normal distribution, sqrt(2 / pi) of its width, with the widths of both runs,
+        each the larger one by stretches and by halves. An error is never smaller than none, so that
+        noise adds to it, and takes nothing away.
+    rdf_mean_error_percent : float
+        Sum of the numerators of all pairs over that of the denominators.
+    by_pair : dict[str, float]
+        Error of each pair.
     """
 
     rdf_error_percent: float
@@ -98,12 +105,14 @@ def measure_rdf(
 
     Parameters
     ----------
-    intermolecular : leaves out pairs of the same molecule (but not of its images), also from the
-        number of pairs that an ideal gas would have.
+    intermolecular : bool
+        Leaves out pairs of the same molecule (but not of its images), also from the number of pairs
+        that an ideal gas would have.
 
     Raises
     ------
-    InputError : fewer than two frames, one atom, or positions that are not finite.
+    InputError
+        Fewer than two frames, one atom, or positions that are not finite.
     """
     numbers = structure.atoms.numbers
     bonds = bond_pairs(structure.topology)
@@ -172,7 +181,8 @@ def compare_rdf(student: Rdf, teacher: Rdf) -> RdfError:
 
     Raises
     ------
-    InputError : other elements or other distances.
+    InputError
+        Other elements or other distances.
     """
     if student.pairs != teacher.pairs or not np.array_equal(student.r, teacher.r):
         raise InputError(

@@ -65,9 +65,11 @@ class Reference:
 
     Attributes
     ----------
-    trajectory : in the same order of atoms.
-    log : of that run, to know the time between frames where the trajectory does not; None: then
-        there is no spectrum.
+    trajectory : Path
+        In the same order of atoms.
+    log : Path | None
+        Of that run, to know the time between frames where the trajectory does not; None: then there
+        is no spectrum.
     """
 
     trajectory: Path
@@ -159,24 +161,36 @@ def analyze(
 
     Parameters
     ----------
-    trajectory : any format that `stream_frames` reads.
-    topology : structure file with the trajectory's atoms in its order; its coordinates are the
-        reference for bonds, its cell says whether the run is periodic.
-    log : any that `read_thermo` reads.
-    degrees_of_freedom : unless given, those by which the log has a temperature and a kinetic
-        energy, and 3N - 3 where it has one of them.
-    ensemble : "nve" (drift is judged), "nvt" or "npt".
-    temperature_K : of the thermostat, that the kinetic energies of "nvt" and "npt" are held
-        against.
-    lammps_units, timestep_fs : what a LAMMPS log or dump does not say.
-    teacher : whose forces the run's are compared with, on `teacher_frames` evenly spaced frames.
-    calculator : the run's own, for its forces where the trajectory has none; its energies of some
-        frames must be those in the log.
-    reference : run of the teacher, for radial distribution functions and the spectrum.
+    trajectory : Path
+        Any format that `stream_frames` reads.
+    topology : Path
+        Structure file with the trajectory's atoms in its order; its coordinates are the reference
+        for bonds, its cell says whether the run is periodic.
+    log : Path
+        Any that `read_thermo` reads.
+    degrees_of_freedom : int | None
+        Unless given, those by which the log has a temperature and a kinetic energy, and 3N - 3
+        where it has one of them.
+    ensemble : str
+        "nve" (drift is judged), "nvt" or "npt".
+    temperature_K : float | None
+        Of the thermostat, that the kinetic energies of "nvt" and "npt" are held against.
+    lammps_units : str | None
+        What a LAMMPS log or dump does not say.
+    timestep_fs : float | None
+        What a LAMMPS log or dump does not say.
+    teacher : Calculator | None
+        Whose forces the run's are compared with, on `teacher_frames` evenly spaced frames.
+    calculator : Calculator | None
+        The run's own, for its forces where the trajectory has none; its energies of some frames
+        must be those in the log.
+    reference : Reference | None
+        Run of the teacher, for radial distribution functions and the spectrum.
 
     Raises
     ------
-    InputError : a file that cannot be used, or files of different runs.
+    InputError
+        A file that cannot be used, or files of different runs.
     """
     if ensemble not in ENSEMBLES:
         raise InputError(f"unknown ensemble {ensemble!r}; known: {', '.join(ENSEMBLES)}")
@@ -262,7 +276,7 @@ def _noted(analysis: Analysis, note: str) -> Analysis:
 def _with_ensemble(analysis: Analysis, run: _Run, temperature_K: float | None) -> Analysis:
     """Kinetic energies, equipartition, density and diffusion, as far as the run has them."""
     thermo, structure = run.thermo, run.structure
-    if analysis.ensemble != "nve":
+    if temperature_K is not None and analysis.ensemble != "nve":
         try:
             kinetic = kinetic_energies(
                 thermo.kinetic_ev,
@@ -281,7 +295,7 @@ def _with_ensemble(analysis: Analysis, run: _Run, temperature_K: float | None) -
         time, volume = thermo.time_ps, thermo.volume_angstrom3
         if volume is None:  # the frames have it
             volume = analysis.volumes
-            time = run.frame_ps * np.arange(len(volume))
+            time = run.frame_ps * np.arange(len(volume), dtype=np.float64)
         if len(volume) and np.ptp(volume) > 0:
             mass = float(structure.atoms.get_masses().sum())
             try:

@@ -59,7 +59,8 @@ def check_same_run(
 
     Raises
     ------
-    InputError : they are of different runs, with the two numbers that say so.
+    InputError
+        They are of different runs, with the two numbers that say so.
     """
     rows, frames = len(thermo.time_ps), series.frames
     few, many = sorted((rows, frames))
@@ -135,14 +136,21 @@ def check_energies(
 
     Parameters
     ----------
-    of_log : (rows,).
-    frames : in the trajectory.
-    chosen, of_chosen : indices of frames (C,) and their energies (C,).
-    allowed : difference over the standard deviation of the log's energy.
+    of_log : NDArray[np.float64]
+        (rows,).
+    frames : int
+        In the trajectory.
+    chosen : NDArray[np.int_]
+        Indices of frames (C,) and their energies (C,).
+    of_chosen : NDArray[np.float64]
+        Indices of frames (C,) and their energies (C,).
+    allowed : float
+        Difference over the standard deviation of the log's energy.
 
     Raises
     ------
-    InputError : see above.
+    InputError
+        See above.
     """
     spread = float(of_log.std())
     off = smallest_difference(of_log, frames, chosen, of_chosen)

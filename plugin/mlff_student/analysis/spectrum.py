@@ -42,15 +42,18 @@ class SpectrumError(Measured):
 
     Attributes
     ----------
-    spectrum_overlap_percent : 100 int min(s, t) of the two, each of integral one.
-    spectrum_overlap_noise_percent : the same between the halves of the teacher's own run: what
-        sampling alone leaves.
-    spectrum_shift_per_cm, spectrum_shift_noise_per_cm : how far intensity must be moved on average
-        to turn one into the other (first Wasserstein distance), and the same between the halves.
-    spectrum_peak_shift_per_cm : mean distance of the teacher's peaks to the run's nearest, which
-        intensities do not move: those of a few modes take long to even out. NaN without a match.
-    spectrum_peaks, spectrum_peaks_missing : of the teacher, and those of them with none of the
-        run's within 100 1/cm.
+    spectrum_overlap_percent : float
+        100 int min(s, t) of the two, each of integral one.
+    spectrum_overlap_noise_percent : float
+        The same between the halves of the teacher's own run: what sampling alone leaves.
+    spectrum_shift_per_cm, spectrum_shift_noise_per_cm : float
+        How far intensity must be moved on average to turn one into the other (first Wasserstein
+        distance), and the same between the halves.
+    spectrum_peak_shift_per_cm : float
+        Mean distance of the teacher's peaks to the run's nearest, which intensities do not move:
+        those of a few modes take long to even out. NaN without a match.
+    spectrum_peaks, spectrum_peaks_missing : int
+        Of the teacher, and those of them with none of the run's within 100 1/cm.
     """
 
     spectrum_overlap_percent: float
@@ -99,12 +102,14 @@ def measure_spectrum(
 
     Parameters
     ----------
-    frame_ps : time between frames.
+    frame_ps : float
+        Time between frames.
 
     Raises
     ------
-    InputError : frames too far apart to resolve 4000 1/cm (a faster vibration would appear as a
-        slower one), a run of less than a window, or positions that are not finite.
+    InputError
+        Frames too far apart to resolve 4000 1/cm (a faster vibration would appear as a slower one),
+        a run of less than a window, or positions that are not finite.
     """
     if 0.5 * PER_CM / frame_ps < HIGHEST:
         raise InputError(
@@ -116,7 +121,7 @@ def measure_spectrum(
     skip = max(1, int(np.ceil(3 * window * len(numbers) / NUMBERS_AT_ONCE)))
     chosen = np.argsort(numbers, kind="stable")[::skip]
     hann = get_window("hann", window)[:, None, None]
-    frequency = np.fft.rfftfreq(window, frame_ps) * PER_CM
+    frequency = np.asarray(np.fft.rfftfreq(window, frame_ps), dtype=np.float64) * PER_CM
     damping = np.sinc(frequency / PER_CM * frame_ps) ** 2
     stretches = Stretches(4)
     waiting = np.empty((0, len(chosen), 3))
@@ -142,7 +147,8 @@ def compare_spectra(student: Spectrum, teacher: Spectrum) -> SpectrumError:
 
     Raises
     ------
-    InputError : a teacher's run of one window, which tells no noise.
+    InputError
+        A teacher's run of one window, which tells no noise.
     """
     if len(teacher.blocks) < 2:
         raise InputError("the teacher's run is too short for a spectrum with its noise")

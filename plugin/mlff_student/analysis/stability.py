@@ -30,14 +30,25 @@ class Stability(Measured):
 
     Attributes
     ----------
-    bond_deviation_angstrom, bond_deviation_atoms, bond_deviation_frame : of the bond that went
-        farthest from its length in the reference; NaN where a position is; frames count from 0.
-    hydrogen_distance_angstrom : the largest from a hydrogen to the atom it is bonded to.
-    hydrogens_lost : those that were ever more than 2.5 angstrom away.
-    stable_frames : before the first one with a bond more than 0.5 angstrom off, a hydrogen lost, or
-        a position that is not finite.
-    rmsd_angstrom, rmsd_max_angstrom : from the reference, of the heavy atoms (all, where there are
-        fewer than three) of a single molecule after superposition; None for several molecules.
+    bond_deviation_angstrom : float
+        Of the bond that went farthest from its length in the reference; NaN where a position is;
+        frames count from 0.
+    bond_deviation_atoms : str
+        Of the bond that went farthest from its length in the reference; NaN where a position is;
+        frames count from 0.
+    bond_deviation_frame : int
+        Of the bond that went farthest from its length in the reference; NaN where a position is;
+        frames count from 0.
+    hydrogen_distance_angstrom : float
+        The largest from a hydrogen to the atom it is bonded to.
+    hydrogens_lost : int
+        Those that were ever more than 2.5 angstrom away.
+    stable_frames : int
+        Before the first one with a bond more than 0.5 angstrom off, a hydrogen lost, or a position
+        that is not finite.
+    rmsd_angstrom, rmsd_max_angstrom : float | None
+        From the reference, of the heavy atoms (all, where there are fewer than three) of a single
+        molecule after superposition; None for several molecules.
     """
 
     bond_deviation_angstrom: float
@@ -80,12 +91,15 @@ def measure_stability(frames: Iterable[Frames], structure: Structure, name: Path
 
     Parameters
     ----------
-    frames : pieces of a trajectory, as `stream_frames` gives them.
-    name : of the trajectory, for errors.
+    frames : Iterable[Frames]
+        Pieces of a trajectory, as `stream_frames` gives them.
+    name : Path
+        Of the trajectory, for errors.
 
     Raises
     ------
-    InputError : atoms in another order than the structure's.
+    InputError
+        Atoms in another order than the structure's.
     """
     members = list(structure.topology.atoms)
     pairs = bond_pairs(structure.topology)
@@ -146,7 +160,7 @@ def _rmsd(positions: NDArray[np.float64], structure: Structure) -> NDArray[np.fl
         structure.atoms.pbc,
     )
     frames, start = (
-        mdtraj.Trajectory(x[:, chosen] / units.nm, structure.topology.subset(chosen))
+        mdtraj.Trajectory(x[:, chosen] / units.nm, structure.topology.subset(chosen.tolist()))
         for x in (positions, reference)
     )
     return mdtraj.rmsd(frames, start).astype(float) * units.nm

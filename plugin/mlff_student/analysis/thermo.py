@@ -104,15 +104,19 @@ def read_thermo(
 
     Parameters
     ----------
-    degrees_of_freedom : of the run; needed where temperature or kinetic energy is missing.
-    lammps_units : "metal" or "real", where a LAMMPS file does not say.
-    timestep_fs : where the log has steps only and does not say.
+    degrees_of_freedom : int | None
+        Of the run; needed where temperature or kinetic energy is missing.
+    lammps_units : str | None
+        "metal" or "real", where a LAMMPS file does not say.
+    timestep_fs : float | None
+        Where the log has steps only and does not say.
 
     Raises
     ------
-    InputError : no such file, missing columns, a field that is not a number, fewer than 10 rows,
-        time that does not increase, or a total energy that is not potential + kinetic. NaN and
-        infinite energies are results, not errors.
+    InputError
+        No such file, missing columns, a field that is not a number, fewer than 10 rows, time that
+        does not increase, or a total energy that is not potential + kinetic. NaN and infinite
+        energies are results, not errors.
     """
     path = Path(path)
     if not path.is_file():
@@ -280,7 +284,8 @@ def _field(name: str) -> tuple[str, str]:
     """Field that a column fills (empty if none) and its unit, by its name in a log."""
     if name in Thermo._fields:
         return name, ""
-    text, unit = re.fullmatch(r"(.*?)\s*(?:[(\[](.*)[)\]])?", name.strip()).groups()
+    match = re.fullmatch(r"(.*?)\s*(?:[(\[](.*)[)\]])?", name.strip())
+    text, unit = match.groups() if match else (name, "")
     return NAMES.get(text.lower(), ""), (unit or "").lower()
 
 
@@ -329,7 +334,7 @@ def _complete(path: Path, table: _Table, degrees_of_freedom: int | None) -> Ther
             f"has ({table.seen[:200]}){hint}. Log time, potential, kinetic and total energy and "
             "temperature"
         )
-    return Thermo(**{name: have.get(name) for name in Thermo._fields})
+    return Thermo(**{name: have[name] for name in Thermo._fields if name in have})
 
 
 def _check_sum(

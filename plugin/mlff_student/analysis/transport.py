@@ -53,12 +53,15 @@ class Diffusion(Measured):
 
     Attributes
     ----------
-    diffusion_cm2_per_s, diffusion_stderr_cm2_per_s : slope of the mean square displacement / 6,
-        between 1/20 and 1/4 of the run; standard error from the scatter over molecules. Of this
-        box: in a larger one it is greater (`infinite_box`).
-    msd_exponent : slope of log(displacement) against log(time) there: 1 where molecules diffuse, 2
-        where they fly, less than 1 where they are caged; far from 1 the coefficient means nothing.
-    lag_ps, msd_angstrom2 : the curve.
+    diffusion_cm2_per_s, diffusion_stderr_cm2_per_s : float
+        Slope of the mean square displacement / 6, between 1/20 and 1/4 of the run; standard error
+        from the scatter over molecules. Of this box: in a larger one it is greater
+        (`infinite_box`).
+    msd_exponent : float
+        Slope of log(displacement) against log(time) there: 1 where molecules diffuse, 2 where they
+        fly, less than 1 where they are caged; far from 1 the coefficient means nothing.
+    lag_ps, msd_angstrom2 : NDArray[np.float64]
+        The curve.
     """
 
     diffusion_cm2_per_s: float
@@ -98,11 +101,13 @@ def measure_diffusion(
 
     Parameters
     ----------
-    frame_ps : time between frames.
+    frame_ps : float
+        Time between frames.
 
     Raises
     ------
-    InputError : fewer than 50 frames, or positions that are not finite.
+    InputError
+        Fewer than 50 frames, or positions that are not finite.
     """
     bonds = bond_pairs(structure.topology)
     masses = structure.atoms.get_masses()

@@ -81,16 +81,23 @@ class ArchiveModule(nn.Module):
 
         Parameters
         ----------
-        positions : (N, 3) float32 or float64, angstrom.
-        atomic_numbers : (N,) int64.
-        cell : (3, 3), lattice vectors as rows, angstrom.
-        pbc : (3,) bool.
+        positions : Tensor
+            (N, 3) float32 or float64, angstrom.
+        atomic_numbers : Tensor
+            (N,) int64.
+        cell : Tensor
+            (3, 3), lattice vectors as rows, angstrom.
+        pbc : Tensor
+            (3,) bool.
 
         Returns
         -------
-        energy : () float64, eV.
-        forces : (N, 3) float64, contiguous, eV/angstrom.
-        virial : (3, 3) float64, - sum r_ij (x) dE/dr_ij = - volume * stress, eV.
+        energy : Tensor
+            () float64, eV.
+        forces : Tensor
+            (N, 3) float64, contiguous, eV/angstrom.
+        virial : Tensor
+            (3, 3) float64, - sum r_ij (x) dE/dr_ij = - volume * stress, eV.
         """
         energies, forces, virial = self.evaluate(positions, atomic_numbers, cell, pbc)
         return energies.sum(), forces, virial
@@ -131,16 +138,22 @@ class ArchiveModule(nn.Module):
 
         Parameters
         ----------
-        edge_vectors : (E, 3) float32 or float64, x_j - x_i of edge i <- j, all shorter than the
-            cutoff, angstrom.
-        edge_index : (2, E) int64, [receiver, sender].
-        atomic_numbers : (N,) int64.
-        n_local : the first n_local atoms carry energy.
+        edge_vectors : Tensor
+            (E, 3) float32 or float64, x_j - x_i of edge i <- j, all shorter than the cutoff,
+            angstrom.
+        edge_index : Tensor
+            (2, E) int64, [receiver, sender].
+        atomic_numbers : Tensor
+            (N,) int64.
+        n_local : int
+            The first n_local atoms carry energy.
 
         Returns
         -------
-        energies : (n_local,) float64, eV.
-        gradient : (E, 3) float64, eV/angstrom.
+        energies : Tensor
+            (n_local,) float64, eV.
+        gradient : Tensor
+            (E, 3) float64, eV/angstrom.
         """
         species = self.species(atomic_numbers)
         return self.student(edge_vectors.to(torch.float64), edge_index, species, n_local)
@@ -185,8 +198,9 @@ def build_archive(
 
     Parameters
     ----------
-    card : contents of the checkpoint's card.json: teacher, dataset hash, recipe, measured accuracy
-        and domain are copied from it.
+    card : dict[str, Any]
+        Contents of the checkpoint's card.json: teacher, dataset hash, recipe, measured accuracy and
+        domain are copied from it.
     """
     student = student.eval().requires_grad_(False)
     teacher = str(card.get("teacher", "unknown"))
@@ -227,8 +241,9 @@ def load_archive(path: Path, device: str = "cpu") -> Archive:
 
     Raises
     ------
-    ArchiveError : missing, truncated or foreign file, another format version, weights that do not
-        have the stored hash, or a self-check molecule whose energy or forces differ.
+    ArchiveError
+        Missing, truncated or foreign file, another format version, weights that do not have the
+        stored hash, or a self-check molecule whose energy or forces differ.
     """
     path = Path(path)
     if not path.is_file():
@@ -281,12 +296,15 @@ def check_reference_numbers(
 
     Parameters
     ----------
-    origin : what the error names.
-    expected : as `self_check_numbers` gives.
+    origin : Path | str
+        What the error names.
+    expected : dict[str, Any]
+        As `self_check_numbers` gives.
 
     Raises
     ------
-    ArchiveError : energy or forces differ by more than rounding.
+    ArchiveError
+        Energy or forces differ by more than rounding.
     """
     energy, forces, _ = module(
         torch.tensor(expected["positions"], dtype=torch.float64, device=device),

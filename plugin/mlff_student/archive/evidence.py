@@ -52,7 +52,8 @@ class Evidence:
     made_from : Mapping
         SHA-256 of each recipe, protocol, table of thresholds and dataset, by its file name. Of a
         YAML file it is `content_sha256` of what counts in it: comments do not.
-    figures : list of Observation
+    figures : list[Observation]
+        List of Observation.
     note : str
         What a reader must know besides.
     """
@@ -90,7 +91,8 @@ class ModelState:
     ----------
     inconsistent : list of str
         One sentence for each contradiction between weights, card and summary.
-    evidence : list of EvidenceState
+    evidence : list[EvidenceState]
+        List of EvidenceState.
     """
 
     inconsistent: list[str]

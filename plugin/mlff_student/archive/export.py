@@ -49,20 +49,27 @@ def export(
 
     Parameters
     ----------
-    checkpoint : weights file; its card.json is read from the same folder.
-    output : archive file, replaced whole or not at all.
-    dtype : "float32" or "float64".
-    verify : compare archives of both precisions with eager evaluation, and the written file with
-        the one in memory, before anything is replaced.
+    checkpoint : Path
+        Weights file; its card.json is read from the same folder.
+    output : Path
+        Archive file, replaced whole or not at all.
+    dtype : str
+        "float32" or "float64".
+    verify : bool
+        Compare archives of both precisions with eager evaluation, and the written file with the one
+        in memory, before anything is replaced.
 
     Returns
     -------
-    Measured differences; empty without verification.
+    list[Agreement]
+        Measured differences; empty without verification.
 
     Raises
     ------
-    ArchiveError : unreadable checkpoint, or an archive that does not agree.
-    InputError : the output cannot be written.
+    ArchiveError
+        Unreadable checkpoint, or an archive that does not agree.
+    InputError
+        The output cannot be written.
     """
     if dtype not in DTYPES:
         raise InputError(f"dtype {dtype!r} is unknown; known are {', '.join(DTYPES)}")
@@ -99,8 +106,8 @@ def eager_energy_and_forces(
     energy = energies.sum()
     if len(first) == 0:
         return float(energy.detach()), np.zeros((len(atoms), 3))
-    energy.backward()
-    return float(energy.detach()), -positions.grad.numpy()
+    (gradient,) = torch.autograd.grad(energy, positions)
+    return float(energy.detach()), -gradient.numpy()
 
 
 def compare_with_eager(
@@ -130,8 +137,10 @@ def differences(
 
     Parameters
     ----------
-    dtype : of the student.
-    evaluate : energy (eV) and forces (N, 3) by the file.
+    dtype : str
+        Of the student.
+    evaluate : Callable[[Atoms], tuple[float, np.ndarray]]
+        Energy (eV) and forces (N, 3) by the file.
     """
     agreements = []
     for name, atoms in verification_structures(config.elements).items():

@@ -90,8 +90,10 @@ def all_pairs(
 
     Returns
     -------
-    index : (3, E) [structure, receiver, sender], the last two counted from 0 in each structure.
-    vectors : (E, 3), angstrom.
+    index : NDArray[np.int64]
+        (3, E) [structure, receiver, sender], the last two counted from 0 in each structure.
+    vectors : NDArray[np.float64]
+        (E, 3), angstrom.
     """
     i, j = np.triu_indices(positions.shape[1], 1)
     vectors = positions[:, j] - positions[:, i]  # (B, pairs, 3)
@@ -177,8 +179,10 @@ def edges_of(
 
     Returns
     -------
-    index : (2, E) [receiver, sender].
-    vectors : (E, 3) x_j + S.cell - x_i, angstrom.
+    index : NDArray[np.int64]
+        (2, E) [receiver, sender].
+    vectors : NDArray[np.float64]
+        (E, 3) x_j + S.cell - x_i, angstrom.
     """
     search = search or NeighborList(cutoff=cutoff, full_list=True, n_threads=1)
     pairs, vectors = search.compute(

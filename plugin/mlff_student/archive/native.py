@@ -55,14 +55,18 @@ def with_backend(archive: Archive, backend: str = "auto", device: str = "cpu") -
 
     Parameters
     ----------
-    backend : "native" (compiled kernels, CPU, float32), "portable" (the archive's own TorchScript)
-        or "auto": native where it can be. What auto took, and why, goes to the log once.
+    backend : str
+        "native" (compiled kernels, CPU, float32), "portable" (the archive's own TorchScript) or
+        "auto": native where it can be. What auto took, and why, goes to the log once.
 
     Raises
     ------
-    InputError : no such backend.
-    MissingDependencyError : "native" where the library is not there, or another dtype or device.
-    ArchiveError : the native kernels give other numbers than the archive says.
+    InputError
+        No such backend.
+    MissingDependencyError
+        "native" where the library is not there, or another dtype or device.
+    ArchiveError
+        The native kernels give other numbers than the archive says.
     """
     if backend not in BACKENDS:
         raise InputError(f"no backend {backend!r}; there are {', '.join(BACKENDS)}")
@@ -102,7 +106,8 @@ def load_library() -> None:
 
     Raises
     ------
-    MissingDependencyError : the library was not built or does not load; the message says why.
+    MissingDependencyError
+        The library was not built or does not load; the message says why.
     """
     if reason := unavailable():
         raise MissingDependencyError(f"the native kernels are not available: {reason}")
@@ -138,21 +143,25 @@ def native_student(module: torch.nn.Module | torch.jit.ScriptModule, knots: int 
 
     Parameters
     ----------
-    module : float32 weights.
-    knots : of the tabulated radial filters; 0 takes the library's choice.
+    module : torch.nn.Module | torch.jit.ScriptModule
+        float32 weights.
+    knots : int
+        Of the tabulated radial filters; 0 takes the library's choice.
 
     Returns
     -------
-    `torch.classes.mlff_student.NativeStudent` with the archive's methods `evaluate` and
-    `from_edges`. It may be called from several threads, and be an attribute of a module that is
-    scripted and saved.
+    Any
+        `torch.classes.mlff_student.NativeStudent` with the archive's methods `evaluate` and
+        `from_edges`. It may be called from several threads, and be an attribute of a module that is
+        scripted and saved.
 
     Raises
     ------
-    MissingDependencyError : the library was not built or does not load.
+    MissingDependencyError
+        The library was not built or does not load.
     """
     load_library()
-    student = getattr(module, "student", module)
+    student: Any = getattr(module, "student", module)
     if student.embedding.weight.dtype != torch.float32:
         raise MissingDependencyError(
             f"the native kernels compute in float32, the weights are "

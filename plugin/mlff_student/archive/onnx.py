@@ -26,7 +26,7 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -44,6 +44,9 @@ from mlff_student.model.student import (
     forces_from_gradient,
     virial_from_gradient,
 )
+
+if TYPE_CHECKING:
+    import onnxruntime
 
 OPSET = 18  # ScatterND that adds, and reductions with axes as inputs
 INPUTS = ("edge_vectors", "edge_index", "atomic_numbers")
@@ -82,21 +85,29 @@ def export_onnx(
 
     Parameters
     ----------
-    checkpoint : weights file; its card.json is read from the same folder.
-    output : ONNX file, replaced whole or not at all.
-    dtype : "float32" or "float64", of the network's arithmetic.
-    verify : run it on structures of 1 to 43 atoms in onnxruntime and compare with eager evaluation,
+    checkpoint : Path
+        Weights file; its card.json is read from the same folder.
+    output : Path
+        ONNX file, replaced whole or not at all.
+    dtype : str
+        "float32" or "float64", of the network's arithmetic.
+    verify : bool
+        Run it on structures of 1 to 43 atoms in onnxruntime and compare with eager evaluation,
         before anything is replaced.
 
     Returns
     -------
-    Measured differences; empty without verification.
+    list[Agreement]
+        Measured differences; empty without verification.
 
     Raises
     ------
-    ArchiveError : unreadable checkpoint, or a file that does not agree.
-    InputError : the output cannot be written.
-    MissingDependencyError : onnx, onnxscript or onnxruntime is not installed.
+    ArchiveError
+        Unreadable checkpoint, or a file that does not agree.
+    InputError
+        The output cannot be written.
+    MissingDependencyError
+        onnx, onnxscript or onnxruntime is not installed.
     """
     try:
         import onnx  # noqa: F401
@@ -133,7 +144,7 @@ def _trace(module: OnnxModule) -> torch.onnx.ONNXProgram:
         torch.tensor([6, 8, 1]),
     )
     with _silence():
-        return torch.onnx.export(
+        program = torch.onnx.export(
             module,
             example,
             dynamo=True,
@@ -145,6 +156,8 @@ def _trace(module: OnnxModule) -> torch.onnx.ONNXProgram:
             optimize=False,  # it takes the floor of norms, 1e-8, for zero, and drops it
             verbose=False,
         )
+    assert program is not None  # it is of dynamo=True
+    return program
 
 
 def _index_add(self: Any, dim: int, index: Any, source: Any, alpha: float = 1.0) -> Any:
@@ -172,9 +185,7 @@ def _silence() -> Iterator[None]:
 
 
 def _run(
-    session: "onnxruntime.InferenceSession",  # noqa: F821  (optional)
-    atoms: Atoms,
-    cutoff: float,
+    session: "onnxruntime.InferenceSession", atoms: Atoms, cutoff: float
 ) -> tuple[float, np.ndarray]:
     """Energy and forces (N, 3) of a structure in onnxruntime."""
     graph = join([atoms], cutoff)

@@ -106,9 +106,9 @@ def archive_of(model: str | Path, dtype: torch.dtype | None = None, device: str 
     ----------
     model : str or Path
         "original", "tiny", "ultra_tiny" or a path; of a folder, its model.pt is taken.
-    dtype : torch.dtype or None
-        Of the weights where a checkpoint is compiled (None: float32); an exported archive has its
-        own, and another is refused.
+    dtype : torch.dtype | None
+        torch.dtype or None Of the weights where a checkpoint is compiled (None: float32); an
+        exported archive has its own, and another is refused.
     device : str
         Of torch, such as "cpu" or "cuda".
 

@@ -15,7 +15,7 @@ from ase import Atoms
 from ase.data import chemical_symbols, covalent_radii
 from rich.console import Console
 from rich.progress import track
-from scipy.spatial import cKDTree
+from scipy.spatial import KDTree
 
 from mlff_student.core.errors import InputError
 from mlff_student.core.figures import Figure, Measured, Threshold, known_figures
@@ -125,12 +125,12 @@ class GateReport(Measured):
         What was counted and measured besides.
     texts : dict of str to str
         The file, its SHA-256, its teacher, and how it is split.
-    atoms_of, structures_of : Counter of str
-        Atoms and structures by element.
+    atoms_of, structures_of : Counter[str]
+        Counter of str Atoms and structures by element.
     frames, splits, geometry, energies
         What the plots are made of.
-    failures : Counter of str
-        Structures by the reason why the teacher failed.
+    failures : Counter[str]
+        Counter of str Structures by the reason why the teacher failed.
     """
 
     dataset: Path
@@ -182,7 +182,8 @@ def check_dataset(path: Path, quiet: bool = True) -> GateReport:
 
     Raises
     ------
-    InputError : no dataset, one cut short or of another format, or one without a finite frame.
+    InputError
+        No dataset, one cut short or of another format, or one without a finite frame.
     """
     summary, frames = read_dataset(path)
     attributes = summary.attributes
@@ -376,7 +377,7 @@ def scan_geometry(
         unique, first = np.unique(np.array(prints), axis=0, return_index=True)
         copies = np.ones(len(members), bool)
         copies[first] = False
-        for one, other in cKDTree(unique).query_pairs(same, p=np.inf):
+        for one, other in KDTree(unique).query_pairs(same, p=np.inf):
             copies[max(first[one], first[other])] = True
         duplicate[np.array(members)[copies]] = True
     return Geometry(shortest, closeness, duplicate)
@@ -389,7 +390,8 @@ def _open_distances(
 
     Parameters
     ----------
-    numbers : (N,) sorted atomic numbers, which all members have.
+    numbers : np.ndarray
+        (N,) sorted atomic numbers, which all members have.
     """
     i, j = np.triu_indices(len(numbers), 1)
     pair = np.stack([numbers[i], numbers[j]], 1)
@@ -438,7 +440,8 @@ def fit_energies(frames: LabelledFrames, finite: np.ndarray, floor: float) -> En
 
     Parameters
     ----------
-    floor : eV/atom, least standard deviation, below which nothing is an outlier.
+    floor : float
+        eV/atom, least standard deviation, below which nothing is an outlier.
     """
     sizes = frame_sizes(frames)
     elements, column = np.unique(frames.atomic_numbers.numpy(), return_inverse=True)
@@ -470,7 +473,8 @@ def force_outlyingness(frames: LabelledFrames, finite: np.ndarray, floor: float)
 
     Parameters
     ----------
-    floor : eV/angstrom, least standard deviation, below which nothing is an outlier.
+    floor : float
+        eV/angstrom, least standard deviation, below which nothing is an outlier.
     """
     numbers, forces = frames.atomic_numbers.numpy(), frames.forces.numpy()
     usable = np.repeat(finite, frame_sizes(frames))
@@ -539,9 +543,11 @@ def find_leaks(
 
     Returns
     -------
-    leaks : a line for each, with the structures' names and splits.
-    fallen : names of single molecules that are in pieces in their frame of lowest energy, or whose
-        bonds are beyond 1.2 times the radii anyway, as those of F2 are; these are not compared.
+    leaks : list[str]
+        A line for each, with the structures' names and splits.
+    fallen : list[str]
+        Names of single molecules that are in pieces in their frame of lowest energy, or whose bonds
+        are beyond 1.2 times the radii anyway, as those of F2 are; these are not compared.
     """
     homes: dict[str, dict[str, str]] = defaultdict(dict)
     for name, identity, split in zip(frames.names, frames.identities, splits, strict=True):

@@ -41,7 +41,8 @@ def write_report(report: GateReport, folder: Path) -> None:
 
     Raises
     ------
-    InputError : the folder cannot be written to.
+    InputError
+        The folder cannot be written to.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)

@@ -130,7 +130,8 @@ class Writer:
         number = len(self.names) if number is None else number
         code = hashlib.sha256(structure.name.encode()).hexdigest()[:16]
         content = io.BytesIO()
-        np.savez(content, **_tables_of(structure))
+        tables: dict[str, Any] = _tables_of(structure)
+        np.savez(content, **tables)
         _write(_shards(self.path) / f"{number:08d}_{code}.npz", content)
         self.names.add(structure.name)
         self.frames += len(structure.energies)
@@ -304,7 +305,9 @@ def _packed(attributes: dict[str, Any], tables: Tables) -> io.BytesIO:
         "frames/start": ends - frames["atoms"],
     }
     stored = {
-        f"{name}/{key}": rows[key] for name, rows in tables.items() for key in rows.dtype.names
+        f"{name}/{key}": rows[key]
+        for name, rows in tables.items()
+        for key in rows.dtype.names or ()
     }
     del stored["structures/frames"]
     content = io.BytesIO()

@@ -55,7 +55,8 @@ def evaluate_student(student: Student, frames: LabelledFrames) -> dict[str, Any]
 
     Raises
     ------
-    InputError : no frames.
+    InputError
+        No frames.
     """
     if not len(frames.energies):
         raise InputError("no held-out frames to measure on; see structures.held_out of the recipe")
@@ -300,8 +301,8 @@ def card_text(card: dict[str, Any], evidence: Sequence[Evidence] = ()) -> str:
     ----------
     card : dict
         Content of card.json.
-    evidence : Sequence of Evidence
-        Content of summary.json.
+    evidence : Sequence[Evidence]
+        Sequence of Evidence Content of summary.json.
     """
     test, training, domain = (
         card["accuracy"]["held_out_molecules"],

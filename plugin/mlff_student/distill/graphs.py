@@ -64,7 +64,8 @@ def fit_references(frames: LabelledFrames, student: Student) -> None:
 
     Raises
     ------
-    InputError : energies that are not finite.
+    InputError
+        Energies that are not finite.
     """
     if not frames.energies.isfinite().all():
         raise InputError(
@@ -84,7 +85,8 @@ def build_graphs(frames: LabelledFrames, student: Student) -> Graphs:
 
     Raises
     ------
-    InputError : an element that the student does not know.
+    InputError
+        An element that the student does not know.
     """
     species = student.species_of[frames.atomic_numbers]
     if (species < 0).any():
@@ -215,7 +217,8 @@ def displaced_batch(
 
     Parameters
     ----------
-    seeds : of the random numbers for each of the chosen frames.
+    seeds : list[list[int]]
+        Of the random numbers for each of the chosen frames.
     """
     batches = []
     for k, seed in zip(chosen, seeds, strict=True):

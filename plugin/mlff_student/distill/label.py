@@ -1,7 +1,7 @@
 """Labelling of many structures at once, on the cores of this machine or on a Dask cluster."""
 
 import os
-from collections.abc import Iterator
+from collections.abc import Generator
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import closing
@@ -28,14 +28,18 @@ def label(recipe: Recipe, dataset: Path, workers: int, scheduler: str = "") -> N
 
     Parameters
     ----------
-    dataset : HDF5 file, made or extended; each structure is safe as soon as it is labelled.
-    workers : processes of one thread each; ignored with a scheduler.
-    scheduler : address of a Dask scheduler (tcp://host:port), or none.
+    dataset : Path
+        HDF5 file, made or extended; each structure is safe as soon as it is labelled.
+    workers : int
+        Processes of one thread each; ignored with a scheduler.
+    scheduler : str
+        Address of a Dask scheduler (tcp://host:port), or none.
 
     Raises
     ------
-    InputError : the dataset was made with another teacher or seed, no structure gave a frame, the
-        disk is full, a worker died or the scheduler does not answer.
+    InputError
+        The dataset was made with another teacher or seed, no structure gave a frame, the disk is
+        full, a worker died or the scheduler does not answer.
     """
     with Console(stderr=True).status("listing structures"):
         sources = list_sources(recipe.structures, recipe.seed)
@@ -54,7 +58,8 @@ def label_sources(
 
     Parameters
     ----------
-    split_by : "molecule", or "trajectory" for a dataset of one structure.
+    split_by : str
+        "molecule", or "trajectory" for a dataset of one structure.
     """
     dataset.parent.mkdir(parents=True, exist_ok=True)
     columns = (
@@ -91,7 +96,7 @@ def _label(job: tuple[Source, Recipe, int]) -> LabelledStructure:
     return label_source(*job)
 
 
-def _on_cores(workers: int, jobs: list[Any]) -> Iterator[LabelledStructure]:
+def _on_cores(workers: int, jobs: list[Any]) -> Generator[LabelledStructure, None, None]:
     os.environ["OMP_NUM_THREADS"] = "1"  # read by the workers when they load the teacher
     with ProcessPoolExecutor(workers, get_context("spawn"), end_with_parent) as pool:
         try:
@@ -107,7 +112,7 @@ def _on_cores(workers: int, jobs: list[Any]) -> Iterator[LabelledStructure]:
             pool.shutdown(wait=False, cancel_futures=True)
 
 
-def _on_cluster(scheduler: str, jobs: list[Any]) -> Iterator[LabelledStructure]:
+def _on_cluster(scheduler: str, jobs: list[Any]) -> Generator[LabelledStructure, None, None]:
     try:
         from dask.distributed import CancelledError, Client, KilledWorker
         from dask.distributed import as_completed as as_they_complete

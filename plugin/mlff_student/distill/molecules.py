@@ -25,7 +25,8 @@ def read_library(path: Path = LIBRARY) -> list[Molecule]:
 
     Raises
     ------
-    InputError : no such file, or a line with another number of columns.
+    InputError
+        No such file, or a line with another number of columns.
     """
     if not path.is_file():
         raise InputError(f"no file of molecules {path}")
@@ -47,7 +48,8 @@ def recombined(
 
     Parameters
     ----------
-    largest : most atoms, hydrogens included.
+    largest : int
+        Most atoms, hydrogens included.
     """
     chem = rdkit_chem()
     from rdkit.Chem import BRICS

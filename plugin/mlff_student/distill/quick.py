@@ -36,18 +36,23 @@ def quick(
 
     Parameters
     ----------
-    molecule : structure file or SMILES.
-    output : folder; receives dataset.h5, <preset>.pt (archive for the engines) and the checkpoint
-        with its card. The same call resumes where a killed one stopped.
-    recipe : YAML file in place of quick.yaml.
+    molecule : str
+        Structure file or SMILES.
+    output : Path
+        Folder; receives dataset.h5, <preset>.pt (archive for the engines) and the checkpoint with
+        its card. The same call resumes where a killed one stopped.
+    recipe : Path | None
+        YAML file in place of quick.yaml.
 
     Returns
     -------
-    The card.
+    dict[str, Any]
+        The card.
 
     Raises
     ------
-    InputError : a structure that no student can answer for, or an unknown preset or teacher.
+    InputError
+        A structure that no student can answer for, or an unknown preset or teacher.
     """
     file = recipe or QUICK_RECIPE
     chosen = read_recipe(file)

@@ -24,23 +24,36 @@ class StructureRecipe:
 
     Attributes
     ----------
-    library : molecules of the library (or of `smiles`), drawn class by class.
-    largest : most atoms a molecule may have.
-    held_out : fractions of these molecules for validation and test.
-    always : names that must be in the training set.
-    smiles : file `SMILES name class`, tab-separated, instead of the library.
-    brics : molecules recombined from the library's fragments, all for training.
-    brics_largest : most atoms of those.
-    conformers : embedded geometries a molecule.
-    dimers, clusters, liquids : pairs, groups of molecules in vacuum, small periodic boxes of one
-        liquid; each of molecules of one split, half of the pairs and groups of one kind.
-    dimer_largest, cluster_largest, liquid_largest : most atoms; a cluster is filled up to a number
-        drawn between this and a third of it.
-    solvents : names of molecules of which there are also pure liquids, in each one's own split.
-    solvent_boxes : boxes of each.
-    files : structure files or folders of them, anything ASE or RDKit (SDF) reads, crystals too.
-    split_by : "molecule" holds out whole structures (all frames with the same bonds); "trajectory"
-        holds out stretches of the files, for data of one structure, and says so in every card.
+    library : int
+        Molecules of the library (or of `smiles`), drawn class by class.
+    largest : int
+        Most atoms a molecule may have.
+    held_out : HeldOut
+        Fractions of these molecules for validation and test.
+    always : list[str]
+        Names that must be in the training set.
+    smiles : str
+        File `SMILES name class`, tab-separated, instead of the library.
+    brics : int
+        Molecules recombined from the library's fragments, all for training.
+    brics_largest : int
+        Most atoms of those.
+    conformers : int
+        Embedded geometries a molecule.
+    dimers, clusters, liquids : int
+        Pairs, groups of molecules in vacuum, small periodic boxes of one liquid; each of molecules
+        of one split, half of the pairs and groups of one kind.
+    dimer_largest, cluster_largest, liquid_largest : int
+        Most atoms; a cluster is filled up to a number drawn between this and a third of it.
+    solvents : list[str]
+        Names of molecules of which there are also pure liquids, in each one's own split.
+    solvent_boxes : int
+        Boxes of each.
+    files : list[str]
+        Structure files or folders of them, anything ASE or RDKit (SDF) reads, crystals too.
+    split_by : str
+        "molecule" holds out whole structures (all frames with the same bonds); "trajectory" holds
+        out stretches of the files, for data of one structure, and says so in every card.
     """
 
     library: int
@@ -69,11 +82,15 @@ class MD:
 
     Attributes
     ----------
-    by : who moves the atoms: "teacher", or a student (name or file) where the teacher is too slow
+    by : str
+        Who moves the atoms: "teacher", or a student (name or file) where the teacher is too slow
         for that. The teacher labels the frames either way.
-    frames : kept in each stretch.
-    interval : steps between frames.
-    equilibration : steps before the first frame of a stretch.
+    frames : int
+        Kept in each stretch.
+    interval : int
+        Steps between frames.
+    equilibration : int
+        Steps before the first frame of a stretch.
     """
 
     temperatures_K: list[float]
@@ -91,7 +108,8 @@ class NormalModes:
 
     Attributes
     ----------
-    largest : most atoms; larger structures are passed over.
+    largest : int
+        Most atoms; larger structures are passed over.
     """
 
     temperature_K: float
@@ -114,10 +132,14 @@ class Methods:
 
     Attributes
     ----------
-    starts : label the starting geometries themselves.
-    rattle : angstrom, normal displacement of the starting geometries before they are labelled.
-    contacts : frames with one bond or contact compressed or stretched.
-    volumes : frames of periodic boxes with the molecules, rigid, moved apart or together.
+    starts : bool
+        Label the starting geometries themselves.
+    rattle : float
+        Angstrom, normal displacement of the starting geometries before they are labelled.
+    contacts : int
+        Frames with one bond or contact compressed or stretched.
+    volumes : int
+        Frames of periodic boxes with the molecules, rigid, moved apart or together.
     """
 
     starts: bool = False
@@ -135,14 +157,22 @@ class Rounds:
 
     Attributes
     ----------
-    count : rounds.
-    model : preset of the committee's members.
-    committee : members.
-    steps : optimiser steps of each member before the first round, and again in each.
-    structures : training structures (molecules of the library) that a round runs.
-    temperature_K, ps, timestep_fs : of the student's MD.
-    frames : labelled a structure, at most.
-    disagreement : eV/angstrom, least standard deviation of a force that is worth a label.
+    count : int
+        Rounds.
+    model : str
+        Preset of the committee's members.
+    committee : int
+        Members.
+    steps : int
+        Optimiser steps of each member before the first round, and again in each.
+    structures : int
+        Training structures (molecules of the library) that a round runs.
+    temperature_K, ps, timestep_fs : float
+        Of the student's MD.
+    frames : int
+        Labelled a structure, at most.
+    disagreement : float
+        eV/angstrom, least standard deviation of a force that is worth a label.
     """
 
     count: int
@@ -163,21 +193,31 @@ class TrainingRecipe:
 
     Attributes
     ----------
-    steps, batch : optimiser steps and frames a step.
-    learning_rate : peak of a linear warm-up and cosine decay.
-    warmup : steps.
-    energy_weight : of the squared energy error an atom (eV^2) against that of a force component
+    steps, batch : int
+        Optimiser steps and frames a step.
+    learning_rate : float
+        Peak of a linear warm-up and cosine decay.
+    warmup : int
+        steps.
+    energy_weight : float
+        Of the squared energy error an atom (eV^2) against that of a force component
         (eV^2/angstrom^2).
-    huber : eV/angstrom; a larger error of a force component counts linearly, not squared, so that
-        few strained frames do not lead (Huber 1964, doi:10.1214/aoms/1177703732); 0: all squared.
-    virial_weight : of the squared error an atom of a component of the virial (eV^2), of periodic
-        frames, which may be few.
-    displaced_weight : of ln(1 + d), where d (eV/atom) is how far a frame whose atoms were thrown
-        about lies below the frame. One in four is also shown thrown about: without it the network
-        may say anything where no data are, and a minimiser goes and finds out. 0: none.
-    clip : largest gradient norm.
-    ema : decay of the weights' moving average, which is what is validated and kept.
-    patience : validations without a better one before training stops early; 0: never.
+    huber : float
+        eV/angstrom; a larger error of a force component counts linearly, not squared, so that few
+        strained frames do not lead (Huber 1964, doi:10.1214/aoms/1177703732); 0: all squared.
+    virial_weight : float
+        Of the squared error an atom of a component of the virial (eV^2), of periodic frames, which
+        may be few.
+    displaced_weight : float
+        Of ln(1 + d), where d (eV/atom) is how far a frame whose atoms were thrown about lies below
+        the frame. One in four is also shown thrown about: without it the network may say anything
+        where no data are, and a minimiser goes and finds out. 0: none.
+    clip : float
+        Largest gradient norm.
+    ema : float
+        Decay of the weights' moving average, which is what is validated and kept.
+    patience : int
+        Validations without a better one before training stops early; 0: never.
     """
 
     steps: int
@@ -203,10 +243,14 @@ class Recipe:
 
     Attributes
     ----------
-    teacher : a name that `mlff_student.teachers.make_teacher` knows.
-    sampling : methods for each group of structures.
-    largest_force : frames with a larger force component are dropped, eV/angstrom.
-    training : settings for each preset.
+    teacher : str
+        A name that `mlff_student.teachers.make_teacher` knows.
+    sampling : dict[str, Methods]
+        Methods for each group of structures.
+    largest_force : float
+        Frames with a larger force component are dropped, eV/angstrom.
+    training : dict[str, TrainingRecipe]
+        Settings for each preset.
     """
 
     teacher: str
@@ -223,7 +267,8 @@ def read_recipe(path: Path) -> Recipe:
 
     Raises
     ------
-    InputError : see `read_settings`; an unknown group of structures or kind of split.
+    InputError
+        See `read_settings`; an unknown group of structures or kind of split.
     """
     recipe = read_settings(path, Recipe)
     check_key(recipe.sampling, GROUPS, "sampling")

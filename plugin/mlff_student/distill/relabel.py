@@ -28,20 +28,27 @@ def relabel(
 
     Parameters
     ----------
-    larger : checkpoint of the student that labels.
-    dataset : HDF5 file whose training frames are the starting points.
-    output : HDF5 file for `train(extra=...)`; a killed run resumes.
-    copies : of each frame; the width of a copy's displacements is drawn between 0.01 and 0.1
-        angstrom, evenly in its logarithm.
-    largest_force : frames with a larger force component are left out, eV/angstrom.
+    larger : Path
+        Checkpoint of the student that labels.
+    dataset : Path
+        HDF5 file whose training frames are the starting points.
+    output : Path
+        HDF5 file for `train(extra=...)`; a killed run resumes.
+    copies : int
+        Of each frame; the width of a copy's displacements is drawn between 0.01 and 0.1 angstrom,
+        evenly in its logarithm.
+    largest_force : float
+        Frames with a larger force component are left out, eV/angstrom.
 
     Returns
     -------
-    Number of frames in the output.
+    int
+        Number of frames in the output.
 
     Raises
     ------
-    InputError : no training frames, or an output of another student or dataset.
+    InputError
+        No training frames, or an output of another student or dataset.
     """
     student, _ = load_student(larger)
     frames = read_frames(dataset, "train")

@@ -5,7 +5,7 @@ Behler & Marquetand 2017 (doi:10.1039/C7SC02267K) use it for potentials: student
 their random start agree where they have seen data.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
@@ -44,16 +44,19 @@ def run_rounds(recipe: Recipe, data: Path, workers: int, compiled: bool = True) 
 
     Parameters
     ----------
-    data : folder with dataset.h5, which grows; the committee lies in rounds/, and a file for each
+    data : Path
+        Folder with dataset.h5, which grows; the committee lies in rounds/, and a file for each
         round that is done. The same call resumes where a killed one stopped.
 
     Returns
     -------
-    Structures labelled in each round.
+    list[int]
+        Structures labelled in each round.
 
     Raises
     ------
-    InputError : the recipe has no rounds, or no settings to train their preset with.
+    InputError
+        The recipe has no rounds, or no settings to train their preset with.
     """
     if recipe.rounds is None:
         raise InputError("the recipe has no section `rounds`")
@@ -111,13 +114,16 @@ def run_rounds(recipe: Recipe, data: Path, workers: int, compiled: bool = True) 
 def _schooled(recipe: Recipe, number: int, member: int) -> Recipe:
     """The recipe by which one member is trained up to one round."""
     settings = recipe.rounds
+    assert settings is not None  # `run_rounds` refuses such a recipe
     steps = settings.steps * number
     # Without patience: one that stopped early would not learn what a later round adds.
     training = replace(recipe.training[settings.model], steps=steps, patience=0)
     return replace(recipe, seed=recipe.seed + member, training={settings.model: training})
 
 
-def propose(atoms: Atoms, members: list[Calculator], settings: Rounds, seed: int) -> list[Proposal]:
+def propose(
+    atoms: Atoms, members: Sequence[Calculator], settings: Rounds, seed: int
+) -> list[Proposal]:
     """Frames of MD by the first member on which the committee disagrees most.
 
     MD ends where a bond leaves its length by more than 0.5 angstrom or two atoms collide; the frame
@@ -149,7 +155,7 @@ def _trajectory(
     interval: int,
     bonds: np.ndarray,
     lengths: np.ndarray,
-    members: list[Calculator],
+    members: Sequence[Calculator],
 ) -> Iterator[Proposal]:
     for _ in range(FRAMES_LOOKED_AT):
         whole = runner.copy()

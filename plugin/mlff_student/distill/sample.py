@@ -81,7 +81,8 @@ class Labeller:
 
         Raises
         ------
-        ArchiveError : no student of the name that `methods.md.by` gives.
+        ArchiveError
+            No student of the name that `methods.md.by` gives.
         """
         atoms, mover = Atoms(), self.teacher
         if methods.md and methods.md.by != "teacher":
@@ -206,16 +207,15 @@ class Labeller:
             n_per_structure=settings.frames + 1,  # the structure itself is counted
             T=settings.temperature_K,
             beta=0.5,
-            sigma_range=tuple(settings.rattle),
+            sigma_range=(settings.rattle[0], settings.rattle[1]),
             seed=self.seed % 2**32,
             units="eV",
             cell_sigma=0.03 if atoms.pbc.all() else None,
             max_force=self.largest_force,
         )
+        teacher: Any = _Limited(self.teacher, AUGMENT_CALLS * settings.frames)
         with redirect_stdout(io.StringIO()):  # it prints its progress
-            made = generate_structures(
-                atoms, _Limited(self.teacher, AUGMENT_CALLS * settings.frames), [], config
-            )
+            made = generate_structures(atoms, teacher, [], config)
         for rattled in made[1:]:  # the first is the structure itself
             self._add(rattled, "augment")
 

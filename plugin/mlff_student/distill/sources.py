@@ -52,7 +52,8 @@ def list_sources(recipe: StructureRecipe, seed: int) -> list[Source]:
 
     Raises
     ------
-    InputError : a file that cannot be used, too few molecules to hold any out, an unknown name.
+    InputError
+        A file that cannot be used, too few molecules to hold any out, an unknown name.
     """
     library = read_library(Path(recipe.smiles) if recipe.smiles else LIBRARY)
     molecules = choose_molecules(library, recipe, seed)
@@ -134,7 +135,8 @@ def with_unique_bonds(graphs: dict[str, BondGraph]) -> set[str]:
 
     Parameters
     ----------
-    graphs : symbols and bonds of each molecule.
+    graphs : dict[str, BondGraph]
+        Symbols and bonds of each molecule.
     """
     owners: dict[frozenset[str], set[str]] = defaultdict(set)
     for key, (symbols, bonds) in graphs.items():
@@ -150,8 +152,10 @@ def draw_splits(
 
     Parameters
     ----------
-    always : never held out.
-    last : held out only where there are not enough others.
+    always : set[str]
+        Never held out.
+    last : set[str]
+        Held out only where there are not enough others.
     """
     drawn = sorted(keys - always, key=lambda key: (key in last, _draw(seed, key)))
     test = round(recipe.held_out.test * len(keys))
@@ -239,7 +243,8 @@ def _atom_count(molecule: Molecule) -> int:
 
     Raises
     ------
-    InputError : it is charged, which no teacher is told.
+    InputError
+        It is charged, which no teacher is told.
     """
     from rdkit import Chem
 
@@ -264,7 +269,8 @@ def build(source: Source, seed: int) -> list[Atoms]:
 
     Raises
     ------
-    InputError : RDKit found no conformer, or no packing was found.
+    InputError
+        RDKit found no conformer, or no packing was found.
     """
     if source.starts:
         return list(source.starts)
@@ -288,7 +294,8 @@ def read_generated(path: Path) -> list[Source]:
 
     Raises
     ------
-    InputError : no such path, nothing readable, or a structure that no student can answer for.
+    InputError
+        No such path, nothing readable, or a structure that no student can answer for.
     """
     if not path.exists():
         raise InputError(f"no file or folder of structures {path}")

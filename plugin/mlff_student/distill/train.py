@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from dataclasses import asdict, replace
 from itertools import accumulate
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 import torch
@@ -167,7 +167,8 @@ def loss_of(
 
     Parameters
     ----------
-    frames, atoms : of the whole batch.
+    frames, atoms : int
+        Of the whole batch.
     """
     energies, forces, virials = predict(network, batch)
     excess_energy = (energies - batch.energies) / batch.atoms
@@ -198,7 +199,8 @@ def make_optimizers(student: Student, learning_rate: float) -> list[torch.optim.
 
     Raises
     ------
-    MissingDependencyError : torch is older than 2.9, the first with Muon.
+    MissingDependencyError
+        Torch is older than 2.9, the first with Muon.
     """
     if not hasattr(torch.optim, "Muon"):
         raise MissingDependencyError(
@@ -231,28 +233,39 @@ def train(
 
     Parameters
     ----------
-    model : name of a preset with a section in the recipe.
-    dataset : HDF5 file that `label` writes, or is still writing. It may have grown since the state
-        was saved: training continues with all that it holds, and the checkpoint's history says from
+    model : str
+        Name of a preset with a section in the recipe.
+    dataset : Path
+        HDF5 file that `label` writes, or is still writing. It may have grown since the state was
+        saved: training continues with all that it holds, and the checkpoint's history says from
         which step; so it does when the recipe's settings have changed.
-    folder : receives state.pt (resume), metrics.csv and tensorboard/ (curve), model.pt (result).
-    compiled : let torch.compile fuse the step. One thread, 16 frames of 11 atoms on average: 57
-        instead of 94 ms (original), 13 instead of 37 ms (tiny), after a minute of compiling.
-    extra : other datasets whose training frames are added (labels of a larger student, say).
-    initial : checkpoint of the same preset to start from instead of random weights; its reference
+    folder : Path
+        Receives state.pt (resume), metrics.csv and tensorboard/ (curve), model.pt (result).
+    compiled : bool
+        Let torch.compile fuse the step. One thread, 16 frames of 11 atoms on average: 57 instead of
+        94 ms (original), 13 instead of 37 ms (tiny), after a minute of compiling.
+    extra : Sequence[Path]
+        Other datasets whose training frames are added (labels of a larger student, say).
+    initial : Path | None
+        Checkpoint of the same preset to start from instead of random weights; its reference
         energies are fitted to what its network leaves, so it may have had another teacher.
-    structures : train on this many structures alone, drawn by the recipe's seed, for a learning
-        curve in the size of the data; 0: on all.
+    structures : int
+        Train on this many structures alone, drawn by the recipe's seed, for a learning curve in the
+        size of the data; 0: on all.
 
     Returns
     -------
-    The checkpoint that was written to model.pt: the weights' moving average that validated best.
+    dict[str, Any]
+        The checkpoint that was written to model.pt: the weights' moving average that validated
+        best.
 
     Raises
     ------
-    InputError : no such preset, an empty split, a state or initial checkpoint of another preset,
-        or gradients that are no numbers any more, in which case the last saved state stays.
-    ArchiveError : `initial` is no checkpoint.
+    InputError
+        No such preset, an empty split, a state or initial checkpoint of another preset, or
+        gradients that are no numbers any more, in which case the last saved state stays.
+    ArchiveError
+        `initial` is no checkpoint.
     """
     if model not in recipe.training or model not in PRESETS:
         raise InputError(f"no preset {model!r} in the recipe; it has {', '.join(recipe.training)}")
@@ -322,7 +335,7 @@ class _Training:
         if workers.broadcast_from_rank0(self.sizes) != self.sizes:
             raise InputError(f"{dataset} grew while the processes read it; start them again")
         self.validation = build_graphs(_read_nonempty(dataset, "validation"), fixed)
-        data = {
+        data: dict[str, Any] = {
             "dataset_sha256": [dataset_sha256(path) for path in (dataset, *extra)],
             "settings": asdict(self.settings),
         }
@@ -462,9 +475,8 @@ class _Training:
         return displaced_batch(self.sets[0], members, seeds, self.student.cutoff)
 
     def _validate(self) -> CurvePoint:
-        errors = validation_errors(
-            self.average.module.network, self.validation, self.workers.device
-        )
+        average = cast(Student, self.average.module)
+        errors = validation_errors(average.network, self.validation, self.workers.device)
         errors = Errors(*self.workers.broadcast_from_rank0(errors))
         least = min(
             (point.validation_force_rmse_ev_per_angstrom for point in self.curve), default=math.inf

@@ -22,9 +22,12 @@ def neighbour_counts(distances: Tensor, edge_index: Tensor, species: Tensor, kin
 
     Parameters
     ----------
-    distances : (E,), angstrom, up to `REACH`.
-    edge_index : (2, E), [receiver, sender].
-    species : (N,), from 0 to kinds - 1.
+    distances : Tensor
+        (E,), angstrom, up to `REACH`.
+    edge_index : Tensor
+        (2, E), [receiver, sender].
+    species : Tensor
+        (N,), from 0 to kinds - 1.
     """
     radii = torch.tensor(RADII, dtype=distances.dtype)
     share = torch.sigmoid((radii - distances[:, None]) / (SOFTNESS * radii))  # (E, 4)
@@ -39,13 +42,16 @@ def neighbourhood_limits(counts: Iterable[tuple[Tensor, Tensor]], elements: list
 
     Parameters
     ----------
-    counts : of some structures each: `neighbour_counts` (N, kinds, 4) and species (N,).
-    elements : symbols of the species.
+    counts : Iterable[tuple[Tensor, Tensor]]
+        Of some structures each: `neighbour_counts` (N, kinds, 4) and species (N,).
+    elements : list[str]
+        Symbols of the species.
 
     Returns
     -------
-    {"most": {element: {neighbour: 4 numbers}}, "fewest": {element: 4 numbers}}, of the elements
-    that there are.
+    Limits
+        {"most": {element: {neighbour: 4 numbers}}, "fewest": {element: 4 numbers}}, of the elements
+        that there are.
     """
     kinds = len(elements)
     most = torch.zeros(kinds, kinds, len(RADII))

@@ -21,16 +21,23 @@ def neighbour_edges(
 
     Parameters
     ----------
-    positions : (N, 3) float64, angstrom; wrapped into the cell or not.
-    cell : (3, 3) float64, angstrom, lattice vectors as rows. Rows of open directions are ignored.
-    pbc : (3,) bool.
-    cutoff : angstrom.
-    candidates_at_once : pairs tested together, which bounds the scratch memory (4e6: 0.3 GB).
+    positions : Tensor
+        (N, 3) float64, angstrom; wrapped into the cell or not.
+    cell : Tensor
+        (3, 3) float64, angstrom, lattice vectors as rows. Rows of open directions are ignored.
+    pbc : Tensor
+        (3,) bool.
+    cutoff : float
+        Angstrom.
+    candidates_at_once : int
+        Pairs tested together, which bounds the scratch memory (4e6: 0.3 GB).
 
     Returns
     -------
-    edge_vectors : (E, 3) float64, r_ij = x_j + S.cell - x_i, angstrom.
-    edge_index : (2, E) int64, rows [receiver i, sender j], sorted by receiver.
+    edge_vectors : Tensor
+        (E, 3) float64, r_ij = x_j + S.cell - x_i, angstrom.
+    edge_index : Tensor
+        (2, E) int64, rows [receiver i, sender j], sorted by receiver.
     """
     atoms = positions.shape[0]
     device = positions.device
@@ -101,12 +108,15 @@ def complete_cell(cell: Tensor, pbc: Tensor) -> Tensor:
 
     Parameters
     ----------
-    cell : (3, 3), rows of open directions arbitrary (zero included).
-    pbc : (3,) bool.
+    cell : Tensor
+        (3, 3), rows of open directions arbitrary (zero included).
+    pbc : Tensor
+        (3,) bool.
 
     Returns
     -------
-    (3, 3) invertible matrix with the periodic rows unchanged.
+    Tensor
+        (3, 3) invertible matrix with the periodic rows unchanged.
     """
     periodic = torch.nonzero(pbc).flatten()
     if periodic.shape[0] == 3:

@@ -35,8 +35,10 @@ class ZBLRepulsion(nn.Module):
 
     Parameters
     ----------
-    elements : chemical symbols, in the order of the species indices.
-    reach : distance at which it has faded out, over the sum of the two covalent radii.
+    elements : tuple[str, ...]
+        Chemical symbols, in the order of the species indices.
+    reach : float
+        Distance at which it has faded out, over the sum of the two covalent radii.
     """
 
     charges: Tensor
@@ -66,13 +68,17 @@ class ZBLRepulsion(nn.Module):
 
         Parameters
         ----------
-        distances : (E,) float64, angstrom.
-        first, second : (E,) int64, species indices of the two atoms.
+        distances : Tensor
+            (E,) float64, angstrom.
+        first, second : Tensor
+            (E,) int64, species indices of the two atoms.
 
         Returns
         -------
-        energies : (E,) float64, eV.
-        derivatives : (E,) float64, eV/angstrom.
+        energies : Tensor
+            (E,) float64, eV.
+        derivatives : Tensor
+            (E,) float64, eV/angstrom.
         """
         charge = self.charges[first, second]
         length = self.lengths[first, second]

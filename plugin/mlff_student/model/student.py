@@ -22,17 +22,25 @@ class StudentConfig:
 
     Attributes
     ----------
-    channels : width F of the scalar and vector features, a multiple of 16 (SIMD).
-    layers : number of message-passing layers.
-    radial_functions : number of Bessel functions a distance is expanded in.
-    cutoff : angstrom.
-    elements : chemical symbols the student knows.
-    repulsion_reach : where the short-range repulsion has faded out, over the sum of covalent radii
-        (0.75: C-C 1.14, C-H 0.80, H-H 0.47 angstrom, below any bond at rest).
-    shortest : the filters take a shorter distance for nearly this one, angstrom; what happens
-        there is left to the repulsion. See `squeeze_distances`.
-    lowest : network energy of an atom below which it is squeezed, eV; in training it stays above
-        -2. See `squeeze_energies`.
+    channels : int
+        Width F of the scalar and vector features, a multiple of 16 (SIMD).
+    layers : int
+        Number of message-passing layers.
+    radial_functions : int
+        Number of Bessel functions a distance is expanded in.
+    cutoff : float
+        Angstrom.
+    elements : tuple[str, ...]
+        Chemical symbols the student knows.
+    repulsion_reach : float
+        Where the short-range repulsion has faded out, over the sum of covalent radii (0.75: C-C
+        1.14, C-H 0.80, H-H 0.47 angstrom, below any bond at rest).
+    shortest : float
+        The filters take a shorter distance for nearly this one, angstrom; what happens there is
+        left to the repulsion. See `squeeze_distances`.
+    lowest : float
+        Network energy of an atom below which it is squeezed, eV; in training it stays above -2. See
+        `squeeze_energies`.
     """
 
     channels: int
@@ -317,9 +325,11 @@ class Student(nn.Module):
 
     Parameters
     ----------
-    config : architecture.
-    dtype : of the weights and the network's arithmetic. Displacements, repulsion, references and
-        sums are always float64.
+    config : StudentConfig
+        Architecture.
+    dtype : torch.dtype
+        Of the weights and the network's arithmetic. Displacements, repulsion, references and sums
+        are always float64.
     """
 
     species_of: Tensor
@@ -355,15 +365,21 @@ class Student(nn.Module):
 
         Parameters
         ----------
-        edge_vectors : (E, 3), angstrom.
-        edge_index : (2, E) int64, [receiver, sender].
-        species : (N,) int64, index into the student's elements.
-        n_local : the first n_local nodes carry energy; the rest only send.
+        edge_vectors : Tensor
+            (E, 3), angstrom.
+        edge_index : Tensor
+            (2, E) int64, [receiver, sender].
+        species : Tensor
+            (N,) int64, index into the student's elements.
+        n_local : int
+            The first n_local nodes carry energy; the rest only send.
 
         Returns
         -------
-        eps : (n_local,), eV.
-        gradient : (E, 3), d sum(eps) / d edge_vectors, eV/angstrom.
+        eps : Tensor
+            (n_local,), eV.
+        gradient : Tensor
+            (E, 3), d sum(eps) / d edge_vectors, eV/angstrom.
         """
         distances = torch.linalg.vector_norm(edge_vectors, dim=[1], keepdim=True)  # (E, 1)
         direction = edge_vectors / distances  # (E, 3)
@@ -410,16 +426,21 @@ class Student(nn.Module):
 
         Parameters
         ----------
-        edge_vectors : (E, 3) float64, r_ij = x_j - x_i of edge i <- j, angstrom, all shorter than
-            the cutoff.
-        edge_index : (2, E) int64, [receiver, sender].
-        species : (N,) int64, index into the student's elements.
-        n_local : number of nodes that carry energy.
+        edge_vectors : Tensor
+            (E, 3) float64, r_ij = x_j - x_i of edge i <- j, angstrom, all shorter than the cutoff.
+        edge_index : Tensor
+            (2, E) int64, [receiver, sender].
+        species : Tensor
+            (N,) int64, index into the student's elements.
+        n_local : int
+            Number of nodes that carry energy.
 
         Returns
         -------
-        energies : (n_local,) float64, eV.
-        gradient : (E, 3) float64, eV/angstrom.
+        energies : Tensor
+            (n_local,) float64, eV.
+        gradient : Tensor
+            (E, 3) float64, eV/angstrom.
         """
         eps, gradient = self.network(edge_vectors.to(self.dtype), edge_index, species, n_local)
         distances = torch.linalg.vector_norm(edge_vectors, dim=[1])

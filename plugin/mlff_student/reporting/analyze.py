@@ -47,17 +47,22 @@ def run_analysis(
 
     Parameters
     ----------
-    teacher : name of the teacher whose forces the run's are compared with; empty: none.
-    model : that made the run, to check that the log is the trajectory's, and for its forces; by
-        default `model.pt` beside the trajectory, where `mlff-student md` leaves it.
-    reference_trajectory, reference_log : of the teacher's own run.
-    json, plot : beside the trajectory if None. Other plots are named after this one.
-    settings : of `analyze`.
+    teacher : str
+        Name of the teacher whose forces the run's are compared with; empty: none.
+    model : str
+        That made the run, to check that the log is the trajectory's, and for its forces; by default
+        `model.pt` beside the trajectory, where `mlff-student md` leaves it.
+    reference_trajectory, reference_log : Path | None
+        Of the teacher's own run.
+    json, plot : Path | None
+        Beside the trajectory if None. Other plots are named after this one.
+    **settings : Any
+        Of `analyze`.
 
     Raises
     ------
-    StudentError : files that cannot be used, a log without its trajectory, or a teacher that is
-        not there.
+    StudentError
+        Files that cannot be used, a log without its trajectory, or a teacher that is not there.
     """
     if trajectory.is_dir():  # a file that is missing is found after the outputs are checked
         raise InputError(f"no trajectory file {trajectory}")

@@ -30,7 +30,8 @@ def single_figure(path: Path, x: str, y: str, *, yscale: str = "linear") -> Iter
 
     Raises
     ------
-    InputError : `path` cannot be written.
+    InputError
+        `path` cannot be written.
     """
     figure = Canvas(figsize=(6.0, 4.2), layout="constrained")
     axes = figure.subplots()
@@ -150,10 +151,10 @@ def plot_rdf(
     ----------
     r : ndarray
         (R,), distances, angstrom.
-    pairs : sequence of str
-        Pairs of elements, such as "C-O".
-    runs : mapping of str to RdfCurves
-        By label.
+    pairs : Sequence[str]
+        Sequence of str Pairs of elements, such as "C-O".
+    runs : Mapping[str, RdfCurves]
+        Mapping of str to RdfCurves By label.
     path : Path
         Of the PNG.
 

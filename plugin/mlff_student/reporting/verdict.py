@@ -91,10 +91,10 @@ def judge(
 
     Parameters
     ----------
-    figures : iterable of Figure
-        Of one run; those without a threshold are left out.
-    thresholds : mapping of str to Threshold
-        By the figures' keys.
+    figures : Iterable[Figure]
+        Iterable of Figure Of one run; those without a threshold are left out.
+    thresholds : Mapping[str, Threshold]
+        Mapping of str to Threshold By the figures' keys.
     ensemble : str
         "nve", "nvt" or "npt": thresholds of other ensembles are left out. Empty: all apply.
 

@@ -23,12 +23,15 @@ def check_structure(atoms: Atoms, elements: Sequence[str] = tuple(ELEMENTS)) -> 
 
     Parameters
     ----------
-    atoms : the structure.
-    elements : symbols the student knows.
+    atoms : Atoms
+        The structure.
+    elements : Sequence[str]
+        Symbols the student knows.
 
     Raises
     ------
-    InputError : no atoms, positions that are NaN, infinite or absurdly far from the origin, unknown
+    InputError
+        No atoms, positions that are NaN, infinite or absurdly far from the origin, unknown
         elements, a periodic cell of zero volume, atoms closer than 0.3 angstrom, or missing
         hydrogens.
     """
@@ -61,7 +64,8 @@ def check_cell(atoms: Atoms) -> None:
 
     Raises
     ------
-    InputError : NaN or infinite lattice vectors, or a periodic cell of zero volume.
+    InputError
+        NaN or infinite lattice vectors, or a periodic cell of zero volume.
     """
     if not np.isfinite(atoms.cell.array).all():
         raise InputError(f"the cell {atoms.cell.array.tolist()} is not finite")
@@ -78,7 +82,8 @@ def check_distances(atoms: Atoms) -> None:
 
     Raises
     ------
-    InputError : atoms closer than 0.3 angstrom.
+    InputError
+        Atoms closer than 0.3 angstrom.
     """
     _check_distances(atoms, *edges_of(atoms, SHORTEST_DISTANCE))
 
@@ -111,9 +116,14 @@ def bare_atoms(
 
     Parameters
     ----------
-    numbers : (N,) atomic numbers.
-    index, vectors : (2, E) and (E, 3), edges as `edges_of` gives, farther than any bond.
-    owner : (N,) number of the structure each atom is of.
+    numbers : NDArray[np.int64]
+        (N,) atomic numbers.
+    index : NDArray[np.int64]
+        (2, E) and (E, 3), edges as `edges_of` gives, farther than any bond.
+    vectors : NDArray[np.float64]
+        (2, E) and (E, 3), edges as `edges_of` gives, farther than any bond.
+    owner : NDArray[np.int64]
+        (N,) number of the structure each atom is of.
     """
     from_heavy = numbers[index[0]] > 1
     (receiver, sender), vectors = index[:, from_heavy], vectors[from_heavy]

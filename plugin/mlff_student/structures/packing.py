@@ -40,11 +40,13 @@ def liquid_box(molecules: Sequence[Atoms], volume: float, rng: np.random.Generat
 
     Parameters
     ----------
-    volume : angstrom^3; grows by 5 % whenever no place is found for a molecule.
+    volume : float
+        angstrom^3; grows by 5 % whenever no place is found for a molecule.
 
     Raises
     ------
-    InputError : none was found in a box ten times as large.
+    InputError
+        None was found in a box ten times as large.
     """
     for growth in 1.05 ** np.arange(48):
         edge = (growth * volume) ** (1 / 3)

@@ -8,6 +8,7 @@ import mdtraj
 import numpy as np
 from ase import Atoms
 from ase.io import read as ase_read
+from mdtraj.core.topology import Residue
 from mdtraj.formats.pdbx import load_pdbx
 
 from mlff_student.core.errors import InputError, MissingDependencyError
@@ -30,7 +31,8 @@ def read_structure(source: str) -> Structure:
 
     Raises
     ------
-    InputError : no such file and not a SMILES string, or a file that cannot be read.
+    InputError
+        No such file and not a SMILES string, or a file that cannot be read.
     """
     path = Path(source)
     if not path.exists():
@@ -61,12 +63,15 @@ def read_frame(trajectory: str, topology: str = "", frame: int = 0) -> Structure
 
     Parameters
     ----------
-    topology : file with the atoms, for a trajectory that names none.
-    frame : counted from 0; from the end if negative.
+    topology : str
+        File with the atoms, for a trajectory that names none.
+    frame : int
+        Counted from 0; from the end if negative.
 
     Raises
     ------
-    InputError : a file that cannot be read, or has no such frame.
+    InputError
+        A file that cannot be read, or has no such frame.
     """
     options = {"top": topology} if topology else {}
     try:
@@ -85,7 +90,7 @@ def make_topology(atoms: Atoms, bonds: list[tuple[int, int]]) -> mdtraj.Topology
     fragment = connected_fragments(len(atoms), bonds)
     topology = mdtraj.Topology()
     chain = topology.add_chain()
-    residues: dict[int, mdtraj.core.topology.Residue] = {}
+    residues: dict[int, Residue] = {}
     counts: dict[tuple[int, str], int] = {}
     # A topology lists atoms residue by residue; fragments that interleave share one residue.
     interleaved = bool((np.diff(fragment) < 0).any())

@@ -13,7 +13,8 @@ def identity(smiles: str) -> str:
 
     Raises
     ------
-    InputError : not a SMILES string.
+    InputError
+        Not a SMILES string.
     """
     return rdkit_chem().MolToSmiles(_parse(smiles), isomericSmiles=False)
 
@@ -60,13 +61,17 @@ def embed(smiles: str, seed: int = 1) -> tuple[Atoms, list[tuple[int, int]]]:
 
     Returns
     -------
-    atoms : ASE structure, angstrom.
-    bonds : pairs of atom indices.
+    atoms : Atoms
+        ASE structure, angstrom.
+    bonds : list[tuple[int, int]]
+        Pairs of atom indices.
 
     Raises
     ------
-    InputError : not a SMILES string, or no conformer could be made.
-    MissingDependencyError : RDKit is not installed.
+    InputError
+        Not a SMILES string, or no conformer could be made.
+    MissingDependencyError
+        RDKit is not installed.
     """
     molecule = rdkit_chem().AddHs(_parse(smiles))
     from rdkit import rdBase

@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import h5py
 import mdtraj
@@ -48,7 +49,8 @@ def read_topology(path: Path) -> Structure:
 
     Raises
     ------
-    InputError : no such file, or one that cannot be read.
+    InputError
+        No such file, or one that cannot be read.
     """
     if not Path(path).is_file():
         raise InputError(f"no topology file {path}")
@@ -71,14 +73,17 @@ def stream_frames(
 
     Parameters
     ----------
-    topology : structure with the trajectory's atoms in its order, or the file of one.
-    chunk : frames at a time; by default as many as have 300,000 atoms together.
-    lammps_units : "metal" or "real", of the velocities and forces in a LAMMPS dump without a line
-        ITEM: UNITS.
+    topology : Structure | Path
+        Structure with the trajectory's atoms in its order, or the file of one.
+    chunk : int | None
+        Frames at a time; by default as many as have 300,000 atoms together.
+    lammps_units : str
+        "metal" or "real", of the velocities and forces in a LAMMPS dump without a line ITEM: UNITS.
 
     Raises
     ------
-    InputError : a missing, unreadable or empty file, another number of atoms, or other elements.
+    InputError
+        A missing, unreadable or empty file, another number of atoms, or other elements.
     """
     path = Path(trajectory)
     structure = topology if isinstance(topology, Structure) else read_topology(topology)
@@ -115,7 +120,9 @@ def every_nth(frames: Iterable[Frames], n: int) -> Iterator[Frames]:
     for part in frames:
         kept = slice(-count % n, None, n)
         count += len(part)
-        thinned = {key: None if value is None else value[kept] for key, value in vars(part).items()}
+        thinned: dict[str, Any] = {
+            key: None if value is None else value[kept] for key, value in vars(part).items()
+        }
         if len(thinned["positions"]):
             yield Frames(**thinned)
 
@@ -126,7 +133,9 @@ def between_frames(frames: Iterable[Frames], first: int, last: int) -> Iterator[
     for part in frames:
         kept = slice(max(0, first - start), max(0, last - start))
         start += len(part)
-        chosen = {key: None if value is None else value[kept] for key, value in vars(part).items()}
+        chosen: dict[str, Any] = {
+            key: None if value is None else value[kept] for key, value in vars(part).items()
+        }
         if len(chosen["positions"]):
             yield Frames(**chosen)
         if start >= last:

@@ -20,8 +20,9 @@ def labelled_frames(path: Path) -> list[Atoms]:
 
     Raises
     ------
-    InputError : no such file, not readable, no frames, or a frame without a finite geometry, an
-        energy or forces.
+    InputError
+        No such file, not readable, no frames, or a frame without a finite geometry, an energy or
+        forces.
     """
     if not path.is_file():
         raise InputError(f"no file of labelled structures {path}")
@@ -52,7 +53,8 @@ class LabelledFile(Calculator):
 
     Parameters
     ----------
-    path : as `labelled_frames` reads it, with the same exceptions.
+    path : Path
+        As `labelled_frames` reads it, with the same exceptions.
     """
 
     def __init__(self, path: Path):

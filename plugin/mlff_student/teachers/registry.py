@@ -122,15 +122,17 @@ def make_teacher(name: str) -> Calculator:
 
     Parameters
     ----------
-    name : a key of `TEACHERS`; `file:PATH` for the labels of a file (`LabelledFile`); or
+    name : str
+        A key of `TEACHERS`; `file:PATH` for the labels of a file (`LabelledFile`); or
         `python:MODULE:FACTORY`, where FACTORY is called without arguments and returns a calculator.
 
     Raises
     ------
-    InputError : the name is not known, the file cannot be used, the factory fails, or what it
-        returns does not give energy and forces.
-    MissingDependencyError : the package behind the name does not import, or its weights cannot be
-        downloaded.
+    InputError
+        The name is not known, the file cannot be used, the factory fails, or what it returns does
+        not give energy and forces.
+    MissingDependencyError
+        The package behind the name does not import, or its weights cannot be downloaded.
     """
     kind, _, target = name.partition(":")
     if kind == "file" and target:

@@ -121,8 +121,8 @@ def label_structures(
 
     Parameters
     ----------
-    structures : sequence of Atoms
-        Open or fully periodic, in any mixture.
+    structures : Sequence[Atoms]
+        Sequence of Atoms Open or fully periodic, in any mixture.
     dtype : str
         "float64" or "float32".
     device : str
@@ -194,8 +194,8 @@ def evaluate(model: torch.nn.Module, structures: Sequence[Atoms]) -> list[Labels
     ----------
     model : Module
         As `_load_model` returns it.
-    structures : sequence of Atoms
-        All open or all fully periodic.
+    structures : Sequence[Atoms]
+        Sequence of Atoms All open or all fully periodic.
 
     Raises
     ------
