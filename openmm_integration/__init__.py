@@ -1,6 +1,6 @@
-"""A student as a force of OpenMM.
+"""Students in OpenMM: forces, systems, a monitor for runs, and structures.
 
-from openmm_integration import create_system, student_force
+Example: `from openmm_integration import create_system, student_force`.
 """
 
 from importlib import import_module
@@ -23,7 +23,7 @@ _MODULES = {
 
 
 def __getattr__(name: str) -> Any:
-    """Import on first use: openmmml loads `.potential` for every user of any potential."""
+    """Import a name on first use, because openmm-ml imports this package for every potential."""
     if name not in _MODULES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     return getattr(import_module(f".{_MODULES[name]}", __name__), name)

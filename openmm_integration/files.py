@@ -1,4 +1,4 @@
-"""Files for OpenMM users who do not have this package: a module for TorchForce, and a System."""
+"""Writes files for OpenMM users who do not have this package: a TorchForce module and a System."""
 
 from pathlib import Path
 
@@ -9,28 +9,29 @@ from openmm import Context, Platform, State, System, VerletIntegrator, XmlSerial
 from openmm.app import PDBFile, Topology
 
 from mlff_student.archive.archive import Archive, save_archive
-from mlff_student.archive.export import DTYPES, Agreement
+from mlff_student.archive.export import Agreement
 from mlff_student.archive.native import with_backend
 from mlff_student.archive.registry import archive_of
 from mlff_student.core.errors import ArchiveError, InputError
 from mlff_student.core.files import atomic_write
 from mlff_student.core.units import KJ_PER_MOL, NM
 from mlff_student.engines.ase.calculator import evaluate
+from mlff_student.model.student import DTYPES
 
 from .force import TorchForceModule, student_atoms
 from .system import system_without_student
 from .topology import load_structure
 
 MODULE, SYSTEM, SCRIPT, PROGRAM = "student.pt", "system.xml", "simulate.py", "simulate.cpp"
-START, STATE = "start.pdb", "start.xml"  # for Python, with the topology; for C++
+START, STATE = "start.pdb", "start.xml"  # start.pdb is for Python, start.xml for C++
 FILES = (MODULE, SYSTEM, START, SCRIPT, STATE, PROGRAM)
-NATIVE = """from mlff_student.archive.native import load_library
+LOAD_KERNELS = """from mlff_student.archive.native import load_library
 
 load_library()  # the kernels that student.pt was written for
 """
-# Not in system.xml, since openmmtorch 1.5 dies of a segmentation fault when it reads a TorchForce
-# from XML, with a student in it or without.
-LINES = """force = TorchForce("{module}")
+# The force is not in system.xml, because openmmtorch 1.5 ends with a segmentation fault when it
+# reads any TorchForce from XML.
+FORCE_LINES = """force = TorchForce("{module}")
 force.setOutputsForces(True)
 force.setUsesPeriodicBoundaryConditions({periodic})
 system.addForce(force)
@@ -63,38 +64,48 @@ def write_openmm_files(
     dtype: str | None = None,
     backend: str = "portable",
 ) -> Agreement:
-    """Write student.pt, system.xml and start.pdb with simulate.py, which puts the three together,
-    and start.xml with simulate.cpp, which does so in C++.
+    """Write files that run a student in OpenMM without this package.
+
+    simulate.py runs student.pt, system.xml and start.pdb; simulate.cpp runs student.pt, system.xml
+    and start.xml in C++.
 
     Parameters
     ----------
-    model : shipped name, or path of a checkpoint or archive.
-    structure : file or SMILES string, as `load_structure` takes.
-    folder : receives the files; made if it is not there.
-    dtype : of the network, "float32" or "float64", where a checkpoint is compiled (None: float32);
-        an exported archive has its own, and another is refused.
-    backend : kernels. "portable": the files need nothing of this package. "native": whoever loads
-        student.pt must have loaded the native library.
+    model : str | Path
+        Shipped name, or path of a checkpoint or archive.
+    structure : str
+        File or SMILES string that `load_structure` reads.
+    folder : Path
+        Folder that receives the files; it is made if it does not exist.
+    dtype : str, optional
+        Precision of the network when a checkpoint is compiled, "float32" (default) or "float64". An
+        exported archive has a precision already; another one is an error.
+    backend : str
+        Compute backend. With "portable" the files do not need this package; with "native" a program
+        must load the native library before it loads student.pt.
 
     Returns
     -------
-    Difference of the written module from the archive, on the structure.
+    Agreement
+        Difference between the written module and the archive in energy and forces of the structure.
 
     Raises
     ------
-    InputError : unusable structure, a dtype that the archive does not have, or a folder that cannot
-        be written.
-    ArchiveError : unusable model, or a written module that does not compute what the archive does.
-    MissingDependencyError : the native kernels were asked for and cannot be used.
+    InputError
+        The structure is unusable, the archive has another dtype, or the folder cannot be written.
+    ArchiveError
+        The model is unusable, or the written module does not compute the same as the archive.
+    MissingDependencyError
+        `backend` is "native" and the native kernels cannot be used.
     """
-    archive = archive_of(model, dtype and DTYPES[dtype])
+    archive = archive_of(model, DTYPES[dtype] if dtype else None)
     topology, positions = load_structure(structure)
     members = student_atoms(topology, None, archive.metadata["elements"])
     numbers = torch.tensor([atom.element.atomic_number for atom in members])
     periodic = topology.getPeriodicBoxVectors() is not None
-    chosen = with_backend(archive, backend)
-    native = chosen.module is not archive.module
-    module = torch.jit.script(TorchForceModule(chosen.module, numbers, None, periodic))
+    evaluated = with_backend(archive, backend)
+    native = evaluated.module is not archive.module
+    module = torch.jit.script(TorchForceModule(evaluated.module, numbers, None, periodic))
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -103,7 +114,9 @@ def write_openmm_files(
         save_archive(Archive(module, archive.metadata), temporary)
         agreement = _compare(archive, temporary, topology, positions)
         if not agreement.passed:
-            raise ArchiveError(f"the written module disagrees with its archive: {agreement}")
+            raise ArchiveError(
+                f"the written module does not compute the same as its archive: {agreement}"
+            )
     system = system_without_student(topology)
     with atomic_write(folder / SYSTEM) as temporary:
         temporary.write_text(XmlSerializer.serialize(system))
@@ -118,8 +131,8 @@ def write_openmm_files(
         temporary.write_text(
             EXAMPLE.format(
                 and_package="; and mlff-student, for its kernels" if native else "",
-                prelude=NATIVE if native else "",
-                lines=LINES.format(module=MODULE, periodic=periodic),
+                prelude=LOAD_KERNELS if native else "",
+                lines=FORCE_LINES.format(module=MODULE, periodic=periodic),
                 system=SYSTEM,
                 start=START,
             )
@@ -128,7 +141,7 @@ def write_openmm_files(
 
 
 def _state(system: System, positions: unit.Quantity) -> State:
-    """Positions and box, at rest."""
+    """Return a State with the positions and the box, and no velocities."""
     reference = Platform.getPlatformByName("Reference")
     context = Context(system, VerletIntegrator(0.001), reference)
     context.setPositions(positions)
@@ -138,7 +151,7 @@ def _state(system: System, positions: unit.Quantity) -> State:
 def _compare(
     archive: Archive, path: Path, topology: Topology, positions: unit.Quantity
 ) -> Agreement:
-    """The written module, read again, against the archive."""
+    """Read the written module again and compare it with the archive."""
     module = torch.jit.load(str(path))
     inputs = [torch.tensor(positions.value_in_unit(unit.nanometer))]
     atoms = Atoms(

@@ -1,4 +1,4 @@
-"""A student as a force of OpenMM: TorchForce (C++) or PythonForce (any torch)."""
+"""Makes a student an OpenMM Force: a TorchForce (C++) or a PythonForce (any version of torch)."""
 
 import logging
 from collections.abc import Collection, Iterable
@@ -27,17 +27,33 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-FORCE_NAME = "mlff-student "  # and the model's
+FORCE_NAME = "mlff-student "  # followed by the name of the model
 INTERFACES = ("auto", "TorchForce", "PythonForce")
 
 
 class TorchForceModule(nn.Module):
-    """What TorchForce calls: nanometres in; kJ/mol and contiguous kJ/mol/nm out.
+    """TorchScript module of a TorchForce; it takes nm and returns kJ/mol and kJ/mol/nm.
 
-    The archive computes its own gradient, so OpenMM takes the forces as they are and runs no
-    autograd. On OpenMM's CUDA platform TorchForce moves the module to the GPU; native kernels
-    compute on the CPU all the same.
+    The archive computes its own gradient, so OpenMM uses the forces directly and runs no autograd.
+    On OpenMM's CUDA platform TorchForce moves the module to the GPU; native kernels still compute
+    on the CPU.
+
+    Parameters
+    ----------
+    archive : torch.jit.ScriptModule
+        Module of an archive.
+    atomic_numbers : Tensor
+        Atomic numbers (n,) of the student's atoms.
+    atoms : Tensor, optional
+        Indices (n,) of the student's atoms; None if it acts on all particles.
+    periodic : bool
+        Whether the system has a box.
     """
+
+    atomic_numbers: Tensor
+    pbc: Tensor
+    no_cell: Tensor
+    atoms: Tensor
 
     def __init__(
         self,
@@ -51,39 +67,52 @@ class TorchForceModule(nn.Module):
         self.register_buffer("atomic_numbers", atomic_numbers)
         self.register_buffer("pbc", torch.full((3,), periodic))
         self.register_buffer("no_cell", torch.zeros(3, 3, dtype=torch.float64))
-        self.on_cpu = not hasattr(archive, "student")  # native kernels hold no module
+        self.on_cpu = not hasattr(archive, "student")  # the module of native kernels has no student
         self.is_subset = atoms is not None
         self.register_buffer("atoms", torch.arange(len(atomic_numbers)) if atoms is None else atoms)
         self.angstrom_per_nm = NM
         self.kj_per_mol_per_ev = 1.0 / KJ_PER_MOL
 
     def forward(self, positions: Tensor, boxvectors: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """Positions (N, 3) of all particles, box vectors (3, 3); energy () and forces (N, 3)."""
+        """Return energy () and forces (N, 3) at positions (N, 3) and box vectors (3, 3)."""
         device = torch.device("cpu") if self.on_cpu else self.atomic_numbers.device
-        ours = positions[self.atoms.to(positions.device)] if self.is_subset else positions
+        own = positions[self.atoms.to(positions.device)] if self.is_subset else positions
         cell = self.no_cell
         if boxvectors is not None:
             cell = boxvectors.to(device, torch.float64) * self.angstrom_per_nm
-        with torch.no_grad():  # TorchForce asks for a graph, whether or not it needs one
+        with torch.no_grad():  # TorchForce always asks for a graph, also when it needs none
             energy, forces, _ = self.archive(
-                ours.to(device, torch.float64) * self.angstrom_per_nm,
+                own.to(device, torch.float64) * self.angstrom_per_nm,
                 self.atomic_numbers.to(device),
                 cell.to(device),
                 self.pbc.to(device),
             )
         forces = forces * (self.kj_per_mol_per_ev * self.angstrom_per_nm)
         if self.is_subset:
-            every = torch.zeros(positions.shape, dtype=torch.float64, device=device)
-            forces = every.index_copy(0, self.atoms.to(device), forces)
+            of_all = torch.zeros(positions.shape, dtype=torch.float64, device=device)
+            forces = of_all.index_copy(0, self.atoms.to(device), forces)
         energy = energy * self.kj_per_mol_per_ev
         return energy.to(positions.device), forces.to(positions).contiguous()
 
 
 class PythonForceComputation:
-    """What PythonForce calls: a State in; kJ/mol and kJ/mol/nm out, for the student's atoms alone.
+    """Function of a PythonForce: energy and forces of the student's atoms in a State.
 
-    It pickles with its archive inside: a serialised System needs no other file, but this package
-    where it is read.
+    Pickling stores the archive too. A serialised System therefore needs no other file, but it needs
+    this package where it is read.
+
+    Parameters
+    ----------
+    archive : Archive
+        The student.
+    atomic_numbers : list[int]
+        Atomic numbers of the student's atoms.
+    periodic : bool
+        Whether the system has a box.
+    backend : str
+        Compute backend: "native", "portable" or "auto".
+    device : str
+        Torch device.
     """
 
     def __init__(
@@ -105,7 +134,7 @@ class PythonForceComputation:
         self._no_cell = torch.zeros(3, 3, dtype=torch.float64, device=self.device)
 
     def __call__(self, state: "openmm.State") -> tuple[float, NDArray[np.float64]]:
-        """Energy and forces (N, 3) of the positions of a State."""
+        """Return the energy in kJ/mol and the forces (N, 3) in kJ/mol/nm of a State."""
         cell = self._no_cell
         if self.periodic:
             cell = self._tensor(state.getPeriodicBoxVectors(asNumpy=True)._value) * NM
@@ -149,36 +178,51 @@ def student_force(
     backend: str = "auto",
     interface: str = "auto",
 ) -> "openmm.Force":
-    """Energy and forces of a student as a Force, for `System.addForce`.
+    """Return a student as an OpenMM Force, for `System.addForce`.
 
-    Do not `copy.deepcopy` or read back from XML (`XmlSerializer`) a System with a TorchForce: the
-    process dies of a segmentation fault in openmmtorch 1.5, whatever is in the force. With
+    Do not copy a System with a TorchForce by `copy.deepcopy`, and do not read it from XML
+    (`XmlSerializer`): openmmtorch 1.5 ends the process with a segmentation fault. With
     interface="PythonForce" both work.
 
     Parameters
     ----------
-    topology : OpenMM topology; its elements choose the species, its box the periodicity.
-    model : shipped name, or path of a checkpoint or archive.
-    atoms : indices the student acts on; all if None.
-    periodic : overrides what the topology says.
-    dtype : of the network, where a checkpoint is compiled (None: float32). An exported archive has
-        its own; another is refused.
-    force_group : OpenMM force group.
-    device : torch device of the student; "cuda" with OpenMM's CUDA platform, where "auto" then
-        takes the portable kernels. With "cpu" there, native kernels stay on the CPU and every step
-        copies positions and forces; portable ones in a TorchForce follow the platform to its GPU.
-    threads : for torch and the native kernels, set for the whole process; None leaves them.
-    backend : kernels, "native", "portable" or "auto"; see `mlff_student.archive.native.with_backend`.
-    interface : "TorchForce" (openmmtorch, C++ alone in the step; not to be copied, see above),
-        "PythonForce" (OpenMM 8.5 or later with any torch; a subset of atoms needs 8.6) or "auto":
-        TorchForce where it loads.
+    topology : Topology
+        OpenMM topology. It gives the elements and, by its box, whether the system is periodic.
+    model : str | Path
+        Shipped name, or path of a checkpoint or archive.
+    atoms : Iterable[int], optional
+        Indices of the atoms that the student acts on; all atoms if None.
+    periodic : bool, optional
+        Whether the system is periodic; None takes it from the topology.
+    dtype : torch.dtype, optional
+        Precision of the network when a checkpoint is compiled; float32 if None. An exported archive
+        has a precision already; another one is an error.
+    force_group : int
+        Force group of the Force in OpenMM.
+    device : str
+        Torch device of the student. Use "cuda" with OpenMM's CUDA platform; the backend "auto" is
+        then the portable one. With "cpu" on that platform, native kernels compute on the CPU and
+        every step copies positions and forces; the portable backend in a TorchForce uses the GPU.
+    threads : int, optional
+        Number of threads of torch and the native kernels. It is set for the whole process; None
+        does not change it.
+    backend : str
+        Compute backend, "native", "portable" or "auto"; see
+        `mlff_student.archive.native.with_backend`.
+    interface : str
+        Kind of the Force. "TorchForce" needs openmmtorch and runs no Python in a step; its System
+        cannot be copied, see above. "PythonForce" works with any torch and needs OpenMM 8.5, or 8.6
+        for a subset of atoms. "auto" is TorchForce if it loads, and PythonForce if not.
 
     Raises
     ------
-    MissingDependencyError : the interface or the native kernels were asked for and cannot be used.
-    InputError : empty topology, element unknown to the student, index out of range, no such
-        interface or backend, or a dtype that the archive does not have.
-    ArchiveError : unusable model.
+    MissingDependencyError
+        The interface, or the native backend, was chosen by name and cannot be used.
+    InputError
+        The topology is empty, the student does not know an element, an index is out of range, the
+        interface or backend does not exist, or the archive has another dtype.
+    ArchiveError
+        The model is unusable.
     """
     interface = _choose(interface)
     if threads is not None:
@@ -186,11 +230,11 @@ def student_force(
             raise InputError(f"threads must be at least 1, not {threads}")
         torch.set_num_threads(threads)
     archive = archive_of(model, dtype, device)
-    chosen = student_atoms(topology, atoms, archive.metadata["elements"])
+    members = student_atoms(topology, atoms, archive.metadata["elements"])
     if periodic is None:
         periodic = topology.getPeriodicBoxVectors() is not None
-    numbers = [atom.element.atomic_number for atom in chosen]
-    subset = None if atoms is None else [atom.index for atom in chosen]
+    numbers = [atom.element.atomic_number for atom in members]
+    subset = None if atoms is None else [atom.index for atom in members]
     if interface == "TorchForce":
         module = TorchForceModule(
             with_backend(archive, backend, device).module,
@@ -200,7 +244,7 @@ def student_force(
         )
         force = _import_openmmtorch().TorchForce(torch.jit.script(module.to(device)))
         force.setOutputsForces(True)
-        _tell_what_ends_the_process()
+        _log_copying_limit()
     else:
         computation = PythonForceComputation(archive, numbers, periodic, backend, device)
         force = _python_force(computation, subset)
@@ -213,11 +257,21 @@ def student_force(
 def student_atoms(
     topology: "Topology", indices: Iterable[int] | None, known: Collection[str]
 ) -> list["Atom"]:
-    """Atoms of the topology that a student acts on, all if no indices are given.
+    """Return the atoms of the topology that a student acts on.
+
+    Parameters
+    ----------
+    topology : Topology
+        OpenMM topology.
+    indices : Iterable[int], optional
+        Indices of the atoms; all atoms if None.
+    known : Collection[str]
+        Symbols of the elements that the student knows.
 
     Raises
     ------
-    InputError : none, an index out of range or given twice, or an element that is not known.
+    InputError
+        There are no atoms, an index is out of range or occurs twice, or an element is not known.
     """
     members = list(topology.atoms())
     chosen = list(range(len(members))) if indices is None else [int(index) for index in indices]
@@ -228,16 +282,16 @@ def student_atoms(
     for index in chosen:
         element = members[index].element
         if element is None or element.symbol not in known:
-            found = "no element" if element is None else element.symbol
+            symbol = "no element" if element is None else element.symbol
             raise InputError(
-                f"atom {index} ({members[index].name}) is {found}; "
+                f"atom {index} ({members[index].name}) is {symbol}; "
                 f"the student knows {', '.join(known)}"
             )
     return [members[index] for index in chosen]
 
 
 def _choose(interface: str) -> str:
-    """The interface to take; "auto" says in the log which, and why not the faster one."""
+    """Return the interface; for "auto" the log says why it is not TorchForce, which is faster."""
     if interface not in INTERFACES:
         raise InputError(f"no interface {interface!r}; there are {', '.join(INTERFACES)}")
     if interface == "PythonForce":
@@ -253,10 +307,10 @@ def _choose(interface: str) -> str:
 
 
 @cache
-def _tell_what_ends_the_process() -> None:
+def _log_copying_limit() -> None:
     logger.info(
         "interface TorchForce: copy.deepcopy and XmlSerializer.deserialize of this System would "
-        "end the process; interface='PythonForce' survives both"
+        "end the process; with interface='PythonForce' both work"
     )
 
 
@@ -268,7 +322,7 @@ def _python_force(
     needed = "setUsesPeriodicBoundaryConditions" if subset is None else "setParticles"
     if not hasattr(getattr(openmm, "PythonForce", None), needed):
         raise MissingDependencyError(
-            f"PythonForce needs OpenMM 8.5, on some of the atoms 8.6; this is "
+            f"PythonForce needs OpenMM 8.5, or 8.6 for a subset of the atoms, found "
             f"{openmm.__version__}: pip install 'openmm>=8.6'"
         )
     force = openmm.PythonForce(computation)
@@ -279,34 +333,34 @@ def _python_force(
 
 @cache
 def _import_openmmtorch() -> ModuleType:
-    """The plug-in, tried once: built for another torch, it fails on import or in its first step."""
-    logging_was = logging.root.manager.disable
+    """Import openmmtorch and run one step, once: built for another torch, either of them fails."""
+    level_before = logging.root.manager.disable
     try:
         from openmm import OpenMMException, Platform
 
-        # It warns that it imports openmm by its old name.
-        logging.disable(max(logging_was, logging.WARNING))
+        # openmmtorch logs a warning about its own import of openmm under the old name.
+        logging.disable(max(level_before, logging.WARNING))
         import openmmtorch
 
-        # Where openmm was imported before torch (MDTraj does so too), the kernels of TorchForce
-        # found no libtorch to link to. It is loaded by now.
+        # If openmm was imported before torch (MDTraj does so too), the kernels of TorchForce found
+        # no libtorch and failed to load. Torch is loaded now, so they are loaded again.
         for failure in Platform.getPluginLoadFailures():
             library = failure.removeprefix("Error loading library ").split(": ")[0]
             if "OpenMMTorch" in library:
-                with suppress(OpenMMException):  # the OpenCL one, where there is no OpenCL
+                with suppress(OpenMMException):  # the OpenCL kernels need OpenCL
                     Platform.loadPluginLibrary(library)
-        _one_step(openmmtorch.TorchForce(torch.jit.script(_Nothing())))
+        _one_step(openmmtorch.TorchForce(torch.jit.script(_NoForce())))
     except Exception as error:
         raise MissingDependencyError(
             f"TorchForce does not work ({str(error).strip().splitlines()[0]}); "
-            "pip install 'mlff-student[openmm]', and `mlff-student doctor` tells what is wrong"
+            "pip install 'mlff-student[openmm]', and `mlff-student doctor` says what is wrong"
         ) from error
     finally:
-        logging.disable(logging_was)
+        logging.disable(level_before)
     return openmmtorch
 
 
-class _Nothing(nn.Module):
+class _NoForce(nn.Module):
     def forward(self, positions: Tensor) -> Tensor:
         return positions.sum() * 0.0
 

@@ -1,4 +1,4 @@
-"""A reporter that watches a run: energy drift, temperature, bonds, the student's domain."""
+"""Check a running OpenMM simulation: energy drift, temperature, bonds and the student's domain."""
 
 import logging
 import math
@@ -57,8 +57,8 @@ COLUMNS = (
     "teacher_force_rmse_ratio",
     "failed",
 )
-DRIFT_ROWS = 1000  # newest rows that the drift is of
-# Columns that say where in the molecule a figure is, by the figure's key.
+DRIFT_ROWS = 1000  # newest reports from which the drift is computed
+# Column that names the atoms of a figure, by the figure's key.
 PLACES = {
     "bond_deviation_angstrom": "bond_deviation_atoms",
     "largest_force_ev_per_angstrom": "largest_force_atom",
@@ -75,70 +75,102 @@ CHANGE_TEMPERATURE_OR_VOLUME = (
 
 
 class Located(NamedTuple):
-    """A figure of one frame, and the atoms that have it."""
+    """A figure of a frame, and the atoms where it was measured.
+
+    Attributes
+    ----------
+    figure : Figure
+        The measured number.
+    atoms : str
+        Names of the atoms. Empty for a figure of the whole system.
+    """
 
     figure: Figure
     atoms: str = ""
 
 
 class Monitor:
-    """Reporter for `Simulation.reporters` that judges a run by the project's thresholds.
+    """Reporter for `Simulation.reporters` that compares a run with the project's thresholds.
 
-    Every report costs two evaluations of the student: OpenMM's for the energies, and the monitor's
-    own. It acts where a figure fails (`mlff_student.reporting.verdict.judge`), and waits where one
-    is not resolved yet. What is judged, by `mlff_student/core/thresholds.yaml` and the domain in
-    the archive's metadata:
+    The monitor acts if a figure fails (`mlff_student.reporting.verdict.judge`), and waits if a
+    figure is not resolved yet. Every report costs two evaluations of the student: that of OpenMM
+    for the energies, and that of the monitor. The limits are those of
+    `mlff_student/core/thresholds.yaml` and of the domain in the archive's metadata. Judged are:
 
-    - drift of the total energy over the newest 1000 reports, where energy is constant; it begins
-      anew where time or steps go back or leap (a restored State), and after an energy that is NaN;
-    - temperature, in standard deviations of the canonical ensemble;
-    - bonds among the student's atoms, against their lengths in `positions`;
-    - the student's largest force, against the largest in its training data;
-    - the network's energy of an atom, which in the training data stays above the bound where the
-      student squeezes it: below, the neighbourhood is like nothing the student has seen;
-    - the neighbours of each atom, by element and distance, against those of atoms in the training
-      data (`mlff_student.model.neighbourhoods`);
-    - the student's forces against a teacher's, now and then;
+    - the drift of the total energy over the newest 1000 reports, if the run is at constant energy.
+      It starts again after a jump of time or steps (a restored State) and after an energy that is
+      NaN;
+    - the temperature, in standard deviations of the canonical ensemble;
+    - the bonds among the student's atoms, compared with their lengths in `positions`;
+    - the largest force of the student, compared with the largest in its training data;
+    - the network's energy of an atom. If it is below a bound that no atom in the training data
+      passes, the student does not know the atom's neighbourhood;
+    - the neighbours of each atom by element and distance, compared with those of atoms in the
+      training data (`mlff_student.model.neighbourhoods`);
+    - the student's forces compared with a teacher's, every `teacher_every` reports;
     - energies and positions that are NaN or infinite (`nonfinite_rows`).
 
-    A report that finds NaN writes its row and does what `action` says. But the student refuses such
-    positions, so the next step ends in an OpenMMException with "warn" too. That exception comes
-    first, and no reporter is called, where NaN arises between two reports (`every` above 1) or
-    another reporter asks for energies at the same step. The last good state is then the newest one
-    before.
+    If a report finds a NaN, its row is written and `action` is done. The student refuses such
+    positions, so with "warn" the next step ends in an OpenMMException. If the NaN arises between
+    two reports, or another reporter asks for energies at the same step, that exception comes first
+    and the monitor is not called. The last good state is then that of an earlier report.
 
     Parameters
     ----------
-    topology, positions : of the start, a minimised structure, say.
-    model : of the student that runs; shipped name, or path of a checkpoint or archive.
-    every : steps between reports.
-    atoms : indices that the student acts on (link atoms included); all if None.
-    action : "warn" (in the log, when a figure begins to fail) or "stop" (raise).
-    csv : file that receives a row of `COLUMNS` for each report; `mlff-student analyze` reads it.
-    append : to a csv that is there; else it is written over, as OpenMM's reporters do.
-    last_good : file that receives the State of each report in which nothing failed, whole or not
-        at all; `Simulation.loadState` goes on from it.
-    periodic : whether the student is; None: what the System does, by its student's force or, where
-        that is inside another one (openmm-ml's interpolation), by the System as a whole.
-    temperature_K : of the thermostat; None: at most the highest temperature of the training data.
-    constant_energy : whether drift is judged; None: with the Verlet integrators of OpenMM where no
+    topology : Topology
+        Topology of the system.
+    positions : unit.Quantity
+        Positions of the start, (N, 3), such as a minimised structure. They are the reference for
+        the lengths of bonds.
+    model : str | Path
+        Model of the student that runs: a shipped name, or the path of a checkpoint or an archive.
+    every : int
+        Number of steps between reports.
+    atoms : Iterable[int] | None
+        Indices of the atoms that the student acts on, link atoms included. None: all atoms.
+    action : str
+        What to do if a figure fails: "warn" writes to the Python log when a figure begins to fail,
+        "stop" raises `RunStoppedError`.
+    csv : str | Path | None
+        File that receives a row of `COLUMNS` for each report. `mlff-student analyze` reads it.
+    append : bool
+        Whether to append to an existing `csv` file. If not, the file is overwritten, as the
+        reporters of OpenMM do.
+    last_good : str | Path | None
+        File that receives the State of each report in which nothing failed. It is written
+        atomically. `Simulation.loadState` reads it to resume the run.
+    periodic : bool | None
+        Whether the student is periodic. None: as the student's force in the System is, or as the
+        System is if the student's force is inside another force (interpolation of openmm-ml).
+    temperature_K : float | None
+        Temperature of the thermostat, K. None: only temperatures above the highest of the training
+        data are judged.
+    constant_energy : bool | None
+        Whether drift is judged. None: if the integrator is a Verlet integrator of OpenMM, and no
         thermostat and no barostat is among the forces.
-    teacher : name that `make_teacher` takes, or an ASE calculator.
-    teacher_every : reports between comparisons with the teacher.
-    thresholds : table in place of the project's; its limits of the training data, too, go before
-        those of the archive.
-    backend, device : of the student, as in `student_force`.
+    teacher : str | Calculator | None
+        Name of a teacher for `make_teacher`, or an ASE calculator. None: no comparison.
+    teacher_every : int
+        Number of reports between comparisons with the teacher.
+    thresholds : dict[str, Threshold] | None
+        Thresholds in place of the project's. They also replace the limits of the archive that have
+        the same keys.
+    backend, device : str
+        Backend and device of the student, as in `student_force`.
 
     Attributes
     ----------
-    checks : list of Check
-        Of the newest report (`mlff_student.reporting.verdict`).
+    checks : list[Check]
+        Checks of the newest report (`mlff_student.reporting.verdict`).
 
     Raises
     ------
-    InputError : options or a structure that cannot be used.
-    ArchiveError, MissingDependencyError : no such model, kernels or teacher.
-    RunStoppedError : from `Simulation.step`, where action is "stop" and a figure fails.
+    InputError
+        If an option or the structure cannot be used.
+    ArchiveError, MissingDependencyError
+        If there is no such model, or a backend or teacher is not installed.
+    RunStoppedError
+        From `Simulation.step`, if `action` is "stop" and a figure fails.
     """
 
     def __init__(
@@ -163,10 +195,10 @@ class Monitor:
         device: str = "cpu",
     ) -> None:
         if action not in ACTIONS:
-            raise InputError(f"no action {action!r}; there are {', '.join(ACTIONS)}")
+            raise InputError(f"unknown action {action!r}; expected {' or '.join(ACTIONS)}")
         if every < 1 or teacher_every < 1:
             raise InputError(
-                f"every and teacher_every must be at least 1, not {every}, {teacher_every}"
+                f"every and teacher_every must be at least 1, got {every} and {teacher_every}"
             )
         archive = archive_of(model, device=device)
         self._archive = with_backend(archive, backend, device)
@@ -178,7 +210,7 @@ class Monitor:
         self._teacher_every = teacher_every
         members = student_atoms(topology, atoms, archive.metadata["elements"])
         self._indices = [atom.index for atom in members]
-        self._names = [f"{one.residue.name}{one.residue.id}-{one.name}" for one in members]
+        self._names = [f"{atom.residue.name}{atom.residue.id}-{atom.name}" for atom in members]
         self._symbols = [atom.element.symbol for atom in members]
         self._periodic = periodic
         self._start = positions.value_in_unit(unit.angstrom), topology.getPeriodicBoxVectors()
@@ -194,7 +226,7 @@ class Monitor:
         table = load_thresholds() if thresholds is None else thresholds
         self._thresholds = domain_limits(archive) | table
         self._energies: deque[tuple[float, float]] = deque(maxlen=DRIFT_ROWS)  # ps, meV/atom
-        self._newest = (-math.inf, 0)  # time in ps and step of the last of them
+        self._newest = (-math.inf, 0)  # time in ps and step of the newest energy
         self.checks: list[Check] = []
         self._failing: set[str] = set()
         self._reports, self._good_step = 0, None
@@ -204,14 +236,38 @@ class Monitor:
             print(",".join(COLUMNS), file=self._csv, flush=True)
 
     def describeNextReport(self, simulation: Simulation) -> dict[str, Any]:  # noqa: N802
-        """Ask OpenMM for positions and velocities after the next `every` steps, not for energies:
-        where it has none, no reporter would be called.
+        """Ask OpenMM for positions and velocities at the next report.
+
+        Energies are not asked for, because no reporter is called if OpenMM cannot compute them.
+
+        Parameters
+        ----------
+        simulation : Simulation
+            The running simulation.
+
+        Returns
+        -------
+        dict[str, Any]
+            Number of steps to the next report, and what it needs.
         """
         steps = self._every - simulation.currentStep % self._every
         return {"steps": steps, "periodic": False, "include": ["positions", "velocities"]}
 
     def report(self, simulation: Simulation, state: openmm.State) -> None:
-        """Judge one State; called by OpenMM."""
+        """Judge a State. OpenMM calls this method.
+
+        Parameters
+        ----------
+        simulation : Simulation
+            The running simulation.
+        state : openmm.State
+            State with positions and velocities.
+
+        Raises
+        ------
+        RunStoppedError
+            If the action is "stop" and a figure fails.
+        """
         if self._pairs is None:
             self._begin(simulation.system)
         degrees = degrees_of_freedom(simulation.system, state)
@@ -227,12 +283,12 @@ class Monitor:
             *self._domain(atoms),
         ]
         self._reports += 1
-        figures = [one.figure for one in located]
+        figures = [item.figure for item in located]
         finite = all(math.isfinite(thermo[key]) for key in THERMO_COLUMNS)
         figures.append(Figure("nonfinite_rows", int(not finite)))
         self.checks = judge(figures, self._thresholds)
         failed = {check.key for check in self.checks if check.outcome is Outcome.FAILED}
-        places = {one.figure.key: one.atoms for one in located if one.atoms}
+        places = {item.figure.key: item.atoms for item in located if item.atoms}
         if self._csv:
             row = {"step": simulation.currentStep} | thermo | record_of(figures)
             row |= {PLACES[key]: place for key, place in places.items()}
@@ -243,7 +299,7 @@ class Monitor:
                 simulation.saveState(str(temporary))
         if not failed:
             self._good_step = simulation.currentStep
-        words = "; ".join(
+        message = "; ".join(
             f"{check.key} {check.figure.value:.4g} (limit {check.threshold.value:g} "
             + ", ".join(filter(None, (check.threshold.unit, places.get(check.key, ""))))
             + ")"
@@ -253,16 +309,18 @@ class Monitor:
         self._failing = failed
         if failed and self._action == "stop":
             raise RunStoppedError(
-                f"stopped at step {simulation.currentStep}: {words}. {self._good()}"
+                f"stopped at step {simulation.currentStep}: {message}. {self._good()}"
             )
-        if words:
-            logger.warning("step %d: %s", simulation.currentStep, words)
+        if message:
+            logger.warning("step %d: %s", simulation.currentStep, message)
 
     def _begin(self, system: openmm.System) -> None:
-        """What depends on whether the student is periodic."""
+        """Set what depends on whether the student is periodic: bonds and their lengths."""
         if self._periodic is None:
-            own = [one for one in system.getForces() if one.getName().startswith(FORCE_NAME)]
-            self._periodic = (own[0] if own else system).usesPeriodicBoundaryConditions()
+            student = [
+                force for force in system.getForces() if force.getName().startswith(FORCE_NAME)
+            ]
+            self._periodic = (student[0] if student else system).usesPeriodicBoundaryConditions()
         positions, box = self._start
         if self._periodic and box is None:
             box = system.getDefaultPeriodicBoxVectors()
@@ -274,27 +332,27 @@ class Monitor:
     def _thermo(
         simulation: Simulation, state: openmm.State, atoms: Atoms, degrees: int
     ) -> dict[str, float]:
-        """A row of the run's log; NaN in place of what OpenMM cannot tell."""
-        nowhere = dict.fromkeys(THERMO_COLUMNS, math.nan)
-        nowhere["time_ps"] = state.getTime().value_in_unit(unit.picosecond)
+        """Return a row of the run's log, with NaN for values that OpenMM cannot compute."""
+        unknown = dict.fromkeys(THERMO_COLUMNS, math.nan)
+        unknown["time_ps"] = state.getTime().value_in_unit(unit.picosecond)
         if not np.isfinite(atoms.positions).all():
-            return nowhere
+            return unknown
         try:
             if not state.getDataTypes() & openmm.State.Energy:
                 state = simulation.context.getState(energy=True)
             return thermo_row(state, degrees)
         except openmm.OpenMMException as error:
             logger.warning("step %d: no energy: %s", simulation.currentStep, cause(error))
-            return nowhere
+            return unknown
 
     def _good(self) -> str:
         if self._good_step is None:
-            return "No report before was good"
-        kept = f", its state is in {self._last_good}" if self._last_good else ""
+            return "No earlier report was good"
+        kept = f"; its state is in {self._last_good}" if self._last_good else ""
         return f"The last good report was at step {self._good_step}{kept}"
 
     def _atoms(self, positions: Any, box: Any) -> Atoms:
-        """The student's atoms, of all positions (N, 3) in angstrom and the box."""
+        """Return the student's atoms, from all positions (N, 3) in angstrom and the box."""
         atoms = Atoms(self._symbols, positions=np.asarray(positions)[self._indices])
         if self._periodic:
             atoms.set_cell(np.array(box.value_in_unit(unit.angstrom)))
@@ -337,29 +395,30 @@ class Monitor:
         return [Located(Figure("temperature", sigma, "standard deviations"))]
 
     def _bonds(self, atoms: Atoms) -> list[Located]:
-        if not len(self._pairs):
+        pairs = self._pairs
+        if pairs is None or not len(pairs):
             return []
         longest = float(self._lengths.max())
-        lengths = bond_lengths(atoms.positions[None], _cells(atoms), self._pairs, longest)[0]
+        lengths = bond_lengths(atoms.positions[None], _cells(atoms), pairs, longest)[0]
         deviation = np.abs(lengths - self._lengths)
         worst = int(deviation.argmax())
-        first, second = self._pairs[worst]
+        first, second = pairs[worst]
         figure = Figure("bond_deviation", float(deviation[worst]), "angstrom")
         return [Located(figure, f"{self._names[first]} {self._names[second]}")]
 
     def _domain(self, atoms: Atoms) -> list[Located]:
         finite = np.isfinite(atoms.positions).all(1)
         if not finite.all():
-            nowhere = self._names[int(finite.argmin())]
+            name = self._names[int(finite.argmin())]
             return [
-                Located(Figure("largest_force", math.nan, "eV/angstrom"), nowhere),
-                Located(Figure("network_depth", math.nan, "eV"), nowhere),
+                Located(Figure("largest_force", math.nan, "eV/angstrom"), name),
+                Located(Figure("network_depth", math.nan, "eV"), name),
             ]
         energies, forces, _ = (
-            one.cpu().numpy() for one in evaluate(self._archive, atoms, self._device)
+            result.cpu().numpy() for result in evaluate(self._archive, atoms, self._device)
         )
         sizes = np.linalg.norm(forces, axis=1)
-        depths = np.maximum(self._references - energies, 0.0)  # repulsion can only add to energies
+        depths = np.maximum(self._references - energies, 0.0)  # repulsion is positive
         strongest, deepest = int(sizes.argmax()), int(depths.argmax())
         force = Figure("largest_force", float(sizes[strongest]), "eV/angstrom")
         depth = Figure("network_depth", float(depths[deepest]), "eV")
@@ -369,15 +428,15 @@ class Monitor:
             *self._neighbourhoods(atoms),
         ]
         if self._teacher and self._reports % self._teacher_every == 0:
-            error = self._error(atoms, forces)
+            error = _force_rmse(self._teacher, atoms, forces)
             located.append(Located(Figure("teacher_force_rmse", error, "eV/angstrom")))
             held_out = (self._archive.metadata["accuracy"] or {}).get("held_out_molecules", {})
-            if usual := held_out.get("force_rmse_ev_per_angstrom"):
-                located.append(Located(Figure("teacher_force_rmse_ratio", error / usual)))
+            if expected := held_out.get("force_rmse_ev_per_angstrom"):
+                located.append(Located(Figure("teacher_force_rmse_ratio", error / expected)))
         return located
 
     def _neighbourhoods(self, atoms: Atoms) -> list[Located]:
-        """The atom whose neighbours are the least like any in training."""
+        """Return the atom whose neighbours differ most from those in the training data."""
         limits = (self._archive.metadata["domain"] or {}).get("neighbours")
         if not limits:
             return []
@@ -391,27 +450,29 @@ class Monitor:
         species = torch.tensor([elements.index(symbol) for symbol in atoms.symbols])
         counts = neighbour_counts(vectors.norm(dim=1), edges, species, len(elements))
         excess = neighbourhood_excess(counts, species, elements, limits)
-        strangest = int(excess.argmax())
-        figure = Figure("neighbourhood_excess", float(excess[strangest]))
-        return [Located(figure, self._names[strangest])]
-
-    def _error(self, atoms: Atoms, forces: NDArray[np.float64]) -> float:
-        """RMSE of the student's forces against the teacher's; NaN where the teacher has none."""
-        try:
-            expected = self._teacher.get_property("forces", atoms)
-        except Exception as error:  # it is anybody's program
-            logger.warning("the teacher failed: %s", error)
-            return math.nan
-        return float(np.sqrt(np.mean((forces - expected) ** 2)))
+        largest = int(excess.argmax())
+        figure = Figure("neighbourhood_excess", float(excess[largest]))
+        return [Located(figure, self._names[largest])]
 
 
 def domain_limits(archive: Archive) -> dict[str, Threshold]:
-    """Thresholds that the archive itself sets: where its training data end."""
+    """Return the thresholds that the archive sets by the limits of its training data.
+
+    Parameters
+    ----------
+    archive : Archive
+        Archive of a student.
+
+    Returns
+    -------
+    dict[str, Threshold]
+        Thresholds by the keys of the figures.
+    """
     limits = {
         "network_depth_ev": Threshold(
             -archive.metadata["lowest"],
             "eV",
-            "Network energies that the student squeezes, and that no atom has in training.",
+            "The student compresses lower network energies; no atom in the training data has them.",
         )
     }
     if largest := (archive.metadata["domain"] or {}).get("largest_force_ev_per_angstrom"):
@@ -421,9 +482,19 @@ def domain_limits(archive: Archive) -> dict[str, Threshold]:
 
 
 def _cells(atoms: Atoms) -> NDArray[np.float64] | None:
-    """Cell (1, 3, 3) of periodic atoms."""
+    """Return the cell (1, 3, 3) of periodic atoms, angstrom, or None."""
     return atoms.cell.array[None] if atoms.pbc.all() else None
 
 
 def _text(value: float | str) -> str:
     return f"{value:.12g}" if isinstance(value, float) else str(value)
+
+
+def _force_rmse(teacher: Calculator, atoms: Atoms, forces: NDArray[np.float64]) -> float:
+    """Return the RMSE of the student's forces, eV/angstrom; NaN if the teacher fails."""
+    try:
+        expected = teacher.get_property("forces", atoms)
+    except Exception as error:  # a teacher may be any program
+        logger.warning("the teacher failed: %s", error)
+        return math.nan
+    return float(np.sqrt(np.mean((forces - expected) ** 2)))

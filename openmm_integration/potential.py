@@ -1,7 +1,8 @@
-"""Students as potentials of openmm-ml.
+"""Makes students potentials of openmm-ml.
 
-`MLPotential("mlff-student-original")`, or `MLPotential("mlff-student", modelPath="my.pt")`. Loaded
-by `import openmmml`, of any user: nothing heavy is imported before a System is made.
+A user writes `MLPotential("mlff-student-original")` or `MLPotential("mlff-student",
+modelPath="my.pt")`. Every `import openmmml` loads this module, so heavy packages are imported only
+when a System is made.
 """
 
 import sys
@@ -20,21 +21,31 @@ if TYPE_CHECKING:
 
 PREFIX = "mlff-student-"
 PRECISIONS = {"single": "float32", "double": "float64"}
-# createMixedSystem hands all its options to addForces, those of the embedding among them.
+# createMixedSystem passes the options of the embedding to addForces too.
 MECHANICAL_EMBEDDING_ARGUMENTS = ("linkAtomDistances",)
 
 
 class StudentPotentialImplFactory(MLPotentialImplFactory):
-    """Makes the potential of a shipped model, or of a file given by modelPath."""
+    """Makes the potential of a shipped model, or of the file `modelPath`."""
 
     def createImpl(  # noqa: N802  (openmm-ml's name)
         self, name: str, modelPath: str | None = None, **args: Any
     ) -> "StudentPotentialImpl":
-        """Called by `MLPotential(name, modelPath=...)`.
+        """Make the potential; openmm-ml calls this for `MLPotential(name, modelPath=...)`.
+
+        Parameters
+        ----------
+        name : str
+            "mlff-student-" and the name of a shipped model, or "mlff-student".
+        modelPath : str, optional
+            Path of a checkpoint or archive, for "mlff-student".
+        **args : Any
+            No other arguments are allowed.
 
         Raises
         ------
-        InputError : arguments that are not known, or a model given twice or not at all.
+        InputError
+            An argument is unknown, or there are two models or none.
         """
         check_key(args, ("modelPath",), f"MLPotential({name!r})")
         shipped = name.startswith(PREFIX)
@@ -49,7 +60,13 @@ class StudentPotentialImplFactory(MLPotentialImplFactory):
 
 
 class StudentPotentialImpl(MLPotentialImpl):
-    """A student, on all atoms of a System or on the ML region of a mixed one."""
+    """A student that acts on all atoms of a System, or on the ML region of a mixed System.
+
+    Parameters
+    ----------
+    model : str
+        Shipped name, or path of a checkpoint or archive.
+    """
 
     def __init__(self, model: str) -> None:
         self.model = model
@@ -70,33 +87,55 @@ class StudentPotentialImpl(MLPotentialImpl):
         multiplicity: int = 1,
         **args: Any,
     ) -> None:
-        """Called by `createSystem` and `createMixedSystem`.
+        """Add the student to a System; `createSystem` and `createMixedSystem` call this.
 
         Parameters
         ----------
-        precision : of the network: "single" (default) or "double"; an exported archive has its own,
-            and another is refused.
-        device, threads, backend : as of `student_force`.
-        interface : as of `student_force`; a PythonForce costs about 0.1 ms a step more.
-        charge, multiplicity : must be those of the molecules that the student was trained on.
+        topology : Topology
+            OpenMM topology.
+        system : openmm.System
+            System that receives the force.
+        atoms : Iterable[int], optional
+            Indices of the atoms that the student acts on; all atoms if None.
+        forceGroup : int
+            Force group of the force.
+        precision : str, optional
+            Precision of the network, "single" (default) or "double". An exported archive has a
+            precision already; another one is an error.
+        device : str
+            Torch device; see `student_force`.
+        threads : int, optional
+            Number of threads; see `student_force`.
+        backend : str
+            Compute backend; see `student_force`.
+        interface : str
+            Kind of the force; see `student_force`. A step with "PythonForce" takes about 0.1 ms
+            longer than with "TorchForce".
+        charge : int
+            Charge of the student's atoms in elementary charges; it must be 0, as in the training.
+        multiplicity : int
+            Spin multiplicity of the student's atoms; it must be 1, as in the training.
+        **args : Any
+            Options of mechanical embedding, which are not used here.
 
         Raises
         ------
-        InputError : arguments that are not known or a state the student does not describe, and
-            those of `student_force`.
+        InputError
+            An argument is unknown, the charge or multiplicity is not that of the training, or
+            `student_force` refuses its arguments.
         """
         own = signature(self.addForces).parameters.values()
-        known = [one.name for one in own if one.kind is Parameter.KEYWORD_ONLY]
+        known = [option.name for option in own if option.kind is Parameter.KEYWORD_ONLY]
         known += MECHANICAL_EMBEDDING_ARGUMENTS
         check_key(args, known, "options of the student")
         if precision is not None and precision not in PRECISIONS:
             raise InputError(f"precision must be 'single' or 'double', not {precision!r}")
-        # All labels, of every teacher, are of neutral closed-shell molecules: sampling refuses
-        # others, and teachers that ask are told so. No archive can have other values.
+        # All students were trained on neutral closed-shell molecules, because sampling refuses
+        # others. So an archive does not store these two values.
         if charge != 0 or multiplicity != 1:
             raise InputError(
                 f"charge {charge}, multiplicity {multiplicity}: the students were trained on "
-                "neutral closed-shell molecules alone (charge 0, multiplicity 1)"
+                "neutral closed-shell molecules only (charge 0, multiplicity 1)"
             )
         import torch
 
@@ -110,7 +149,7 @@ class StudentPotentialImpl(MLPotentialImpl):
                 topology,
                 self.model,
                 atoms=atoms,
-                dtype=precision and getattr(torch, PRECISIONS[precision]),
+                dtype=getattr(torch, PRECISIONS[precision]) if precision else None,
                 force_group=forceGroup,
                 device=str(device),
                 threads=threads,
@@ -120,7 +159,7 @@ class StudentPotentialImpl(MLPotentialImpl):
         )
 
     def getSupportedEmbeddings(self) -> list[str]:  # noqa: N802  (openmm-ml's name)
-        """Mechanical embedding comes through `createMixedSystem` below."""
+        """Return the supported embeddings: mechanical embedding, by `createMixedSystem`."""
         return ["mechanical"]
 
     def createMixedSystem(  # noqa: N802  (openmm-ml's name)
@@ -134,20 +173,45 @@ class StudentPotentialImpl(MLPotentialImpl):
         returnInfo: bool = False,
         **args: Any,
     ) -> "openmm.System | dict[str, Any]":
-        """Mechanical embedding of openmm-ml, with four things added to it.
+        """Make a mixed System by the mechanical embedding of openmm-ml, with four corrections.
 
-        openmm-ml 1.8 asks every atom of the topology for its atomic number, and fails on the
-        virtual sites of water models; it takes the student's box from the topology, whatever the
-        MM part does; it removes the bonds by which a barostat knows the molecules of the ML region;
-        and it leaves the derivative by `lambda_interpolate` to the user.
+        openmm-ml 1.8 reads the atomic number of every atom, which fails for the virtual sites of
+        water models. It takes the student's box from the topology, even if the MM System has none.
+        It removes the bonds from which a barostat knows the molecules of the ML region. It does not
+        ask for the derivative by `lambda_interpolate`.
 
-        It copies the MM System, and the student when it interpolates, through XML. No TorchForce
-        survives that: `interface="auto"` then takes PythonForce.
+        openmm-ml copies the MM System through XML, and with `interpolate` the student too. A
+        TorchForce does not survive this, so `interface="auto"` is then PythonForce.
+
+        Parameters
+        ----------
+        topology : Topology
+            OpenMM topology of the MM System.
+        system : openmm.System
+            MM System.
+        atoms : list[int]
+            Indices of the atoms of the ML region.
+        forceGroup : int
+            Force group of the student.
+        interpolate : bool
+            Whether the parameter `lambda_interpolate` changes from the MM to the ML description.
+        embedding : str
+            Name of the embedding; only "mechanical" exists.
+        returnInfo : bool
+            Whether to return the dictionary of openmm-ml instead of the System.
+        **args : Any
+            Options of `addForces` and of the embedding.
+
+        Returns
+        -------
+        openmm.System | dict[str, Any]
+            The mixed System or, with `returnInfo`, a dictionary with it and the new indices.
 
         Raises
         ------
-        InputError : interpolate with interface="TorchForce", or a TorchForce in the MM System; and
-            those of `addForces`.
+        InputError
+            `interpolate` is used with interface="TorchForce", the MM System has a TorchForce, or
+            `addForces` refuses its arguments.
         """
         from openmm.app.element import hydrogen
         from openmmml.embeddings.mechanicalembedding import MechanicalEmbedding
@@ -157,44 +221,44 @@ class StudentPotentialImpl(MLPotentialImpl):
         if _has_torch_force(system):
             raise InputError(
                 "the MM System has a TorchForce; openmm-ml copies the System through XML, which "
-                "ends the process: make that force with interface='PythonForce', or add it to the "
-                "mixed System afterwards"
+                "would end the process: make that force with interface='PythonForce', or add it to "
+                "the mixed System afterwards"
             )
         if interpolate and args.get("interface") == "TorchForce":
             raise InputError(
                 "interpolate=True with interface='TorchForce': openmm-ml copies the force through "
-                "XML, which ends the process; leave interface out, or say 'PythonForce'"
+                "XML, which would end the process; leave interface out, or use 'PythonForce'"
             )
         if interpolate and args.get("interface") == "auto":
             args["interface"] = "PythonForce"
         filled = deepcopy(topology)
-        bare = [atom.index for atom in filled.atoms() if atom.element is None]
-        _set_elements(filled, bare, hydrogen)
+        virtual_sites = [atom.index for atom in filled.atoms() if atom.element is None]
+        _set_elements(filled, virtual_sites, hydrogen)
         filled.setPeriodicBoxVectors(
             system.getDefaultPeriodicBoxVectors()
             if system.usesPeriodicBoundaryConditions()
             else None
         )
-        made = MechanicalEmbedding().createMixedSystem(
+        info = MechanicalEmbedding().createMixedSystem(
             self, filled, system, atoms, forceGroup, interpolate, returnInfo=True, **args
         )
-        _set_elements(made["topology"], [made["oldToNew"][index] for index in bare], None)
-        made["topology"].setPeriodicBoxVectors(topology.getPeriodicBoxVectors())
-        mixed = made["system"]
+        mixed, mixed_topology = info["system"], info["topology"]
+        _set_elements(mixed_topology, [info["oldToNew"][index] for index in virtual_sites], None)
+        mixed_topology.setPeriodicBoxVectors(topology.getPeriodicBoxVectors())
         if interpolate:
             interpolation = mixed.getForce(mixed.getNumForces() - 1)
             interpolation.addEnergyParameterDerivative("lambda_interpolate")
         if system.usesPeriodicBoundaryConditions():
             mixed.addForce(bonds_without_strength(topology, set(atoms)))
-        return made if returnInfo else mixed
+        return info if returnInfo else mixed
 
     def getMLLongRange(self) -> bool:  # noqa: N802  (openmm-ml's name)
-        """A student sees nothing beyond its cutoff."""
+        """Return False: a student has no interactions beyond its cutoff."""
         return False
 
 
 def _has_torch_force(system: "openmm.System") -> bool:
-    """Whether a System has a TorchForce, which it can only have once openmmtorch is imported."""
+    """Return whether a System has a TorchForce; without openmmtorch imported it cannot have one."""
     plugin = sys.modules.get("openmmtorch")
     return plugin is not None and any(map(plugin.TorchForce.isinstance, system.getForces()))
 

@@ -1,9 +1,9 @@
-"""The MD protocol of mlff_student.engines.protocol in OpenMM."""
+"""Runs molecular dynamics in OpenMM, for `mlff-student md --engine openmm`."""
 
 import math
-import os
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -15,6 +15,7 @@ from openmm import (
     MonteCarloBarostat,
     OpenMMException,
     Platform,
+    State,
     System,
     VerletIntegrator,
     unit,
@@ -24,23 +25,34 @@ from openmm.app import DCDReporter, Simulation
 from mlff_student.core.errors import InputError, StudentError
 from mlff_student.core.files import atomic_write
 from mlff_student.core.units import KB, KJ_PER_MOL
-from mlff_student.engines.protocol import COLDEST_START, THERMO_COLUMNS, MDSettings, RunFolder
+from mlff_student.engines.protocol import (
+    MIN_START_KINETIC_FRACTION,
+    THERMO_COLUMNS,
+    MDSettings,
+    RunFolder,
+)
 from mlff_student.structures.reading import Structure
 
 from .system import check_molecules, create_system
 from .thermo import cause, degrees_of_freedom, thermo_row
 from .topology import openmm_topology
 
-STEPS_BETWEEN_SAMPLES = 10  # of the mean potential energy
+STEPS_BETWEEN_SAMPLES = 10  # between samples of the mean potential energy
 MINIMISE_TOLERANCE = 10.0 * unit.kilojoule_per_mole / unit.nanometer
 
 
 class ThermoReporter:
-    """Rows of the run's log: time in ps, energies in eV, temperature in K (of the 3N - 3 degrees
-    of freedom of a run whose centre of mass is at rest).
+    """Reporter that writes the log of a run: time in ps, energies in eV, temperature in K.
+
+    Parameters
+    ----------
+    path : Path
+        CSV file that receives the rows.
+    every : int
+        Steps between rows.
     """
 
-    def __init__(self, path: os.PathLike[str], every: int) -> None:
+    def __init__(self, path: Path, every: int) -> None:
         self._every = every
         self._file = open(path, "w")
         print(",".join(THERMO_COLUMNS), file=self._file, flush=True)
@@ -50,7 +62,7 @@ class ThermoReporter:
         steps = self._every - simulation.currentStep % self._every
         return {"steps": steps, "periodic": None, "include": ["energy", "velocities"]}
 
-    def report(self, simulation: Simulation, state) -> None:
+    def report(self, simulation: Simulation, state: State) -> None:
         """Write one row."""
         row = thermo_row(state, degrees_of_freedom(simulation.system, state))
         print(",".join(f"{value:.12g}" for value in row.values()), file=self._file, flush=True)
@@ -62,7 +74,7 @@ def run_openmm(
     folder: RunFolder,
     progress: Callable[[int], None],
 ) -> float:
-    """Engine of `mlff_student.engines.run.run_md`; see `mlff_student.engines.protocol.Engine`."""
+    """Run MD in OpenMM; an engine of `run_md`, see `mlff_student.engines.protocol.Engine`."""
     torch.set_num_threads(settings.threads_for(len(structure.atoms)))
     topology = openmm_topology(structure)
     if settings.ensemble == "npt":
@@ -103,7 +115,7 @@ def run_openmm(
             state = start.context.getState(positions=True, velocities=True, energy=True)
             missing = mean - state.getPotentialEnergy().value_in_unit(unit.kilojoule_per_mole)
             production.context.setPositions(state.getPositions())
-            velocities = _matching(
+            velocities = _start_velocities(
                 state.getVelocities(asNumpy=True), system, settings.temperature_K, missing
             )
             production.context.setVelocities(velocities)
@@ -120,7 +132,7 @@ def _produce(
     simulation: Simulation,
     settings: MDSettings,
     folder: RunFolder,
-    checkpoint: os.PathLike[str],
+    checkpoint: Path,
     progress: Callable[[int], None],
 ) -> float:
     first = simulation.currentStep
@@ -140,13 +152,13 @@ def _produce(
     return 1e3 * (time.perf_counter() - began) / steps if steps else math.nan
 
 
-def _save(simulation: Simulation, checkpoint: os.PathLike[str]) -> None:
+def _save(simulation: Simulation, checkpoint: Path) -> None:
     with atomic_write(checkpoint) as temporary:
         simulation.saveCheckpoint(str(temporary))
 
 
 def _mean_potential(simulation: Simulation, steps: int) -> float:
-    """Mean potential energy over the next steps, kJ/mol."""
+    """Run a number of steps and return their mean potential energy, kJ/mol."""
     total, last = 0.0, simulation.currentStep + steps
     samples = 0
     while simulation.currentStep < last:
@@ -157,12 +169,13 @@ def _mean_potential(simulation: Simulation, steps: int) -> float:
     return total / samples
 
 
-def _matching(
+def _start_velocities(
     velocities: unit.Quantity, system: System, temperature_K: float, missing: float
 ) -> unit.Quantity:
-    """Velocities (N, 3) with the centre of mass at rest and the kinetic energy of the temperature,
-    plus what the potential energy is missing (kJ/mol) to its mean: a constant-energy run then has
-    the temperature that was asked for.
+    """Return velocities (N, 3) with which a run at constant energy has the given temperature.
+
+    The centre of mass is at rest. The kinetic energy is that of the temperature plus `missing`, the
+    mean potential energy minus the present one in kJ/mol.
     """
     masses = np.array(
         [system.getParticleMass(k).value_in_unit(unit.dalton) for k in range(len(velocities))]
@@ -171,18 +184,21 @@ def _matching(
     values = values - masses @ values / masses.sum()
     kinetic = 0.5 * float(masses @ (values**2).sum(1))  # dalton nm^2/ps^2 = kJ/mol
     thermal = 0.5 * max(1, 3 * len(masses) - 3) * KB * temperature_K / KJ_PER_MOL
-    wanted = max(thermal + missing, COLDEST_START * thermal)
+    wanted = max(thermal + missing, MIN_START_KINETIC_FRACTION * thermal)
     if kinetic > 0:
         values = values * np.sqrt(wanted / kinetic)
     return values * (unit.nanometer / unit.picosecond)
 
 
 def find_platform(name: str) -> list[Platform]:
-    """Platform of a name, or nothing, for OpenMM to take the fastest, where it is empty.
+    """Return the platform of that name in a list, or an empty list if the name is empty.
+
+    OpenMM takes the fastest platform if it is given none.
 
     Raises
     ------
-    InputError : OpenMM has no such platform here.
+    InputError
+        OpenMM has no platform of that name on this machine.
     """
     if not name:
         return []

@@ -1,14 +1,15 @@
-// Runs the system of this folder without Python. It needs OpenMM, TorchForce and libtorch:
+// This program runs the system of this folder without Python. It needs OpenMM, TorchForce and
+// libtorch. To compile and run it:
 //
 //   g++ -std=c++17 simulate.cpp -o simulate -I$OPENMM/include -L$OPENMM/lib \
 //       -lOpenMM -lOpenMMTorch -ldl -Wl,--allow-shlib-undefined
 //   export OPENMM_PLUGIN_DIR=$OPENMM/lib/plugins LD_LIBRARY_PATH=$OPENMM/lib:$TORCH/lib
 //   ./simulate 1000
 //
-// OPENMM is where OpenMM is installed and TORCH where libtorch is. Of the wheels these are
-// site-packages/OpenMM.libs and site-packages/torch, and LD_LIBRARY_PATH needs
-// site-packages/nvidia/cuda_nvrtc/lib too. If student.pt was written for the native kernels,
-// MLFF_STUDENT_NATIVE must name libmlff_student.so.
+// OPENMM is the folder where OpenMM is installed, and TORCH the folder of libtorch. With wheels
+// from pip they are site-packages/OpenMM.libs and site-packages/torch, and LD_LIBRARY_PATH must
+// also contain site-packages/nvidia/cuda_nvrtc/lib. If student.pt was written for the native
+// kernels, set MLFF_STUDENT_NATIVE to the path of libmlff_student.so.
 
 #include <OpenMM.h>
 #include <dlfcn.h>
@@ -26,7 +27,7 @@
 
 #if __has_include(<TorchForce.h>)
 #include <TorchForce.h>
-#else // the wheel of openmmtorch 1.5 has the library but no header: what is used of it here
+#else // The wheel of openmmtorch 1.5 has no header. This declares the members that are used here.
 namespace TorchPlugin {
 class TorchForce : public OpenMM::Force {
 public:
@@ -39,12 +40,12 @@ protected:
   OpenMM::ForceImpl *createImpl() const override;
 
 private:
-  alignas(16) char members[1024]; // more than it has
+  alignas(16) char members[1024]; // larger than the members of the class in the library
 };
 } // namespace TorchPlugin
 #endif
 
-constexpr bool periodic = PERIODIC;
+constexpr bool periodic = PERIODIC; // whether the system has a box
 
 template <class T> std::unique_ptr<T> read(const char *path) {
   std::ifstream file(path);
@@ -61,7 +62,7 @@ int run(int steps) {
   auto student = new TorchPlugin::TorchForce("student.pt");
   student->setOutputsForces(true);
   student->setUsesPeriodicBoundaryConditions(periodic);
-  system->addForce(student); // which owns it from now on
+  system->addForce(student); // the system owns the force from now on
 
   LangevinMiddleIntegrator integrator(300.0, 1.0, 0.0005); // K, 1/ps, ps
   Context context(*system, integrator);

@@ -1,4 +1,4 @@
-"""Structures for OpenMM: topology and positions with units from any file a chemist has."""
+"""Reads structures for OpenMM: a topology, and positions with units."""
 
 from openmm import Vec3, unit
 from openmm.app import Element, Topology
@@ -8,12 +8,26 @@ from mlff_student.structures.reading import Structure, in_engine_orientation, re
 
 
 def load_structure(source: str) -> tuple[Topology, unit.Quantity]:
-    """Topology and positions (nm) of a PDB, PDBx/mmCIF, SDF, MOL, XYZ or extended XYZ file, or of
-    a SMILES string; a periodic one turned so that OpenMM can take its box.
+    """Read a structure for OpenMM.
+
+    A periodic structure is rotated so that its box has the orientation that OpenMM requires.
+
+    Parameters
+    ----------
+    source : str
+        PDB, PDBx/mmCIF, SDF, MOL, XYZ or extended XYZ file, or a SMILES string.
+
+    Returns
+    -------
+    topology : Topology
+        OpenMM topology with elements, bonds and box.
+    positions : unit.Quantity
+        Positions (N, 3) with their unit.
 
     Raises
     ------
-    InputError : unreadable, or a structure that no student may be given (unknown elements, missing
+    InputError
+        The source cannot be read, or the structure is unusable (unknown elements, missing
         hydrogens, overlapping atoms).
     """
     structure = read_structure(source)
@@ -23,7 +37,10 @@ def load_structure(source: str) -> tuple[Topology, unit.Quantity]:
 
 
 def openmm_topology(structure: Structure) -> Topology:
-    """OpenMM topology with the structure's atoms, bonds and box (see `in_engine_orientation`)."""
+    """Return an OpenMM topology with the atoms, bonds and box of a structure.
+
+    A periodic structure must come from `in_engine_orientation`.
+    """
     topology = Topology()
     members = []
     for chain in structure.topology.chains:

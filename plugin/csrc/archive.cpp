@@ -2,6 +2,7 @@
 
 #include "json.h"
 #include "sha256.h"
+#include "tensors.h"
 
 #include <torch/cuda.h>
 #include <torch/script.h>
@@ -20,7 +21,7 @@ namespace {
 constexpr int64_t FORMAT_VERSION = 2;
 constexpr const char *METADATA_FILE = "metadata.json";
 
-// The line of a torch message that names the cause, without the traceback around it.
+// Returns the line of a torch message that names the cause, without the traceback around it.
 std::string cause(const std::exception &failure) {
   const std::string text = failure.what();
   const std::string_view mark = "Error: ";
@@ -32,7 +33,7 @@ std::string cause(const std::exception &failure) {
 
 torch::Device device_of(const std::string &name) {
   if (name == "cpu") return torch::kCPU;
-  // Nothing links to it, so that the same binary serves a torch without CUDA.
+  // Loaded here and not linked, so that the same binary works with a torch without CUDA.
   dlopen("libtorch_cuda.so", RTLD_NOW | RTLD_GLOBAL);
   if (!torch::cuda::is_available())
     throw std::runtime_error("torch finds no CUDA device; use device cpu, or install the driver "
@@ -40,14 +41,14 @@ torch::Device device_of(const std::string &name) {
   return torch::kCUDA;
 }
 
-// SHA-256 over all weights and buffers, in the order of their names.
+// Returns the SHA-256 hash of all weights and buffers, in the order of their names.
 std::string weights_hash(const torch::jit::Module &module) {
   std::map<std::string, torch::Tensor> sorted;
   for (const auto &item : module.named_parameters()) sorted[item.name] = item.value;
   for (const auto &item : module.named_buffers()) sorted[item.name] = item.value;
   Sha256 hash;
   for (const auto &[key, tensor] : sorted) {
-    const auto values = tensor.detach().to(torch::kCPU).contiguous();
+    const auto values = on_cpu(tensor, tensor.scalar_type());
     hash.update(key.data(), key.size());
     hash.update(values.const_data_ptr(), values.nbytes());
   }
@@ -88,15 +89,15 @@ Archive::Archive(const std::string &file, const std::string &content, const std:
   } catch (const std::exception &failure) {
     throw std::runtime_error(
         "'" + file + "' is not a TorchScript archive, or it is damaged (" + cause(failure) +
-        "). Write it anew with 'python export.py --model NAME' or copy it again");
+        "). Write it again with 'python export.py --model NAME', or copy it again");
   }
-  const std::string foreign =
+  const std::string not_an_archive =
       "'" + file +
       "' is a TorchScript file, but not an mlff-student archive. Write one with 'python export.py "
       "--model NAME'";
   if (!module.hasattr("format_version") || !module.attr("format_version").isInt() ||
       !module.find_method("from_edges"))
-    throw std::runtime_error(foreign);
+    throw std::runtime_error(not_an_archive);
   const int64_t version = module.attr("format_version").toInt();
   if (version != FORMAT_VERSION)
     throw std::runtime_error("'" + file + "' has archive format " + std::to_string(version) +
@@ -112,23 +113,23 @@ Archive::Archive(const std::string &file, const std::string &content, const std:
     for (const auto &element : module.attr("elements").toListRef())
       elements.push_back(element.toStringRef());
   } catch (const std::exception &) {
-    throw std::runtime_error(foreign + " (an attribute of the format is missing)");
+    throw std::runtime_error(not_an_archive + " (an attribute of the format is missing)");
   }
-  std::string written_hash;
+  std::string stored_hash;
   try {
     const Json facts(metadata);
-    written_hash = facts.at("weights_sha256").string();
+    stored_hash = facts.at("weights_sha256").string();
     reference = read_reference(facts.at("self_check"));
-  } catch (const std::exception &damage) {
-    throw std::runtime_error("the metadata of model " + name + " are damaged (" + damage.what() +
+  } catch (const std::exception &error) {
+    throw std::runtime_error("the metadata of model " + name + " are damaged (" + error.what() +
                              "); export it again");
   }
   const std::string hash = weights_hash(module);
-  if (hash != written_hash)
-    throw std::runtime_error("model " + name + ": its weights have the hash " + hash.substr(0, 12) +
-                             ", its metadata say " + written_hash.substr(0, 12) +
+  if (hash != stored_hash)
+    throw std::runtime_error("model " + name + ": the weights have the hash " + hash.substr(0, 12) +
+                             ", the metadata say " + stored_hash.substr(0, 12) +
                              "; the file was altered: copy it again, or export it again");
-  // Weights are constants here: without this, torch would record a graph at every step.
+  // Without this line torch would record a graph for the weights' gradient at every step.
   for (auto weight : module.parameters()) weight.set_requires_grad(false);
   module.eval();
 }
@@ -137,19 +138,14 @@ Archive::~Archive() = default;
 
 Arrays Archive::weights() const {
   Arrays arrays;
-  const auto add = [&arrays](const std::string &key, const torch::Tensor &tensor) {
-    const auto values = tensor.detach().to(torch::kCPU, torch::kDouble).contiguous();
-    const double *data = values.const_data_ptr<double>();
-    arrays[key] = {values.sizes().vec(), {data, data + values.numel()}};
-  };
   const auto student = script_->module.attr("student").toModule();
-  for (const auto &item : student.named_parameters()) add(item.name, item.value);
-  for (const auto &item : student.named_buffers()) add(item.name, item.value);
+  for (const auto &item : student.named_parameters()) arrays[item.name] = to_array(item.value);
+  for (const auto &item : student.named_buffers()) arrays[item.name] = to_array(item.value);
   return arrays;
 }
 
-// No inference or no-grad guard around the call: an archive may use autograd inside, and
-// TorchScript has no way to switch it on again.
+// The call has no inference or no-grad guard around it, because an archive may use autograd inside
+// and TorchScript cannot switch it on again.
 void Archive::from_edges(const double *edge_vectors, const int64_t *edge_index, int64_t edges,
                          const int64_t *atomic_numbers, int64_t atoms, double *energies,
                          double *gradient) const {
@@ -165,11 +161,10 @@ void Archive::from_edges(const double *edge_vectors, const int64_t *edge_index, 
                                        tensor(atomic_numbers, {atoms}, torch::kLong), atoms})
             .toTuple();
     const auto copy = [&result](size_t k, at::IntArrayRef shape, double *to) {
-      const auto values = result->elements().at(k).toTensor().detach();
+      const auto values = result->elements().at(k).toTensor();
       TORCH_CHECK(values.sizes() == shape, "from_edges returned a tensor of shape ", values.sizes(),
                   ", expected ", shape);
-      const auto plain = values.to(torch::kCPU, torch::kDouble).contiguous();
-      std::copy_n(plain.const_data_ptr<double>(), plain.numel(), to);
+      std::copy_n(on_cpu(values, torch::kDouble).const_data_ptr<double>(), values.numel(), to);
     };
     copy(0, {atoms}, energies);
     copy(1, {edges, 3}, gradient);

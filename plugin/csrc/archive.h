@@ -1,5 +1,5 @@
-// An archive without Python: its facts, its weights for the kernels, and its own TorchScript. This
-// header includes none of torch: an engine's headers and those of torch may not agree.
+// Reads an archive without Python: its metadata, its weights for the kernels, and its TorchScript.
+// This header includes nothing of torch, because headers of torch and of an engine may conflict.
 #pragma once
 
 #include "model.h"
@@ -11,7 +11,7 @@
 
 namespace mlff_student {
 
-// A molecule, and the energy and forces that the writer of the archive computed for it.
+// A molecule, and the energy and forces that were computed for it when the archive was written.
 struct ReferenceNumbers {
   std::vector<int64_t> atomic_numbers; // (N,)
   std::vector<double> positions;       // (N, 3), angstrom
@@ -21,17 +21,19 @@ struct ReferenceNumbers {
 
 class Archive {
 public:
-  // From the bytes of a file; `file` is its name in errors, `device` "cpu" or "cuda". Throws
-  // std::runtime_error that says what was found and what to do, also where the weights are not
-  // those that the archive was written with.
+  // Reads `content`, the bytes of a file. `file` is the file's name in error messages; `device` is
+  // "cpu" or "cuda". Throws std::runtime_error if the content is no archive of this format, or if
+  // the hash of its weights is not the hash that was stored when the archive was written.
   Archive(const std::string &file, const std::string &content, const std::string &device);
   ~Archive();
 
-  // For Model.
+  // Weights and buffers of the student, for the constructor of Model.
   Arrays weights() const;
 
-  // The archive's method from_edges: energies (atoms,) in eV and their gradient (edges, 3) in
-  // eV/angstrom, from edge vectors (edges, 3) and edge index (2, edges), [receivers, senders].
+  // Calls the archive's TorchScript method from_edges. Input: edge vectors (edges, 3) in angstrom,
+  // the edge index (2, edges) with receivers in row 0 and senders in row 1, and atomic numbers
+  // (atoms,). Output: energies (atoms,) in eV and their gradient by the edge vectors (edges, 3) in
+  // eV/angstrom.
   void from_edges(const double *edge_vectors, const int64_t *edge_index, int64_t edges,
                   const int64_t *atomic_numbers, int64_t atoms, double *energies,
                   double *gradient) const;

@@ -1,4 +1,4 @@
-// Memory that is aligned for vector loads and kept between steps.
+// Memory that is aligned for vector loads and that is kept between steps.
 #pragma once
 
 #include <cstddef>
@@ -8,17 +8,18 @@
 
 namespace mlff_student {
 
-constexpr std::size_t ALIGNMENT = 64; // bytes: a cache line, and the widest vector register
+constexpr std::size_t ALIGNMENT = 64; // bytes; a cache line and the widest vector register
 
-// Contents are undefined after a call of `reserve` that grows it.
+// An array that only grows. Its contents are undefined after a call of `reserve` that grows it.
 template <typename T> class Buffer {
 public:
   T *reserve(std::size_t count) {
     if (count > capacity_) {
-      const std::size_t wanted = count + count / 4; // neighbours come and go from step to step
-      const std::size_t bytes = (wanted * sizeof(T) + ALIGNMENT - 1) / ALIGNMENT * ALIGNMENT;
+      // A quarter more than needed: the number of neighbours changes from step to step.
+      const std::size_t larger = count + count / 4;
+      const std::size_t bytes = (larger * sizeof(T) + ALIGNMENT - 1) / ALIGNMENT * ALIGNMENT;
       memory_.reset(static_cast<T *>(std::aligned_alloc(ALIGNMENT, bytes)));
-      capacity_ = memory_ ? wanted : 0;
+      capacity_ = memory_ ? larger : 0;
       if (!memory_) throw std::bad_alloc();
     }
     return memory_.get();

@@ -1,4 +1,3 @@
-// Which of the compiled instruction sets runs.
 #include "dispatch.h"
 
 #include "kernels.h"
@@ -28,7 +27,7 @@ struct Choice {
 };
 
 #ifdef MLFF_STUDENT_X86
-// What -march=x86-64-v3 and -v4 may use, as far as float loops reach.
+// The features that loops over floats may use under -march=x86-64-v3 and -march=x86-64-v4.
 bool runs_avx2() {
   __builtin_cpu_init();
   return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&
@@ -42,16 +41,19 @@ bool runs_avx512() {
 }
 #endif
 
-// The best choice, or the choice of that name; null if this processor does not run it.
+// Returns the choice of that name, or the best if the name is empty; null if this processor does
+// not run it.
 const Choice *choose(const std::string &name) {
-  const auto wished = [&name](const Choice &choice) { return name.empty() || name == choice.name; };
+  const auto matches = [&name](const Choice &choice) {
+    return name.empty() || name == choice.name;
+  };
 #ifdef MLFF_STUDENT_X86
   static const Choice avx512_choice{"avx512", avx512::table}, avx2_choice{"avx2", avx2::table};
-  if (wished(avx512_choice) && runs_avx512()) return &avx512_choice;
-  if (wished(avx2_choice) && runs_avx2()) return &avx2_choice;
+  if (matches(avx512_choice) && runs_avx512()) return &avx512_choice;
+  if (matches(avx2_choice) && runs_avx2()) return &avx2_choice;
 #endif
   static const Choice generic_choice{"generic", generic::table};
-  return wished(generic_choice) ? &generic_choice : nullptr;
+  return matches(generic_choice) ? &generic_choice : nullptr;
 }
 
 std::atomic<const Choice *> &choice() {
@@ -65,11 +67,11 @@ const Kernels &kernels() { return choice().load()->kernels; }
 std::string instruction_set() { return choice().load()->name; }
 
 void use_instruction_set(const std::string &name) {
-  const Choice *wished = choose(name);
-  if (!wished)
+  const Choice *chosen = choose(name);
+  if (!chosen)
     throw std::invalid_argument("mlff_student: this processor or this build has no kernels for '" +
-                                name + "'; there are avx512, avx2 and generic");
-  choice() = wished;
+                                name + "'; choose avx512, avx2 or generic");
+  choice() = chosen;
 }
 
 } // namespace mlff_student

@@ -1,14 +1,16 @@
-// Which instruction set the kernels in use are compiled for.
+// Chooses the instruction set of the kernels.
 #pragma once
 
 #include <string>
 
 namespace mlff_student {
 
-std::string instruction_set(); // "avx512", "avx2" or "generic"
+// Returns the instruction set in use: "avx512", "avx2" or "generic".
+std::string instruction_set();
 
-// Another one, an empty name for the best; throws if this processor does not run it. For tests and
-// measurements; not while a student is evaluated.
+// Switches to another instruction set; an empty name is the best that this processor runs. Throws
+// std::invalid_argument if the processor does not run it. It is for tests and measurements, and
+// must not be called while a student is evaluated.
 void use_instruction_set(const std::string &name);
 
 } // namespace mlff_student

@@ -13,11 +13,11 @@ void evaluate_graph(const Model &model, Workspace &work, int64_t n_local, double
   for (std::size_t layer = 0; layer < depth; layer++) forward_layer(model, work, layer);
   readout(model, work, n_local);
   for (std::size_t layer = depth; layer-- > 0;) adjoint_layer(model, work, layer);
-  finish(model, work, n_local, energies, gradient);
+  assemble(model, work, n_local, energies, gradient);
 }
 
-void finish(const Model &model, const Workspace &work, int64_t n_local, double *energies,
-            double *gradient) {
+void assemble(const Model &model, const Workspace &work, int64_t n_local, double *energies,
+              double *gradient) {
   const Graph &graph = work.graph;
   in_pieces(graph.receivers, [&](int64_t begin, int64_t end) {
     for (int64_t i = begin; i < end; i++) {
@@ -42,9 +42,9 @@ void finish(const Model &model, const Workspace &work, int64_t n_local, double *
 }
 
 void gather_forces(const Graph &graph, const double *gradient, double *forces, double *virial) {
-  const int64_t pieces = (graph.nodes + ROWS_AT_ONCE - 1) / ROWS_AT_ONCE;
-  thread_local Buffer<std::array<double, 9>> memory; // of the caller
-  std::array<double, 9> *shares = memory.reserve(pieces);
+  const int64_t pieces = count_pieces(graph.nodes);
+  thread_local Buffer<std::array<double, 9>> memory;
+  std::array<double, 9> *shares = memory.reserve(pieces); // of the virial, one for each piece
   in_pieces(graph.nodes, [&](int64_t begin, int64_t end) {
     auto &share = shares[begin / ROWS_AT_ONCE];
     share = {};

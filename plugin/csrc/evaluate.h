@@ -1,4 +1,4 @@
-// All layers in a row: what clients call that exchange nothing between them.
+// Evaluates all layers of a student, for clients that exchange nothing between the layers.
 #pragma once
 
 #include "layers.h"
@@ -6,17 +6,18 @@
 
 namespace mlff_student {
 
-// Energies (n_local,) in eV and their gradient by the edge vectors (E, 3) in eV/angstrom, from a
-// graph that is complete and the species of its nodes.
+// Computes energies (n_local,) in eV and the gradient of their sum by the edge vectors (E, 3) in
+// eV/angstrom. `work` must hold a graph that is complete, and the species of its nodes.
 void evaluate_graph(const Model &model, Workspace &work, int64_t n_local, double *energies,
                     double *gradient);
 
-// What the layers leave out: reference energies and repulsion, and the network's gradient by the
-// edge vectors. For clients that call the layers themselves.
-void finish(const Model &model, const Workspace &work, int64_t n_local, double *energies,
-            double *gradient);
+// Puts together the same energies and gradient after the layers have run: adds reference energies
+// and repulsion to the network's. For clients that call the layers themselves.
+void assemble(const Model &model, const Workspace &work, int64_t n_local, double *energies,
+              double *gradient);
 
-// Forces (N, 3) in eV/angstrom and virial (3, 3) in eV, - sum r_ij (x) dE/dr_ij.
+// Computes forces (N, 3) in eV/angstrom and the virial (3, 3) in eV, which is the negative sum over
+// edges of the outer products of r_ij and dE/dr_ij.
 void gather_forces(const Graph &graph, const double *gradient, double *forces, double *virial);
 
 } // namespace mlff_student

@@ -8,7 +8,7 @@
 namespace mlff_student {
 
 struct Json::Reader {
-  static constexpr int DEEPEST = 100; // arrays and objects inside each other
+  static constexpr int MAX_DEPTH = 100; // arrays and objects inside each other
 
   const std::string &text;
   std::size_t position = 0;
@@ -18,19 +18,20 @@ struct Json::Reader {
                              std::to_string(position) + " of " + std::to_string(text.size()));
   }
 
-  // The next character that is not white space; 0 at the end.
+  // Returns the next character that is not white space; 0 at the end of the text.
   char peek() {
     position = std::min(text.find_first_not_of(" \t\n\r", position), text.size());
     return position < text.size() ? text[position] : '\0';
   }
 
-  // Whether the next character is this one, which is then passed over.
-  bool pass(char wanted) {
-    if (peek() != wanted || position == text.size()) return false;
+  // Passes over the next character if it is `expected`; returns whether it was.
+  bool pass(char expected) {
+    if (peek() != expected || position == text.size()) return false;
     position++;
     return true;
   }
 
+  // Reads the longest word made of these characters.
   std::string word(const char *characters) {
     const std::size_t begin = position;
     position = std::min(text.find_first_not_of(characters, begin), text.size());
@@ -47,7 +48,7 @@ struct Json::Reader {
   }
 
   Json value(int depth) {
-    if (depth > DEEPEST) refuse("at most " + std::to_string(DEEPEST) + " levels");
+    if (depth > MAX_DEPTH) refuse("at most " + std::to_string(MAX_DEPTH) + " levels");
     Json result;
     const char next = peek();
     if (next == '"') {

@@ -1,4 +1,4 @@
-// A reader of JSON (RFC 8259) for the metadata of an archive, so that nothing else is linked.
+// Reads JSON (RFC 8259), for the metadata of an archive. It avoids linking a JSON library.
 #pragma once
 
 #include <string>
@@ -6,16 +6,16 @@
 
 namespace mlff_student {
 
-// A value and all that it contains. Every function throws std::runtime_error with the reason: the
-// text is not JSON, a member is missing, or a value is of another kind.
+// A JSON value and everything inside it. Every function throws std::runtime_error with the reason
+// if the text is not JSON, a member is missing, or a value is of another kind.
 class Json {
 public:
   explicit Json(const std::string &text);
 
   const Json &at(const std::string &key) const; // a member of an object
   double number() const;
-  const std::string &string() const;   // escapes are kept as they are written
-  std::vector<double> numbers() const; // of an array, and of the arrays in it, row by row
+  const std::string &string() const;   // escape sequences are not translated
+  std::vector<double> numbers() const; // of an array and the arrays inside it, row by row
 
 private:
   enum class Kind { LITERAL, NUMBER, STRING, ARRAY, OBJECT };

@@ -1,6 +1,6 @@
-// Compiled once for each instruction set, with the name of a namespace in MLFF_STUDENT_ISA. Nothing
-// with inline code of its own is included: the linker would keep one copy of it, perhaps the one
-// that this processor cannot run.
+// This file is compiled once for each instruction set, which is also the name of its namespace. It
+// includes no header with inline functions: the linker would keep one copy of such a function,
+// which may be the copy for an instruction set that this processor does not have.
 #include "kernels.h"
 
 #include <utility>
@@ -25,26 +25,27 @@ using Vec = float __attribute__((vector_size(4 * LANES), may_alias));
 using IntVec = int32_t __attribute__((vector_size(4 * LANES), may_alias));
 using Quad = float __attribute__((vector_size(16), may_alias));
 
-constexpr int KNOT_ROWS = TABLE_ROWS / 2;
 constexpr float NORM_FLOOR = 1e-8f; // as in student.py
 
 inline Vec load(const float *p) { return *reinterpret_cast<const Vec *>(p); }
 inline void store(float *p, Vec x) { *reinterpret_cast<Vec *>(p) = x; }
 
-// Each quarter of four lanes becomes [a0+a2.., b.., a1+a3.., b..]: half of a transposed sum.
+// Of each four lanes: [a0 + a2, b0 + b2, a1 + a3, b1 + b3], the first half of a transposed sum.
 template <int... I> inline Vec pair_sum(Vec a, Vec b, std::integer_sequence<int, I...>) {
   const IntVec low = {((I & ~3) + ((I & 3) >> 1) + (I & 1) * LANES)...};
   const IntVec high = {((I & ~3) + 2 + ((I & 3) >> 1) + (I & 1) * LANES)...};
   return __builtin_shuffle(a, b, low) + __builtin_shuffle(a, b, high);
 }
 
+// Of each four lanes: [a0 + a2, a1 + a3, b0 + b2, b1 + b3], the second half of it.
 template <int... I> inline Vec couple_sum(Vec a, Vec b, std::integer_sequence<int, I...>) {
   const IntVec low = {((I & ~3) + (I & 1) + ((I & 2) >> 1) * LANES)...};
   const IntVec high = {((I & ~3) + 2 + (I & 1) + ((I & 2) >> 1) * LANES)...};
   return __builtin_shuffle(a, b, low) + __builtin_shuffle(a, b, high);
 }
 
-// [sum a, sum b, sum c, sum d]: 13 instructions at 16 lanes, against 4 x 8 one after the other.
+// Returns [sum a, sum b, sum c, sum d]. At 16 lanes these are 13 instructions; four separate sums
+// would be 32.
 inline Quad sums(Vec a, Vec b, Vec c, Vec d) {
   constexpr std::make_integer_sequence<int, LANES> lanes{};
   const Vec all = couple_sum(pair_sum(a, b, lanes), pair_sum(c, d, lanes), lanes);
@@ -57,14 +58,15 @@ inline Quad sums(Vec a, Vec b, Vec c, Vec d) {
   return total;
 }
 
-// e^x to 1e-7 relative; beyond the range of float it stays at its ends.
+// Returns e^x with a relative error of 1e-7. Arguments below -87 and above 88 are set to these
+// values.
 inline Vec exponential(Vec x) {
   x = x < -87.0f ? Vec{} - 87.0f : x;
   x = x > 88.0f ? Vec{} + 88.0f : x;
-  const float shift = 12582912.0f; // 1.5 2^23: adding it rounds to an integer
+  const float shift = 12582912.0f; // 1.5 2^23; adding and subtracting it rounds to an integer
   const Vec n = (x * 1.44269504f + shift) - shift;
-  const Vec r = (x - n * 0.693359375f) + n * 2.12194440e-4f; // ln 2 in two parts
-  Vec p = Vec{} + 1.9875691500e-4f; // Cephes expf
+  const Vec r = (x - n * 0.693359375f) + n * 2.12194440e-4f; // ln 2 is split into two parts
+  Vec p = Vec{} + 1.9875691500e-4f; // polynomial of expf in the Cephes library
   p = p * r + 1.3981999507e-3f;
   p = p * r + 8.3334519073e-3f;
   p = p * r + 4.1665795894e-2f;
@@ -82,18 +84,17 @@ inline Vec root(Vec x) {
   return x;
 }
 
-// The filter, or its derivative, of one vector of channels.
+// Returns the filter, or its derivative, for one vector of channels.
 inline Vec hermite(const float *rows, int stride, const float (&weight)[TABLE_ROWS]) {
   Vec sum = load(rows) * weight[0];
   for (int k = 1; k < TABLE_ROWS; k++) sum += load(rows + k * stride) * weight[k];
   return sum;
 }
 
-// V vectors of channels are accumulated in registers while the neighbours of one receiver pass.
-// Blocks of channels are the outer loop, so that one block of the table stays in the second-level
-// cache for all receivers of a task.
-template <int V, bool FIRST>
-void messages(const MessageTask &task, int64_t begin, int64_t end) {
+// The sums of one receiver over its neighbours stay in registers, for V vectors of channels at
+// once. The loop over blocks of channels is the outermost, so that one block of the table stays in
+// the second-level cache for all receivers of a task.
+template <int V, bool FIRST> void messages(const MessageTask &task, int64_t begin, int64_t end) {
   constexpr int PARTS = FIRST ? 2 : 3;
   constexpr int WIDTH = V * LANES;
   const int f = task.channels, block = task.block, stride = PARTS * block;
@@ -105,8 +106,7 @@ void messages(const MessageTask &task, int64_t begin, int64_t end) {
       for (int v = 0; v < V; v++) {
         const int64_t c = channel + v * LANES;
         q[v] = load(task.q + i * f + c);
-        for (int a = 0; a < 3; a++)
-          mu[a][v] = FIRST ? Vec{} : load(task.mu + (3 * i + a) * f + c);
+        for (int a = 0; a < 3; a++) mu[a][v] = FIRST ? Vec{} : load(task.mu + (3 * i + a) * f + c);
       }
       for (int64_t e = task.first[i]; e < task.first[i + 1]; e++) {
         const EdgeGeometry &edge = task.edges[e];
@@ -135,7 +135,7 @@ void messages(const MessageTask &task, int64_t begin, int64_t end) {
   }
 }
 
-// The same by sender: what a row sent, it gets the gradient of.
+// The adjoint of `messages`: sums the gradients of a sender over its receivers.
 template <int V, bool FIRST>
 void messages_adjoint(const AdjointTask &task, int64_t begin, int64_t end) {
   constexpr int PARTS = FIRST ? 2 : 3;
@@ -158,7 +158,7 @@ void messages_adjoint(const AdjointTask &task, int64_t begin, int64_t end) {
         const float *rows = table + int64_t{edge.knot} * (KNOT_ROWS * stride);
         const float *g_q = task.g_q + i * f + channel;
         const float *g_mu = task.g_mu + 3 * i * f + channel;
-        // All rows first: their weights then stay in registers.
+        // All filters are evaluated first, so that the weights of the rows stay in registers.
         Vec w[PARTS][V], dw[PARTS][V];
         for (int part = 0; part < PARTS; part++)
           for (int v = 0; v < V; v++) {
@@ -200,9 +200,9 @@ void messages_adjoint(const AdjointTask &task, int64_t begin, int64_t end) {
   }
 }
 
-// Two vectors at a time where registers and channels allow it, 16 channels otherwise.
-constexpr int WIDE = LANES == 16 ? 2 : 16 / LANES;
-constexpr int NARROW = 16 / LANES;
+// Vectors of channels at once. AVX-512 has registers for two; other processors take 16 channels.
+constexpr int NARROW = CHANNEL_MULTIPLE / LANES;
+constexpr int WIDE = LANES == 16 ? 2 : NARROW;
 
 void messages_any(const MessageTask &task, int64_t begin, int64_t end) {
   const bool wide = task.block % (WIDE * LANES) == 0;
@@ -285,14 +285,9 @@ void vector_adjoint(const float *g_in, float *g_q, const float *g_mu, const floa
 } // namespace
 
 extern const Kernels table;
-const Kernels table = {messages_any,
-                       messages_adjoint_any,
-                       silu,
-                       times_silu_derivative,
-                       norms,
-                       update,
-                       gate_adjoint,
-                       vector_adjoint};
+const Kernels table = {
+    messages_any, messages_adjoint_any, silu,          times_silu_derivative, norms,
+    update,       gate_adjoint,         vector_adjoint};
 
 } // namespace MLFF_STUDENT_ISA
 } // namespace mlff_student

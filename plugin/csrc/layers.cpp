@@ -15,23 +15,24 @@ extern "C" {
 void sgemm_(const char *, const char *, const int *, const int *, const int *, const float *,
             const float *, const int *, const float *, const int *, const float *, float *,
             const int *);
-// Only MKL has it; other libraries leave small products to one thread.
+// Only MKL has this function. Other libraries compute small products on one thread.
 int MKL_Set_Num_Threads_Local(int) __attribute__((weak));
 }
 
 namespace mlff_student {
 
 SequentialProducts::SequentialProducts()
-    : before_(MKL_Set_Num_Threads_Local ? MKL_Set_Num_Threads_Local(1) : 0) {}
+    : threads_before_(MKL_Set_Num_Threads_Local ? MKL_Set_Num_Threads_Local(1) : 0) {}
 SequentialProducts::~SequentialProducts() {
-  if (MKL_Set_Num_Threads_Local) MKL_Set_Num_Threads_Local(before_);
+  if (MKL_Set_Num_Threads_Local) MKL_Set_Num_Threads_Local(threads_before_);
 }
 
 namespace {
 
 enum class Start { ZERO, BIAS, KEEP };
 
-// y = x W^T (+ b or y): x (rows, inputs), y (rows, outputs). `from` and `inputs` pick columns of W.
+// Computes y = x W^T, plus b or the old y; x is (rows, inputs), y (rows, outputs). `from` and
+// `inputs` choose columns of W.
 void apply(const Linear &map, const float *x, float *y, int64_t rows, Start start, int64_t from,
            int64_t inputs) {
   const int m = map.outputs, n = rows, k = inputs, ldw = map.inputs;
@@ -39,7 +40,7 @@ void apply(const Linear &map, const float *x, float *y, int64_t rows, Start star
   if (start == Start::BIAS)
     for (int64_t row = 0; row < rows; row++)
       std::memcpy(y + row * m, map.bias.data(), m * sizeof(float));
-  // Column-major: the transposed of everything.
+  // BLAS is column-major, so it sees the transpose of every matrix.
   sgemm_("T", "N", &m, &n, &k, &alpha, map.weight.data() + from, &ldw, x, &k, &beta, y, &m);
 }
 
@@ -47,14 +48,14 @@ void apply(const Linear &map, const float *x, float *y, int64_t rows, Start star
   apply(map, x, y, rows, start, 0, map.inputs);
 }
 
-// g_x = g_y W (+ g_x): the adjoint of `apply`.
+// Computes g_x = g_y W, plus the old g_x: the adjoint of `apply`.
 void apply_adjoint(const Linear &map, const float *g_y, float *g_x, int64_t rows, Start start) {
   const int m = map.inputs, n = rows, k = map.outputs;
   const float alpha = 1.0f, beta = start == Start::ZERO ? 0.0f : 1.0f;
   sgemm_("N", "N", &m, &n, &k, &alpha, map.weight.data(), &m, g_y, &k, &beta, g_x, &m);
 }
 
-// Scratch of a thread for one piece: `widths` floats a row.
+// Working memory of the calling thread for one piece, `width` floats for each row.
 float *scratch(int64_t width) {
   thread_local Buffer<float> memory;
   return memory.reserve(ROWS_AT_ONCE * width);
@@ -62,13 +63,14 @@ float *scratch(int64_t width) {
 
 } // namespace
 
-void Graph::resize(int64_t nodes_wanted, int64_t receivers_wanted, int64_t edges_wanted) {
+void Graph::resize(int64_t new_nodes, int64_t new_receivers, int64_t new_edges) {
   constexpr int64_t most = std::numeric_limits<int32_t>::max();
-  if (nodes_wanted > most || edges_wanted > most)
-    throw std::invalid_argument("mlff_student: " + std::to_string(nodes_wanted) + " atoms and " +
-                                std::to_string(edges_wanted) + " edges; at most " +
-                                std::to_string(most) + " of each are served");
-  nodes = nodes_wanted, receivers = receivers_wanted, edges = edges_wanted;
+  if (new_nodes > most || new_edges > most)
+    throw std::invalid_argument("mlff_student: the system has " + std::to_string(new_nodes) +
+                                " atoms and " + std::to_string(new_edges) +
+                                " edges; the kernels allow at most " + std::to_string(most) +
+                                " of each");
+  nodes = new_nodes, receivers = new_receivers, edges = new_edges;
   first.reserve(receivers + 1);
   sender.reserve(edges);
   vectors.reserve(3 * edges);
@@ -91,7 +93,7 @@ std::size_t Workspace::bytes() const {
 }
 
 void Graph::complete(const Model &model) {
-  // Counting sort by sender; edges of the same sender keep their order.
+  // A counting sort by sender; edges of the same sender keep their order.
   sender_first.reserve(nodes + 1);
   receiver_of.reserve(edges);
   edge_of.reserve(edges);
@@ -115,13 +117,13 @@ void Graph::complete(const Model &model) {
   in_pieces(receivers, [&](int64_t begin, int64_t end) {
     for (int64_t e = first[begin]; e < first[end]; e++) {
       if (!locate(&vectors[3 * e], model.cutoff, model.knots, geometry[e])) finite = false;
-      // Twice, so that the adjoint of every layer and block of channels reads it in order.
+      // Stored a second time, so that the adjoint of every layer reads it in order.
       geometry_by_sender[place_of[e]] = geometry[e];
     }
   });
   if (!finite)
     throw std::invalid_argument(
-        "mlff_student: an edge vector is NaN or infinite, so a position must be");
+        "mlff_student: an edge vector is NaN or infinite; check the positions");
 }
 
 void embed(const Model &model, Workspace &work) {
@@ -130,7 +132,7 @@ void embed(const Model &model, Workspace &work) {
   float *q = work.layers[0].q.reserve(nodes * f);
   for (int64_t i = 0; i < nodes; i++)
     std::memcpy(q + i * f, &model.embedding[work.species[i] * f], f * sizeof(float));
-  // Here, so that an engine can fill ghost rows before the layer runs.
+  // Memory of the later layers, so that an engine can fill rows of ghosts before a layer runs.
   for (std::size_t depth = 1; depth < work.layers.size(); depth++) {
     work.layers[depth].q.reserve(nodes * f);
     work.layers[depth].mu.reserve(3 * nodes * f);
@@ -143,7 +145,7 @@ void forward_layer(const Model &model, Workspace &work, std::size_t depth) {
   const Layer &layer = model.layers[depth];
   LayerState &state = work.layers[depth];
   LayerState &next = work.layers[depth + 1];
-  const int64_t f = model.channels, parts = depth == 0 ? 2 : 3;
+  const int64_t f = model.channels, parts = filter_parts(depth);
   const bool last = depth + 1 == model.layers.size();
 
   float *phi = state.phi.reserve(graph.nodes * parts * f);
@@ -181,7 +183,7 @@ void forward_layer(const Model &model, Workspace &work, std::size_t depth) {
 
 namespace {
 
-// squeeze_energies of student.py: bounded below, and the derivative.
+// Returns the energy with its lower bound, and its derivative: squeeze_energies of student.py.
 std::pair<double, double> squeeze_energy(double eps, double lowest) {
   constexpr double DEPTH = 2.0; // eV
   if (eps >= lowest) return {eps, 1.0};

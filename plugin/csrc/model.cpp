@@ -8,13 +8,13 @@ namespace mlff_student {
 
 namespace {
 
-// Error of the slope of a filter of 20 radial functions on 5 angstrom, relative, root mean square:
-// 2.0e-6 with 101 knots, 7.6e-7 with 126, 5.2e-7 with 151, then rounding. The forces of float32
-// arithmetic have 1e-6. With 126, knots lie at 0.48 and 0.88 angstrom, where the third derivative
-// of squeezed distances jumps.
+// Knots of a filter table. The relative root mean square error of a filter's slope (20 radial
+// functions, 5 angstrom) is 2.0e-6 with 101 knots, 7.6e-7 with 126 and 5.2e-7 with 151; with more
+// knots rounding dominates. Forces in float32 arithmetic have 1e-6. With 126 knots, two of them lie
+// at 0.48 and 0.88 angstrom, where the third derivative of squeezed distances is discontinuous.
 constexpr int64_t KNOTS = 126;
 
-// Symbols of the elements from hydrogen on.
+// Symbols of the elements in the order of their atomic numbers.
 constexpr const char *SYMBOLS[] = {
     "H",  "He", "Li", "Be", "B",  "C",  "N",  "O",  "F",  "Ne", "Na", "Mg", "Al", "Si", "P",
     "S",  "Cl", "Ar", "K",  "Ca", "Sc", "Ti", "V",  "Cr", "Mn", "Fe", "Co", "Ni", "Cu", "Zn",
@@ -26,7 +26,7 @@ constexpr const char *SYMBOLS[] = {
     "Sg", "Bh", "Hs", "Mt", "Ds", "Rg", "Cn", "Nh", "Fl", "Mc", "Lv", "Ts", "Og"};
 constexpr int64_t HEAVIEST = std::size(SYMBOLS);
 
-// "79 (Au)"
+// Returns text such as "79 (Au)".
 std::string with_symbol(int64_t atomic_number) {
   const std::string number = std::to_string(atomic_number);
   if (atomic_number < 1 || atomic_number > HEAVIEST) return number + " (no element)";
@@ -54,6 +54,13 @@ const std::vector<double> &values(const Arrays &arrays, const std::string &name,
     throw std::invalid_argument("mlff_student: tensor '" + name + "' has the shape " +
                                 text(array.shape) + ", expected " + text(shape));
   return array.values;
+}
+
+void check_multiple(const std::string &what, int64_t channels) {
+  if (channels <= 0 || channels % CHANNEL_MULTIPLE)
+    throw std::invalid_argument("mlff_student: " + what + " must be a multiple of " +
+                                std::to_string(CHANNEL_MULTIPLE) + ", got " +
+                                std::to_string(channels));
 }
 
 void copy(const std::vector<double> &from, Buffer<float> &to) {
@@ -91,17 +98,16 @@ Model::Model(const Arrays &arrays, double cutoff, int64_t knots)
     species_of.push_back(static_cast<int64_t>(index));
   for (const int64_t index : species_of)
     if (index >= static_cast<int64_t>(references.size()))
-      throw std::invalid_argument("mlff_student: tensor 'species_of' names species " +
+      throw std::invalid_argument("mlff_student: tensor 'species_of' has the index " +
                                   std::to_string(index) + " of " +
                                   std::to_string(references.size()));
   const int64_t f = find(arrays, "embedding.weight").shape.at(1);
-  if (f <= 0 || f % 16)
-    throw std::invalid_argument("mlff_student: channels must be a multiple of 16, got " +
-                                std::to_string(f));
+  check_multiple("channels", f);
   if (!(cutoff > 0.0))
     throw std::invalid_argument("mlff_student: the cutoff must be positive, got " +
                                 std::to_string(cutoff));
-  if (this->knots < 2) throw std::invalid_argument("mlff_student: a table needs two knots");
+  if (this->knots < 2)
+    throw std::invalid_argument("mlff_student: a table needs at least two knots");
   channels = static_cast<int>(f);
   shortest = values(arrays, "limits", {2})[0];
   lowest = values(arrays, "limits", {2})[1];
@@ -116,8 +122,7 @@ Model::Model(const Arrays &arrays, double cutoff, int64_t knots)
     const int64_t functions = find(arrays, prefix + "filter.weight").shape.at(1);
     auto weight = values(arrays, prefix + "filter.weight", {3 * f, functions});
     auto bias = values(arrays, prefix + "filter.bias", {3 * f});
-    // In the first layer mu is zero: what would act on it is left out.
-    const int parts = index == 0 ? 2 : 3;
+    const int parts = filter_parts(index);
     weight.resize(parts * f * functions);
     bias.resize(parts * f);
     layers.push_back({RadialTable(weight, bias, channels, parts, cutoff, shortest, this->knots),
@@ -129,9 +134,7 @@ Model::Model(const Arrays &arrays, double cutoff, int64_t knots)
   }
   if (layers.empty()) throw std::invalid_argument("mlff_student: the model has no layers");
   const int64_t hidden = find(arrays, "readout_in.weight").shape.at(0);
-  if (hidden <= 0 || hidden % 16)
-    throw std::invalid_argument("mlff_student: readout channels must be a multiple of 16, got " +
-                                std::to_string(hidden));
+  check_multiple("readout channels", hidden);
   readout_channels = static_cast<int>(hidden);
   readout.push_back(Linear(arrays, "readout_in", hidden, f));
   readout.push_back(Linear(arrays, "readout_out", 1, hidden));

@@ -1,4 +1,4 @@
-// Weights of a student as the kernels want them, from the named tensors of its archive.
+// Weights of a student in the form that the kernels use, from the named tensors of its archive.
 #pragma once
 
 #include "buffer.h"
@@ -11,7 +11,7 @@
 
 namespace mlff_student {
 
-// 0 if that is no element's symbol.
+// Returns the atomic number of a symbol such as "C"; 0 if no element has it.
 int64_t atomic_number(const std::string &symbol);
 
 struct Array {
@@ -20,7 +20,7 @@ struct Array {
 };
 using Arrays = std::map<std::string, Array>;
 
-// y = x W^T + b
+// The map y = x W^T + b.
 struct Linear {
   Linear(const Arrays &arrays, const std::string &name, int64_t outputs, int64_t inputs,
          bool has_bias = true);
@@ -30,28 +30,33 @@ struct Linear {
   Buffer<float> bias;   // (outputs,)
 };
 
+// Filters in a layer: for q, for mu along the edge and, except in the first layer, where mu is
+// zero, for mu of the sender.
+constexpr int filter_parts(std::size_t layer) { return layer == 0 ? 2 : 3; }
+
 struct Layer {
   RadialTable filter;
   Linear message, mix, update_in, update_out;
 };
 
 struct Model {
-  // Names as in Student.state_dict(), and its buffers species_of, limits and repulsion.*.
+  // The arrays and their names are as in Student.state_dict(). Throws
+  // std::invalid_argument if an array is missing or has another shape.
   Model(const Arrays &arrays, double cutoff, int64_t knots = 0);
 
-  // Index into the elements; throws for an element the student does not know.
+  // Returns the index of an element; throws std::invalid_argument if the student does not know it.
   int32_t species(int64_t atomic_number) const;
 
   double cutoff;   // angstrom
-  double shortest; // angstrom; the filters squeeze shorter distances towards it
-  double lowest;   // eV; network energies below are squeezed towards it
+  double shortest; // angstrom; shorter distances are squeezed towards it
+  double lowest;   // eV; lower network energies are squeezed towards it
   int64_t knots;
   int channels, readout_channels;
   std::vector<int64_t> species_of; // by atomic number, -1 where unknown
   std::vector<double> references;  // (S,), eV
   Buffer<float> embedding;         // (S, F)
   std::vector<Layer> layers;
-  std::vector<Linear> readout; // to the readout channels, to the energy
+  std::vector<Linear> readout; // two maps: to the readout channels and to the energy
   Repulsion repulsion;
 };
 

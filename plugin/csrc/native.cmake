@@ -1,5 +1,5 @@
-# The native kernels: mlff_student_core, which knows neither Python nor an engine, and what Python
-# loads of it, libmlff_student.so (mlff_student/native.py).
+# Builds the native kernels: the static library mlff_student_core, which uses neither Python nor an
+# engine, and libmlff_student.so, which Python loads (mlff_student/archive/native.py).
 
 set(CSRC "${CMAKE_CURRENT_SOURCE_DIR}/csrc")
 add_library(mlff_student_core STATIC
@@ -14,7 +14,7 @@ add_library(mlff_student_core STATIC
   "${CSRC}/self_check.cpp"
   "${CSRC}/sha256.cpp")
 
-# The hot loops once for each instruction set; dispatch.cpp picks one when the library runs.
+# Compiles kernels.cpp for one instruction set. dispatch.cpp chooses among them at run time.
 function(add_kernels isa)
   add_library(mlff_student_${isa} OBJECT "${CSRC}/kernels.cpp")
   target_compile_definitions(mlff_student_${isa} PRIVATE MLFF_STUDENT_ISA=${isa})
@@ -35,14 +35,14 @@ endif()
 target_include_directories(mlff_student_core PUBLIC "${CSRC}")
 target_include_directories(mlff_student_core SYSTEM PUBLIC ${TORCH_INCLUDE})
 target_compile_definitions(mlff_student_core PUBLIC _GLIBCXX_USE_CXX11_ABI=${TORCH_CXX11_ABI})
-# OpenMP when compiling alone: the runtime in use must be the one that torch brings.
+# OpenMP is a compiler option and not a linked library: the runtime must be the one of torch.
 target_compile_options(mlff_student_core PUBLIC
   -O2 -fopenmp -Wall -Wextra "-fmacro-prefix-map=${REPOSITORY}/=")
 target_link_libraries(mlff_student_core PUBLIC
   "${TORCH_LIB}/libtorch_cpu.so" "${TORCH_LIB}/libc10.so" ${CMAKE_DL_LIBS})
 set_target_properties(mlff_student_core PROPERTIES POSITION_INDEPENDENT_CODE ON)
 
-# Located without importing it, as everything that is only linked against.
+# vesin is only linked against, so it is located without importing it.
 execute_process(
   COMMAND "${Python_EXECUTABLE}" -c [[
 import os

@@ -12,8 +12,8 @@ namespace mlff_student {
 
 namespace {
 
-// Angstrom. Hydrogen at 300 K goes half of it in some 20 femtoseconds; a search costs as much as 30
-// times picking from its pairs.
+// Angstrom. A hydrogen atom at 300 K moves by half of it in about 20 femtoseconds. A search takes
+// 30 times as long as choosing the pairs within the cutoff.
 constexpr double SKIN = 1.0;
 constexpr double FARTHEST = 1e5; // angstrom from the origin; vesin divides by zero from 1e6 on
 using Row = std::array<double, 3>;
@@ -29,7 +29,7 @@ Row unit(const Row &a) {
   return {a[0] / length, a[1] / length, a[2] / length};
 }
 
-// Rows of open directions replaced by unit vectors orthogonal to the periodic ones.
+// Replaces the rows of open directions by unit vectors orthogonal to the periodic rows.
 Cell complete(Cell cell) {
   const int periodic = cell.periodic[0] + cell.periodic[1] + cell.periodic[2];
   auto &rows = cell.rows;
@@ -76,25 +76,27 @@ bool NeighbourList::outdated(const double *positions, int64_t atoms, const Cell 
 
 void NeighbourList::search(const double *positions, int64_t atoms, const Cell &cell,
                            double cutoff) {
-  cutoff_ = -1.0; // outdated, should the search fail
+  cutoff_ = -1.0; // if the search fails, the list is outdated
   for (int64_t k = 0; k < 3 * atoms; k++)
     if (std::abs(positions[k]) > FARTHEST)
-      throw std::invalid_argument("mlff_student: atom " + std::to_string(k / 3) + " is more than " +
-                                  std::to_string(static_cast<int64_t>(FARTHEST)) +
-                                  " angstrom from the origin; has the structure come apart?");
+      throw std::invalid_argument(
+          "mlff_student: atom " + std::to_string(k / 3) + " is more than " +
+          std::to_string(static_cast<int64_t>(FARTHEST)) +
+          " angstrom from the origin; check whether the structure broke apart");
   const Cell whole = complete(cell);
   const double volume = dot(whole.rows[0], cross(whole.rows[1], whole.rows[2]));
   if (!(std::abs(volume) > 1e-3))
     throw std::invalid_argument("mlff_student: the periodic cell has the volume " +
-                                std::to_string(std::abs(volume)) + " angstrom^3");
+                                std::to_string(std::abs(volume)) +
+                                " angstrom^3; its vectors must be linearly independent");
 
-  // Its memory serves the next search, unless this one fails.
+  // The memory of the last search is used again; if this search fails, it is freed.
   std::unique_ptr<VesinNeighborList, FreeList> list(list_ ? list_.release()
                                                           : new VesinNeighborList());
   VesinOptions options{};
   options.cutoff = cutoff + SKIN;
   options.full = true;
-  options.sorted = false; // done below
+  options.sorted = false; // sorted below
   options.algorithm = VesinCellList;
   options.skin = 0.0;
   options.n_threads = 1;
@@ -110,7 +112,7 @@ void NeighbourList::search(const double *positions, int64_t atoms, const Cell &c
   first_.assign(atoms + 1, 0);
   pairs_.resize(list->length);
   shifts_.clear();
-  // Few different ones: numbered in their own order, so that pairs stay small.
+  // There are few different shifts. A pair stores the index of its shift, which is smaller.
   std::vector<std::array<int32_t, 3>> known;
   const auto shift_of = [&list](std::size_t k) {
     const int32_t *shift = list->shifts[k];
@@ -135,7 +137,8 @@ void NeighbourList::search(const double *positions, int64_t atoms, const Cell &c
     pairs_[next[list->pairs[k][0]]++] = {static_cast<int32_t>(list->pairs[k][1]),
                                          static_cast<int32_t>(at - known.begin())};
   }
-  // One order for one structure, whenever it was searched: sums round the same way.
+  // The order depends on the structure alone, not on the time of the search, so that sums round the
+  // same way.
   for (int64_t i = 0; i < atoms; i++)
     std::sort(pairs_.begin() + first_[i], pairs_.begin() + first_[i + 1],
               [](const Pair &a, const Pair &b) {
@@ -148,8 +151,8 @@ void NeighbourList::search(const double *positions, int64_t atoms, const Cell &c
   list_ = std::move(list);
 }
 
-void NeighbourList::edges(const double *positions, int64_t atoms, const Cell &cell, double cutoff,
-                          Graph &graph) {
+void NeighbourList::build_edges(const double *positions, int64_t atoms, const Cell &cell,
+                                double cutoff, Graph &graph) {
   if (outdated(positions, atoms, cell, cutoff)) search(positions, atoms, cell, cutoff);
   graph.resize(atoms, atoms, pairs_.size());
   int64_t edge = 0;

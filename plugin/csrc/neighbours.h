@@ -1,4 +1,4 @@
-// Full neighbour list with a skin, by vesin's cell list.
+// A full neighbour list with a skin, computed by vesin's cell list.
 #pragma once
 
 #include "layers.h"
@@ -15,12 +15,14 @@ struct Cell {
   std::array<bool, 3> periodic;
 };
 
-// Pairs within cutoff + skin are searched again when an atom has moved half a skin or the cell has
-// changed; in between, the pairs within the cutoff are picked from them.
+// Pairs within cutoff + skin are searched again when an atom has moved by half the skin or the cell
+// has changed. Otherwise the pairs within the cutoff are taken from the last search.
 class NeighbourList {
 public:
-  // Fills the graph's edges; positions (N, 3) in angstrom, finite.
-  void edges(const double *positions, int64_t atoms, const Cell &cell, double cutoff, Graph &graph);
+  // Fills the edges of `graph`. Positions (N, 3) are in angstrom and must be finite. Throws
+  // std::invalid_argument for a far atom or a cell without volume.
+  void build_edges(const double *positions, int64_t atoms, const Cell &cell, double cutoff,
+                   Graph &graph);
 
 private:
   bool outdated(const double *positions, int64_t atoms, const Cell &cell, double cutoff) const;
@@ -31,12 +33,12 @@ private:
   };
   struct Pair {
     int32_t sender;
-    int32_t shift; // number in shifts_
+    int32_t shift; // index into shifts_
   };
   std::vector<int64_t> first_;                // (N + 1,)
   std::vector<Pair> pairs_;                   // sorted by receiver, sender, shift
   std::vector<std::array<double, 3>> shifts_; // angstrom
-  std::vector<double> reference_;             // (N, 3) positions of the search
+  std::vector<double> reference_;             // (N, 3) positions at the last search
   std::unique_ptr<VesinNeighborList, FreeList> list_;
   Cell cell_{};
   double cutoff_ = -1.0, skin_ = 0.0;

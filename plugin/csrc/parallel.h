@@ -1,4 +1,4 @@
-// Work in pieces of fixed size, so that no number depends on how many threads share them.
+// Divides work into pieces of fixed size, so that no result depends on the number of threads.
 #pragma once
 
 #include <ATen/Parallel.h>
@@ -8,9 +8,10 @@
 
 namespace mlff_student {
 
-constexpr int64_t ROWS_AT_ONCE = 64; // atoms; their features stay in the second-level cache
+constexpr int64_t ROWS_AT_ONCE = 64; // atoms whose features stay in the second-level cache
 
-// One thread for MKL's products while it lives: a product split over threads rounds differently.
+// Limits MKL to one thread while the object exists, because a matrix product that is split over
+// threads rounds differently.
 class SequentialProducts {
 public:
   SequentialProducts();
@@ -19,12 +20,14 @@ public:
   SequentialProducts &operator=(const SequentialProducts &) = delete;
 
 private:
-  int before_;
+  int threads_before_;
 };
 
-// work(begin, end) for each piece of [0, rows).
+constexpr int64_t count_pieces(int64_t rows) { return (rows + ROWS_AT_ONCE - 1) / ROWS_AT_ONCE; }
+
+// Calls work(begin, end) for each piece of [0, rows), on the threads of torch.
 template <typename Work> void in_pieces(int64_t rows, const Work &work) {
-  const int64_t pieces = (rows + ROWS_AT_ONCE - 1) / ROWS_AT_ONCE;
+  const int64_t pieces = count_pieces(rows);
   const auto run_pieces = [&](int64_t first, int64_t last) {
     const SequentialProducts guard;
     for (int64_t piece = first; piece < last; piece++)

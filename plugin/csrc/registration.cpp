@@ -1,7 +1,8 @@
-// torch.classes.mlff_student.NativeStudent and torch.ops.mlff_student.*: what Python, TorchScript
-// and C++ see of the kernels.
+// Makes the kernels available to Python and TorchScript, as
+// torch.classes.mlff_student.NativeStudent and torch.ops.mlff_student.*.
 #include "dispatch.h"
 #include "evaluate.h"
+#include "tensors.h"
 
 #include <ATen/ops/empty.h>
 #include <ATen/ops/empty_like.h>
@@ -24,22 +25,18 @@ struct Scratch {
   Workspace work;
   NeighbourList neighbours;
   Buffer<double> gradient;        // (E, 3)
-  Buffer<int64_t> next, position; // (N,), (E,): how the edges of a caller are sorted
+  Buffer<int64_t> next, position; // (N,), (E,); where a caller's edges go when they are sorted
 };
-
-Tensor plain(const Tensor &tensor, at::ScalarType type) {
-  return tensor.detach().to(at::kCPU, type).contiguous();
-}
 
 struct NativeStudent : torch::CustomClassHolder {
   NativeStudent(c10::Dict<std::string, Tensor> tensors, double cutoff, int64_t knots)
       : tensors(std::move(tensors)), model(arrays(), cutoff, knots) {}
 
-  // The same contract as from_edges of the archive.
+  // Takes and returns the same as from_edges of the archive.
   std::tuple<Tensor, Tensor> from_edges(const Tensor &edge_vectors, const Tensor &edge_index,
                                         const Tensor &atomic_numbers, int64_t n_local) {
-    const Tensor vectors = plain(edge_vectors, at::kDouble), index = plain(edge_index, at::kLong);
-    const Tensor numbers = plain(atomic_numbers, at::kLong);
+    const Tensor vectors = on_cpu(edge_vectors, at::kDouble), index = on_cpu(edge_index, at::kLong);
+    const Tensor numbers = on_cpu(atomic_numbers, at::kLong);
     const int64_t edges = index.dim() == 2 ? index.size(1) : -1, nodes = numbers.numel();
     TORCH_CHECK_VALUE(index.dim() == 2 && index.size(0) == 2,
                       "mlff_student: edge_index has the shape ", index.sizes(),
@@ -53,7 +50,7 @@ struct NativeStudent : torch::CustomClassHolder {
     Workspace &work = scratch->work;
     set_species(numbers, work);
 
-    // Sorted by receiver; edges of the same receiver keep their order.
+    // A counting sort by receiver; edges of the same receiver keep their order.
     Graph &graph = work.graph;
     graph.resize(nodes, nodes, edges);
     const int64_t *receiver = index.const_data_ptr<int64_t>(), *sender = receiver + edges;
@@ -83,11 +80,11 @@ struct NativeStudent : torch::CustomClassHolder {
     return {energies, gradient};
   }
 
-  // The same contract as evaluate of the archive.
+  // Takes and returns the same as evaluate of the archive.
   std::tuple<Tensor, Tensor, Tensor> evaluate(const Tensor &positions, const Tensor &atomic_numbers,
                                               const Tensor &cell, const Tensor &pbc) {
-    const Tensor x = plain(positions, at::kDouble), numbers = plain(atomic_numbers, at::kLong);
-    const Tensor lattice = plain(cell, at::kDouble), periodic = plain(pbc, at::kBool);
+    const Tensor x = on_cpu(positions, at::kDouble), numbers = on_cpu(atomic_numbers, at::kLong);
+    const Tensor lattice = on_cpu(cell, at::kDouble), periodic = on_cpu(pbc, at::kBool);
     const int64_t atoms = numbers.numel();
     TORCH_CHECK_VALUE(x.dim() == 2 && x.size(1) == 3, "mlff_student: positions has the shape ",
                       x.sizes(), ", expected (N, 3)");
@@ -98,8 +95,8 @@ struct NativeStudent : torch::CustomClassHolder {
                       periodic.sizes(), ", expected (3, 3) and (3)");
     const double *coordinates = x.const_data_ptr<double>();
     for (int64_t k = 0; k < 3 * atoms; k++)
-      TORCH_CHECK_VALUE(std::isfinite(coordinates[k]),
-                        "mlff_student: a position is NaN or infinite, that of atom ", k / 3);
+      TORCH_CHECK_VALUE(std::isfinite(coordinates[k]), "mlff_student: the position of atom ", k / 3,
+                        " is NaN or infinite");
     Cell box{};
     for (int a = 0; a < 3; a++) {
       box.periodic[a] = periodic.const_data_ptr<bool>()[a];
@@ -116,7 +113,7 @@ struct NativeStudent : torch::CustomClassHolder {
     const ScratchLease scratch(*this);
     Workspace &work = scratch->work;
     set_species(numbers, work);
-    scratch->neighbours.edges(coordinates, atoms, box, model.cutoff, work.graph);
+    scratch->neighbours.build_edges(coordinates, atoms, box, model.cutoff, work.graph);
     work.graph.complete(model);
     double *gradient = scratch->gradient.reserve(3 * work.graph.edges);
     double *values = energies.mutable_data_ptr<double>();
@@ -129,11 +126,12 @@ struct NativeStudent : torch::CustomClassHolder {
     return {energies, forces, virial};
   }
 
-  // A layer's tabulated filter and its derivative, (D, parts F) each, at distances (D,).
+  // Returns the tabulated filter of a layer and its derivative, (D, parts F) each, at distances
+  // (D,).
   std::tuple<Tensor, Tensor> filters(int64_t layer, const Tensor &distances) {
-    const Tensor d = plain(distances, at::kDouble);
+    const Tensor d = on_cpu(distances, at::kDouble);
     const auto &table = model.layers.at(layer).filter;
-    const int64_t outputs = (layer == 0 ? 2 : 3) * model.channels;
+    const int64_t outputs = int64_t{filter_parts(layer)} * model.channels;
     Tensor value = at::empty({d.numel(), outputs}, at::kFloat), slope = at::empty_like(value);
     for (int64_t k = 0; k < d.numel(); k++) {
       const double vector[3] = {d.const_data_ptr<double>()[k], 0.0, 0.0};
@@ -150,7 +148,7 @@ struct NativeStudent : torch::CustomClassHolder {
   Model model;
 
 private:
-  // Working memory for the length of a call. Two simultaneous calls have separate memory.
+  // Working memory for the time of a call. Simultaneous calls have separate memory.
   class ScratchLease {
   public:
     explicit ScratchLease(NativeStudent &owner) : owner_(owner) {
@@ -177,11 +175,7 @@ private:
 
   Arrays arrays() const {
     Arrays result;
-    for (const auto &item : tensors) {
-      const Tensor values = plain(item.value(), at::kDouble);
-      const double *data = values.const_data_ptr<double>();
-      result[item.key()] = {values.sizes().vec(), {data, data + values.numel()}};
-    }
+    for (const auto &item : tensors) result[item.key()] = to_array(item.value());
     return result;
   }
 

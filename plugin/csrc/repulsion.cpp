@@ -1,5 +1,7 @@
 #include "repulsion.h"
 
+#include "envelope.h"
+
 #include <cmath>
 
 namespace mlff_student {
@@ -13,11 +15,10 @@ Repulsion::Pair Repulsion::operator()(double distance, int32_t first, int32_t se
     screening += term;
     screening_derivative -= term * rates[k] / lengths[pair];
   }
-  const double x = distance / ranges[pair], x5 = x * x * x * x * x;
-  const double fade = 1.0 - x5 * x * (28.0 - x * (48.0 - 21.0 * x));
-  const double fade_derivative = -168.0 * x5 * (1.0 - x) * (1.0 - x) / ranges[pair];
-  const double bare = charges[pair] / distance, energy = bare * screening * fade;
-  return {energy, bare * (screening_derivative * fade + screening * fade_derivative) -
+  const Envelope fade = envelope(distance / ranges[pair]);
+  const double fade_derivative = fade.slope / ranges[pair];
+  const double bare = charges[pair] / distance, energy = bare * screening * fade.value;
+  return {energy, bare * (screening_derivative * fade.value + screening * fade_derivative) -
                       energy / distance};
 }
 

@@ -10,12 +10,13 @@ namespace mlff_student {
 
 namespace {
 
-// Rounding of float32 on another machine, with a margin of ten, as in archive.py.
-constexpr double ENERGY_TOLERANCE = 1e-4;      // eV
-constexpr double FORCE_TOLERANCE = 1e-3;       // eV/angstrom
-constexpr double LARGEST_ORDINARY_FORCE = 100; // eV/angstrom; rounding grows with forces beyond
+// Ten times the rounding of float32 between machines, as in archive.py.
+constexpr double ENERGY_TOLERANCE = 1e-4; // eV
+constexpr double FORCE_TOLERANCE = 1e-3;  // eV/angstrom
+// Rounding grows with forces that are larger, eV/angstrom.
+constexpr double LARGEST_ORDINARY_FORCE = 100;
 
-// All directed edges of a molecule without a cell, by comparing all pairs.
+// Finds the directed edges of a molecule without a cell, by comparing all pairs.
 void build_edges(const std::vector<double> &positions, double cutoff, Graph &graph) {
   const int64_t atoms = positions.size() / 3;
   graph.resize(atoms, atoms, atoms * atoms);
@@ -56,7 +57,8 @@ void check_reference_numbers(const Archive &archive, const Model *model, Workspa
     archive.from_edges(graph.vectors.data(), index.data(), graph.edges,
                        expected.atomic_numbers.data(), atoms, energies.data(), gradient.data());
   }
-  // Not gather_forces, which needs the transposed list that only a native model makes.
+  // gather_forces does not work here: it needs the edges by sender, which only a native model
+  // sorts.
   for (int64_t edge = 0; edge < graph.edges; edge++)
     for (int a = 0; a < 3; a++) {
       forces[3 * index[edge] + a] += gradient[3 * edge + a];
@@ -79,8 +81,8 @@ void check_reference_numbers(const Archive &archive, const Model *model, Workspa
                 energy_error, scale * ENERGY_TOLERANCE, force_error, scale * FORCE_TOLERANCE);
   throw std::runtime_error(
       std::string("its self-check fails: ") + numbers +
-      "; this torch computes other numbers than the one that wrote it, or the file was altered: "
-      "run 'mlff-student doctor', or export it again");
+      "; this torch computes other numbers than the torch that wrote the archive, or the file was "
+      "altered: run 'mlff-student doctor', or export the model again");
 }
 
 } // namespace mlff_student

@@ -1,4 +1,4 @@
-// Whether an archive computes here what it computed where it was written.
+// Checks that an archive computes the energy and forces that it computed when it was written.
 #pragma once
 
 #include "archive.h"
@@ -6,8 +6,8 @@
 
 namespace mlff_student {
 
-// Evaluates the archive's reference molecule by `model`, or by the archive's own TorchScript if
-// that is null. Throws std::runtime_error if its energy or forces differ by more than rounding.
+// Evaluates the archive's reference molecule with `model`, or with the archive's TorchScript if
+// `model` is null. Throws std::runtime_error if energy or forces differ by more than rounding.
 void check_reference_numbers(const Archive &archive, const Model *model, Workspace &work);
 
 } // namespace mlff_student

@@ -1,4 +1,4 @@
-// SHA-256, FIPS 180-4.
+// The hash function SHA-256 (FIPS 180-4).
 #pragma once
 
 #include <array>
@@ -11,7 +11,7 @@ namespace mlff_student {
 class Sha256 {
 public:
   void update(const void *data, std::size_t size);
-  // Ends the message; 64 hexadecimal digits.
+  // Ends the message and returns 64 hexadecimal digits.
   std::string digest();
 
 private:

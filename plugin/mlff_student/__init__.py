@@ -1,4 +1,4 @@
-"""Small, fast force fields distilled from big slow ones, for OpenMM, LAMMPS and ASE."""
+"""Small, fast force fields, distilled from large and slow ones, for OpenMM, LAMMPS and ASE."""
 
 from typing import TYPE_CHECKING, Any
 
@@ -11,7 +11,7 @@ __all__ = ["StudentForceFieldCalculator", "__version__"]
 
 
 def __getattr__(name: str) -> Any:
-    """Import the calculator, and torch with it, when it is asked for."""
+    """Import the calculator, and torch with it, only when the calculator is used."""
     if name == "StudentForceFieldCalculator":
         from mlff_student.engines.ase.calculator import StudentForceFieldCalculator
 

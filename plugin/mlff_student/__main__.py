@@ -1,4 +1,4 @@
-"""`python -m mlff_student`, which torchrun needs: the same as the command `mlff-student`."""
+"""Run the command `mlff-student` as `python -m mlff_student`, the form that torchrun needs."""
 
 from mlff_student.cli import main
 

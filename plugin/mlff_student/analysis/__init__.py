@@ -1,7 +1,8 @@
-"""What a finished run says: energy, ensemble, forces, structure, transport, spectrum.
+"""Measure a finished run: energy, ensemble, forces, structure, transport and spectrum.
 
-Each module measures one thing by pure functions that return frozen dataclasses; `figures` of each
-are what is judged, printed and written as JSON (`mlff_student.core.figures`).
+Each module measures one property with pure functions that return frozen dataclasses. The method
+`figures` of each dataclass returns the numbers that are judged, printed and written as JSON
+(`mlff_student.core.figures`).
 """
 
 from mlff_student.analysis.run import Analysis, Reference, analyze

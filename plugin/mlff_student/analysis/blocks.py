@@ -1,4 +1,4 @@
-"""Means of correlated series and their standard errors."""
+"""Compute means of correlated series and their standard errors."""
 
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -8,20 +8,40 @@ from numpy.typing import ArrayLike, NDArray
 
 
 class Estimate(NamedTuple):
-    """A number and its standard error (NaN where one value cannot tell)."""
+    """A mean and its standard error.
+
+    Attributes
+    ----------
+    value : float
+        The mean.
+    stderr : float
+        Its standard error, in the same unit. NaN if there is only a single value.
+    """
 
     value: float
     stderr: float
 
 
-BLOCKS = 10  # of a run, unless another number is given
+BLOCKS = 10  # default number of blocks
 
 
 def mean_of_blocks(series: ArrayLike, blocks: int = BLOCKS) -> Estimate:
-    """Mean of a series, its error from as many consecutive blocks, or from as many as there are.
+    """Return the mean of a series, with a standard error from the means of consecutive blocks.
 
-    Right where a block outlasts the correlation: a lower bound for shorter runs (Flyvbjerg and
-    Petersen 1989, doi:10.1063/1.457480).
+    The standard error is correct if a block is longer than the correlation time. For a shorter run
+    it is a lower bound (Flyvbjerg and Petersen 1989, doi:10.1063/1.457480).
+
+    Parameters
+    ----------
+    series : ArrayLike
+        Values in the order of time, (rows,).
+    blocks : int
+        Number of blocks. A shorter series has a block for each value.
+
+    Returns
+    -------
+    Estimate
+        Mean and standard error, in the unit of the series.
     """
     series = np.asarray(series, float)
     means = [part.mean() for part in np.array_split(series, min(blocks, len(series)))]
@@ -29,8 +49,20 @@ def mean_of_blocks(series: ArrayLike, blocks: int = BLOCKS) -> Estimate:
 
 
 def mean_of_runs(runs: Sequence[ArrayLike]) -> Estimate:
-    """Mean over several runs of one thing, its error the larger of what their blocks and, of two
-    runs or more, the scatter of their means say.
+    """Return the mean over several runs of the same system.
+
+    There are two standard errors: that from the blocks of each run and, for two runs or more, that
+    from the scatter of the runs' means. The larger is returned.
+
+    Parameters
+    ----------
+    runs : Sequence[ArrayLike]
+        A series (rows,) for each run. Each row has the same weight.
+
+    Returns
+    -------
+    Estimate
+        Mean and standard error, in the unit of the series.
     """
     means = [mean_of_blocks(run) for run in runs]
     share = np.array([np.size(run) for run in runs]) / sum(map(np.size, runs))
@@ -40,7 +72,20 @@ def mean_of_runs(runs: Sequence[ArrayLike]) -> Estimate:
 
 
 def stderr_of(values: ArrayLike) -> Any:
-    """Standard error of the mean of independent values along the first axis; NaN of one."""
+    """Return the standard error of the mean of independent values along the first axis.
+
+    It is NaN for a single value.
+
+    Parameters
+    ----------
+    values : ArrayLike
+        Independent values, (K, ...).
+
+    Returns
+    -------
+    Any
+        Standard error, a number or an array (...), in the unit of the values.
+    """
     values = np.asarray(values, float)
     if len(values) < 2:
         return np.full(values.shape[1:], np.nan)[()]
@@ -48,8 +93,12 @@ def stderr_of(values: ArrayLike) -> Any:
 
 
 class Stretches:
-    """Means of an array over from `fewest` to twice as many equal stretches of a run whose length
-    is not known beforehand.
+    """Means of an array over equal stretches of a run whose length is not known beforehand.
+
+    Parameters
+    ----------
+    fewest : int
+        Least number of stretches. There are at most twice as many.
     """
 
     def __init__(self, fewest: int) -> None:
@@ -59,7 +108,13 @@ class Stretches:
         self._counts: list[int] = []
 
     def add(self, value: NDArray[np.float64]) -> None:
-        """One frame's."""
+        """Add the array of the next frame.
+
+        Parameters
+        ----------
+        value : NDArray[np.float64]
+            Array of a frame, with the same shape for all frames.
+        """
         if not self._counts or self._counts[-1] == self._size:
             if len(self._counts) == self._most:
                 self._sums = [a + b for a, b in zip(self._sums[::2], self._sums[1::2], strict=True)]
@@ -71,12 +126,17 @@ class Stretches:
         self._counts[-1] += 1
 
     def means(self) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-        """Mean of each stretch, (S, ...), and its share of the run, (S,). Less than half a stretch
-        at the end is counted to the one before.
+        """Return the means of the stretches, and each stretch's share of the run.
+
+        Less than half a stretch at the end of the run is counted to the stretch before.
+
+        Returns
+        -------
+        tuple[NDArray[np.float64], NDArray[np.float64]]
+            Means, (S, ...), and shares, (S,), whose sum is 1.
         """
         sums, counts = list(self._sums), list(self._counts)
         if len(counts) > 1 and 2 * counts[-1] < self._size:
             sums[-2:], counts[-2:] = [sums[-2] + sums[-1]], [counts[-2] + counts[-1]]
-        return np.array([s / n for s, n in zip(sums, counts, strict=True)]), np.array(counts) / sum(
-            counts
-        )
+        means = np.array([total / count for total, count in zip(sums, counts, strict=True)])
+        return means, np.array(counts) / sum(counts)

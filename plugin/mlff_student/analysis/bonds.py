@@ -1,4 +1,4 @@
-"""Lengths of bonds in frames, and whether a trajectory has its topology's atoms in their order."""
+"""Measure bond lengths in frames, and check the order of the atoms in a trajectory."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,12 +13,25 @@ from mlff_student.core.figures import load_thresholds
 from mlff_student.structures.reading import Structure
 from mlff_student.structures.trajectories import Frames, nearest_image
 
-COLLAPSE = load_thresholds()["bond_deviation_angstrom"].value  # off its length: the bond is gone
-NEVER_BY_HEAT = 0.4  # angstrom: neither bonds stretch nor angles close by so much
+# A bond is broken when its length differs by more than this from the reference, angstrom.
+BROKEN_BOND_DEVIATION = load_thresholds()["bond_deviation_angstrom"].value
+# Thermal motion neither stretches a bond nor closes an angle by this much, angstrom.
+NON_THERMAL_CHANGE = 0.4
 
 
 def bond_pairs(topology: mdtraj.Topology) -> NDArray[np.int_]:
-    """Indices (B, 2) of bonded atoms."""
+    """Return the indices (B, 2) of the atoms of each bond of a topology.
+
+    Parameters
+    ----------
+    topology : mdtraj.Topology
+        Topology with bonds.
+
+    Returns
+    -------
+    NDArray[np.int_]
+        Indices of the two atoms of each bond, (B, 2).
+    """
     return np.array([(a.index, b.index) for a, b in topology.bonds], int).reshape(-1, 2)
 
 
@@ -29,10 +42,28 @@ def bond_lengths(
     longest: float = 0.0,
     periodic: Sequence[bool] = (True, True, True),
 ) -> NDArray[Any]:
-    """Lengths (F, B) of bonds, pairs (B, 2), in positions (F, N, 3) and cells (F, 3, 3), angstrom.
+    """Return the lengths of bonds in each frame.
 
-    To the nearest image where every cell is thicker than twice the `longest` bond, along what of it
-    is periodic.
+    A length is that to the nearest periodic image if every cell is thicker than twice the longest
+    bond along its periodic directions, and the plain distance otherwise.
+
+    Parameters
+    ----------
+    positions : NDArray[Any]
+        Positions of the atoms, (F, N, 3), angstrom.
+    cells : NDArray[Any] | None
+        Cell vectors of each frame, (F, 3, 3), angstrom. None for open systems.
+    pairs : NDArray[Any]
+        Indices of the atoms of each bond, (B, 2).
+    longest : float
+        Length of the longest bond, angstrom.
+    periodic : Sequence[bool]
+        Whether the system is periodic along each of the three cell vectors.
+
+    Returns
+    -------
+    NDArray[Any]
+        Bond lengths, (F, B), angstrom.
     """
     vectors = positions[:, pairs[:, 1]] - positions[:, pairs[:, 0]]  # (F, B, 3)
     if cells is not None:
@@ -45,23 +76,46 @@ def bond_lengths(
 
 
 def reference_lengths(structure: Structure, pairs: NDArray[np.int_]) -> NDArray[np.float64]:
-    """Lengths (B,) of pairs of atoms in the reference structure, angstrom."""
+    """Return the distances (B,) of pairs (B, 2) of atoms in the reference structure, angstrom.
+
+    Parameters
+    ----------
+    structure : Structure
+        Reference structure.
+    pairs : NDArray[np.int_]
+        Indices of the atoms of each pair, (B, 2).
+
+    Returns
+    -------
+    NDArray[np.float64]
+        Distances, (B,), angstrom.
+    """
     atoms = structure.atoms
     cell = atoms.cell.complete().array[None] if atoms.pbc.any() else None
     return bond_lengths(atoms.positions[None], cell, pairs, periodic=atoms.pbc)[0]
 
 
 def check_order(path: Path, structure: Structure, frames: Frames) -> None:
-    """Refuse a trajectory whose first frame is the reference with its atoms in another order.
+    """Refuse a trajectory that has the atoms of the reference structure in another order.
 
-    Some bonds are then far off, atoms stand at bonding distance that are not bonded and were far
-    apart, and yet there are about as many contacts as before, none of them squeezed. A molecule
-    that fell apart has no new contacts, one that collapsed has many.
+    The first frame shows another order by three signs together. Some bonds have a wrong length.
+    Some atoms that are not bonded are as close as bonded atoms, and were not in the reference. The
+    number of close pairs is about the same, and no pair is too close. A molecule that fell apart
+    has no new close pairs, and a molecule that collapsed has many.
+
+    Parameters
+    ----------
+    path : Path
+        Trajectory file, for the error message.
+    structure : Structure
+        Reference structure with its bonds.
+    frames : Frames
+        First frames of the trajectory.
 
     Raises
     ------
     InputError
-        See above.
+        If the atoms are in another order, or the bonds are others.
     """
     from vesin import NeighborList
 
@@ -73,15 +127,15 @@ def check_order(path: Path, structure: Structure, frames: Frames) -> None:
     reference = reference_lengths(structure, pairs)
     periodic = structure.atoms.pbc
     (length,) = bond_lengths(first[None], cell, pairs, reference.max(), periodic)
-    broken = np.abs(length - reference) > NEVER_BY_HEAT
-    contact = reference.max() + 0.1  # angstrom, a thermal amplitude
+    broken = np.abs(length - reference) > NON_THERMAL_CHANGE
+    contact = reference.max() + 0.1  # angstrom; 0.1 is a thermal amplitude
     box = np.zeros((3, 3)) if cell is None else cell[0]
     i, j, distance = NeighborList(cutoff=contact, full_list=False).compute(
         first, box, False if cell is None else periodic, "ijd"
     )
     near = np.stack([i, j], axis=1).astype(int)
     before = reference_lengths(structure, near)
-    new = before - distance > NEVER_BY_HEAT
+    new = before - distance > NON_THERMAL_CHANGE
     as_many = 0.8 * len(pairs) < len(near) < 1.5 * len(pairs)
     if broken.any() and new.any() and as_many and distance.min() > 0.75 * reference.min():
         raise InputError(

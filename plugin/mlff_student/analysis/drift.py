@@ -1,4 +1,4 @@
-"""How well a run kept its energy, from its log."""
+"""Measure how well a run conserved its energy, from its log."""
 
 from dataclasses import dataclass
 
@@ -11,22 +11,26 @@ from mlff_student.analysis.thermo import Thermo
 from mlff_student.core.errors import InputError
 from mlff_student.core.figures import Figure, Measured
 
-FEWEST_BLOCKS = 8  # below, a standard error says nothing about itself
+FEWEST_BLOCKS = 8  # from fewer blocks, a standard error is itself too uncertain
 
 
 @dataclass(frozen=True)
 class Drift(Measured):
-    """How well a run kept its energy, of the whole log.
+    """How well a run conserved its energy, measured over the whole log.
+
+    E is the total energy and N the number of atoms.
 
     Attributes
     ----------
     drift_mev_per_atom_ps, drift_stderr_mev_per_atom_ps : float
-        Least-squares slope of E(t)/N and its standard error (`slope_with_error`).
+        Least-squares slope of E/N against time and its standard error (`slope_with_error`),
+        meV/atom/ps.
     drift_kt_per_ns_per_dof, drift_stderr_kt_per_ns_per_dof : float
-        The same for each degree of freedom, with the mean temperature.
+        Least-squares slope of E for each degree of freedom and its standard error, kT/ns, where T
+        is the mean temperature.
     heating_percent, heating_stderr_percent : float
-        The same over the whole log, in hundredths of kT: the drift has raised the temperature by so
-        much, where half of the energy is kinetic.
+        Rise of the temperature that the drift makes over the whole log and its standard error, in
+        percent of the mean temperature. It holds where half of the energy is kinetic.
     drift_percent : float
         100 (E_last - E_first) / |E_first|.
     max_drift_percent : float
@@ -34,15 +38,17 @@ class Drift(Measured):
     conservation_ratio : float
         Standard deviation of the total energy over that of the kinetic energy.
     exchange_ratio : float
-        The same about linear trends. Energy that only passes between kinetic and potential leaves
-        it at the integrator's error; a thermostat makes it about one (harmonic canonical ensemble:
-        sqrt(2)), and infinite where it holds the kinetic energy.
+        Standard deviation of the total energy over that of the kinetic energy, both about their
+        linear trends. At constant energy it is the error of the integrator. With a thermostat it is
+        about one (sqrt(2) in the canonical ensemble of a harmonic system), and infinite if the
+        thermostat keeps the kinetic energy constant.
     energy_fluctuation_mev_per_atom : float
-        Root mean square of E/N about its linear trend.
+        Root mean square deviation of E/N from its linear trend, meV/atom.
     temperature_k, temperature_stderr_k, temperature_std_k : float
-        Mean, its standard error by blocks, and standard deviation.
+        Mean temperature, its standard error from blocks, and the standard deviation of the
+        temperature, K.
     nonfinite_rows : int
-        Rows with a NaN or infinite energy or temperature.
+        Number of rows with a NaN or infinite energy or temperature.
     """
 
     drift_mev_per_atom_ps: float
@@ -62,11 +68,14 @@ class Drift(Measured):
     nonfinite_rows: int
 
     def figures(self) -> list[Figure]:
-        """All figures: of the energy, which tell of a run at constant energy, and of the log."""
+        """Return all figures: those of the energy, then those that apply to any run."""
         return self.of_energy() + self.of_log()
 
     def of_energy(self) -> list[Figure]:
-        """What tells of constant energy alone; of a run with a thermostat it is heat, no error."""
+        """Return the figures that apply to a run at constant energy only.
+
+        With a thermostat, a change of the energy is heat and no error.
+        """
         return [
             Figure(
                 "drift",
@@ -89,7 +98,7 @@ class Drift(Measured):
         ]
 
     def of_log(self) -> list[Figure]:
-        """What tells of any run."""
+        """Return the figures of the log that apply to any run."""
         return [
             Figure("temperature", self.temperature_k, "K", self.temperature_stderr_k),
             Figure("temperature_std", self.temperature_std_k, "K"),
@@ -98,25 +107,41 @@ class Drift(Measured):
 
 
 def fit_drift(thermo: Thermo, atoms: int, *, degrees_of_freedom: int | None = None) -> Drift:
-    """Drift and its companions; NaN where the log is not finite.
+    """Return how well a run conserved its energy. Figures are NaN where the log is not finite.
+
+    Parameters
+    ----------
+    thermo : Thermo
+        Log of the run.
+    atoms : int
+        Number of atoms.
+    degrees_of_freedom : int | None
+        Number of degrees of freedom. None: 3 atoms - 3.
+
+    Returns
+    -------
+    Drift
+        Drift, fluctuations and temperature.
 
     Raises
     ------
     InputError
-        No degrees of freedom.
+        If there are no degrees of freedom, or the log has fewer than 8 rows.
     """
     dof = 3 * atoms - 3 if degrees_of_freedom is None else degrees_of_freedom
     if dof <= 0:
         raise InputError(f"{atoms} atom(s) with {dof} degrees of freedom; expected one or more")
     time, energy, kinetic = thermo.time_ps, thermo.total_ev, thermo.kinetic_ev
-    with np.errstate(all="ignore"):  # NaN and infinities are figures here; the verdict fails them
+    with np.errstate(all="ignore"):  # the verdict fails figures that are NaN or infinite
         per_atom = 1e3 * energy / atoms  # meV
         slope, error = slope_with_error(time, per_atom)
         fluctuation = _fluctuation(time, per_atom)
         temperature = mean_of_blocks(thermo.temperature_k)
-        kt = units.kB * np.float64(temperature.value)  # whose inverse may be infinite
-        kt_per_dof = atoms / dof / kt  # of meV/atom/ps, which is eV/atom/ns
-        percent = 100.0 * 1e-3 * (time[-1] - time[0])  # of kT/ns/dof
+        kt = units.kB * np.float64(
+            temperature.value
+        )  # a NumPy number: 1 / 0 is infinite and no error
+        kt_per_dof = atoms / dof / kt  # converts meV/atom/ps, which is eV/atom/ns
+        percent = 100.0 * 1e-3 * (time[-1] - time[0])  # converts kT/ns/dof
         excursion = 100.0 * (energy - energy[0]) / abs(energy[0])
         figures = (
             slope,
@@ -138,18 +163,31 @@ def fit_drift(thermo: Thermo, atoms: int, *, degrees_of_freedom: int | None = No
 
 
 def slope_with_error(time: NDArray[np.float64], value: NDArray[np.float64]) -> tuple[float, float]:
-    """Least-squares slope of a series with correlated noise, and the slope's standard error.
+    """Return the least-squares slope of a series with correlated noise, and its standard error.
 
-    The error is that of a line through block averages (Flyvbjerg and Petersen 1989,
-    doi:10.1063/1.457480), whose noise is white once a block of B rows outlasts the correlation. B
-    doubles until B^3 > 2 n (error_B / error_1)^4, where bias and scatter of the error balance (Lee
-    et al. 2011, doi:10.1103/PhysRevE.83.066706), or 8 blocks are left: then the largest error found
-    is returned, a lower bound, since the run is only some tens of correlation times long.
+    The standard error is that of a line through block averages (Flyvbjerg and Petersen 1989,
+    doi:10.1063/1.457480). Their noise is white if a block of B rows is longer than the correlation
+    time. B is doubled until B^3 > 2 n (error_B / error_1)^4 for n rows, where bias and scatter of
+    the error are equal (Lee et al. 2011, doi:10.1103/PhysRevE.83.066706). If 8 blocks are reached
+    before, the run is only some tens of correlation times long, and the largest of the errors is
+    returned, which is a lower bound.
+
+    Parameters
+    ----------
+    time : NDArray[np.float64]
+        Times, (rows,).
+    value : NDArray[np.float64]
+        Values, (rows,).
+
+    Returns
+    -------
+    tuple[float, float]
+        Slope and standard error, in the unit of the values over that of the times.
 
     Raises
     ------
     InputError
-        Fewer than 8 values.
+        If there are fewer than 8 values.
     """
     rows = len(time)
     if rows < FEWEST_BLOCKS:
@@ -171,14 +209,14 @@ def slope_with_error(time: NDArray[np.float64], value: NDArray[np.float64]) -> t
 
 
 def _fluctuation(time: NDArray[np.float64], value: NDArray[np.float64]) -> np.float64:
-    """Root mean square of a series about its linear trend."""
+    """Return the root mean square deviation of a series from its linear trend."""
     slope, _ = _line(time, value)
     residual = value - value.mean() - slope * (time - time.mean())
-    return np.sqrt(np.mean(residual**2))  # that a ratio to none is infinite, and no error
+    return np.sqrt(np.mean(residual**2))  # a NumPy number: a ratio to zero is infinite, no error
 
 
 def _line(t: NDArray[np.float64], v: NDArray[np.float64]) -> tuple[float, float]:
-    """Least-squares slope of points with white noise, and its standard error."""
+    """Return the least-squares slope of points with white noise, and its standard error."""
     t, v = t - t.mean(), v - v.mean()
     slope = t @ v / (t @ t)
     residual = v - slope * t

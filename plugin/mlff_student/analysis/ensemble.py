@@ -1,4 +1,4 @@
-"""Whether a run samples what it should: kinetic energies, equipartition, the integrator's order.
+"""Test whether a run samples its ensemble: kinetic energies, equipartition, convergence.
 
 The tests are those of physical_validation (Merz and Shirts 2018, doi:10.1371/journal.pone.0202764).
 """
@@ -24,30 +24,33 @@ from mlff_student.structures.checks import connected_fragments
 from mlff_student.structures.reading import Structure
 from mlff_student.structures.trajectories import Frames
 
-FEWEST_SAMPLES = 20
-BLOCKS = (10, 20, 40)
-VELOCITIES_KEPT = 3_000_000  # numbers
-AMU_ANGSTROM2_PER_PS2 = 1e-2 * KJ_PER_MOL  # eV
+FEWEST_SAMPLES = 20  # independent kinetic energies that a test needs
+BLOCKS = (10, 20, 40)  # numbers of blocks whose largest standard error is taken
+VELOCITIES_KEPT = 3_000_000  # most velocity components in memory
+AMU_ANGSTROM2_PER_PS2 = 1e-2 * KJ_PER_MOL  # 1 amu angstrom^2/ps^2 in eV
 
 
 @dataclass(frozen=True)
 class KineticEnergies(Measured):
-    """Kinetic energies of a run with a thermostat against the canonical distribution.
+    """Kinetic energies of a run with a thermostat, compared with the canonical distribution.
 
     Attributes
     ----------
     kinetic_samples : int
-        Independent ones among the rows (`independent_samples`); 0 where they are too few to test,
-        and the figures NaN, which fails.
-    kinetic_mean_percent, kinetic_width_percent : float
-        How far mean and standard deviation are from those at the thermostat's temperature, with
-        standard errors.
+        Number of independent kinetic energies among the rows (`independent_samples`). It is 0 if
+        they are too few to test; the other figures are then NaN, which fails.
+    kinetic_mean_percent, kinetic_mean_stderr_percent : float
+        Deviation of the mean from that at the thermostat's temperature, and its standard error,
+        percent.
+    kinetic_width_percent, kinetic_width_stderr_percent : float
+        Deviation of the standard deviation from that at the thermostat's temperature, and its
+        standard error, percent.
     kinetic_mean_sigma, kinetic_width_sigma : float
-        The same in standard errors, by physical_validation.
+        Deviations of mean and standard deviation in standard errors, by physical_validation.
     kinetic_ks_p_value : float
-        Kolmogorov-Smirnov probability that a right run is as far off.
+        Probability that a correct run deviates as much, by the Kolmogorov-Smirnov test.
     temperature_from_width_k : float
-        That at which the canonical width is the one found.
+        Temperature at which the canonical standard deviation is the measured one, K.
     """
 
     kinetic_samples: int
@@ -61,7 +64,7 @@ class KineticEnergies(Measured):
     temperature_from_width_k: float
 
     def figures(self) -> list[Figure]:
-        """All figures."""
+        """Return all figures."""
         return [
             Figure("kinetic_samples", self.kinetic_samples),
             Figure(
@@ -79,18 +82,18 @@ class KineticEnergies(Measured):
 
 @dataclass(frozen=True)
 class Equipartition(Measured):
-    """How the kinetic energy is shared out.
+    """How the kinetic energy is distributed over elements and kinds of motion.
 
     Attributes
     ----------
     temperatures_k, temperature_stderrs_k : dict[str, float]
-        Of each element's atoms.
+        Temperature of the atoms of each element and its standard error, K.
     equipartition_deviation_percent : float
-        Of the element farthest from the mean temperature.
+        Largest deviation of an element's temperature from that of all atoms, percent.
     equipartition_sigma : float | None
-        Largest deviation that physical_validation finds between the temperatures of translation,
-        rotation and internal motion of molecules and their mean, in standard errors; None of fewer
-        than 20 independent frames.
+        Largest deviation of the temperatures of translation, rotation and internal motion of
+        molecules from their mean, in standard errors, by physical_validation. None if there are
+        fewer than 20 independent frames.
     """
 
     temperatures_k: dict[str, float]
@@ -99,7 +102,7 @@ class Equipartition(Measured):
     equipartition_sigma: float | None
 
     def figures(self) -> list[Figure]:
-        """All figures; no `equipartition_sigma` where it is None."""
+        """Return all figures, without `equipartition_sigma` if it is None."""
         figures = [Figure("equipartition_deviation", self.equipartition_deviation_percent, "%")]
         if self.equipartition_sigma is not None:
             figures.append(Figure("equipartition", self.equipartition_sigma, "standard errors"))
@@ -111,15 +114,17 @@ class Equipartition(Measured):
 
 @dataclass(frozen=True)
 class Convergence(Measured):
-    """Fluctuation of the total energy by timestep.
+    """How the fluctuation of the total energy depends on the timestep.
 
     Attributes
     ----------
-    timesteps_fs, fluctuations_mev_per_atom : tuple[float, ...]
-        Of each run, about its linear trend.
+    timesteps_fs : tuple[float, ...]
+        Timestep of each run, fs.
+    fluctuations_mev_per_atom : tuple[float, ...]
+        Standard deviation of the total energy of each run from its linear trend, meV/atom.
     convergence_deviation : float
-        Largest deviation of a ratio of fluctuations from that of dt^2, minus one
-        (`physical_validation.integrator.convergence`).
+        Largest relative deviation of a ratio of two fluctuations from the ratio of the squared
+        timesteps (`physical_validation.integrator.convergence`).
     """
 
     timesteps_fs: tuple[float, ...]
@@ -127,7 +132,7 @@ class Convergence(Measured):
     convergence_deviation: float
 
     def figures(self) -> list[Figure]:
-        """The deviation, and the fluctuation with each timestep."""
+        """Return the deviation, and the fluctuation with each timestep."""
         runs = zip(self.timesteps_fs, self.fluctuations_mev_per_atom, strict=True)
         return [Figure("convergence_deviation", self.convergence_deviation)] + [
             Figure(f"energy_fluctuation_{dt:g}_fs", value, "meV/atom") for dt, value in runs
@@ -137,17 +142,33 @@ class Convergence(Measured):
 def kinetic_energies(
     kinetic_ev: NDArray[np.float64], *, degrees_of_freedom: int, temperature_K: float
 ) -> KineticEnergies:
-    """Test the kinetic energies (rows,) of a run that a thermostat held at a temperature.
+    """Compare the kinetic energies of a run with a thermostat with the canonical distribution.
 
-    At constant energy the distribution is a narrower one: the test does not apply. The rows are
-    thinned to independent ones by blocks, which see the slow exchange with the thermostat;
-    physical_validation's own thinning sees the fast vibrations alone, and its errors of a molecule
-    are five times too small.
+    The test does not apply at constant energy, where the distribution is narrower. The number of
+    independent rows comes from block averages, which contain the slow exchange of energy with the
+    thermostat. The thinning of physical_validation contains only the fast vibrations, and its
+    standard errors for a molecule are five times too small.
+
+    Parameters
+    ----------
+    kinetic_ev : NDArray[np.float64]
+        Kinetic energies, (rows,), eV.
+    degrees_of_freedom : int
+        Number of degrees of freedom.
+    temperature_K : float
+        Temperature of the thermostat, K.
+
+    Returns
+    -------
+    KineticEnergies
+        Deviations of mean and standard deviation.
 
     Raises
     ------
     InputError
-        A run of fewer than 20 independent samples, or energies that do not fluctuate.
+        If there are fewer than 20 independent samples, or the energies do not fluctuate.
+    MissingDependencyError
+        If physical_validation is not installed.
     """
     validation = _library()
     samples = independent_samples(kinetic_ev)
@@ -169,7 +190,8 @@ def kinetic_energies(
             data, strict=False, verbosity=0, bootstrap_seed=1, data_is_uncorrelated=True
         )
         p_value = test(data, strict=True, verbosity=0, data_is_uncorrelated=True)
-    mean = 0.5 * degrees_of_freedom * KB * temperature_K  # of the canonical distribution
+    # Mean and standard deviation of the canonical distribution, eV.
+    mean = 0.5 * degrees_of_freedom * KB * temperature_K
     width = np.sqrt(0.5 * degrees_of_freedom) * KB * temperature_K
     return KineticEnergies(
         kinetic_samples=len(independent),
@@ -187,13 +209,26 @@ def kinetic_energies(
 
 
 def independent_samples(series: NDArray[np.float64]) -> int:
-    """Independent ones among correlated values: as many as would give their mean the largest of its
-    errors by `BLOCKS` blocks, since one count alone errs by a quarter.
+    """Return how many independent values a series of correlated kinetic energies is worth.
+
+    It is the number of independent values whose mean has the same standard error. The standard
+    error is the largest of those from 10, 20 and 40 blocks, because that from a single number of
+    blocks is wrong by a quarter.
+
+    Parameters
+    ----------
+    series : NDArray[np.float64]
+        Kinetic energies, (rows,).
+
+    Returns
+    -------
+    int
+        Number of independent values.
 
     Raises
     ------
     InputError
-        Fewer than 20, or values that do not fluctuate.
+        If there are fewer than 20, or the values do not fluctuate.
     """
     if not fluctuates(series):
         raise InputError("the kinetic energy is constant, or not finite")
@@ -201,35 +236,62 @@ def independent_samples(series: NDArray[np.float64]) -> int:
     samples = int(min(len(series), (series.std() / np.float64(error)) ** 2))
     if samples < FEWEST_SAMPLES:
         raise InputError(
-            f"the run has {samples} independent kinetic energies; their distribution needs "
-            f"{FEWEST_SAMPLES}"
+            f"the run has {samples} independent kinetic energies; a test of their distribution "
+            f"needs {FEWEST_SAMPLES} or more"
         )
     return samples
 
 
 def fluctuates(series: NDArray[np.float64]) -> bool:
-    """Whether all of a series is finite, and not all of it the same."""
+    """Return whether the values of a series are all finite, and not all the same.
+
+    Parameters
+    ----------
+    series : NDArray[np.float64]
+        Values, (rows,).
+
+    Returns
+    -------
+    bool
+        Whether the series fluctuates.
+    """
     return bool(0.0 < np.ptp(series) < np.inf)
 
 
 def unknown_kinetic_energies() -> KineticEnergies:
-    """Of a run long enough to be tested that cannot be: it drifts, so that no rows of it are
-    independent, or its kinetic energies are held, or not finite.
+    """Return figures that fail, for a long run whose kinetic energies cannot be tested.
+
+    The reason is a drift, so that no rows are independent, or kinetic energies that are constant or
+    not finite.
     """
     return KineticEnergies(0, *[np.nan] * (len(fields(KineticEnergies)) - 1))
 
 
 def equipartition(frames: Iterable[Frames], structure: Structure) -> Equipartition:
-    """Temperatures of the elements, and of translation, rotation and vibration, from velocities.
+    """Measure the temperatures of elements, translation, rotation and vibration from velocities.
 
-    The centre of mass of all atoms is at rest: an atom of mass m then has 3 (1 - m / M) degrees of
-    freedom. Of long runs, every k-th frame is taken; of these, physical_validation is given
-    independent ones, as in `kinetic_energies`.
+    The centre of mass of all atoms must be at rest: an atom of mass m then has 3 (1 - m / M)
+    degrees of freedom, where M is the mass of all atoms. Long runs are thinned to evenly spaced
+    frames. physical_validation receives independent frames only, as in `kinetic_energies`.
+
+    Parameters
+    ----------
+    frames : Iterable[Frames]
+        Parts of a trajectory with velocities, as `stream_frames` yields them.
+    structure : Structure
+        Structure of the same atoms, with bonds and masses.
+
+    Returns
+    -------
+    Equipartition
+        Temperatures and their deviations.
 
     Raises
     ------
     InputError
-        Frames without velocities.
+        If the frames have no velocities.
+    MissingDependencyError
+        If physical_validation is not installed.
     """
     masses = structure.atoms.get_masses()
     positions, velocities = _sample(frames)
@@ -245,10 +307,10 @@ def equipartition(frames: Iterable[Frames], structure: Structure) -> Equipartiti
         for z in np.unique(numbers)
     }
     return Equipartition(
-        temperatures_k={name: one.value for name, one in estimates.items()},
-        temperature_stderrs_k={name: one.stderr for name, one in estimates.items()},
+        temperatures_k={name: kelvin.value for name, kelvin in estimates.items()},
+        temperature_stderrs_k={name: kelvin.stderr for name, kelvin in estimates.items()},
         equipartition_deviation_percent=float(
-            100.0 * max(abs(one.value / temperature - 1.0) for one in estimates.values())
+            100.0 * max(abs(kelvin.value / temperature - 1.0) for kelvin in estimates.values())
         ),
         equipartition_sigma=_equipartition_sigma(positions, velocities, total, structure),
     )
@@ -260,7 +322,7 @@ def _equipartition_sigma(
     kinetic_ev: NDArray[np.float64],
     structure: Structure,
 ) -> float | None:
-    """As of `Equipartition`, of frames with these kinetic energies."""
+    """Return `Equipartition.equipartition_sigma` for frames with these kinetic energies (F,)."""
     try:
         stride = -(-len(kinetic_ev) // independent_samples(kinetic_ev))
     except InputError:
@@ -288,30 +350,41 @@ def _equipartition_sigma(
         },
     )
     with _quiet():
-        found = validation.kinetic_energy.equipartition(
+        deviations = validation.kinetic_energy.equipartition(
             data, verbosity=0, bootstrap_seed=1, data_is_uncorrelated=True
         )
-    return float(np.nanmax(np.abs([mean for mean, _ in found])))
+    return float(np.nanmax(np.abs([of_mean for of_mean, _ in deviations])))
 
 
 def convergence(
     runs: Mapping[float, tuple[NDArray[np.float64], NDArray[np.float64]]], *, atoms: int
 ) -> Convergence:
-    """Whether the total energy fluctuates by dt^2, as that of a symplectic integrator of a smooth
-    potential does.
+    """Test whether the fluctuation of the total energy grows as the square of the timestep.
+
+    It does for a symplectic integrator and a smooth potential.
 
     Parameters
     ----------
     runs : Mapping[float, tuple[NDArray[np.float64], NDArray[np.float64]]]
-        Time in ps and total energy in eV of the same run by its timestep in fs, two or more.
+        Times in ps and total energies in eV, (rows,) each, of the same run by its timestep in fs.
+        There must be two timesteps or more.
+    atoms : int
+        Number of atoms.
+
+    Returns
+    -------
+    Convergence
+        Fluctuation with each timestep, and the largest deviation.
 
     Raises
     ------
     InputError
-        Fewer than two timesteps.
+        If there are fewer than two timesteps.
+    MissingDependencyError
+        If physical_validation is not installed.
     """
     if len(runs) < 2:
-        raise InputError(f"{len(runs)} timestep; convergence needs two or more")
+        raise InputError(f"a test of convergence needs two or more timesteps, got {len(runs)}")
     validation = _library()
     detrended = {}
     for timestep_fs, (time, total) in sorted(runs.items()):
@@ -336,12 +409,12 @@ def convergence(
 
 
 def _sample(frames: Iterable[Frames]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Positions and velocities (F, N, 3) of as many evenly spaced frames as are kept."""
+    """Return positions and velocities (F, N, 3) of evenly spaced frames, as many as are kept."""
     kept: list[tuple[NDArray[np.float64], NDArray[np.float64]]] = []
     stride, count = 1, 0
     for part in frames:
         if part.velocities is None:
-            raise InputError("the trajectory has no velocities; equipartition needs them")
+            raise InputError("the trajectory has no velocities, which equipartition needs")
         for frame in zip(part.positions, part.velocities, strict=True):
             if count % stride == 0:
                 kept.append(frame)
@@ -353,12 +426,13 @@ def _sample(frames: Iterable[Frames]) -> tuple[NDArray[np.float64], NDArray[np.f
 
 
 def _library() -> Any:
-    logging.getLogger("pymbar").setLevel(logging.ERROR)  # it advertises another package
+    logging.getLogger("pymbar").setLevel(logging.ERROR)  # it warns that JAX is not installed
     try:
         import physical_validation
     except ImportError as error:
         raise MissingDependencyError(
-            f"tests of the ensemble need: pip install 'mlff-student[validation]' ({error})"
+            "tests of the ensemble need physical_validation: "
+            f"pip install 'mlff-student[validation]' ({error})"
         ) from error
     return physical_validation
 
@@ -372,7 +446,7 @@ def _simulation(
     trajectory: dict[str, Any] | None = None,
     dt: float | None = None,
 ) -> Any:
-    """A simulation as physical_validation takes it: nm, ps, amu, kJ/mol."""
+    """Return a simulation in the form that physical_validation takes: nm, ps, amu, kJ/mol."""
     data = validation.data
     atoms = (system or {}).get("natoms", 1)
     ensemble = (
@@ -401,7 +475,7 @@ def _simulation(
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Without the warnings and prints of the tests, whose results are returned."""
+    """Suppress warnings and printed text of physical_validation."""
     with warnings.catch_warnings(), redirect_stdout(StringIO()):
         warnings.simplefilter("ignore")
         yield

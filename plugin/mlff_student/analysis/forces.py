@@ -1,4 +1,4 @@
-"""Forces along a trajectory's own frames against a teacher's."""
+"""Compare the forces along a trajectory with those of a teacher on the same frames."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -19,25 +19,48 @@ from mlff_student.structures.reading import Structure
 from mlff_student.structures.trajectories import Frames
 
 COMPONENTS = "xyz"
-PERIODS = 4  # of the trajectory, whose errors are given apart
-
+PERIODS = 4  # equal parts of the trajectory whose errors are reported each by itself
 LARGE_ANGLE_FLOOR = 0.1  # eV/angstrom; the direction of a smaller force is noise
 
 
 class ForceErrors(NamedTuple):
-    """Errors of forces over a set of atoms."""
+    """Errors of forces over a set of atoms.
+
+    Attributes
+    ----------
+    atoms : int
+        Number of forces compared.
+    force_rmse_ev_per_angstrom, force_mae_ev_per_angstrom : float
+        Root mean square error and mean absolute error of the force components, eV/angstrom.
+    force_r2 : float
+        Coefficient of determination of the force components.
+    force_angle_deg : float
+        Mean angle between a force and the teacher's, degrees, over the teacher's forces above
+        0.1 eV/angstrom.
+    """
 
     atoms: int
     force_rmse_ev_per_angstrom: float
     force_mae_ev_per_angstrom: float
     force_r2: float
-    force_angle_deg: float  # mean, of teacher forces above 0.1 eV/angstrom
+    force_angle_deg: float
 
 
-def force_errors(found: Tensor, label: Tensor) -> ForceErrors:
-    """Errors of forces (A, 3) against the teacher's."""
-    error = found - label
-    cosine = torch.nn.functional.cosine_similarity(found, label, dim=1)
+def force_errors(forces: Tensor, label: Tensor) -> ForceErrors:
+    """Return the errors of forces compared with the teacher's.
+
+    Parameters
+    ----------
+    forces, label : Tensor
+        Forces of the model and of the teacher, (A, 3), eV/angstrom.
+
+    Returns
+    -------
+    ForceErrors
+        Errors over all A forces.
+    """
+    error = forces - label
+    cosine = torch.nn.functional.cosine_similarity(forces, label, dim=1)
     angles = torch.rad2deg(torch.acos(cosine.clamp(-1, 1)))
     residual, spread = error.square().sum(), (label - label.mean()).square().sum()
     return ForceErrors(
@@ -55,16 +78,24 @@ class TrajectoryForceErrors(Measured):
 
     Attributes
     ----------
-    force_rmse_ev_per_angstrom, force_rmse_stderr_ev_per_angstrom, force_mae_ev_per_angstrom,
-    force_max_error_ev_per_angstrom, force_r2 : of components; the standard error by blocks of
-        frames, the largest error of the length of an atom's error vector.
+    force_rmse_ev_per_angstrom, force_rmse_stderr_ev_per_angstrom : float
+        Root mean square error of the force components and its standard error from blocks of
+        frames, eV/angstrom.
+    force_mae_ev_per_angstrom : float
+        Mean absolute error of the force components, eV/angstrom.
+    force_max_error_ev_per_angstrom : float
+        Largest length of an atom's error vector, eV/angstrom.
+    force_r2 : float
+        Coefficient of determination of the force components.
     force_angle_deg : float
-        Mean between the forces, of teacher forces above 0.1 eV/angstrom.
-    frames : compared.
+        Mean angle between a force and the teacher's, degrees, over the teacher's forces above
+        0.1 eV/angstrom.
+    force_frames : int
+        Number of frames compared.
     parts : dict[str, ForceErrors]
-        The errors of each component ("x"), element ("H") and quarter of the trajectory ("q1").
+        Errors of each component ("x"), element ("H") and quarter of the trajectory ("q1").
     rmse_of_frames : NDArray[np.float64]
-        (frames,) each frame's RMSE, eV/angstrom.
+        Root mean square error of each frame, (frames,), eV/angstrom.
     """
 
     force_rmse_ev_per_angstrom: float
@@ -78,7 +109,7 @@ class TrajectoryForceErrors(Measured):
     rmse_of_frames: NDArray[np.float64] = field(repr=False)
 
     def figures(self) -> list[Figure]:
-        """All figures: of the whole, then of each part."""
+        """Return all figures: those of all forces, then those of each part."""
         figures = [
             Figure(
                 "force_rmse",
@@ -104,28 +135,39 @@ class TrajectoryForceErrors(Measured):
 
 
 def trajectory_force_errors(
-    found: NDArray[np.float64], teacher: NDArray[np.float64], numbers: NDArray[np.int_]
+    forces: NDArray[np.float64], teacher: NDArray[np.float64], numbers: NDArray[np.int_]
 ) -> TrajectoryForceErrors:
-    """Errors of forces (F, N, 3) against the teacher's, in eV/angstrom, of atoms with
-    atomic numbers (N,).
+    """Return the errors of the forces along a trajectory compared with the teacher's.
+
+    Parameters
+    ----------
+    forces, teacher : NDArray[np.float64]
+        Forces of the run and of the teacher, (F, N, 3), eV/angstrom.
+    numbers : NDArray[np.int_]
+        Atomic numbers, (N,).
+
+    Returns
+    -------
+    TrajectoryForceErrors
+        Errors of all forces and of their parts.
 
     Raises
     ------
     InputError
-        Shapes that differ, or no frames.
+        If the shapes differ, or there are no frames.
     """
-    if found.shape != teacher.shape or found.shape[1:] != (len(numbers), 3) or not len(found):
+    if forces.shape != teacher.shape or forces.shape[1:] != (len(numbers), 3) or not len(forces):
         raise InputError(
-            f"forces {found.shape} and the teacher's {teacher.shape} of {len(numbers)} atoms "
-            "cannot be compared; expected two of the same shape, (frames, atoms, 3)"
+            f"the run's forces {forces.shape} and the teacher's {teacher.shape} cannot be compared "
+            f"for {len(numbers)} atoms; expected two arrays of the same shape, (frames, atoms, 3)"
         )
-    square = (found - teacher) ** 2
-    total = _errors(found, teacher)
+    square = (forces - teacher) ** 2
+    total = _errors(forces, teacher)
     of_frames = square.mean(axis=(1, 2))
     mean = mean_of_blocks(of_frames)
     selections: dict[str, Any] = {name: np.s_[..., k : k + 1] for k, name in enumerate(COMPONENTS)}
     selections |= {chemical_symbols[z]: np.s_[:, numbers == z] for z in np.unique(numbers)}
-    quarters = np.array_split(np.arange(len(found)), PERIODS)
+    quarters = np.array_split(np.arange(len(forces)), PERIODS)
     selections |= {f"q{k + 1}": part for k, part in enumerate(quarters) if len(part)}
     return TrajectoryForceErrors(
         force_rmse_ev_per_angstrom=total.force_rmse_ev_per_angstrom,
@@ -134,20 +176,33 @@ def trajectory_force_errors(
         force_max_error_ev_per_angstrom=float(np.sqrt(square.sum(axis=2).max())),
         force_r2=total.force_r2,
         force_angle_deg=total.force_angle_deg,
-        force_frames=len(found),
-        parts={name: _errors(found[part], teacher[part]) for name, part in selections.items()},
+        force_frames=len(forces),
+        parts={name: _errors(forces[part], teacher[part]) for name, part in selections.items()},
         rmse_of_frames=np.sqrt(of_frames),
     )
 
 
-def _errors(found: NDArray[np.float64], teacher: NDArray[np.float64]) -> ForceErrors:
-    """Errors of forces (F, N, 3), or of one component (F, N, 1)."""
-    pair = (torch.from_numpy(part.reshape(-1, part.shape[2])) for part in (found, teacher))
+def _errors(forces: NDArray[np.float64], teacher: NDArray[np.float64]) -> ForceErrors:
+    """Return the errors of forces (F, N, 3), or of a single component (F, N, 1)."""
+    pair = (torch.from_numpy(part.reshape(-1, part.shape[2])) for part in (forces, teacher))
     return force_errors(*(part.double() for part in pair))
 
 
 def frames_as_atoms(frames: Frames, structure: Structure) -> Iterator[Atoms]:
-    """ASE structures of the frames, with the reference's elements and periodicity."""
+    """Yield the frames as ASE structures with the elements and periodicity of the reference.
+
+    Parameters
+    ----------
+    frames : Frames
+        Frames of a trajectory.
+    structure : Structure
+        Reference structure with the elements and the periodicity.
+
+    Yields
+    ------
+    Atoms
+        Structure of each frame.
+    """
     for index, positions in enumerate(frames.positions):
         atoms = Atoms(structure.atoms.numbers, positions, pbc=structure.atoms.pbc)
         if frames.cells is not None:
@@ -158,14 +213,28 @@ def frames_as_atoms(frames: Frames, structure: Structure) -> Iterator[Atoms]:
 def evaluate_trajectory(
     frames: Frames, structure: Structure, calculator: Calculator
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Energies (F,) in eV and forces (F, N, 3) in eV/angstrom of a calculator on each frame.
+    """Return the energies and forces of a calculator on each frame.
+
+    Parameters
+    ----------
+    frames : Frames
+        Frames of a trajectory.
+    structure : Structure
+        Reference structure with the elements and the periodicity.
+    calculator : Calculator
+        ASE calculator, such as a teacher or a student.
+
+    Returns
+    -------
+    tuple[NDArray[np.float64], NDArray[np.float64]]
+        Energies, (F,), eV, and forces, (F, N, 3), eV/angstrom.
 
     Raises
     ------
     InputError
-        A frame that the calculator cannot do.
+        If the calculator fails on a frame.
     OSError, MemoryError, MissingDependencyError
-        What the machine is to blame for.
+        If the cause is the machine and not the frame.
     """
     energies: list[float] = []
     forces: list[Any] = []

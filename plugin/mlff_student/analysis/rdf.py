@@ -1,4 +1,4 @@
-"""Radial distribution functions by pair of elements, and how two runs' differ."""
+"""Measure radial distribution functions by pair of elements, and compare those of two runs."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -17,54 +17,71 @@ from mlff_student.structures.checks import connected_fragments
 from mlff_student.structures.reading import Structure
 from mlff_student.structures.trajectories import Frames, make_whole
 
-MEAN_OF_NORMAL = np.sqrt(2.0 / np.pi)  # of |x|, width 1
-# Bins of liquids, angstrom. 28 pairs of atoms, seen by two runs of the teacher of 800 moves each,
-# have a noise of 8 % in bins a quarter as wide, and 5 % in these.
+MEAN_OF_NORMAL = np.sqrt(2.0 / np.pi)  # mean of |x| for a normal distribution of width 1
+# Width of the bins for liquids, angstrom. For 28 pairs of atoms in two runs of the teacher of 800
+# moves each, the noise is 5 % with these bins and 8 % with bins a quarter as wide.
 LIQUID_BIN = 0.2
-BLOCKS = 8  # of a run, whose scatter gives the error of a g(r)
+BLOCKS = 8  # least number of stretches of a run, whose scatter gives the error of g(r)
 
 
 @dataclass(frozen=True)
 class Rdf:
-    """g(r) of each pair of elements; of an open system, the density of distances in 1/angstrom."""
+    """Radial distribution function g(r) of each pair of elements.
 
-    r: NDArray[np.float64]  # (R,), angstrom, middles of bins
-    pairs: tuple[str, ...]  # "C-O"
-    blocks: NDArray[np.float64]  # (blocks, pairs, R), of consecutive stretches of the run
-    weights: NDArray[np.float64]  # (blocks,), share of each stretch; sum 1
+    For an open system, g(r) is the density of distances in 1/angstrom.
+
+    Attributes
+    ----------
+    r : NDArray[np.float64]
+        Middles of the bins, (R,), angstrom.
+    pairs : tuple[str, ...]
+        Pairs of elements, such as "C-O".
+    blocks : NDArray[np.float64]
+        g(r) of consecutive stretches of the run, (blocks, pairs, R).
+    weights : NDArray[np.float64]
+        Share of each stretch in the run, (blocks,). The sum is 1.
+    """
+
+    r: NDArray[np.float64]
+    pairs: tuple[str, ...]
+    blocks: NDArray[np.float64]
+    weights: NDArray[np.float64]
 
     @property
     def g(self) -> NDArray[np.float64]:
-        """Of the whole run, (pairs, R)."""
+        """The g(r) of the whole run, (pairs, R)."""
         return np.tensordot(self.weights, self.blocks, 1)
 
     @property
     def stderr(self) -> NDArray[np.float64]:
-        """Standard error of `g`, (pairs, R), from the scatter of the stretches."""
+        """The standard error of `g`, (pairs, R), from the scatter of the stretches."""
         return stderr_of(self.blocks)
 
 
 @dataclass(frozen=True)
 class RdfError(Measured):
-    """How far a run's g(r) are from the teacher's: 100 int |g_s - g_t| dr / int g_t dr, percent.
+    """How far the g(r) of a run differ from those of the teacher's run.
+
+    The error of a pair of elements is 100 int |g_s - g_t| dr / int g_t dr, in percent, for the g(r)
+    of the run, g_s, and of the teacher's run, g_t.
 
     Attributes
     ----------
     rdf_error_percent : float
-        Of the pair of elements that is farthest off.
+        Error of the pair of elements with the largest error, percent.
     rdf_error_pair : str
-        Of the pair of elements that is farthest off.
+        The pair of elements with the largest error, such as "C-O".
     rdf_error_stderr_percent : float
-        Its standard error, by jackknife over stretches of both runs.
+        Standard error of the largest error, percent, by jackknife over stretches of both runs.
     rdf_noise_percent : float
-        What the error of that pair would be on average if both runs were of one potential: the mean
-        of |x| of a normal distribution, sqrt(2 / pi) of its width, with the widths of both runs,
-        each the larger one by stretches and by halves. An error is never smaller than none, so that
-        noise adds to it, and takes nothing away.
+        Mean error of that pair between two runs of the same potential, percent. It is the mean of
+        |x| for a normal distribution, sqrt(2 / pi) times its width, with the widths of both runs.
+        The width of a run is the larger of that from its stretches and that from its halves. An
+        error is never negative, so noise always adds to it.
     rdf_mean_error_percent : float
-        Sum of the numerators of all pairs over that of the denominators.
+        Sum of the numerators of all pairs over the sum of their denominators, percent.
     by_pair : dict[str, float]
-        Error of each pair.
+        Error of each pair, percent.
     """
 
     rdf_error_percent: float
@@ -75,7 +92,7 @@ class RdfError(Measured):
     by_pair: dict[str, float]
 
     def figures(self) -> list[Figure]:
-        """All figures: of the worst pair, of all, and of each."""
+        """Return all figures: of the worst pair, of all pairs together, and of each pair."""
         return [
             Figure(
                 "rdf_error",
@@ -89,7 +106,7 @@ class RdfError(Measured):
         ]
 
     def facts(self) -> dict[str, str]:
-        """The pair of elements that is farthest off."""
+        """Return the pair of elements with the largest error."""
         return {"rdf_error_pair": self.rdf_error_pair}
 
 
@@ -101,18 +118,33 @@ def measure_rdf(
     bin_width: float = 0.05,
     intermolecular: bool = False,
 ) -> Rdf:
-    """g(r) up to `r_max`, angstrom, images beyond half the cell included, in any cell.
+    """Measure g(r) of each pair of elements in a trajectory.
+
+    Cells may have any shape. Periodic images beyond half of the cell are counted.
 
     Parameters
     ----------
+    frames : Iterable[Frames]
+        Parts of a trajectory, as `stream_frames` yields them.
+    structure : Structure
+        Structure of the same atoms, with bonds and periodicity.
+    r_max : float
+        Largest distance, angstrom.
+    bin_width : float
+        Width of a bin, angstrom.
     intermolecular : bool
-        Leaves out pairs of the same molecule (but not of its images), also from the number of pairs
-        that an ideal gas would have.
+        Whether to leave out pairs within a molecule. A molecule and its own periodic image still
+        count as two. The number of pairs of the ideal gas is reduced in the same way.
+
+    Returns
+    -------
+    Rdf
+        g(r) of the stretches of the run.
 
     Raises
     ------
     InputError
-        Fewer than two frames, one atom, or positions that are not finite.
+        If there are fewer than two frames or no pair of atoms, or a position is not finite.
     """
     numbers = structure.atoms.numbers
     bonds = bond_pairs(structure.topology)
@@ -125,14 +157,16 @@ def measure_rdf(
             kind_of[numbers[i[own]], numbers[j[own]]], minlength=len(names)
         )
     if not pairs_of_kind.any():
-        raise InputError("a radial distribution function needs two atoms or more")
+        raise InputError("a radial distribution function needs a pair of atoms; there is none")
     edges = np.arange(0.0, r_max + 0.5 * bin_width, bin_width)
     shells = 4.0 / 3.0 * np.pi * np.diff(edges**3)  # angstrom^3
     neighbours = NeighborList(cutoff=edges[-1], full_list=False)
     stretches = Stretches(BLOCKS)
     for part in frames:
         if not np.isfinite(part.positions).all():
-            raise InputError("positions that are not finite have no radial distribution function")
+            raise InputError(
+                "a position is NaN or infinite, so there is no radial distribution function"
+            )
         positions = make_whole(part.positions, part.cells, bonds, structure.atoms.pbc)
         for index, points in enumerate(positions):
             periodic = part.cells is not None
@@ -150,16 +184,37 @@ def measure_rdf(
             stretches.add(counts / (np.maximum(pairs_of_kind, 1)[:, None] * ideal))
     blocks, weights = stretches.means()
     if len(blocks) < 2:
-        raise InputError("a radial distribution function needs two frames or more")
-    there = pairs_of_kind > 0  # one atom of an element makes no pair with itself
-    kept = tuple(name for name, one in zip(names, there, strict=True) if one)
-    return Rdf(0.5 * (edges[1:] + edges[:-1]), kept, blocks[:, there], weights)
+        raise InputError(
+            f"a radial distribution function needs two frames or more, got {len(blocks)}"
+        )
+    present = pairs_of_kind > 0  # a single atom of an element makes no pair with itself
+    kept = tuple(name for name, kind in zip(names, present, strict=True) if kind)
+    return Rdf(0.5 * (edges[1:] + edges[:-1]), kept, blocks[:, present], weights)
 
 
 def measure_suitable_rdf(frames: Iterable[Frames], structure: Structure) -> Rdf:
-    """g(r) as two runs are compared by: of several molecules in a periodic box, between them alone
-    and up to half the box. Pairs within a molecule are left out: their peaks would be most of the
-    figure, and an error of the liquid a small part of it.
+    """Measure the g(r) by which two runs are compared.
+
+    For several molecules in a periodic box, these are the g(r) between molecules up to half of the
+    box edge. Pairs within a molecule are left out, because their peaks would be most of the figure,
+    and an error of the liquid only a small part of it. For other systems all pairs are counted.
+
+    Parameters
+    ----------
+    frames : Iterable[Frames]
+        Parts of a trajectory, as `stream_frames` yields them.
+    structure : Structure
+        Structure of the same atoms, with bonds and periodicity.
+
+    Returns
+    -------
+    Rdf
+        g(r) of the stretches of the run.
+
+    Raises
+    ------
+    InputError
+        If there are fewer than two frames or no pair of atoms, or a position is not finite.
     """
     molecules = connected_fragments(
         len(structure.atoms), bond_pairs(structure.topology).tolist()
@@ -177,12 +232,22 @@ def measure_suitable_rdf(frames: Iterable[Frames], structure: Structure) -> Rdf:
 
 
 def compare_rdf(student: Rdf, teacher: Rdf) -> RdfError:
-    """Error of a run's g(r) against those of the teacher's run.
+    """Compare the g(r) of a run with those of the teacher's run.
+
+    Parameters
+    ----------
+    student, teacher : Rdf
+        g(r) of the two runs, with the same pairs and bins.
+
+    Returns
+    -------
+    RdfError
+        Errors with their standard error and noise.
 
     Raises
     ------
     InputError
-        Other elements or other distances.
+        If the pairs or the distances differ, or no two atoms come close enough.
     """
     if student.pairs != teacher.pairs or not np.array_equal(student.r, teacher.r):
         raise InputError(
@@ -191,18 +256,17 @@ def compare_rdf(student: Rdf, teacher: Rdf) -> RdfError:
             f"{teacher.r[-1]:.1f}"
         )
     total = teacher.g.sum(axis=1)
-    seen = (total > 0) | (student.g.sum(axis=1) > 0)  # one fluorine in a molecule: never a pair
+    seen = (total > 0) | (student.g.sum(axis=1) > 0)  # a pair may never occur within r_max
     if not seen.any():
         raise InputError(f"no two atoms come within {student.r[-1]:.1f} angstrom in either run")
     errors = np.where(seen, _error(student.g, teacher.g), np.nan)
     worst = int(np.nanargmax(errors))
     left_out = [
-        _error(_without(one, k), other.g) if one is student else _error(other.g, _without(one, k))
-        for one, other in ((student, teacher), (teacher, student))
-        for k in range(len(one.blocks))
+        *(_error(_without(student, k), teacher.g) for k in range(len(student.blocks))),
+        *(_error(student.g, _without(teacher, k)) for k in range(len(teacher.blocks))),
     ]
     of_student, of_teacher = np.split(np.array(left_out)[:, worst], [len(student.blocks)])
-    with np.errstate(all="ignore"):  # infinite where the teacher never has the pair
+    with np.errstate(all="ignore"):  # infinite if the pair never occurs in the teacher's run
         noise = np.hypot(_width(student), _width(teacher))[worst] / total[worst]
         error = np.hypot(_jackknife(of_student), _jackknife(of_teacher))
     return RdfError(
@@ -224,8 +288,8 @@ def compare_rdf(student: Rdf, teacher: Rdf) -> RdfError:
 def _kinds(
     numbers: NDArray[np.int_],
 ) -> tuple[tuple[str, ...], NDArray[np.int_], NDArray[np.int_]]:
-    """Names of the pairs of elements, their index by two atomic numbers, and how many ordered
-    pairs divided by two each has: N_a (N_a - 1) / 2 or N_a N_b.
+    """Return the names of the pairs of elements, their index by two atomic numbers, and the number
+    of pairs of atoms of each: N_a (N_a - 1) / 2 or N_a N_b.
     """
     elements, counts = np.unique(numbers, return_counts=True)
     kind_of = np.zeros((numbers.max() + 1,) * 2, int)
@@ -238,13 +302,13 @@ def _kinds(
 
 
 def _error(student: NDArray[np.float64], teacher: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Percent, of each pair (pairs,)."""
+    """Return the error of each pair of elements, (pairs,), percent."""
     with np.errstate(all="ignore"):
         return 100.0 * np.abs(student - teacher).sum(axis=1) / teacher.sum(axis=1)
 
 
 def _width(rdf: Rdf) -> NDArray[np.float64]:
-    """Standard error of g(r) summed over r, (pairs,)."""
+    """Return the standard error of g(r) summed over r, (pairs,)."""
     half = len(rdf.blocks) // 2
     halves = [
         np.average(rdf.blocks[part], axis=0, weights=rdf.weights[part])
@@ -255,11 +319,11 @@ def _width(rdf: Rdf) -> NDArray[np.float64]:
 
 
 def _without(rdf: Rdf, left_out: int) -> NDArray[np.float64]:
-    """g(r) of the run without one of its stretches."""
+    """Return the g(r) of the run without the stretch of this index, (pairs, R)."""
     weights = np.delete(rdf.weights, left_out)
     return np.tensordot(weights / weights.sum(), np.delete(rdf.blocks, left_out, axis=0), 1)
 
 
 def _jackknife(values: NDArray[np.float64]) -> float:
-    """Standard error of an estimate from those with one of the stretches left out."""
+    """Return the jackknife standard error, from estimates that each leave out a stretch."""
     return float(np.sqrt((len(values) - 1) / len(values) * ((values - values.mean()) ** 2).sum()))

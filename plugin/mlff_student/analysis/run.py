@@ -1,4 +1,4 @@
-"""All figures of a finished run, from its trajectory, topology and log."""
+"""Measure all figures of a finished run from its trajectory, topology and log."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
@@ -53,23 +53,24 @@ from mlff_student.structures.trajectories import (
     stream_frames,
 )
 
-FRAMES_FOR_ENERGY = 20  # checked against the log
-# 5 ps, less a row: a thermostat of some 1/ps and more has by then given a box enough independent
-# kinetic energies to test; a run with fewer heats or cools, or is coupled too weakly to tell.
+FRAMES_FOR_ENERGY = 20  # frames whose energy is compared with the log
+# 5 ps without a row. In this time a thermostat with a friction of about 1/ps or more gives a box
+# enough independent kinetic energies to test. A run with fewer heats or cools, or its thermostat is
+# too weak.
 MIN_THERMOSTAT_TEST_PS = 4.9
 
 
 @dataclass(frozen=True)
 class Reference:
-    """A run of the teacher of the same atoms, that a student's run is compared with.
+    """A run of the teacher with the same atoms, with which a student's run is compared.
 
     Attributes
     ----------
     trajectory : Path
-        In the same order of atoms.
+        Trajectory of the teacher's run, with the atoms in the same order.
     log : Path | None
-        Of that run, to know the time between frames where the trajectory does not; None: then there
-        is no spectrum.
+        Log of the teacher's run, for the time between frames. Without it there is a spectrum only
+        if the trajectory has times.
     """
 
     trajectory: Path
@@ -78,9 +79,52 @@ class Reference:
 
 @dataclass(frozen=True)
 class Analysis(Measured):
-    """All figures of one run; `as_record` is what --json writes. None is what was not measured:
-    `notes` says why, where the files would let one expect it. `volumes` (F,) are of the box in each
-    frame, angstrom^3, where the trajectory has one.
+    """All figures of a run. The option --json writes its `as_record`.
+
+    A part that was not measured is None.
+
+    Attributes
+    ----------
+    thermo : Thermo
+        Log of the run.
+    ensemble : str
+        "nve", "nvt" or "npt".
+    drift : Drift
+        How well the run conserved its energy.
+    stability : Stability
+        What the bonds did.
+    rows : int
+        Number of rows of the log.
+    atoms : int
+        Number of atoms.
+    degrees_of_freedom : int
+        Number of degrees of freedom.
+    duration_ps : float
+        Time from the first to the last row of the log, ps.
+    stable_ps : float
+        Time before a bond broke, ps.
+    kinetic : KineticEnergies | None
+        Test of the kinetic energies of a run with a thermostat.
+    equipartition : Equipartition | None
+        Temperatures of elements and kinds of motion, from velocities.
+    density : Density | None
+        Density of a run at constant pressure.
+    forces : TrajectoryForceErrors | None
+        Errors of the forces compared with a teacher.
+    rdf, teacher_rdf : Rdf | None
+        Radial distribution functions of the run and of the teacher's run.
+    rdf_error : RdfError | None
+        Difference of the two radial distribution functions.
+    diffusion : Diffusion | None
+        Diffusion in a periodic box.
+    spectrum, teacher_spectrum : Spectrum | None
+        Vibrational spectra of the run and of the teacher's run.
+    spectrum_error : SpectrumError | None
+        Difference of the two spectra.
+    notes : tuple[str, ...]
+        Why a part was not measured that the files would lead a user to expect.
+    volumes : NDArray[np.float64]
+        Volume of the box in each frame, (F,), angstrom^3. Empty for an open system.
     """
 
     thermo: Thermo
@@ -108,7 +152,7 @@ class Analysis(Measured):
 
     @property
     def sections(self) -> list[Measured]:
-        """What was measured beside the energy."""
+        """The parts that were measured, without the energy drift."""
         sections = (
             self.stability,
             self.kinetic,
@@ -122,7 +166,7 @@ class Analysis(Measured):
         return [section for section in sections if section is not None]
 
     def figures(self) -> list[Figure]:
-        """All figures; of the energy only of a run at constant energy."""
+        """Return all figures. Those of the energy drift are left out with a thermostat."""
         return [
             *(self.drift.of_energy() if self.ensemble == "nve" else []),
             *self.drift.of_log(),
@@ -135,7 +179,7 @@ class Analysis(Measured):
         ]
 
     def facts(self) -> dict[str, str]:
-        """The ensemble, and what the sections say in words."""
+        """Return the ensemble, and what the parts say in words."""
         facts = {"ensemble": self.ensemble}
         for section in self.sections:
             facts |= section.facts()
@@ -157,52 +201,65 @@ def analyze(
     teacher_frames: int = 50,
     reference: Reference | None = None,
 ) -> Analysis:
-    """Figures of the run that wrote these three files.
+    """Measure a run from the three files that it wrote.
 
     Parameters
     ----------
     trajectory : Path
-        Any format that `stream_frames` reads.
+        Trajectory in any format that `stream_frames` reads.
     topology : Path
-        Structure file with the trajectory's atoms in its order; its coordinates are the reference
-        for bonds, its cell says whether the run is periodic.
+        Structure file with the atoms in the order of the trajectory. Its coordinates are the
+        reference for bonds, and its cell says whether the run is periodic.
     log : Path
-        Any that `read_thermo` reads.
+        Log in any format that `read_thermo` reads.
     degrees_of_freedom : int | None
-        Unless given, those by which the log has a temperature and a kinetic energy, and 3N - 3
-        where it has one of them.
+        Number of degrees of freedom. None: the number that follows from temperature and kinetic
+        energy in the log, or 3N - 3 if the log has only one of them.
     ensemble : str
-        "nve" (drift is judged), "nvt" or "npt".
+        Ensemble of the run: "nve", in which drift is judged, "nvt" or "npt".
     temperature_K : float | None
-        Of the thermostat, that the kinetic energies of "nvt" and "npt" are held against.
+        Temperature of the thermostat, K. "nvt" and "npt" need it for the test of kinetic energies.
     lammps_units : str | None
-        What a LAMMPS log or dump does not say.
+        Unit style of a LAMMPS log or dump that does not have it: "metal" or "real".
     timestep_fs : float | None
-        What a LAMMPS log or dump does not say.
+        Timestep of a log that has only steps, fs.
     teacher : Calculator | None
-        Whose forces the run's are compared with, on `teacher_frames` evenly spaced frames.
+        Teacher whose forces the forces of the run are compared with.
     calculator : Calculator | None
-        The run's own, for its forces where the trajectory has none; its energies of some frames
-        must be those in the log.
+        Model of the run. It computes forces that the trajectory does not have. Its energies of some
+        frames must be those in the log.
+    teacher_frames : int
+        Number of evenly spaced frames on which forces are compared.
     reference : Reference | None
         Run of the teacher, for radial distribution functions and the spectrum.
+
+    Returns
+    -------
+    Analysis
+        All figures of the run.
 
     Raises
     ------
     InputError
-        A file that cannot be used, or files of different runs.
+        If a file cannot be used, or the files are of different runs.
+    MissingDependencyError
+        If physical_validation is not installed and a test of the ensemble needs it.
     """
     if ensemble not in ENSEMBLES:
         raise InputError(f"unknown ensemble {ensemble!r}; known: {', '.join(ENSEMBLES)}")
     if ensemble != "nve" and temperature_K is None:
-        raise InputError(f"ensemble {ensemble} needs the bath's temperature: --temperature-K")
+        raise InputError(
+            f"ensemble {ensemble} needs the temperature of the thermostat: give --temperature-K"
+        )
     if temperature_K is not None and not temperature_K > 0.0:
-        raise InputError(f"the bath's temperature must be positive, got {temperature_K:g} K")
+        raise InputError(
+            f"the temperature of the thermostat must be positive, got {temperature_K:g} K"
+        )
     if teacher_frames < 1:
         raise InputError(f"teacher_frames must be positive, got {teacher_frames}")
     for kind, path in (("log", log), ("topology", topology), ("trajectory", trajectory)):
         if not Path(path).is_file():
-            raise InputError(f"no {kind} file {path}")
+            raise InputError(f"there is no {kind} file {path}")
     structure = read_topology(topology)
     atoms = len(structure.atoms)
     dof = 3 * atoms - 3 if degrees_of_freedom is None else degrees_of_freedom
@@ -212,7 +269,7 @@ def analyze(
     notes: tuple[str, ...] = ()
     logged = logged_degrees_of_freedom(thermo)
     if degrees_of_freedom is None and logged >= 1.0 and round(logged) != dof:
-        notes = (f"{round(logged)} degrees of freedom, as the log has them, not 3N - 3 = {dof}",)
+        notes = (f"the log implies {round(logged)} degrees of freedom, not 3N - 3 = {dof}",)
         dof = round(logged)
     run = _Run(Path(trajectory), Path(log), structure, thermo, lammps_units or "metal")
     drift = fit_drift(thermo, atoms, degrees_of_freedom=dof)
@@ -232,10 +289,10 @@ def analyze(
         notes=notes,
         volumes=np.array(series.volume_angstrom3),
     )
-    if calculator is not None:  # what came apart may be beyond the calculator
+    if calculator is not None:  # on stable frames, as a calculator may fail on broken molecules
         _check_model(run, calculator, stability.stable_frames)
     if stability.stable_frames < stability.frames:
-        return _noted(analysis, "nothing but drift and stability of a run that came apart")
+        return _noted(analysis, "only drift and stability are measured, because the molecule broke")
     analysis = _with_ensemble(analysis, run, temperature_K)
     if teacher is not None:
         forces = _compare_forces(run, teacher, calculator, teacher_frames)
@@ -247,7 +304,7 @@ def analyze(
 
 @dataclass(frozen=True)
 class _Run:
-    """Files of a run, and what was read of them."""
+    """The files of a run, and what was read from them."""
 
     trajectory: Path
     log: Path
@@ -257,7 +314,7 @@ class _Run:
     series: FrameSeries = field(default_factory=FrameSeries)
 
     def frames(self, path: Path | None = None, every: int = 1) -> Iterator[Frames]:
-        """Of the run, or of another with the same atoms."""
+        """Yield frames of the run, or of another trajectory with the same atoms."""
         parts = stream_frames(
             path or self.trajectory, self.structure, lammps_units=self.lammps_units
         )
@@ -265,7 +322,7 @@ class _Run:
 
     @property
     def frame_ps(self) -> float:
-        """Time between frames."""
+        """The time between frames, ps."""
         return frame_spacing(self.thermo, self.series.frames)
 
 
@@ -274,7 +331,7 @@ def _noted(analysis: Analysis, note: str) -> Analysis:
 
 
 def _with_ensemble(analysis: Analysis, run: _Run, temperature_K: float | None) -> Analysis:
-    """Kinetic energies, equipartition, density and diffusion, as far as the run has them."""
+    """Add kinetic energies, equipartition, density and diffusion, as far as the run has them."""
     thermo, structure = run.thermo, run.structure
     if temperature_K is not None and analysis.ensemble != "nve":
         try:
@@ -284,16 +341,16 @@ def _with_ensemble(analysis: Analysis, run: _Run, temperature_K: float | None) -
                 temperature_K=temperature_K,
             )
             analysis = replace(analysis, kinetic=kinetic)
-        except InputError as error:  # too few that are independent, or none to test
+        except InputError as error:  # too few are independent, or they are constant
             analysis = _noted(analysis, f"no test of kinetic energies: {error}")
-            # It heats, or its energy is held: what cannot be tested is no pass.
+            # The run heats, or its kinetic energy is constant: a run that cannot be tested fails.
             if analysis.duration_ps >= MIN_THERMOSTAT_TEST_PS or not fluctuates(thermo.kinetic_ev):
                 analysis = replace(analysis, kinetic=unknown_kinetic_energies())
     if run.series.kinetic_ev:
         analysis = replace(analysis, equipartition=equipartition(run.frames(), structure))
     if analysis.ensemble == "npt":
         time, volume = thermo.time_ps, thermo.volume_angstrom3
-        if volume is None:  # the frames have it
+        if volume is None:  # take it from the frames
             volume = analysis.volumes
             time = run.frame_ps * np.arange(len(volume), dtype=np.float64)
         if len(volume) and np.ptp(volume) > 0:
@@ -303,7 +360,9 @@ def _with_ensemble(analysis: Analysis, run: _Run, temperature_K: float | None) -
             except InputError as error:  # too few frames
                 analysis = _noted(analysis, f"no density: {error}")
         else:
-            analysis = _noted(analysis, "no density: neither log nor trajectory has the volume")
+            analysis = _noted(
+                analysis, "no density: neither log nor trajectory has a changing volume"
+            )
     if structure.atoms.pbc.all():
         try:
             diffusion = measure_diffusion(run.frames(), structure, frame_ps=run.frame_ps)
@@ -314,12 +373,14 @@ def _with_ensemble(analysis: Analysis, run: _Run, temperature_K: float | None) -
 
 
 def _check_model(run: _Run, calculator: Calculator, frames: int) -> None:
-    """Refuse a log whose potential energies are not the model's on a few of the first `frames`."""
+    """Refuse a log whose potential energies are not the model's on a few of the first frames."""
     if not frames:
         return
     every = -(-frames // FRAMES_FOR_ENERGY)
     parts = between_frames(run.frames(every=every), 0, -(-frames // every))
-    energies = np.concatenate([evaluate_trajectory(x, run.structure, calculator)[0] for x in parts])
+    energies = np.concatenate(
+        [evaluate_trajectory(part, run.structure, calculator)[0] for part in parts]
+    )
     check_energies(
         run.thermo.potential_ev,
         run.series.frames,
@@ -335,7 +396,7 @@ def _check_model(run: _Run, calculator: Calculator, frames: int) -> None:
 def _compare_forces(
     run: _Run, teacher: Calculator, calculator: Calculator | None, teacher_frames: int
 ) -> TrajectoryForceErrors:
-    """Errors of the run's forces on some of its frames."""
+    """Return the errors of the run's forces on evenly spaced frames."""
     every = -(-run.series.frames // teacher_frames)
     forces, of_teacher = [], []
     for part in run.frames(every=every):
@@ -343,9 +404,7 @@ def _compare_forces(
         if calculator is not None:
             forces.append(evaluate_trajectory(part, run.structure, calculator)[1])
         elif part.forces is None:
-            raise InputError(
-                f"{run.trajectory} has no forces; give the model that made it to compute them"
-            )
+            raise InputError(f"{run.trajectory} has no forces; give the model of the run (--model)")
         else:
             forces.append(part.forces)
     numbers = run.structure.atoms.numbers
@@ -353,7 +412,7 @@ def _compare_forces(
 
 
 def _with_reference(analysis: Analysis, run: _Run, reference: Reference) -> Analysis:
-    """Radial distribution functions and spectrum against the teacher's run."""
+    """Add radial distribution functions and spectrum, compared with the teacher's run."""
     structure, path = run.structure, Path(reference.trajectory)
     if path.exists() and path.samefile(run.trajectory):
         raise InputError(f"{path} is the run itself; give the teacher's own trajectory")
@@ -366,14 +425,14 @@ def _with_reference(analysis: Analysis, run: _Run, reference: Reference) -> Anal
     if error.rdf_error_percent <= error.rdf_noise_percent:
         analysis = _noted(
             analysis,
-            f"the g(r) of {error.rdf_error_pair} is no farther off than two runs of one potential "
-            "as long as these would be: longer runs would tell more",
+            f"the error of g(r) of {error.rdf_error_pair} is not larger than that between two runs "
+            "of the same potential with these lengths: run longer to resolve a smaller error",
         )
     try:
         teacher_ps = _frame_ps(path, reference.log, series, len(structure.atoms))
         spectra = [
-            measure_spectrum(run.frames(one), structure, frame_ps=frame_ps)
-            for one, frame_ps in ((run.trajectory, run.frame_ps), (path, teacher_ps))
+            measure_spectrum(run.frames(file), structure, frame_ps=frame_ps)
+            for file, frame_ps in ((run.trajectory, run.frame_ps), (path, teacher_ps))
         ]
         return replace(
             analysis,
@@ -381,16 +440,18 @@ def _with_reference(analysis: Analysis, run: _Run, reference: Reference) -> Anal
             teacher_spectrum=spectra[1],
             spectrum_error=compare_spectra(*spectra),
         )
-    except InputError as error:  # time unknown, frames too far apart, or too few
+    except InputError as error:  # no time, or frames too far apart or too few
         return _noted(analysis, f"no spectrum: {error}")
 
 
 def _frame_ps(path: Path, log: Path | None, series: FrameSeries, atoms: int) -> float:
-    """Time between the frames of the teacher's run, whose `series` was read."""
+    """Return the time between the frames of the teacher's run, ps."""
     if log is not None:
         thermo = read_thermo(log, degrees_of_freedom=3 * atoms - 3)
         check_same_run(thermo, log, series, path, atoms=atoms)
         return frame_spacing(thermo, series.frames)
     if len(series.time_ps) > 1:
         return (series.time_ps[-1] - series.time_ps[0]) / (len(series.time_ps) - 1)
-    raise InputError(f"{path} does not tell the time between frames; give its log")
+    raise InputError(
+        f"{path} does not have the time between frames; give the log of that run (--reference-log)"
+    )

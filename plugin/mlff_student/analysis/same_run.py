@@ -1,4 +1,4 @@
-"""Whether a log and a trajectory are of the same run."""
+"""Check that a log and a trajectory are of the same run."""
 
 from array import array
 from collections.abc import Iterable, Iterator
@@ -15,22 +15,36 @@ from mlff_student.core.units import KB
 from mlff_student.structures.reading import Structure
 from mlff_student.structures.trajectories import Frames
 
-# Of the fluctuation of an energy or volume: between independent runs it is sqrt(2), of the same run
-# zero, but for velocities that a leap-frog integrator wrote half a step away.
+# Largest root mean square difference between log and trajectory, in standard deviations of the
+# energy or volume. Two independent runs differ by sqrt(2). The same run differs by zero, or by more
+# if a leap-frog integrator wrote velocities half a step away.
 SAME_RUN = 0.5
-# The same of potential energies by the model: another student of the same teacher was 0.22 off, the
-# right one 0.0000, and 0.17 where the positions are rounded to a thousandth of a nanometre.
+# The same for potential energies that a model gives for the frames. Measured: 0.22 for another
+# student of the same teacher, 0.0000 for the right model, and 0.17 for the right model and
+# positions that are rounded to a thousandth of a nanometre.
 SAME_MODEL, SAME_MODEL_ROUNDED = 0.1, 0.3
-ROUNDED = (".xtc", ".gro")
+ROUNDED = (".xtc", ".gro")  # formats that round positions
 
 
 def _numbers() -> "array[float]":
-    return array("d")  # a quarter of a list's memory: there may be millions
+    return array("d")  # takes a quarter of the memory of a list; there may be millions of numbers
 
 
 @dataclass
 class FrameSeries:
-    """One number for each frame of a trajectory, as far as the file has them."""
+    """Time, volume and kinetic energy of each frame of a trajectory, as far as the file has them.
+
+    Attributes
+    ----------
+    frames : int
+        Number of frames.
+    time_ps : array[float]
+        Time of each frame, ps. Empty if the file has no times.
+    volume_angstrom3 : array[float]
+        Volume of the cell of each frame, angstrom^3. Empty for open systems.
+    kinetic_ev : array[float]
+        Kinetic energy of each frame, eV. Empty if the file has no velocities.
+    """
 
     frames: int = 0
     time_ps: "array[float]" = field(default_factory=_numbers)
@@ -38,7 +52,20 @@ class FrameSeries:
     kinetic_ev: "array[float]" = field(default_factory=_numbers)
 
     def follow(self, frames: Iterable[Frames], structure: Structure) -> Iterator[Frames]:
-        """Pass the frames on, and fill the series on the way."""
+        """Yield the frames unchanged, and fill the series from them.
+
+        Parameters
+        ----------
+        frames : Iterable[Frames]
+            Parts of the trajectory, as `stream_frames` yields them.
+        structure : Structure
+            Structure of the same atoms, with masses.
+
+        Yields
+        ------
+        Frames
+            The parts, unchanged.
+        """
         masses = structure.atoms.get_masses()
         for part in frames:
             self.frames += len(part)
@@ -55,37 +82,48 @@ class FrameSeries:
 def check_same_run(
     thermo: Thermo, log: Path, series: FrameSeries, trajectory: Path, *, atoms: int
 ) -> None:
-    """Refuse a log whose rows, time, energies or volumes cannot be this trajectory's.
+    """Refuse a log whose rows, times, energies or volumes do not fit the trajectory.
+
+    Parameters
+    ----------
+    thermo : Thermo
+        Content of the log.
+    log, trajectory : Path
+        The two files, for error messages.
+    series : FrameSeries
+        Numbers of the frames of the trajectory.
+    atoms : int
+        Number of atoms.
 
     Raises
     ------
     InputError
-        They are of different runs, with the two numbers that say so.
+        If they are of different runs. The message has the two numbers that contradict each other.
     """
     rows, frames = len(thermo.time_ps), series.frames
     few, many = sorted((rows, frames))
     ratio = round(many / few)
-    if abs(many - ratio * few) > ratio:  # one row or frame more or less: the start, or a kill
+    if abs(many - ratio * few) > ratio:  # a row or frame more or less: the start, or a killed run
         raise InputError(
             f"{log} has {rows} rows and {trajectory} has {frames} frames, neither a multiple of "
             "the other: they are of different runs"
         )
     dof = logged_degrees_of_freedom(thermo)
-    # 2 % for rounding; rigid water has 2/3 of 3N, and up to 6 go with the whole's motion.
+    # 2 % are for rounding. Rigid water has 2/3 of 3N, and the motion of the whole takes up to 6.
     if dof > 1.02 * 3 * atoms or dof < 0.6 * 3 * atoms - 6:
-        other = "larger" if dof > 3 * atoms else "smaller"
+        size = "larger" if dof > 3 * atoms else "smaller"
         raise InputError(
-            f"{log} belongs to a {other} system, or its energies are not in eV: kinetic energy and "
+            f"{log} belongs to a {size} system, or its energies are not in eV: kinetic energy and "
             f"temperature imply {dof:.0f} degrees of freedom, {atoms} atoms have {3 * atoms}"
         )
     if len(series.time_ps) == frames > 1:
         per_frame = (series.time_ps[-1] - series.time_ps[0]) / (frames - 1)
         expected = frame_spacing(thermo, frames)
-        counted = per_frame == 1.0  # MDTraj counts frames where the file has no time
+        counted = per_frame == 1.0  # MDTraj counts frames if the file has no times
         if per_frame > 0 and not counted and abs(per_frame / expected - 1.0) > 0.02:
             raise InputError(
-                f"{trajectory} has a frame every {per_frame:.4g} ps, by the rows of {log} it is "
-                f"{expected:.4g} ps: they are of different runs, or the timestep is wrong"
+                f"{trajectory} has a frame every {per_frame:.4g} ps, but by the rows of {log} it "
+                f"is {expected:.4g} ps: they are of different runs, or the timestep is wrong"
             )
     every = np.arange(frames)
     if thermo.volume_angstrom3 is not None and len(series.volume_angstrom3) == frames:
@@ -93,8 +131,8 @@ def check_same_run(
         off = smallest_difference(thermo.volume_angstrom3, frames, every, volumes)
         if off > max(SAME_RUN * thermo.volume_angstrom3.std(), 1e-3 * volumes.mean()):
             raise InputError(
-                f"the cells of {trajectory} have {volumes.mean():.5g} angstrom^3 on average, those "
-                f"in {log} {thermo.volume_angstrom3.mean():.5g}: they are of different runs"
+                f"the mean volume is {volumes.mean():.5g} angstrom^3 in {trajectory}, but "
+                f"{thermo.volume_angstrom3.mean():.5g} in {log}: they are of different runs"
             )
     if len(series.kinetic_ev) == frames:
         kinetic = np.array(series.kinetic_ev)
@@ -104,12 +142,40 @@ def check_same_run(
 
 
 def same_model(trajectory: Path) -> float:
-    """How far the model's energies of this file's frames may be off the log's, in widths."""
+    """Return how far a model's energies of the frames may differ from those in the log.
+
+    The number is in standard deviations of the energy in the log. It is larger for formats that
+    round positions.
+
+    Parameters
+    ----------
+    trajectory : Path
+        Trajectory file, whose ending says whether positions are rounded.
+
+    Returns
+    -------
+    float
+        Largest difference, in standard deviations.
+    """
     return SAME_MODEL_ROUNDED if trajectory.suffix.lower() in ROUNDED else SAME_MODEL
 
 
 def logged_degrees_of_freedom(thermo: Thermo) -> float:
-    """2 K / (k T) of a log, what its program took the temperature from; NaN where no row tells."""
+    """Return the number of degrees of freedom by which the log's program computed the temperature.
+
+    It is the median of 2 K / (k T) over the rows, with kinetic energy K and temperature T. It is
+    NaN if no row is finite.
+
+    Parameters
+    ----------
+    thermo : Thermo
+        Content of the log.
+
+    Returns
+    -------
+    float
+        Number of degrees of freedom, not rounded.
+    """
     with np.errstate(all="ignore"):
         of_rows = 2.0 * thermo.kinetic_ev / (KB * thermo.temperature_k)
     finite = of_rows[np.isfinite(of_rows)]
@@ -117,7 +183,20 @@ def logged_degrees_of_freedom(thermo: Thermo) -> float:
 
 
 def frame_spacing(thermo: Thermo, frames: int) -> float:
-    """Time between frames, ps: a whole number of rows, or a whole fraction of one."""
+    """Return the time between frames, ps: a whole number of rows, or a whole fraction of a row.
+
+    Parameters
+    ----------
+    thermo : Thermo
+        Content of the log.
+    frames : int
+        Number of frames in the trajectory.
+
+    Returns
+    -------
+    float
+        Time between frames, ps.
+    """
     rows, row_ps = len(thermo.time_ps), float(np.diff(thermo.time_ps).mean())
     return row_ps * round(rows / frames) if rows >= frames else row_ps / round(frames / rows)
 
@@ -132,32 +211,37 @@ def check_energies(
     trajectory: Path,
     allowed: float,
 ) -> None:
-    """Refuse a log whose energy does not follow that of the chosen frames.
+    """Refuse a log whose energies differ from those of the trajectory's frames.
 
     Parameters
     ----------
     of_log : NDArray[np.float64]
-        (rows,).
+        Energies in the log, (rows,), eV.
     frames : int
-        In the trajectory.
+        Number of frames in the trajectory.
     chosen : NDArray[np.int_]
-        Indices of frames (C,) and their energies (C,).
+        Indices of the frames whose energies are known, (C,).
     of_chosen : NDArray[np.float64]
-        Indices of frames (C,) and their energies (C,).
+        Energies of the chosen frames, (C,), eV.
+    name : str
+        Name of the energy, for the error message: "kinetic energy".
+    log, trajectory : Path
+        The two files, for the error message.
     allowed : float
-        Difference over the standard deviation of the log's energy.
+        Largest root mean square difference, in standard deviations of the energy in the log.
 
     Raises
     ------
     InputError
-        See above.
+        If the difference is larger.
     """
     spread = float(of_log.std())
     off = smallest_difference(of_log, frames, chosen, of_chosen)
     if off > allowed * spread:
         raise InputError(
-            f"the {name} of the frames of {trajectory} is {off:.3g} eV off that in {log}, which "
-            f"fluctuates by {spread:.3g} eV: they are of different runs, or of another model"
+            f"the {name} of the frames of {trajectory} differs by {off:.3g} eV from that in {log}, "
+            f"which fluctuates by {spread:.3g} eV: they are of different runs, or of different "
+            "models"
         )
 
 
@@ -167,13 +251,31 @@ def smallest_difference(
     chosen: NDArray[np.int_],
     of_chosen: NDArray[np.float64],
 ) -> float:
-    """Root mean square difference between rows and chosen frames, over the best way to match them:
-    the log, the trajectory or both may have the start, and either may have lost its end.
+    """Return the root mean square difference between rows of a log and frames, matched best.
+
+    The log, the trajectory or both may have the start of the run, and each may lack its end.
+
+    Parameters
+    ----------
+    of_log : NDArray[np.float64]
+        Values in the log, (rows,).
+    frames : int
+        Number of frames in the trajectory.
+    chosen : NDArray[np.int_]
+        Indices of the frames whose values are known, (C,).
+    of_chosen : NDArray[np.float64]
+        Values of the chosen frames, (C,), in the unit of the log.
+
+    Returns
+    -------
+    float
+        The smallest difference over all ways to match, in the unit of the values. NaN if rows and
+        frames cannot be matched.
     """
     few, many = sorted((len(of_log), frames))
     ratio = round(many / few)
-    best = np.nan  # none can be matched
-    for first in range(-1, 2 * ratio):  # of the longer series, at the first of the shorter one
+    best = np.nan
+    for first in range(-1, 2 * ratio):  # index in the longer series of the shorter one's start
         rows = first + ratio * chosen if len(of_log) >= frames else (chosen - first) / ratio
         inside = (rows >= 0) & (rows < len(of_log)) & (rows == np.floor(rows))
         if inside.sum() >= max(1, len(chosen) // (2 if len(of_log) >= frames else 2 * ratio)):

@@ -1,4 +1,4 @@
-"""Vibrational spectrum: the power of the atoms' velocities by frequency."""
+"""Measure the vibrational spectrum, which is the power of the atoms' velocities by frequency."""
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -15,45 +15,59 @@ from mlff_student.core.figures import Figure, Measured
 from mlff_student.structures.reading import Structure
 from mlff_student.structures.trajectories import Frames
 
-PER_CM = 1e10 / units._c  # ps: a period of 1/cm
-HIGHEST = 4000.0  # 1/cm, above the O-H stretch: what the frames must resolve
-NEAREST_PEAK = 100.0  # 1/cm
-PROMINENCE = 0.05  # of a peak, in the highest
-NUMBERS_AT_ONCE = 12_000_000  # velocities in a window: 96 MB
+PER_CM = 1e10 / units._c  # period of a vibration of 1/cm, ps
+HIGHEST = 4000.0  # 1/cm, above the O-H stretch; the frames must resolve it
+NEAREST_PEAK = 100.0  # 1/cm; a peak farther away is not the same peak
+PROMINENCE = 0.05  # of a peak, as a share of the highest power
+NUMBERS_AT_ONCE = 12_000_000  # most velocity components in a window; they take 96 MB
 
 
 @dataclass(frozen=True)
 class Spectrum:
-    """Mass-weighted power of velocities, of integral one: the density of vibrational states."""
+    """Density of vibrational states: the mass-weighted power of the velocities.
 
-    frequency_per_cm: NDArray[np.float64]  # (W,)
-    blocks: NDArray[np.float64]  # (blocks, W), of consecutive stretches of the run
-    weights: NDArray[np.float64]  # (blocks,), share of each stretch; sum 1
+    Attributes
+    ----------
+    frequency_per_cm : NDArray[np.float64]
+        Wavenumbers, (W,), 1/cm.
+    blocks : NDArray[np.float64]
+        Power of consecutive stretches of the run, (blocks, W), not normalised.
+    weights : NDArray[np.float64]
+        Share of each stretch in the run, (blocks,). The sum is 1.
+    """
+
+    frequency_per_cm: NDArray[np.float64]
+    blocks: NDArray[np.float64]
+    weights: NDArray[np.float64]
 
     @property
     def power(self) -> NDArray[np.float64]:
-        """Of the whole run, (W,), integral over 1/cm is one."""
+        """The power of the whole run, (W,), cm. Its integral over the wavenumber is 1."""
         return _normalised(self.weights @ self.blocks, self.frequency_per_cm)
 
 
 @dataclass(frozen=True)
 class SpectrumError(Measured):
-    """How far a run's spectrum is from the teacher's.
+    """How far the spectrum of a run differs from that of the teacher's run.
 
     Attributes
     ----------
     spectrum_overlap_percent : float
-        100 int min(s, t) of the two, each of integral one.
+        Overlap of the two spectra, 100 int min(s, t), percent, where both have the integral 1.
     spectrum_overlap_noise_percent : float
-        The same between the halves of the teacher's own run: what sampling alone leaves.
-    spectrum_shift_per_cm, spectrum_shift_noise_per_cm : float
-        How far intensity must be moved on average to turn one into the other (first Wasserstein
-        distance), and the same between the halves.
+        Overlap of the two halves of the teacher's run, percent. Sampling alone gives this overlap.
+    spectrum_shift_per_cm : float
+        Mean distance by which intensity must be moved to turn the run's spectrum into the teacher's
+        (first Wasserstein distance), 1/cm.
+    spectrum_shift_noise_per_cm : float
+        The same distance between the two halves of the teacher's run, 1/cm.
     spectrum_peak_shift_per_cm : float
-        Mean distance of the teacher's peaks to the run's nearest, which intensities do not move:
-        those of a few modes take long to even out. NaN without a match.
-    spectrum_peaks, spectrum_peaks_missing : int
-        Of the teacher, and those of them with none of the run's within 100 1/cm.
+        Mean distance of the teacher's peaks from the nearest peaks of the run, 1/cm. It does not
+        depend on intensities, which converge slowly. NaN if no peak has a match.
+    spectrum_peaks : int
+        Number of peaks in the teacher's spectrum.
+    spectrum_peaks_missing : int
+        Number of the teacher's peaks without a peak of the run within 100 1/cm.
     """
 
     spectrum_overlap_percent: float
@@ -65,7 +79,7 @@ class SpectrumError(Measured):
     spectrum_peaks_missing: int
 
     def figures(self) -> list[Figure]:
-        """All figures."""
+        """Return all figures."""
         return [
             Figure(
                 "spectrum_overlap",
@@ -92,29 +106,43 @@ def measure_spectrum(
     frame_ps: float,
     resolution_per_cm: float = 10.0,
 ) -> Spectrum:
-    """Spectrum by Welch's method: windows (Hann) of as many frames as the resolution needs, half
-    overlapping. By the Wiener-Khinchin theorem it is the Fourier transform of the velocities'
-    autocorrelation.
+    """Measure the vibrational spectrum of a trajectory by Welch's method.
 
-    Without velocities in the file, they are differences of positions (to the nearest image), whose
-    known damping (sin(x) / x)^2, x = pi nu dt, is taken out. Of more atoms than 12 million numbers
-    in a window hold, every k-th of each element is taken.
+    The run is divided into Hann windows of as many frames as the resolution needs, which overlap by
+    half. By the Wiener-Khinchin theorem, the spectrum is the Fourier transform of the
+    autocorrelation of the velocities.
+
+    If the file has no velocities, they are computed as differences of positions to the nearest
+    image. These damp the power by (sin(x) / x)^2 with x = pi nu dt, which is corrected. If a
+    window would hold more than 12 million numbers, only every k-th atom of each element is used.
 
     Parameters
     ----------
+    frames : Iterable[Frames]
+        Parts of a trajectory, as `stream_frames` yields them.
+    structure : Structure
+        Structure of the same atoms.
     frame_ps : float
-        Time between frames.
+        Time between frames, ps.
+    resolution_per_cm : float
+        Distance of neighbouring wavenumbers in the spectrum, 1/cm.
+
+    Returns
+    -------
+    Spectrum
+        Spectrum of the run and of its stretches.
 
     Raises
     ------
     InputError
-        Frames too far apart to resolve 4000 1/cm (a faster vibration would appear as a slower one),
-        a run of less than a window, or positions that are not finite.
+        If the frames are too far apart to resolve 4000 1/cm (a faster vibration would appear as a
+        slower one), the run is shorter than a window, or a position is not finite.
     """
     if 0.5 * PER_CM / frame_ps < HIGHEST:
         raise InputError(
-            f"frames every {1e3 * frame_ps:.3g} fs resolve {0.5 * PER_CM / frame_ps:.0f} 1/cm; a "
-            f"spectrum needs {HIGHEST:.0f}: write one every {500 * PER_CM / HIGHEST:.0f} fs or less"
+            f"frames every {1e3 * frame_ps:.3g} fs resolve {0.5 * PER_CM / frame_ps:.0f} 1/cm, but "
+            f"a spectrum needs {HIGHEST:.0f} 1/cm: write a frame every "
+            f"{500 * PER_CM / HIGHEST:.0f} fs or more often"
         )
     window = max(8, round(PER_CM / resolution_per_cm / frame_ps))
     numbers, masses = structure.atoms.numbers, structure.atoms.get_masses()
@@ -137,27 +165,38 @@ def measure_spectrum(
     blocks, weights = stretches.means()
     if len(blocks) == 0:
         raise InputError(
-            f"the run is shorter than the {window} frames that {resolution_per_cm:g} 1/cm need"
+            f"the run is shorter than the {window} frames that a resolution of "
+            f"{resolution_per_cm:g} 1/cm needs"
         )
     return Spectrum(frequency, blocks, weights)
 
 
 def compare_spectra(student: Spectrum, teacher: Spectrum) -> SpectrumError:
-    """Overlap of two spectra, and the distance between them.
+    """Compare the spectrum of a run with that of the teacher's run.
+
+    Parameters
+    ----------
+    student, teacher : Spectrum
+        Spectra of the two runs.
+
+    Returns
+    -------
+    SpectrumError
+        Overlap, shift and peaks, with the noise of the teacher's run.
 
     Raises
     ------
     InputError
-        A teacher's run of one window, which tells no noise.
+        If the teacher's run has a single window, from which no noise can be computed.
     """
     if len(teacher.blocks) < 2:
         raise InputError("the teacher's run is too short for a spectrum with its noise")
     nu = teacher.frequency_per_cm
-    powers = [np.interp(nu, one.frequency_per_cm, one.power) for one in (student, teacher)]
+    powers = [np.interp(nu, run.frequency_per_cm, run.power) for run in (student, teacher)]
     half = len(teacher.blocks) // 2
     halves = [teacher.blocks[:half].mean(axis=0), teacher.blocks[half:].mean(axis=0)]
-    found, expected = (_peaks(nu, power) for power in powers)
-    distances = np.abs(expected[:, None] - found).min(axis=1, initial=np.inf)
+    peaks, expected = (_peaks(nu, power) for power in powers)
+    distances = np.abs(expected[:, None] - peaks).min(axis=1, initial=np.inf)
     matched = distances < NEAREST_PEAK
     return SpectrumError(
         spectrum_overlap_percent=_overlap(*powers, nu),
@@ -173,11 +212,11 @@ def compare_spectra(student: Spectrum, teacher: Spectrum) -> SpectrumError:
 def _velocities(
     frames: Iterable[Frames], chosen: NDArray[np.int_], frame_ps: float
 ) -> Iterator[tuple[NDArray[np.float64], bool]]:
-    """Velocities (F, A, 3) of the chosen atoms, and whether they are differences of positions."""
+    """Yield velocities (F, A, 3) of the chosen atoms, and whether they are position differences."""
     last = None
     for part in frames:
         if not np.isfinite(part.positions).all():
-            raise InputError("positions that are not finite have no spectrum")
+            raise InputError("a position is NaN or infinite, so there is no spectrum")
         if part.velocities is not None:
             yield part.velocities[:, chosen], False
             continue
@@ -190,10 +229,10 @@ def _velocities(
 
 
 def _peaks(nu: NDArray[np.float64], power: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Places of peaks, between bins by the parabola through the logarithms of three."""
-    at, _ = find_peaks(power, prominence=PROMINENCE * power.max())
-    left, middle, right = (np.log(power[at + k]) for k in (-1, 0, 1))
-    return nu[at] + 0.5 * (left - right) / (left - 2.0 * middle + right) * (nu[1] - nu[0])
+    """Return the wavenumbers of peaks, by a parabola through the logarithms of three bins."""
+    bins, _ = find_peaks(power, prominence=PROMINENCE * power.max())
+    left, middle, right = (np.log(power[bins + k]) for k in (-1, 0, 1))
+    return nu[bins] + 0.5 * (left - right) / (left - 2.0 * middle + right) * (nu[1] - nu[0])
 
 
 def _normalised(power: NDArray[np.float64], nu: NDArray[np.float64]) -> NDArray[np.float64]:

@@ -1,4 +1,4 @@
-"""Whether molecules kept their structure: bonds, hydrogens, and the way from where they started."""
+"""Measure whether molecules kept their structure: bonds, hydrogens and RMSD."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -10,7 +10,7 @@ from ase import units
 from numpy.typing import NDArray
 
 from mlff_student.analysis.bonds import (
-    COLLAPSE,
+    BROKEN_BOND_DEVIATION,
     bond_lengths,
     bond_pairs,
     check_order,
@@ -21,34 +21,37 @@ from mlff_student.structures.checks import connected_fragments
 from mlff_student.structures.reading import Structure
 from mlff_student.structures.trajectories import Frames, make_whole
 
-HYDROGEN_LOST = 2.5  # angstrom from the atom it is bonded to
+HYDROGEN_LOST = 2.5  # angstrom; a hydrogen farther from its bonded atom is lost
 
 
 @dataclass(frozen=True)
 class Stability(Measured):
-    """What became of the bonds of a trajectory.
+    """What the bonds and molecules did along a trajectory.
 
     Attributes
     ----------
     bond_deviation_angstrom : float
-        Of the bond that went farthest from its length in the reference; NaN where a position is;
-        frames count from 0.
+        Largest difference of a bond's length from that in the reference, angstrom. NaN if a
+        position is NaN.
     bond_deviation_atoms : str
-        Of the bond that went farthest from its length in the reference; NaN where a position is;
-        frames count from 0.
+        The two atoms of the bond with the largest difference.
     bond_deviation_frame : int
-        Of the bond that went farthest from its length in the reference; NaN where a position is;
-        frames count from 0.
+        Frame with the largest difference. Frames count from 0.
+    bonds : int
+        Number of bonds.
+    frames : int
+        Number of frames.
     hydrogen_distance_angstrom : float
-        The largest from a hydrogen to the atom it is bonded to.
+        Largest distance of a hydrogen from the atom it is bonded to, angstrom.
     hydrogens_lost : int
-        Those that were ever more than 2.5 angstrom away.
+        Number of hydrogens that were ever more than 2.5 angstrom from their bonded atom.
     stable_frames : int
-        Before the first one with a bond more than 0.5 angstrom off, a hydrogen lost, or a position
-        that is not finite.
+        Number of frames before the first with a bond that is off by more than 0.5 angstrom, a lost
+        hydrogen, or a position that is not finite.
     rmsd_angstrom, rmsd_max_angstrom : float | None
-        From the reference, of the heavy atoms (all, where there are fewer than three) of a single
-        molecule after superposition; None for several molecules.
+        Mean and largest root mean square distance from the reference after superposition, angstrom,
+        for a single molecule. It is that of the heavy atoms, or of all atoms if there are fewer
+        than three heavy atoms. None for several molecules.
     """
 
     bond_deviation_angstrom: float
@@ -63,7 +66,7 @@ class Stability(Measured):
     rmsd_max_angstrom: float | None
 
     def figures(self) -> list[Figure]:
-        """All figures; no RMSD of several molecules."""
+        """Return all figures. There is no RMSD for several molecules."""
         figures = [
             Figure("bond_deviation", self.bond_deviation_angstrom, "angstrom"),
             Figure("bond_deviation_frame", self.bond_deviation_frame),
@@ -79,27 +82,33 @@ class Stability(Measured):
         return figures
 
     def facts(self) -> dict[str, str]:
-        """The atoms of the bond that went farthest from its length."""
+        """Return the atoms of the bond with the largest difference from its reference length."""
         return {"bond_deviation_atoms": self.bond_deviation_atoms}
 
 
 def measure_stability(frames: Iterable[Frames], structure: Structure, name: Path) -> Stability:
-    """Follow the bonds of the reference structure through all frames.
+    """Measure the bonds of the reference structure in all frames.
 
-    Distances are to the nearest image where the cell is thicker than two bonds, along what of it is
-    periodic.
+    Lengths are measured as in `mlff_student.analysis.bonds.bond_lengths`.
 
     Parameters
     ----------
     frames : Iterable[Frames]
-        Pieces of a trajectory, as `stream_frames` gives them.
+        Parts of a trajectory, as `stream_frames` yields them.
+    structure : Structure
+        Reference structure with its bonds.
     name : Path
-        Of the trajectory, for errors.
+        Trajectory file, for error messages.
+
+    Returns
+    -------
+    Stability
+        Deviations of bonds, lost hydrogens and RMSD.
 
     Raises
     ------
     InputError
-        Atoms in another order than the structure's.
+        If the atoms are in another order than in the structure.
     """
     members = list(structure.topology.atoms)
     pairs = bond_pairs(structure.topology)
@@ -118,16 +127,18 @@ def measure_stability(frames: Iterable[Frames], structure: Structure, name: Path
         if len(pairs):
             lengths = bond_lengths(part.positions, part.cells, pairs, reference.max(), periodic)
             deviation = np.abs(lengths - reference)  # (F, B)
-            frame, bond = divmod(int(deviation.argmax()), len(pairs))  # a NaN counts as largest
+            frame, bond = divmod(
+                int(deviation.argmax()), len(pairs)
+            )  # argmax takes a NaN as the largest
             value = float(deviation[frame, bond])
             if not np.isnan(worst) and not value <= worst:
                 worst_atoms = f"{members[pairs[bond, 0]]} {members[pairs[bond, 1]]}"
                 worst, worst_frame = value, count + frame
             hydrogens = lengths[:, with_hydrogen]
-            gone = ~(hydrogens <= HYDROGEN_LOST)  # NaN is gone
+            gone = ~(hydrogens <= HYDROGEN_LOST)  # a NaN counts as lost
             lost |= gone.any(axis=0)
             farthest = max(farthest, float(np.nan_to_num(hydrogens, nan=np.inf).max(initial=0.0)))
-            failed |= ~(deviation <= COLLAPSE).all(axis=1) | gone.any(axis=1)
+            failed |= ~(deviation <= BROKEN_BOND_DEVIATION).all(axis=1) | gone.any(axis=1)
         if stable is None and failed.any():
             stable = count + int(failed.argmax())
         if fragments.max() == 0:
@@ -149,7 +160,7 @@ def measure_stability(frames: Iterable[Frames], structure: Structure, name: Path
 
 
 def _rmsd(positions: NDArray[np.float64], structure: Structure) -> NDArray[np.float64]:
-    """Of each frame (F, N, 3) of whole molecules after superposition, angstrom."""
+    """Return the RMSD (F,), angstrom, of frames (F, N, 3) of a molecule after superposition."""
     chosen = np.flatnonzero(structure.atoms.numbers > 1)
     if len(chosen) < 3:
         chosen = np.arange(len(structure.atoms))

@@ -1,4 +1,4 @@
-"""The log of a run, whichever program wrote it, as one table with the same columns and units."""
+"""Read the log of a run of any supported program into a table with fixed columns and units."""
 
 import csv
 import re
@@ -15,12 +15,13 @@ from numpy.typing import NDArray
 from mlff_student.core.errors import InputError
 from mlff_student.core.units import KB, KJ_PER_MOL, LAMMPS_UNITS
 
-FEWEST_ROWS = 10  # of a log
-# How far a total energy may be from potential + kinetic, about a constant: rounding of six digits,
-# or so little of the kinetic energy's fluctuation that it is no exchange of energy.
+FEWEST_ROWS = 10  # a shorter log is refused
+# The total energy may differ from potential + kinetic + a constant by the larger of two numbers:
+# rounding to six digits (a share of the total energy), or a share of the fluctuation of the kinetic
+# energy that is too small for a thermostat.
 ROUNDING, OF_KINETIC = 2e-6, 0.1
 
-# Name of a column, in small letters and without its unit, to the field that it fills.
+# Field that a column fills, by the column's name in small letters and without its unit.
 NAMES = {
     "time": "time_ps",
     "step": "step",
@@ -64,8 +65,24 @@ ENERGIES = ("potential_ev", "kinetic_ev", "total_ev", "e_pair", "e_mol")
 
 
 class Thermo(NamedTuple):
-    """Log of a run, each (rows,) float64, or None where the log has no such column. Time is finite
-    and increases; the rest may be NaN.
+    """Content of a log: the value of each quantity in each row.
+
+    Times are finite and increase. The other values may be NaN or infinite.
+
+    Attributes
+    ----------
+    time_ps : NDArray[np.float64]
+        Time, (rows,), ps.
+    potential_ev, kinetic_ev, total_ev : NDArray[np.float64]
+        Potential, kinetic and total energy, (rows,), eV.
+    temperature_k : NDArray[np.float64]
+        Temperature, (rows,), K.
+    volume_angstrom3 : NDArray[np.float64] | None
+        Volume of the box, (rows,), angstrom^3. None if the log has no volume.
+    density_g_per_cm3 : NDArray[np.float64] | None
+        Density, (rows,), g/cm^3. None if the log has no density.
+    pressure_gpa : NDArray[np.float64] | None
+        Pressure, (rows,), GPa. It is read from this project's logs only, else None.
     """
 
     time_ps: NDArray[np.float64]
@@ -75,14 +92,14 @@ class Thermo(NamedTuple):
     temperature_k: NDArray[np.float64]
     volume_angstrom3: NDArray[np.float64] | None = None
     density_g_per_cm3: NDArray[np.float64] | None = None
-    pressure_gpa: NDArray[np.float64] | None = None  # of this project's logs alone
+    pressure_gpa: NDArray[np.float64] | None = None
 
 
 class _Table(NamedTuple):
-    """A log as its program wrote it, in our units."""
+    """Columns of a log as its program wrote them, in the units of `Thermo`."""
 
     columns: dict[str, NDArray[np.float64]]
-    seen: str  # names of all columns in the file
+    header: str  # names of all columns in the file
     timestep_ps: float | None
 
 
@@ -93,30 +110,39 @@ def read_thermo(
     lammps_units: str | None = None,
     timestep_fs: float | None = None,
 ) -> Thermo:
-    """Log of a run: this project's run.csv, a CSV of OpenMM's StateDataReporter, a LAMMPS log
-    (thermo_style one, multi, custom or yaml) or the YAML thermo output by itself, or a log of
-    ASE's MDLogger.
+    """Read the log of a run.
 
-    Columns may be any subset that the others follow from: total, kinetic and potential energy from
-    two of them; temperature and kinetic energy from each other by the degrees of freedom (never the
-    total energy, which a wrong number of them would make drift); time from steps and the timestep.
-    Of a LAMMPS log with several runs, the last is read.
+    Supported are this project's run.csv, a CSV file of OpenMM's StateDataReporter, a LAMMPS log
+    (thermo_style one, multi, custom or yaml), a file with the YAML thermo output of LAMMPS only,
+    and a log of ASE's MDLogger. If a LAMMPS log has several runs, the last run is read.
+
+    Missing columns are computed from others. A potential, kinetic or total energy follows from the
+    other two. Temperature and kinetic energy follow from each other by the number of degrees of
+    freedom. Time follows from steps and the timestep. The total energy is never computed from a
+    temperature, because a wrong number of degrees of freedom would then make it drift.
 
     Parameters
     ----------
+    path : Path
+        Log file.
     degrees_of_freedom : int | None
-        Of the run; needed where temperature or kinetic energy is missing.
+        Number of degrees of freedom. It is needed if temperature or kinetic energy is missing.
     lammps_units : str | None
-        "metal" or "real", where a LAMMPS file does not say.
+        Unit style of LAMMPS, "metal" or "real". It is needed if a LAMMPS file does not have it.
     timestep_fs : float | None
-        Where the log has steps only and does not say.
+        Timestep, fs. It is needed if the log has only steps and no timestep.
+
+    Returns
+    -------
+    Thermo
+        Values of each row.
 
     Raises
     ------
     InputError
-        No such file, missing columns, a field that is not a number, fewer than 10 rows, time that
-        does not increase, or a total energy that is not potential + kinetic. NaN and infinite
-        energies are results, not errors.
+        If there is no such file, a column is missing, a field is not a number, there are fewer than
+        10 rows, time does not increase, or the total energy is not potential + kinetic. NaN and
+        infinite energies are results, not errors.
     """
     path = Path(path)
     if not path.is_file():
@@ -136,7 +162,7 @@ def read_thermo(
 
 
 def _read_csv(path: Path, file: TextIO) -> _Table:
-    """Comma or tab separated values with names and units in the first line."""
+    """Read values separated by commas or tabs, with names and units in the first line."""
     delimiter = "\t" if "\t" in file.readline() else ","
     file.seek(0)
     reader = csv.reader(file, delimiter=delimiter)
@@ -146,14 +172,14 @@ def _read_csv(path: Path, file: TextIO) -> _Table:
         if not any(_field(name)[0] for name in header):
             raise InputError(
                 f"{path} lacks the column(s) time_ps, total_ev, ...; its first line is "
-                f"{','.join(header)[:120]!r}. Expected a log of mlff-student, OpenMM, LAMMPS or ASE"
+                f"{','.join(header)[:120]!r}. Give a log of mlff-student, OpenMM, LAMMPS or ASE"
             )
         wanted = [index for index, name in enumerate(header) if _field(name)[0]]
         for fields in filter(None, reader):
             if len(fields) != len(header):
                 raise InputError(
                     f"{path}, line {reader.line_num}: {len(fields)} fields, expected "
-                    f"{len(header)}. Was the log cut off? Delete the line"
+                    f"{len(header)}. If the log was cut off there, delete the line"
                 )
             rows.extend(float(fields[index]) for index in wanted)
     except (ValueError, csv.Error) as error:
@@ -164,7 +190,7 @@ def _read_csv(path: Path, file: TextIO) -> _Table:
 
 
 def _read_ase(path: Path, file: TextIO) -> _Table:
-    """Log of ASE's MDLogger: five columns, then perhaps a stress."""
+    """Read a log of ASE's MDLogger: five columns, then possibly a stress."""
     header = file.readline().split()[:5]
     if any("/N" in name for name in header):
         raise InputError(f"{path} has energies per atom; write the log with peratom=False")
@@ -177,24 +203,24 @@ def _read_ase(path: Path, file: TextIO) -> _Table:
             rows.extend(map(float, fields))
         return _table(header, rows, ", ".join(header))
     except ValueError as error:
-        raise InputError(f"{path}: {error}. Are these two runs in one file?") from error
+        raise InputError(f"{path}: {error}. If the file has two runs, keep one of them") from error
 
 
 def _read_lammps(path: Path, file: TextIO, style: str | None) -> _Table:
-    """Last run in a LAMMPS log, or in YAML thermo output by itself."""
+    """Read the last run in a LAMMPS log, or in a file with YAML thermo output."""
     names: list[str] = []
     rows = array("d")
     runs = 0
     timestep: str | None = None
-    may_default = False  # of the timestep: where all commands of the run are in the file
-    for what, words in _lammps_lines(file):
-        match what:
+    all_commands = False  # whether the file has all commands, so that a default timestep is known
+    for kind, words in _lammps_lines(file):
+        match kind:
             case "log":
-                may_default = True
+                all_commands = True
             case "read_restart":
-                may_default = False
+                all_commands = False
             case "units" if style not in (None, words[0]):
-                raise InputError(f"{path} is in units {words[0]}, {style} was asked for")
+                raise InputError(f"{path} is in units {words[0]}, but --units is {style}")
             case "units":
                 style = words[0]
             case "timestep":
@@ -208,40 +234,44 @@ def _read_lammps(path: Path, file: TextIO, style: str | None) -> _Table:
     count = len(rows) // max(1, len(names))
     if count < FEWEST_ROWS and runs > 1:
         raise InputError(
-            f"{path} has {runs} runs, of which the last is read: it has {count} rows, a drift "
-            f"needs at least {FEWEST_ROWS}. Delete the runs after the one that is meant"
+            f"{path} has {runs} runs. The last is read; it has {count} rows, and a drift "
+            f"needs at least {FEWEST_ROWS}. Delete the runs after the run that you want to analyze"
         )
     if style not in LAMMPS_UNITS:
         raise InputError(
-            f"{path}: units {style or 'are not in the file'}; expected {' or '.join(LAMMPS_UNITS)}"
-            + ("" if style else ", given by the option --units")
+            f"{path}: the units are {style or 'not in the file'}; "
+            f"{'they must be' if style else 'give the option --units'} {' or '.join(LAMMPS_UNITS)}"
         )
     energy, time, default_ps = LAMMPS_UNITS[style]
     units = {"time_ps": time, **dict.fromkeys(ENERGIES, energy)}
     full = [f"{name} ({units.get(_field(name)[0], '')})" for name in names]
-    timestep_ps = float(timestep) * FACTORS[time] if timestep else default_ps * may_default or None
+    timestep_ps = float(timestep) * FACTORS[time] if timestep else default_ps * all_commands or None
     return _table(full, rows, ", ".join(names))._replace(timestep_ps=timestep_ps)
 
 
 def _lammps_lines(file: TextIO) -> Iterator[tuple[str, list[str]]]:
-    """What a LAMMPS log or YAML file says: commands with their arguments, and "names" (of columns)
-    and "row" of the tables of its runs.
+    """Yield the kind and the words of each useful line of a LAMMPS log or YAML file.
+
+    A kind is a command, whose words are its arguments, "names" (of columns) or "row" in the table
+    of a run, or "log" for the first line of a log.
     """
     table = ""  # style of the table that the line is in
-    pending: dict[str, str] = {}  # row of style multi, which takes several lines
+    pending: dict[str, str] = {}  # row of thermo_style multi, which takes several lines
     names: list[str] = []
     for line in file:
         words = line.split()
         if not line.endswith("\n") and not line.startswith("..."):
-            break  # half a line of a killed run
+            break  # the last line of a killed run is cut off
         if not words:
             continue
         if line.startswith("LAMMPS ("):
             yield "log", words
         elif words[0] in ("units", "timestep", "read_restart", "thermo_modify"):
-            if "$" not in line:  # else the line is echoed again with its variables' values
+            if "$" not in line:  # a line with variables is echoed again with their values
                 yield words[0], words[1:]
-        elif line.lstrip().startswith(("Unit style", "Time step ")):  # on the screen
+        elif line.lstrip().startswith(
+            ("Unit style", "Time step ")
+        ):  # as LAMMPS prints it on the screen
             yield ("units" if words[0] == "Unit" else "timestep"), [words[-1]]
         elif line.startswith("Per MPI rank memory"):
             table = "header"
@@ -281,7 +311,7 @@ def _all_numbers(words: list[str]) -> bool:
 
 
 def _field(name: str) -> tuple[str, str]:
-    """Field that a column fills (empty if none) and its unit, by its name in a log."""
+    """Return the field that a column of this name fills (empty: none), and the column's unit."""
     if name in Thermo._fields:
         return name, ""
     match = re.fullmatch(r"(.*?)\s*(?:[(\[](.*)[)\]])?", name.strip())
@@ -289,21 +319,22 @@ def _field(name: str) -> tuple[str, str]:
     return NAMES.get(text.lower(), ""), (unit or "").lower()
 
 
-def _table(names: list[str], rows: "array[float]", seen: str) -> _Table:
-    """Of rows one after another, as small as they can be kept: logs have millions."""
+def _table(names: list[str], rows: "array[float]", header: str) -> _Table:
+    """Return the columns of rows that follow each other in an array, which needs little memory."""
     values = np.array(rows).reshape(len(rows) // max(1, len(names)), len(names))
     columns = {}
     for name, column in zip(names, values.T, strict=True):
         field, unit = _field(name)
         if field:
             if unit not in FACTORS:
-                raise InputError(f"column {name!r}: unknown unit; known: {', '.join(FACTORS)}")
+                known = ", ".join(filter(None, FACTORS))
+                raise InputError(f"column {name!r}: unknown unit; known units: {known}")
             columns[field] = column * FACTORS[unit]
-    return _Table(columns, seen, None)
+    return _Table(columns, header, None)
 
 
 def _complete(path: Path, table: _Table, degrees_of_freedom: int | None) -> Thermo:
-    """All columns of `Thermo`, from those that are there."""
+    """Return all columns of `Thermo`, computed from those in the table."""
     have = dict(table.columns)
     if "time_ps" not in have and "step" in have and table.timestep_ps:
         have["time_ps"] = have["step"] * table.timestep_ps
@@ -328,11 +359,11 @@ def _complete(path: Path, table: _Table, degrees_of_freedom: int | None) -> Ther
             have["kinetic_ev"] = have["temperature_k"] / kt_of_kinetic
             have["potential_ev"] = have["total_ev"] - have["kinetic_ev"]
     if missing := [name for name in Thermo._fields[:5] if name not in have]:
-        hint = "; or say --timestep-fs" if missing == ["time_ps"] and "step" in have else ""
+        hint = "give --timestep-fs, or " if missing == ["time_ps"] and "step" in have else ""
         raise InputError(
-            f"{path} lacks the column(s) {', '.join(missing)}, which do not follow from what it "
-            f"has ({table.seen[:200]}){hint}. Log time, potential, kinetic and total energy and "
-            "temperature"
+            f"{path} lacks the column(s) {', '.join(missing)}, which cannot be computed from its "
+            f"columns ({table.header[:200]}). To analyze the run, {hint}log time, potential, "
+            "kinetic and total energy, and temperature"
         )
     return Thermo(**{name: have[name] for name in Thermo._fields if name in have})
 
@@ -343,22 +374,22 @@ def _check_sum(
     kinetic: NDArray[np.float64],
     total: NDArray[np.float64],
 ) -> None:
-    """Refuse a total energy that does not follow potential + kinetic, but for a constant."""
+    """Refuse a total energy that is not potential + kinetic + a constant."""
     off = total - potential - kinetic
     finite = np.isfinite(off)
     if not finite.any():
         return
     allowed = max(OF_KINETIC * kinetic[finite].std(), ROUNDING * np.abs(total[finite]).mean())
-    if (found := float(off[finite].std())) > allowed:
+    if (deviation := float(off[finite].std())) > allowed:
         raise InputError(
-            f"{path}: the total energy is {found:.3g} eV off potential + kinetic, root mean square "
-            "about a constant. Is it a thermostat's conserved quantity, or rounded? Delete the "
-            "column, or log it with more digits"
+            f"{path}: the total energy differs from potential + kinetic by {deviation:.3g} eV "
+            "(root mean square about a constant). It may be the conserved quantity of a "
+            "thermostat, or rounded: delete the column, or log it with more digits"
         )
 
 
 def _checked(path: Path, thermo: Thermo) -> Thermo:
-    """`thermo`, if it is long enough and its time increases."""
+    """Return the log if it is long enough and its time increases."""
     if len(thermo.time_ps) < FEWEST_ROWS:
         raise InputError(
             f"{path} has {len(thermo.time_ps)} rows; a drift needs at least {FEWEST_ROWS}"
@@ -368,6 +399,6 @@ def _checked(path: Path, thermo: Thermo) -> Thermo:
         row = int(increasing.argmin())
         raise InputError(
             f"{path}: time_ps goes from {thermo.time_ps[row]} to {thermo.time_ps[row + 1]} in row "
-            f"{row + 2}; it must increase. Are these two runs in one file?"
+            f"{row + 2}; it must increase. If the file has two runs, keep one of them"
         )
     return thermo

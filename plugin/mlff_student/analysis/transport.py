@@ -1,4 +1,4 @@
-"""Density of a box under pressure, and how fast its molecules diffuse."""
+"""Measure the density of a box at constant pressure, and the diffusion of its molecules."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -17,17 +17,27 @@ from mlff_student.structures.checks import connected_fragments
 from mlff_student.structures.reading import Structure
 from mlff_student.structures.trajectories import Frames, make_whole
 
-NUMBERS_KEPT = 6_000_000  # coordinates of molecules: 48 MB
-LAGS = np.linspace(0.05, 0.25, 20)  # of the run: where the mean square displacement is fitted
+NUMBERS_KEPT = 6_000_000  # most coordinates of molecules in memory; they take 48 MB
+# Times at which the mean square displacement is fitted, as shares of the run.
+LAGS = np.linspace(0.05, 0.25, 20)
 FEWEST_FRAMES = 50
-YEH_HUMMER = 2.837297  # of a cubic box; Yeh and Hummer 2004, doi:10.1021/jp0477147, eq. 7
-G_PER_CM3 = 1e24 / units.mol  # of 1 amu/angstrom^3
-CM2_PER_S = 1e-4  # of 1 angstrom^2/ps
+YEH_HUMMER = 2.837297  # for a cubic box; Yeh and Hummer 2004, doi:10.1021/jp0477147, eq. 7
+G_PER_CM3 = 1e24 / units.mol  # 1 amu/angstrom^3 in g/cm^3
+CM2_PER_S = 1e-4  # 1 angstrom^2/ps in cm^2/s
 
 
 @dataclass(frozen=True)
 class Density(Measured):
-    """Mean density and its linear trend, with standard errors (blocks; `slope_with_error`)."""
+    """Mean density of a run and its linear trend.
+
+    Attributes
+    ----------
+    density_g_per_cm3, density_stderr_g_per_cm3 : float
+        Mean density and its standard error from blocks, g/cm^3.
+    density_drift_percent_per_ns, density_drift_stderr_percent_per_ns : float
+        Slope of the density against time and its standard error (`slope_with_error`), in percent of
+        the mean density per ns.
+    """
 
     density_g_per_cm3: float
     density_stderr_g_per_cm3: float
@@ -35,7 +45,7 @@ class Density(Measured):
     density_drift_stderr_percent_per_ns: float
 
     def figures(self) -> list[Figure]:
-        """Mean and trend."""
+        """Return the mean and the trend."""
         return [
             Figure("density", self.density_g_per_cm3, "g/cm^3", self.density_stderr_g_per_cm3),
             Figure(
@@ -54,14 +64,17 @@ class Diffusion(Measured):
     Attributes
     ----------
     diffusion_cm2_per_s, diffusion_stderr_cm2_per_s : float
-        Slope of the mean square displacement / 6, between 1/20 and 1/4 of the run; standard error
-        from the scatter over molecules. Of this box: in a larger one it is greater
-        (`infinite_box`).
+        Diffusion coefficient, cm^2/s: a sixth of the slope of the mean square displacement against
+        time, between 1/20 and 1/4 of the run, with a standard error from the scatter over
+        molecules. It is that of this box, and greater in a larger box (`infinite_box`).
     msd_exponent : float
-        Slope of log(displacement) against log(time) there: 1 where molecules diffuse, 2 where they
-        fly, less than 1 where they are caged; far from 1 the coefficient means nothing.
-    lag_ps, msd_angstrom2 : NDArray[np.float64]
-        The curve.
+        Slope of log(mean square displacement) against log(time) over the same times. It is 1 if
+        molecules diffuse, 2 if they fly freely, and less than 1 if they are caged. If it is far
+        from 1, the coefficient has no meaning.
+    lag_ps : NDArray[np.float64]
+        Times of the curve, (lags,), ps.
+    msd_angstrom2 : NDArray[np.float64]
+        Mean square displacement at these times, (lags,), angstrom^2.
     """
 
     diffusion_cm2_per_s: float
@@ -71,7 +84,7 @@ class Diffusion(Measured):
     msd_angstrom2: NDArray[np.float64] = field(repr=False)
 
     def figures(self) -> list[Figure]:
-        """Coefficient and exponent."""
+        """Return the coefficient and the exponent."""
         return [
             Figure(
                 "diffusion", self.diffusion_cm2_per_s, "cm^2/s", self.diffusion_stderr_cm2_per_s
@@ -83,7 +96,27 @@ class Diffusion(Measured):
 def measure_density(
     time_ps: NDArray[np.float64], volume_angstrom3: NDArray[np.float64], mass_amu: float
 ) -> Density:
-    """Density of a periodic box from its volumes (rows,)."""
+    """Measure the density of a periodic box from its volumes.
+
+    Parameters
+    ----------
+    time_ps : NDArray[np.float64]
+        Times, (rows,), ps.
+    volume_angstrom3 : NDArray[np.float64]
+        Volumes, (rows,), angstrom^3.
+    mass_amu : float
+        Mass of all atoms, amu.
+
+    Returns
+    -------
+    Density
+        Mean density and its trend.
+
+    Raises
+    ------
+    InputError
+        If there are fewer than 8 rows.
+    """
     density = mass_amu * G_PER_CM3 / volume_angstrom3
     mean = mean_of_blocks(density)
     slope, error = slope_with_error(time_ps, density)
@@ -94,20 +127,30 @@ def measure_density(
 def measure_diffusion(
     frames: Iterable[Frames], structure: Structure, *, frame_ps: float
 ) -> Diffusion:
-    """Diffusion coefficient of all molecules, relative to the centre of mass of them all.
+    """Measure the diffusion coefficient of the molecules.
 
-    Atoms may be wrapped into the cell one by one, or by molecule, or not at all, as long as a
-    molecule goes less than half a cell from one frame to the next.
+    Displacements are relative to the centre of mass of all molecules. Atoms may be wrapped into the
+    cell singly, by molecule, or not at all, if a molecule moves by less than half a cell from frame
+    to frame.
 
     Parameters
     ----------
+    frames : Iterable[Frames]
+        Parts of a trajectory, as `stream_frames` yields them.
+    structure : Structure
+        Structure of the same atoms, with bonds and masses.
     frame_ps : float
-        Time between frames.
+        Time between frames, ps.
+
+    Returns
+    -------
+    Diffusion
+        Coefficient and the curve of the mean square displacement.
 
     Raises
     ------
     InputError
-        Fewer than 50 frames, or positions that are not finite.
+        If there are fewer than 50 frames, or a position is not finite.
     """
     bonds = bond_pairs(structure.topology)
     masses = structure.atoms.get_masses()
@@ -119,7 +162,7 @@ def measure_diffusion(
     wrapped = unwrapped = None
     for part in frames:
         if not np.isfinite(part.positions).all():
-            raise InputError("positions that are not finite do not diffuse")
+            raise InputError("a position is NaN or infinite, so diffusion cannot be measured")
         for index, positions in enumerate(make_whole(part.positions, part.cells, bonds)):
             centres = shares @ positions
             step = 0.0 if wrapped is None else centres - wrapped
@@ -142,7 +185,9 @@ def measure_diffusion(
     lags = np.unique((LAGS * len(centres)).astype(int))
     lag_ps = lags * stride * frame_ps
     msd = np.array([((centres[k:] - centres[:-k]) ** 2).sum(axis=2).mean(axis=0) for k in lags])
-    slopes = np.polyfit(lag_ps, msd, 1)[0] / 6.0  # of each molecule; a fit is linear in its data
+    slopes = (
+        np.polyfit(lag_ps, msd, 1)[0] / 6.0
+    )  # of each molecule; their mean is the slope of the mean
     mean = msd.mean(axis=1)
     return Diffusion(
         diffusion_cm2_per_s=float(slopes.mean() * CM2_PER_S),
@@ -156,8 +201,27 @@ def measure_diffusion(
 def infinite_box(
     diffusion_cm2_per_s: float, *, temperature_K: float, viscosity_mpa_s: float, edge: float
 ) -> float:
-    """Diffusion coefficient without the drag of a cubic box's images, cm^2/s: D + 2.837 kT / (6 pi
-    eta L), Yeh and Hummer 2004, with the viscosity eta of the same model and the edge L, angstrom.
+    """Correct the diffusion coefficient of a cubic periodic box to that of an infinite box.
+
+    The periodic images slow the molecules down. The corrected coefficient is
+    D + 2.837 kT / (6 pi eta L) (Yeh and Hummer 2004, doi:10.1021/jp0477147, equation 7), with the
+    viscosity eta and the edge L of the box.
+
+    Parameters
+    ----------
+    diffusion_cm2_per_s : float
+        Diffusion coefficient D in the box, cm^2/s.
+    temperature_K : float
+        Temperature T, K.
+    viscosity_mpa_s : float
+        Shear viscosity eta of the same model, mPa s.
+    edge : float
+        Edge L of the box, angstrom.
+
+    Returns
+    -------
+    float
+        Diffusion coefficient in an infinite box, cm^2/s.
     """
     thermal = units._k * temperature_K  # J
     drag = 6.0 * np.pi * 1e-3 * viscosity_mpa_s * 1e-10 * edge  # kg/s

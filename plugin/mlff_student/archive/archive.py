@@ -1,4 +1,4 @@
-"""The archive: one TorchScript file a model, with metadata and the checks made on loading it."""
+"""The archive, a TorchScript file that holds one model with its metadata, and its checks."""
 
 import hashlib
 import json
@@ -26,7 +26,7 @@ FORMAT = "mlff-student-archive"
 FORMAT_VERSION = 2
 METADATA_FILE = "metadata.json"
 
-# Formamide, distorted: the molecule of the self-check. It has three elements and three dimensions.
+# Distorted formamide, the molecule of the self-check. It has four elements and is not planar.
 SELF_CHECK_NUMBERS = [6, 8, 7, 1, 1, 1]
 SELF_CHECK_POSITIONS = [
     [0.12, 0.38, 0.05],
@@ -36,17 +36,28 @@ SELF_CHECK_POSITIONS = [
     [-0.64, -1.50, -0.02],
     [-1.90, -0.33, 0.21],
 ]
-# Rounding of float32 arithmetic on another machine, with a margin of ten.
+# Ten times the rounding of float32 arithmetic on another machine.
 SELF_CHECK_ENERGY_TOLERANCE = 1e-4  # eV
 SELF_CHECK_FORCE_TOLERANCE = 1e-3  # eV/angstrom
-LARGEST_ORDINARY_FORCE = 100.0  # eV/angstrom; rounding grows with forces beyond
+LARGEST_ORDINARY_FORCE = 100.0  # eV/angstrom; beyond it the tolerances grow with the force
 
 
 class ArchiveModule(nn.Module):
-    """What is compiled: a student, its own neighbour search, and facts that clients read.
+    """Module that is compiled: a student, a neighbour search, and facts that clients read.
 
-    Energies are eV, lengths angstrom. Both methods compute gradients themselves, so they may be
-    called under no_grad or in inference mode.
+    Energies are in eV, lengths in angstrom. The methods compute gradients themselves, so they may
+    be called under no_grad or in inference mode.
+
+    Parameters
+    ----------
+    student : Student
+        Student to compile.
+    config : StudentConfig
+        Architecture of the student.
+    name : str
+        Name of the model.
+    teacher : str
+        Name of the teacher.
     """
 
     def __init__(self, student: Student, config: StudentConfig, name: str, teacher: str) -> None:
@@ -61,7 +72,23 @@ class ArchiveModule(nn.Module):
         self.dtype_name = dtype_name(student.dtype)
 
     def species(self, atomic_numbers: Tensor) -> Tensor:
-        """Index of each atom into the student's elements; an unknown element is an error."""
+        """Return the index of each atom's element in the student's elements.
+
+        Parameters
+        ----------
+        atomic_numbers : Tensor
+            (N,) int64.
+
+        Returns
+        -------
+        Tensor
+            (N,) int64.
+
+        Raises
+        ------
+        RuntimeError
+            An element is unknown to the student.
+        """
         known = self.student.species_of
         species = known[atomic_numbers.clamp(0, known.shape[0] - 1)]
         if bool((species < 0).any()):
@@ -77,7 +104,7 @@ class ArchiveModule(nn.Module):
     def forward(
         self, positions: Tensor, atomic_numbers: Tensor, cell: Tensor, pbc: Tensor
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """Energy, forces and virial of one structure.
+        """Return energy, forces and virial of one structure.
 
         Parameters
         ----------
@@ -88,7 +115,7 @@ class ArchiveModule(nn.Module):
         cell : Tensor
             (3, 3), lattice vectors as rows, angstrom.
         pbc : Tensor
-            (3,) bool.
+            (3,) bool, directions in which the structure is periodic.
 
         Returns
         -------
@@ -98,6 +125,11 @@ class ArchiveModule(nn.Module):
             (N, 3) float64, contiguous, eV/angstrom.
         virial : Tensor
             (3, 3) float64, - sum r_ij (x) dE/dr_ij = - volume * stress, eV.
+
+        Raises
+        ------
+        RuntimeError
+            An unknown element, positions or a cell that are not finite, or two atoms at one place.
         """
         energies, forces, virial = self.evaluate(positions, atomic_numbers, cell, pbc)
         return energies.sum(), forces, virial
@@ -106,7 +138,7 @@ class ArchiveModule(nn.Module):
     def evaluate(
         self, positions: Tensor, atomic_numbers: Tensor, cell: Tensor, pbc: Tensor
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """As `forward`, with the energy of each atom (N,) in place of their sum."""
+        """Return what `forward` returns, with the energy of each atom (N,) in place of the sum."""
         if positions.shape[0] != atomic_numbers.shape[0]:
             raise RuntimeError(
                 "mlff_student: "
@@ -124,7 +156,7 @@ class ArchiveModule(nn.Module):
         )
         atoms = positions.shape[0]
         energies, gradient = self.from_edges(edge_vectors, edge_index, atomic_numbers, atoms)
-        # Close atoms are no error: a minimiser tries such steps, and the repulsion sends it back.
+        # Close atoms are no error: a minimiser tries such steps, and the repulsion corrects them.
         if not bool(torch.isfinite(energies).all()):
             raise RuntimeError("mlff_student: an energy is not finite; do two atoms coincide?")
         forces = forces_from_gradient(gradient, edge_index, atoms)
@@ -134,7 +166,7 @@ class ArchiveModule(nn.Module):
     def from_edges(
         self, edge_vectors: Tensor, edge_index: Tensor, atomic_numbers: Tensor, n_local: int
     ) -> tuple[Tensor, Tensor]:
-        """Per-atom energies and dE/d edge_vectors, for an engine that has a neighbour list.
+        """Return energies of atoms and dE/d edge_vectors, for an engine with a neighbour list.
 
         Parameters
         ----------
@@ -146,7 +178,7 @@ class ArchiveModule(nn.Module):
         atomic_numbers : Tensor
             (N,) int64.
         n_local : int
-            The first n_local atoms carry energy.
+            Number of atoms that have an energy. They are the first ones; the others only send.
 
         Returns
         -------
@@ -154,20 +186,39 @@ class ArchiveModule(nn.Module):
             (n_local,) float64, eV.
         gradient : Tensor
             (E, 3) float64, eV/angstrom.
+
+        Raises
+        ------
+        RuntimeError
+            An element is unknown to the student.
         """
         species = self.species(atomic_numbers)
         return self.student(edge_vectors.to(torch.float64), edge_index, species, n_local)
 
 
 class Archive(NamedTuple):
-    """A loaded archive."""
+    """A compiled model with its metadata.
+
+    Attributes
+    ----------
+    module : torch.jit.ScriptModule
+        Compiled module with the methods of `ArchiveModule`.
+    metadata : dict[str, Any]
+        Facts of the model, as `build_archive` gathers them.
+    """
 
     module: torch.jit.ScriptModule
     metadata: dict[str, Any]
 
 
 def weights_hash(module: nn.Module) -> str:
-    """SHA-256 over all weights and reference energies, in the order of their names."""
+    """Return the SHA-256 of all weights and reference energies, in the order of their names.
+
+    Parameters
+    ----------
+    module : nn.Module
+        Module of an archive.
+    """
     digest = hashlib.sha256()
     for key, value in sorted(module.state_dict().items()):
         digest.update(key.encode())
@@ -176,7 +227,19 @@ def weights_hash(module: nn.Module) -> str:
 
 
 def self_check_numbers(module: nn.Module) -> dict[str, Any]:
-    """Energy and forces of the self-check molecule."""
+    """Evaluate the self-check molecule.
+
+    Parameters
+    ----------
+    module : nn.Module
+        Module with the `forward` of `ArchiveModule`.
+
+    Returns
+    -------
+    dict[str, Any]
+        "atomic_numbers" (6), "positions" (6, 3) in angstrom, "energy" in eV and "forces" (6, 3) in
+        eV/angstrom, as plain numbers and lists.
+    """
     energy, forces, _ = module(
         torch.tensor(SELF_CHECK_POSITIONS, dtype=torch.float64),
         torch.tensor(SELF_CHECK_NUMBERS),
@@ -198,9 +261,15 @@ def build_archive(
 
     Parameters
     ----------
+    student : Student
+        Student to compile.
+    config : StudentConfig
+        Architecture of the student.
+    name : str
+        Name of the model.
     card : dict[str, Any]
-        Contents of the checkpoint's card.json: teacher, dataset hash, recipe, measured accuracy and
-        domain are copied from it.
+        Content of the checkpoint's card.json. Teacher, hash of the dataset, recipe, measured
+        accuracy and domain are copied from it.
     """
     student = student.eval().requires_grad_(False)
     teacher = str(card.get("teacher", "unknown"))
@@ -230,7 +299,15 @@ def build_archive(
 
 
 def save_archive(archive: Archive, path: Path) -> None:
-    """Write the TorchScript file with its metadata inside."""
+    """Write an archive as a TorchScript file that contains the metadata.
+
+    Parameters
+    ----------
+    archive : Archive
+        Archive to write.
+    path : Path
+        File to write.
+    """
     torch.jit.save(
         archive.module, str(path), _extra_files={METADATA_FILE: json.dumps(archive.metadata)}
     )
@@ -239,22 +316,31 @@ def save_archive(archive: Archive, path: Path) -> None:
 def load_archive(path: Path, device: str = "cpu") -> Archive:
     """Read an archive and check it.
 
+    Parameters
+    ----------
+    path : Path
+        Archive file.
+    device : str
+        Device of torch that the model is loaded to, for example "cpu" or "cuda".
+
     Raises
     ------
     ArchiveError
-        Missing, truncated or foreign file, another format version, weights that do not have the
-        stored hash, or a self-check molecule whose energy or forces differ.
+        The file is missing, damaged or not an archive; it has another format version; its weights
+        do not have the stored hash; or the self-check molecule has another energy or other forces.
     """
     path = Path(path)
     if not path.is_file():
-        raise ArchiveError(f"no file {path}; write one with: python export.py --model original")
+        raise ArchiveError(
+            f"there is no file {path}; write one with: python export.py --model original"
+        )
     extra = {METADATA_FILE: ""}
     try:
         with zipfile.ZipFile(path) as file:  # torch itself does not look at the checksums
             if damaged := file.testzip():
                 raise zipfile.BadZipFile(f"bad checksum of {damaged}")
         module = torch.jit.load(str(path), map_location=device, _extra_files=extra)
-    except Exception as error:  # torch raises whatever its parsers run into
+    except Exception as error:  # torch raises errors of any kind for a damaged file
         raise ArchiveError(
             f"{path} is not a TorchScript archive or is damaged "
             f"({str(error).strip().splitlines()[0]}); export it again"
@@ -271,11 +357,13 @@ def load_archive(path: Path, device: str = "cpu") -> Archive:
             f"{metadata.get('format')} version {metadata.get('format_version')}; export it again"
         )
     if missing := {"weights_sha256", "self_check"} - metadata.keys():
-        raise ArchiveError(f"{path}: the metadata lack {', '.join(missing)}; export it again")
+        raise ArchiveError(
+            f"{path}: {' and '.join(sorted(missing))} is missing in the metadata; export it again"
+        )
     if (digest := weights_hash(module)) != metadata["weights_sha256"]:
         raise ArchiveError(
-            f"{path}: the weights have the hash {digest[:12]}, the metadata say "
-            f"{metadata['weights_sha256'][:12]}; the file was altered, export it again"
+            f"{path}: the weights have the hash {digest[:12]}, the metadata have "
+            f"{metadata['weights_sha256'][:12]}; the file was changed, export it again"
         )
     try:
         check_reference_numbers(path, module, metadata["self_check"], device)
@@ -292,19 +380,24 @@ def load_archive(path: Path, device: str = "cpu") -> Archive:
 def check_reference_numbers(
     origin: Path | str, module: nn.Module, expected: dict[str, Any], device: str = "cpu"
 ) -> None:
-    """Evaluate the self-check molecule and compare.
+    """Evaluate the self-check molecule and compare its energy and forces with the stored ones.
 
     Parameters
     ----------
     origin : Path | str
-        What the error names.
+        Name of the file or backend that is checked; the message begins with it.
+    module : nn.Module
+        Module with the `forward` of `ArchiveModule`.
     expected : dict[str, Any]
-        As `self_check_numbers` gives.
+        Structure, energy and forces, as `self_check_numbers` returns them.
+    device : str
+        Device of torch that the module is on.
 
     Raises
     ------
     ArchiveError
-        Energy or forces differ by more than rounding.
+        Energy or forces differ by more than `SELF_CHECK_ENERGY_TOLERANCE` (eV) or
+        `SELF_CHECK_FORCE_TOLERANCE` (eV/angstrom).
     """
     energy, forces, _ = module(
         torch.tensor(expected["positions"], dtype=torch.float64, device=device),
@@ -323,6 +416,6 @@ def check_reference_numbers(
         raise ArchiveError(
             f"{origin} fails its self-check: energy off by {energy_error:.1e} eV (allowed "
             f"{energy_limit:.0e}), forces by {force_error:.1e} eV/angstrom (allowed "
-            f"{force_limit:.0e}); this torch ({torch.__version__}) computes other "
-            f"numbers than the one that wrote it: run `mlff-student doctor`"
+            f"{force_limit:.0e}). This torch ({torch.__version__}) computes other numbers than the "
+            "one that wrote the archive; run `mlff-student doctor`"
         )

@@ -1,4 +1,4 @@
-"""Evidence of a model: what was measured of its weights, kept in the summary.json beside them."""
+"""Evidence of a model: the figures that were measured of its weights, kept in its summary.json."""
 
 import json
 from collections.abc import Iterable, Mapping
@@ -16,17 +16,18 @@ from mlff_student.core.files import sha256 as file_sha256
 FORMAT = 1
 SUMMARY = "summary.json"  # beside model.pt
 OPTIONAL = ("note", "machine", "versions", "made_from")  # left out of the file where they are empty
-DIGITS = 6  # significant digits of a figure that is kept
+DIGITS = 6  # significant digits of a figure in the file
 
 
 class Observation(NamedTuple):
-    """A figure and the circumstances under which it was measured.
+    """A figure and the conditions under which it was measured.
 
     Attributes
     ----------
     figure : Figure
+        The measured figure.
     where : Mapping
-        For example engine, structure, temperature_K; only plain numbers and text.
+        Conditions, for example engine, structure and temperature_K; only plain numbers and text.
     """
 
     figure: Figure
@@ -35,27 +36,28 @@ class Observation(NamedTuple):
 
 @dataclass(frozen=True)
 class Evidence:
-    """The figures of one measurement, and what made them.
+    """The figures of one measurement, with the command and the inputs that made them.
 
     Attributes
     ----------
     what : str
-        Names the measurement; a model has each once.
+        Name of the measurement; it occurs once in the summary of a model.
     command : str
-        Makes it anew, from the top of a checkout.
+        Command that repeats the measurement, called at the top of a checkout.
     date : str
-        Day it was made, YYYY-MM-DD.
+        Day of the measurement, YYYY-MM-DD.
+    figures : list[Observation]
+        Measured figures.
     versions : Mapping
         Version of each package that the figures depend on.
     machine : str
-        What it ran on; empty if that is not known or does not matter.
+        Machine that the measurement ran on; empty if it is not known or does not matter.
     made_from : Mapping
         SHA-256 of each recipe, protocol, table of thresholds and dataset, by its file name. Of a
-        YAML file it is `content_sha256` of what counts in it: comments do not.
-    figures : list[Observation]
-        List of Observation.
+        YAML file it is the `content_sha256` of the values that influence the figures, without
+        comments and prose.
     note : str
-        What a reader must know besides.
+        Further remark for the reader.
     """
 
     what: str
@@ -70,13 +72,14 @@ class Evidence:
 
 @dataclass(frozen=True)
 class EvidenceState:
-    """Whether a piece of evidence is of today's recipe, protocol and thresholds.
+    """A piece of evidence, and the inputs that have changed since it was made.
 
     Attributes
     ----------
     evidence : Evidence
+        The piece of evidence.
     changed : list of str
-        Names in `Evidence.made_from` whose content is another one now.
+        Names in `Evidence.made_from` whose content is different now.
     """
 
     evidence: Evidence
@@ -85,14 +88,14 @@ class EvidenceState:
 
 @dataclass(frozen=True)
 class ModelState:
-    """What `check_evidence` says of a model.
+    """Result of `check_evidence` for one model.
 
     Attributes
     ----------
     inconsistent : list of str
-        One sentence for each contradiction between weights, card and summary.
+        One clause for each contradiction between weights, card and summary.
     evidence : list[EvidenceState]
-        List of EvidenceState.
+        State of each piece of evidence in the summary.
     """
 
     inconsistent: list[str]
@@ -100,13 +103,22 @@ class ModelState:
 
 
 def content_sha256(value: Any) -> str:
-    """Hash of parsed YAML or JSON: the same for the same values, however they are written."""
+    """Return the SHA-256 of parsed YAML or JSON.
+
+    It depends only on the values: comments, the order of keys and the way a number is written
+    (1 or 1.0) do not change it.
+
+    Parameters
+    ----------
+    value : Any
+        Dictionaries, lists, numbers and text.
+    """
     text = json.dumps(_canonical(value), sort_keys=True, separators=(",", ":"))
     return sha256(text.encode()).hexdigest()
 
 
 def _canonical(value: Any) -> Any:
-    """A whole number is the same number with or without a decimal point."""
+    """Return the value with text keys and with numbers as float, so that 1 and 1.0 are the same."""
     if isinstance(value, Mapping):
         return {str(key): _canonical(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
@@ -115,12 +127,22 @@ def _canonical(value: Any) -> Any:
 
 
 def read_evidence(folder: Path) -> list[Evidence]:
-    """Evidence of the checkpoint in a folder; empty without a summary.json.
+    """Read the evidence of a checkpoint.
+
+    Parameters
+    ----------
+    folder : Path
+        Checkpoint folder.
+
+    Returns
+    -------
+    list of Evidence
+        Evidence in the summary.json; empty if there is no such file.
 
     Raises
     ------
     InputError
-        If the file is not such a summary.
+        The file is damaged or not a summary.
     """
     content = _read(folder)
     try:
@@ -130,19 +152,29 @@ def read_evidence(folder: Path) -> list[Evidence]:
 
 
 def add_evidence(folder: Path, model: str, evidence: Iterable[Evidence]) -> list[Evidence]:
-    """Write evidence into a checkpoint's summary.json, in the place of what it replaces.
+    """Write evidence into a checkpoint's summary.json.
 
-    Evidence of the same `what` is replaced, and all of it where the summary is of other weights.
+    Evidence with the same `what` is replaced. If the summary belongs to other weights, all of its
+    evidence is removed.
+
+    Parameters
+    ----------
+    folder : Path
+        Checkpoint folder.
+    model : str
+        Name of the model.
+    evidence : Iterable[Evidence]
+        Evidence to write.
 
     Returns
     -------
     list of Evidence
-        All that the summary now holds.
+        All evidence in the summary afterwards.
 
     Raises
     ------
     InputError
-        If the summary that is there cannot be read, or cannot be written.
+        The existing summary cannot be read, or the file cannot be written.
     """
     weights = file_sha256(folder / "model.pt")
     kept = read_evidence(folder) if _read(folder).get("weights_sha256") == weights else []
@@ -154,36 +186,38 @@ def add_evidence(folder: Path, model: str, evidence: Iterable[Evidence]) -> list
 
 
 def check_evidence(folder: Path, card: Mapping[str, Any], inputs: Mapping[str, str]) -> ModelState:
-    """Whether weights, card and summary belong together, and which evidence is current.
+    """Check that weights, card and summary belong together, and which evidence is current.
 
     Parameters
     ----------
     folder : Path
         Checkpoint folder.
     card : Mapping
-        Its card.
+        Content of the checkpoint's card.json.
     inputs : Mapping
-        Today's hashes of what evidence may be made from, as `Evidence.made_from`; what it does not
-        name is not compared.
+        Present hashes of the inputs that evidence can be made from, in the form of
+        `Evidence.made_from`. Inputs that are missing here are not compared.
 
     Raises
     ------
     InputError
-        If the summary is damaged.
+        The summary is damaged.
     """
     content, weights = _read(folder), file_sha256(folder / "model.pt")
     claims = {"card.json": card.get("model_sha256")}
     if content:
         claims[SUMMARY] = content.get("weights_sha256")
     inconsistent = [
-        f"{name} is of the weights {str(claim)[:12]}, model.pt has {weights[:12]}"
+        f"{name} belongs to weights with the hash {str(claim)[:12]}, model.pt has {weights[:12]}"
         for name, claim in claims.items()
         if claim != weights
     ]
     if not content:
         inconsistent.append(f"there is no {SUMMARY}")
     elif content.get("model") != folder.name:
-        inconsistent.append(f"{SUMMARY} is of the model {content.get('model')!r}")
+        inconsistent.append(
+            f"{SUMMARY} belongs to the model {content.get('model')!r}, not {folder.name!r}"
+        )
     return ModelState(
         inconsistent,
         [
@@ -204,12 +238,12 @@ def _read(folder: Path) -> dict[str, Any]:
     except ValueError as error:
         raise InputError(f"{path} is not JSON: {error}") from error
     if not isinstance(content, dict) or content.get("format") != FORMAT:
-        raise InputError(f"{path} is no summary of format {FORMAT}")
+        raise InputError(f"{path} is not a summary of evidence in format {FORMAT}")
     return content
 
 
 def _evidence(figures: list[dict[str, Any]], **facts: Any) -> Evidence:
-    """Evidence of its JSON object."""
+    """Make a piece of evidence from its JSON object."""
     observations = [
         Observation(Figure(**{k: v for k, v in row.items() if k != "where"}), row.get("where", {}))
         for row in figures
@@ -218,13 +252,13 @@ def _evidence(figures: list[dict[str, Any]], **facts: Any) -> Evidence:
 
 
 def _text(head: Mapping[str, Any], evidence: Iterable[Evidence]) -> str:
-    """JSON with a line for each figure, so that a change of a figure is a change of a line."""
+    """Return the JSON with one line for each figure, which keeps differences in git small."""
     blocks = []
     for each in evidence:
         needed = {"what": each.what, "command": each.command, "date": each.date}
         facts = needed | {key: vars(each)[key] for key in OPTIONAL if vars(each)[key]}
         inner = json.dumps(facts, indent=2)[2:-2].replace("\n", "\n    ")
-        rows = [_row(*each_row) for each_row in each.figures if isfinite(each_row.figure.value)]
+        rows = [_row(*item) for item in each.figures if isfinite(item.figure.value)]
         lines = ",\n".join(f"        {json.dumps(row)}" for row in rows)
         blocks.append(f'    {{\n    {inner},\n      "figures": [\n{lines}\n      ]\n    }}')
     start = json.dumps(head, indent=2)[:-2]

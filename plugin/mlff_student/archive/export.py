@@ -1,4 +1,4 @@
-"""Writing an archive, and proving that it computes what the student computes."""
+"""Write an archive, and verify that it computes the same numbers as the student."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -16,14 +16,31 @@ from mlff_student.core.errors import ArchiveError, InputError
 from mlff_student.core.files import atomic_write
 from mlff_student.model.student import DTYPES, Student, StudentConfig
 
-# Largest differences allowed between the archive and eager evaluation of the same precision:
-# float64 agrees to rounding; float32 sums in another order.
+# Largest differences allowed between the archive and eager evaluation of the same precision. In
+# float64 they agree to rounding; in float32 the order of summation matters.
 ENERGY_TOLERANCE = {"float32": 1e-6, "float64": 1e-11}  # eV/atom
-FORCE_TOLERANCE = {"float32": 2e-5, "float64": 1e-9}  # of the largest force, or of 1 eV/angstrom
+# eV/angstrom, multiplied by the largest force where that is above 1 eV/angstrom.
+FORCE_TOLERANCE = {"float32": 2e-5, "float64": 1e-9}
 
 
 class Agreement(NamedTuple):
-    """Largest difference of an archive from eager evaluation on one structure."""
+    """Largest differences of an archive from eager evaluation on one structure.
+
+    Attributes
+    ----------
+    structure : str
+        Name of the structure.
+    dtype : str
+        Precision, "float32" or "float64".
+    atoms : int
+        Number of atoms.
+    energy_ev_per_atom : float
+        Absolute difference of the energies, eV/atom.
+    forces_ev_per_angstrom : float
+        Largest absolute difference of a force component, eV/angstrom.
+    largest_force_ev_per_angstrom : float
+        Largest absolute force component by eager evaluation, eV/angstrom.
+    """
 
     structure: str
     dtype: str
@@ -34,7 +51,7 @@ class Agreement(NamedTuple):
 
     @property
     def passed(self) -> bool:
-        """Whether both differences are within the tolerance of the precision."""
+        """Whether both differences are within the tolerances of the precision."""
         scale = max(1.0, self.largest_force_ev_per_angstrom)
         return (
             self.energy_ev_per_atom <= ENERGY_TOLERANCE[self.dtype]
@@ -52,12 +69,12 @@ def export(
     checkpoint : Path
         Weights file; its card.json is read from the same folder.
     output : Path
-        Archive file, replaced whole or not at all.
+        Archive file to write. An existing file is replaced only after the verification.
     dtype : str
-        "float32" or "float64".
+        Precision of the network, "float32" or "float64".
     verify : bool
-        Compare archives of both precisions with eager evaluation, and the written file with the one
-        in memory, before anything is replaced.
+        Whether to compare archives of both precisions with eager evaluation before `output` is
+        replaced; the archive of the precision `dtype` is the written file, read again.
 
     Returns
     -------
@@ -67,12 +84,12 @@ def export(
     Raises
     ------
     ArchiveError
-        Unreadable checkpoint, or an archive that does not agree.
+        The checkpoint cannot be read, or the archive computes other numbers than the student.
     InputError
-        The output cannot be written.
+        The precision is unknown, or the output cannot be written.
     """
     if dtype not in DTYPES:
-        raise InputError(f"dtype {dtype!r} is unknown; known are {', '.join(DTYPES)}")
+        raise InputError(f"dtype {dtype!r} is unknown; expected {' or '.join(DTYPES)}")
     agreements: list[Agreement] = []
     with atomic_write(output) as temporary:
         for precision, torch_dtype in DTYPES.items():
@@ -91,8 +108,26 @@ def export(
 def eager_energy_and_forces(
     student: Student, config: StudentConfig, atoms: Atoms
 ) -> tuple[float, np.ndarray]:
-    """Energy (eV) and forces (N, 3) by another way than the archive's: neighbours from vesin,
-    forces from autograd.
+    """Evaluate a student in another way than its archive does.
+
+    Neighbours come from vesin instead of the archive's own search, and forces from autograd instead
+    of the gradient that is derived by hand.
+
+    Parameters
+    ----------
+    student : Student
+        Student to evaluate.
+    config : StudentConfig
+        Architecture of the student.
+    atoms : Atoms
+        Structure.
+
+    Returns
+    -------
+    energy : float
+        Energy, eV.
+    forces : np.ndarray
+        (N, 3), forces, eV/angstrom.
     """
     first, second, shifts = NeighborList(cutoff=config.cutoff, full_list=True).compute(
         points=atoms.positions, box=atoms.cell.array, periodic=atoms.pbc, quantities="ijS"
@@ -113,7 +148,22 @@ def eager_energy_and_forces(
 def compare_with_eager(
     student: Student, config: StudentConfig, archive: Archive
 ) -> list[Agreement]:
-    """Differences of an archive from eager evaluation."""
+    """Compare an archive with eager evaluation of its student on `verification_structures`.
+
+    Parameters
+    ----------
+    student : Student
+        Student in the precision of the archive.
+    config : StudentConfig
+        Architecture of the student.
+    archive : Archive
+        Archive to compare.
+
+    Returns
+    -------
+    list[Agreement]
+        Differences for each structure.
+    """
 
     def evaluate(atoms: Atoms) -> tuple[float, np.ndarray]:
         energy, forces, _ = archive.module(
@@ -133,14 +183,23 @@ def differences(
     dtype: str,
     evaluate: Callable[[Atoms], tuple[float, np.ndarray]],
 ) -> list[Agreement]:
-    """Differences of an exported file from eager evaluation on open and periodic structures.
+    """Compare an exported file with eager evaluation of its student on `verification_structures`.
 
     Parameters
     ----------
+    student : Student
+        Student in the precision of the file.
+    config : StudentConfig
+        Architecture of the student.
     dtype : str
-        Of the student.
+        Precision of the student, "float32" or "float64".
     evaluate : Callable[[Atoms], tuple[float, np.ndarray]]
-        Energy (eV) and forces (N, 3) by the file.
+        Function that computes energy (eV) and forces (N, 3) in eV/angstrom with the file.
+
+    Returns
+    -------
+    list[Agreement]
+        Differences for each structure.
     """
     agreements = []
     for name, atoms in verification_structures(config.elements).items():
@@ -160,7 +219,20 @@ def differences(
 
 
 def refuse_disagreement(what: str, agreements: list[Agreement]) -> None:
-    """Raise an ArchiveError where a difference is beyond its tolerance."""
+    """Raise an error if a difference is beyond its tolerance.
+
+    Parameters
+    ----------
+    what : str
+        Name of the exported file, for the message.
+    agreements : list[Agreement]
+        Measured differences.
+
+    Raises
+    ------
+    ArchiveError
+        A difference is beyond its tolerance; the message lists the structures.
+    """
     if failed := [a for a in agreements if not a.passed]:
         raise ArchiveError(
             f"{what} disagrees with eager evaluation: "
@@ -173,7 +245,13 @@ def refuse_disagreement(what: str, agreements: list[Agreement]) -> None:
 
 
 def verification_structures(elements: tuple[str, ...]) -> dict[str, Atoms]:
-    """Open, partly periodic, triclinic and smaller-than-cutoff structures with all elements."""
+    """Return open, partly periodic, triclinic and small periodic structures with all elements.
+
+    Parameters
+    ----------
+    elements : tuple[str, ...]
+        Chemical symbols that the student knows; molecules with other elements are left out.
+    """
     rng = np.random.default_rng(7)
     ethanol = molecule("CH3CH2OH")
     slab = ethanol.copy()
@@ -187,10 +265,10 @@ def verification_structures(elements: tuple[str, ...]) -> dict[str, Atoms]:
     several = [molecule(name) for name in ("H2O", "HCN", "CF4", "PH3", "CH3SH", "CH3Cl")]
     crystal = Atoms(cell=[[11.5, 0.0, 0.0], [1.8, 11.0, 0.0], [0.7, -1.5, 12.0]], pbc=True)
     sites = np.stack(np.meshgrid(*[[0.0, 0.5]] * 3, indexing="ij"), -1).reshape(-1, 3)
-    for guest, site in zip([*several, bromomethane], sites, strict=False):
-        if set(guest.symbols) <= set(elements):
-            guest.positions += site @ crystal.cell.array
-            crystal += guest
+    for placed, site in zip([*several, bromomethane], sites, strict=False):
+        if set(placed.symbols) <= set(elements):
+            placed.positions += site @ crystal.cell.array
+            crystal += placed
     structures = {
         "ethanol, open": ethanol,
         "ethanol, periodic in two directions": slab,

@@ -1,4 +1,4 @@
-"""Many structures as one graph, and what the network's gradient on its edges sums to."""
+"""Join many structures into one graph, and sum the network's gradient to forces and virials."""
 
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
@@ -13,30 +13,30 @@ from vesin import NeighborList
 from mlff_student.archive.archive import Archive
 from mlff_student.model.student import edge_virials, forces_from_gradient, sum_to_atoms
 
-# Up to this size all pairs of an open structure are tried in numpy, structures of a size together.
-# Processor time of a structure of 9, 22, 32, 50 and 68 atoms: 4, 24, 38, 73 and 112 microseconds,
-# against 26, 38, 54, 71 and 92 of vesin.
+# Largest open structure, in atoms, whose pairs are all tested in numpy, together with those of the
+# other structures of the same size. Processor time for a structure of 9, 22, 32, 50 and 68 atoms is
+# 4, 24, 38, 73 and 112 microseconds; vesin needs 26, 38, 54, 71 and 92.
 SMALL = 48
 # Bytes of scratch memory, measured on all three models (`benchmark kernels`, peak_memory): the
 # network's features on each atom (native kernels) or on each edge (portable ones) for a channel and
 # layer, and the geometry of an edge.
 FEATURE_BYTES, EDGE_BYTES = 80, 300
-# Atoms within 5 angstrom of an atom in a dense organic liquid: an open structure has no more.
+# Atoms within 5 angstrom of an atom in a dense organic liquid; open structures do not have more.
 MAX_OPEN_NEIGHBOURS = 60
 
 
 class Graph(NamedTuple):
-    """The disjoint union of some structures."""
+    """Edges and atoms of several structures; no edge connects two structures."""
 
     edge_vectors: NDArray[np.float64]  # (E, 3) x_j - x_i of edge i <- j, angstrom
     edge_index: NDArray[np.int64]  # (2, E) [receiver, sender], counted over all structures
-    numbers: NDArray[np.int64]  # (N,)
+    numbers: NDArray[np.int64]  # (N,) atomic numbers
     owner: NDArray[np.int64]  # (N,) structure of each atom
-    structures: int
+    structures: int  # number of structures
 
 
 class Evaluation(NamedTuple):
-    """What a student says of a graph."""
+    """Energies, forces and gradient of a graph."""
 
     energies: Tensor  # (N,) eV
     forces: Tensor  # (N, 3) eV/angstrom
@@ -44,12 +44,12 @@ class Evaluation(NamedTuple):
 
 
 def join(structures: Sequence[Atoms], cutoff: float) -> Graph:
-    """Edges of all structures, open and periodic, with atoms counted through.
+    """Join open and periodic structures into one graph.
 
     Parameters
     ----------
     structures : Sequence[Atoms]
-        Each with finite positions and, where periodic, a cell with a volume.
+        Structures with finite positions and, if they are periodic, a cell with a volume.
     cutoff : float
         Cutoff of the student, angstrom.
     """
@@ -81,30 +81,42 @@ def join(structures: Sequence[Atoms], cutoff: float) -> Graph:
 def all_pairs(
     positions: NDArray[np.float64], cutoff: float
 ) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
-    """Edges of open structures of one size, by trying every pair.
+    """Find the edges of open structures of the same size by testing every pair of atoms.
 
     Parameters
     ----------
     positions : NDArray[np.float64]
-        Positions of the structures' atoms (B, n, 3), angstrom.
+        (B, n, 3), positions of the n atoms of each of B structures, angstrom.
+    cutoff : float
+        Cutoff, angstrom.
 
     Returns
     -------
     index : NDArray[np.int64]
-        (3, E) [structure, receiver, sender], the last two counted from 0 in each structure.
+        (3, E), [structure, receiver, sender]; atoms are counted from 0 in each structure.
     vectors : NDArray[np.float64]
-        (E, 3), angstrom.
+        (E, 3), x_j - x_i of edge i <- j, angstrom.
     """
     i, j = np.triu_indices(positions.shape[1], 1)
     vectors = positions[:, j] - positions[:, i]  # (B, pairs, 3)
     structure, pair = np.nonzero(np.einsum("bpx,bpx->bp", vectors, vectors) < cutoff * cutoff)
     near = vectors[structure, pair]
-    there = np.stack([structure, i[pair], j[pair]])
-    return np.concatenate([there, there[[0, 2, 1]]], axis=1), np.concatenate([near, -near])
+    index = np.stack([structure, i[pair], j[pair]])
+    return np.concatenate([index, index[[0, 2, 1]]], axis=1), np.concatenate([near, -near])
 
 
 def evaluate_graph(archive: Archive, graph: Graph, device: str = "cpu") -> Evaluation:
-    """Energies and forces of a graph through the archive's `from_edges`."""
+    """Evaluate a graph with the archive's `from_edges`.
+
+    Parameters
+    ----------
+    archive : Archive
+        Model, on `device`.
+    graph : Graph
+        Structures, joined with the cutoff of the model.
+    device : str
+        Device of torch, for example "cpu" or "cuda".
+    """
     index = torch.from_numpy(graph.edge_index).to(device)
     atoms = len(graph.numbers)
     energies, gradient = archive.module.from_edges(
@@ -117,13 +129,39 @@ def evaluate_graph(archive: Archive, graph: Graph, device: str = "cpu") -> Evalu
 
 
 def structure_virials(graph: Graph, gradient: Tensor) -> Tensor:
-    """Virial of each structure (B, 3, 3), eV."""
+    """Return the virial of each structure.
+
+    Parameters
+    ----------
+    graph : Graph
+        Graph of B structures.
+    gradient : Tensor
+        (E, 3), dE/dr_ij, eV/angstrom.
+
+    Returns
+    -------
+    Tensor
+        (B, 3, 3), - sum r_ij (x) dE/dr_ij = - volume * stress, eV.
+    """
     owner = torch.from_numpy(graph.owner[graph.edge_index[0]]).to(gradient.device)
     return sum_to_atoms(_edge_virials(graph, gradient), owner, graph.structures)
 
 
 def atom_virials(graph: Graph, gradient: Tensor) -> Tensor:
-    """Virial of each atom (N, 3, 3), eV: half of an edge's to each end, as in LAMMPS."""
+    """Return the virial of each atom: half of the virial of each of its edges, as in LAMMPS.
+
+    Parameters
+    ----------
+    graph : Graph
+        Graph of N atoms.
+    gradient : Tensor
+        (E, 3), dE/dr_ij, eV/angstrom.
+
+    Returns
+    -------
+    Tensor
+        (N, 3, 3), eV.
+    """
     index = torch.from_numpy(graph.edge_index).to(gradient.device)
     virials, atoms = _edge_virials(graph, gradient), len(graph.numbers)
     return 0.5 * (sum_to_atoms(virials, index[0], atoms) + sum_to_atoms(virials, index[1], atoms))
@@ -136,15 +174,25 @@ def _edge_virials(graph: Graph, gradient: Tensor) -> Tensor:
 def within_memory(
     structures: Sequence[Atoms], metadata: dict, budget_bytes: float, by_edges: bool
 ) -> Iterator[slice]:
-    """Slices of consecutive structures whose graphs fit into a budget; a structure that does not
-    fit goes alone.
+    """Divide structures into consecutive slices whose graphs fit into the memory.
+
+    A structure that needs more memory than there is forms a slice alone.
 
     Parameters
     ----------
+    structures : Sequence[Atoms]
+        Structures to divide.
     metadata : dict
-        Facts of the archive: its cutoff, channels and layers.
+        Metadata of the archive, of which cutoff, channels and layers are used.
+    budget_bytes : float
+        Memory for one graph, bytes.
     by_edges : bool
-        Whether the kernels keep features of edges (the portable ones do) or of atoms alone.
+        Whether the kernels store features of edges (as the portable ones do) or of atoms only.
+
+    Yields
+    ------
+    slice
+        Slice of `structures` to join into one graph.
     """
     features = FEATURE_BYTES * metadata["channels"] * metadata["layers"]
     sphere = 4.0 / 3.0 * np.pi * metadata["cutoff"] ** 3
@@ -168,21 +216,24 @@ def within_memory(
 def edges_of(
     atoms: Atoms, cutoff: float, search: NeighborList | None = None
 ) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
-    """Directed edges i <- j shorter than the cutoff, by vesin.
+    """Find all directed edges i <- j that are shorter than the cutoff, with vesin.
 
     Parameters
     ----------
+    atoms : Atoms
+        Structure with finite positions and, if it is periodic, a cell with a volume.
     cutoff : float
-        Cutoff of the student, angstrom.
+        Cutoff, angstrom.
     search : NeighborList, optional
-        A list of this cutoff whose memory, and skin, serve again.
+        Full neighbour list with this cutoff from an earlier call; its memory is used again, and,
+        if it has a skin, its pairs as long as no atom has left the skin.
 
     Returns
     -------
     index : NDArray[np.int64]
-        (2, E) [receiver, sender].
+        (2, E), [receiver, sender].
     vectors : NDArray[np.float64]
-        (E, 3) x_j + S.cell - x_i, angstrom.
+        (E, 3), x_j + S.cell - x_i, angstrom.
     """
     search = search or NeighborList(cutoff=cutoff, full_list=True, n_threads=1)
     pairs, vectors = search.compute(

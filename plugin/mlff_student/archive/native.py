@@ -1,4 +1,4 @@
-"""The native CPU kernels: loads the compiled library and runs archives on it."""
+"""Load the compiled library of native CPU kernels, and run archives on it."""
 
 import logging
 import os
@@ -18,11 +18,22 @@ logger = logging.getLogger(__name__)
 LIBRARY = "libmlff_student.so"
 BUFFERS = ("charges", "lengths", "ranges", "weights", "rates")
 BACKENDS = ("auto", "native", "portable")
-MEND = "install from a checkout with: pip install --no-build-isolation ."
+INSTALL_HINT = "install from a checkout with: pip install --no-build-isolation ."
 
 
 class NativeModule(nn.Module):
-    """An archive's methods on the native kernels; `ArchiveModule` says what they take and give."""
+    """The methods of an archive, computed by the native kernels; see `ArchiveModule` for them.
+
+    Parameters
+    ----------
+    module : torch.jit.ScriptModule
+        Module of an archive in float32.
+
+    Raises
+    ------
+    MissingDependencyError
+        The library was not built or does not load, or the weights are not float32.
+    """
 
     def __init__(self, module: torch.jit.ScriptModule) -> None:
         super().__init__()
@@ -31,7 +42,7 @@ class NativeModule(nn.Module):
     def forward(
         self, positions: Tensor, atomic_numbers: Tensor, cell: Tensor, pbc: Tensor
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """Energy (), forces (N, 3) and virial (3, 3) of one structure."""
+        """Return energy (), forces (N, 3) and virial (3, 3) of one structure."""
         energies, forces, virial = self.evaluate(positions, atomic_numbers, cell, pbc)
         return energies.sum(), forces, virial
 
@@ -39,42 +50,47 @@ class NativeModule(nn.Module):
     def evaluate(
         self, positions: Tensor, atomic_numbers: Tensor, cell: Tensor, pbc: Tensor
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """As `forward`, with the energy of each atom (N,) in place of their sum."""
+        """Return what `forward` returns, with the energy of each atom (N,) in place of the sum."""
         return self.native.evaluate(positions, atomic_numbers, cell, pbc)
 
     @torch.jit.export
     def from_edges(
         self, edge_vectors: Tensor, edge_index: Tensor, atomic_numbers: Tensor, n_local: int
     ) -> tuple[Tensor, Tensor]:
-        """Per-atom energies (n_local,) and dE/d edge_vectors (E, 3)."""
+        """Return energies of atoms (n_local,) and dE/d edge_vectors (E, 3)."""
         return self.native.from_edges(edge_vectors, edge_index, atomic_numbers, n_local)
 
 
 def with_backend(archive: Archive, backend: str = "auto", device: str = "cpu") -> Archive:
-    """The same archive, evaluated by the kernels that were asked for.
+    """Return the archive with a module that is evaluated by the chosen backend.
 
     Parameters
     ----------
+    archive : Archive
+        Archive with its own TorchScript module.
     backend : str
         "native" (compiled kernels, CPU, float32), "portable" (the archive's own TorchScript) or
-        "auto": native where it can be. What auto took, and why, goes to the log once.
+        "auto" (native if possible, otherwise portable). The choice of "auto" and its reason are
+        logged once.
+    device : str
+        Device of torch that the archive is on.
 
     Raises
     ------
     InputError
-        No such backend.
+        There is no such backend.
     MissingDependencyError
-        "native" where the library is not there, or another dtype or device.
+        "native" is not possible: the library is missing, or the precision or device is another.
     ArchiveError
-        The native kernels give other numbers than the archive says.
+        The native kernels compute other numbers than those stored in the archive.
     """
     if backend not in BACKENDS:
-        raise InputError(f"no backend {backend!r}; there are {', '.join(BACKENDS)}")
+        raise InputError(f"there is no backend {backend!r}; expected {', '.join(BACKENDS)}")
     if backend == "portable":
         return archive
     reason = _unfit(archive, device)
     if backend == "auto":
-        _tell(reason)
+        _log_choice(reason)
     if not reason:
         native = torch.jit.script(NativeModule(archive.module))
         check_reference_numbers("the native backend", native, archive.metadata["self_check"])
@@ -85,7 +101,7 @@ def with_backend(archive: Archive, backend: str = "auto", device: str = "cpu") -
 
 
 @cache
-def _tell(reason: str | None) -> None:
+def _log_choice(reason: str | None) -> None:
     if reason:
         logger.warning("backend portable, several times slower: %s", reason)
     else:
@@ -93,7 +109,7 @@ def _tell(reason: str | None) -> None:
 
 
 def _unfit(archive: Archive, device: str) -> str | None:
-    """Why the native kernels cannot evaluate an archive, None where they can."""
+    """Return why the native kernels cannot evaluate an archive, or None if they can."""
     if torch.device(device).type != "cpu":
         return f"they run on the CPU, not on {device}"
     if archive.metadata["dtype"] != "float32":
@@ -102,7 +118,7 @@ def _unfit(archive: Archive, device: str) -> str | None:
 
 
 def load_library() -> None:
-    """Register `torch.classes.mlff_student.NativeStudent`.
+    """Load the library, which registers `torch.classes.mlff_student.NativeStudent`.
 
     Raises
     ------
@@ -115,38 +131,39 @@ def load_library() -> None:
 
 @cache
 def unavailable() -> str | None:
-    """Why the native kernels cannot be used, None where they can."""
+    """Return why the native kernels cannot be used on this machine, or None if they can."""
     if os.environ.get("MLFF_STUDENT_NATIVE") == "off":
         return "MLFF_STUDENT_NATIVE is set to off"
     path = library_path()
     if not path.is_file():
-        return f"no file {path}; {MEND}"
+        return f"there is no file {path}; {INSTALL_HINT}"
     try:
         torch.ops.load_library(str(path))
     except OSError as error:
-        return f"{path} does not load into torch {torch.__version__} ({error}); {MEND}"
+        return f"{path} does not load into torch {torch.__version__} ({error}); {INSTALL_HINT}"
     return None
 
 
 def library_path() -> Path:
-    """The library's file, which need not exist.
+    """Return the path of the library; the file need not exist.
 
-    The environment variable MLFF_STUDENT_NATIVE names another one than the installation's.
+    The environment variable MLFF_STUDENT_NATIVE can give the path of another library than the
+    installed one.
     """
-    if wish := os.environ.get("MLFF_STUDENT_NATIVE"):
-        return Path(wish)
+    if path := os.environ.get("MLFF_STUDENT_NATIVE"):
+        return Path(path)
     return built_library(LIBRARY)
 
 
 def native_student(module: torch.nn.Module | torch.jit.ScriptModule, knots: int = 0) -> Any:
-    """Native form of a `Student`, or of an archive's module that holds one.
+    """Return the native form of a `Student`, or of an archive's module that contains one.
 
     Parameters
     ----------
     module : torch.nn.Module | torch.jit.ScriptModule
-        float32 weights.
+        Student or module of an archive, with float32 weights.
     knots : int
-        Of the tabulated radial filters; 0 takes the library's choice.
+        Number of knots of the tabulated radial filters; 0 lets the library choose.
 
     Returns
     -------
@@ -158,7 +175,7 @@ def native_student(module: torch.nn.Module | torch.jit.ScriptModule, knots: int 
     Raises
     ------
     MissingDependencyError
-        The library was not built or does not load.
+        The library was not built or does not load, or the weights are not float32.
     """
     load_library()
     student: Any = getattr(module, "student", module)

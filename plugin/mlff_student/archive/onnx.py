@@ -1,7 +1,8 @@
-"""Writing a student as ONNX, for programs without torch, and proving it with onnxruntime.
+"""Write a student as ONNX, for programs without torch, and verify the file with onnxruntime.
 
-Opset 18; atoms and edges are dynamic. The student's gradient is plain arithmetic, derived by hand,
-so that forces are part of the graph. The neighbour search is not: a program brings its own.
+The file uses opset 18, and the numbers of atoms and edges are dynamic. The student's gradient is
+derived by hand and plain arithmetic, so that the forces are part of the graph. The neighbour search
+is not: a program must have its own.
 
 | input | shape | |
 |---|---|---|
@@ -11,13 +12,14 @@ so that forces are part of the graph. The neighbour search is not: a program bri
 
 | output | shape | |
 |---|---|---|
-| energy | () float64 | eV; NaN where an element is unknown |
-| energies | (atoms,) float64 | share of each atom, eV |
+| energy | () float64 | eV; NaN if an element is unknown |
+| energies | (atoms,) float64 | energy of each atom, eV |
 | forces | (atoms, 3) float64 | eV/angstrom |
 | virial | (3, 3) float64 | - sum r_ij (x) dE/dr_ij = - volume * stress, eV |
 | gradient | (edges, 3) float64 | dE/d edge_vectors, eV/angstrom |
 
-The metadata of the model hold the cutoff, elements and all else that an archive's do, as JSON.
+The model's metadata entry `mlff_student` contains the same metadata as an archive, as JSON: the
+cutoff, the elements and more.
 """
 
 import json
@@ -55,7 +57,13 @@ METADATA_KEY = "mlff_student"
 
 
 class OnnxModule(nn.Module):
-    """What is traced: a student with its sums over edges."""
+    """Module that is traced: a student with its sums over edges.
+
+    Parameters
+    ----------
+    student : Student
+        Student to trace.
+    """
 
     def __init__(self, student: Student) -> None:
         super().__init__()
@@ -64,8 +72,9 @@ class OnnxModule(nn.Module):
     def forward(
         self, edge_vectors: Tensor, edge_index: Tensor, atomic_numbers: Tensor
     ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-        """See the tables above."""
-        # An edge as long as the cutoff adds nothing. onnxruntime cannot broadcast no edges at all.
+        """Return the outputs of the second table in this module's description."""
+        # onnxruntime cannot broadcast an empty list of edges. An edge as long as the cutoff adds
+        # nothing to the energy.
         ghost = torch.full((1, 3), self.student.cutoff * 3**-0.5, dtype=torch.float64)
         vectors = torch.cat([edge_vectors, ghost])
         index = torch.cat([edge_index, torch.zeros((2, 1), dtype=torch.int64)], 1)
@@ -88,12 +97,12 @@ def export_onnx(
     checkpoint : Path
         Weights file; its card.json is read from the same folder.
     output : Path
-        ONNX file, replaced whole or not at all.
+        ONNX file to write. An existing file is replaced only after the verification.
     dtype : str
-        "float32" or "float64", of the network's arithmetic.
+        Precision of the network's arithmetic, "float32" or "float64".
     verify : bool
-        Run it on structures of 1 to 43 atoms in onnxruntime and compare with eager evaluation,
-        before anything is replaced.
+        Whether to run the file in onnxruntime on structures of 1 to 43 atoms and compare it with
+        eager evaluation before `output` is replaced.
 
     Returns
     -------
@@ -103,7 +112,7 @@ def export_onnx(
     Raises
     ------
     ArchiveError
-        Unreadable checkpoint, or a file that does not agree.
+        The checkpoint cannot be read, or the file computes other numbers than the student.
     InputError
         The output cannot be written.
     MissingDependencyError
@@ -115,7 +124,7 @@ def export_onnx(
         import onnxscript  # noqa: F401
     except ImportError as error:
         raise MissingDependencyError(
-            f"ONNX needs {error.name}; pip install 'mlff-student[onnx]'"
+            f"export to ONNX needs {error.name}: pip install 'mlff-student[onnx]'"
         ) from error
     student, config, archive = compile_checkpoint(checkpoint, DTYPES[dtype])
     with atomic_write(output) as temporary:
@@ -126,7 +135,7 @@ def export_onnx(
         if not verify:
             return []
         options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = 1  # others spin while they wait
+        options.intra_op_num_threads = 1  # further threads spin while they wait
         session = onnxruntime.InferenceSession(str(temporary), options)
         agreements = differences(
             student, config, dtype, lambda atoms: _run(session, atoms, config.cutoff)
@@ -136,7 +145,7 @@ def export_onnx(
 
 
 def _trace(module: OnnxModule) -> torch.onnx.ONNXProgram:
-    """The exporter that follows torch.export; the older one fixes sizes it met while tracing."""
+    """Trace with the exporter of torch.export; the older one fixes the sizes of the example."""
     edges, atoms = torch.export.Dim("edges", min=1), torch.export.Dim("atoms", min=1)
     example = (
         torch.tensor([[1.1, 0.1, 0.2], [-1.1, -0.1, -0.2]], dtype=torch.float64).repeat(4, 1),
@@ -153,16 +162,18 @@ def _trace(module: OnnxModule) -> torch.onnx.ONNXProgram:
             output_names=OUTPUTS,
             opset_version=OPSET,
             custom_translation_table={torch.ops.aten.index_add.default: _index_add},
-            optimize=False,  # it takes the floor of norms, 1e-8, for zero, and drops it
+            optimize=False,  # the optimiser drops NORM_FLOOR, 1e-8, because it takes it for zero
             verbose=False,
         )
-    assert program is not None  # it is of dynamo=True
+    assert program is not None  # only dynamo=False returns None
     return program
 
 
 def _index_add(self: Any, dim: int, index: Any, source: Any, alpha: float = 1.0) -> Any:
-    """Sum of rows as ScatterElements. The exporter's own choice, ScatterND, is a race in
-    onnxruntime 1.31: on two threads forces were off by up to 0.2 eV/angstrom, now and then.
+    """Sum rows with ScatterElements.
+
+    The exporter itself uses ScatterND, which has a race condition in onnxruntime 1.31: on two
+    threads forces sometimes had errors of up to 0.2 eV/angstrom.
     """
     from onnxscript import opset18
 
@@ -174,7 +185,7 @@ def _index_add(self: Any, dim: int, index: Any, source: Any, alpha: float = 1.0)
 
 @contextmanager
 def _silence() -> Iterator[None]:
-    """No word of the exporter's on what it does inside."""
+    """Suppress the warnings that the exporter prints about its own code."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         logging.disable(logging.WARNING)
@@ -187,7 +198,7 @@ def _silence() -> Iterator[None]:
 def _run(
     session: "onnxruntime.InferenceSession", atoms: Atoms, cutoff: float
 ) -> tuple[float, np.ndarray]:
-    """Energy and forces (N, 3) of a structure in onnxruntime."""
+    """Return energy (eV) and forces (N, 3) in eV/angstrom of a structure by onnxruntime."""
     graph = join([atoms], cutoff)
     values = (graph.edge_vectors, graph.edge_index, graph.numbers)
     energy, _, forces, *_ = session.run(list(OUTPUTS), dict(zip(INPUTS, values, strict=True)))

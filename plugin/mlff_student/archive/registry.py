@@ -1,4 +1,4 @@
-"""Finding models: the shipped checkpoints by name, or any checkpoint or archive by path."""
+"""Find models: the shipped checkpoints by name, or any checkpoint or archive by path."""
 
 import json
 import zipfile
@@ -12,12 +12,12 @@ from mlff_student.core.errors import ArchiveError, InputError
 from mlff_student.core.paths import in_checkout_or_package
 from mlff_student.model.student import Student, StudentConfig, dtype_name
 
-# In a source tree the checkpoints lie at the top; an installed package carries them inside.
+# In a checkout the checkpoints are at the top; an installed package contains them.
 FOLDERS = in_checkout_or_package("checkpoints", "checkpoints")
 
 
 def available_models() -> dict[str, Path]:
-    """Name and folder of every shipped checkpoint."""
+    """Return the name and folder of every shipped checkpoint."""
     for folder in FOLDERS:
         models = {path.parent.name: path.parent for path in sorted(folder.glob("*/model.pt"))}
         if models:
@@ -26,24 +26,35 @@ def available_models() -> dict[str, Path]:
 
 
 def checkpoint_path(model: str) -> Path:
-    """Weights file of a shipped model.
+    """Return the weights file of a shipped model.
+
+    Parameters
+    ----------
+    model : str
+        Name of the model.
 
     Raises
     ------
     ArchiveError
-        If there is no model of that name.
+        There is no shipped model of that name.
     """
     models = available_models()
     if model not in models:
         raise ArchiveError(
-            f"no model {model!r}; shipped are {', '.join(models) or 'none'}, "
-            "or give the path of a checkpoint or an exported archive"
+            f"there is no model {model!r}; shipped are {', '.join(models) or 'none'}. Give one of "
+            "these, or the path of a checkpoint or an exported archive"
         )
     return models[model] / "model.pt"
 
 
 def read_card(checkpoint: Path) -> dict[str, Any]:
-    """The card.json beside a checkpoint; empty if there is none."""
+    """Return the content of the card.json beside a checkpoint; empty if there is no such file.
+
+    Parameters
+    ----------
+    checkpoint : Path
+        Weights file.
+    """
     card = checkpoint.with_name("card.json")
     return json.loads(card.read_text()) if card.is_file() else {}
 
@@ -51,15 +62,29 @@ def read_card(checkpoint: Path) -> dict[str, Any]:
 def load_student(
     checkpoint: Path, dtype: torch.dtype = torch.float32
 ) -> tuple[Student, StudentConfig]:
-    """Student of a checkpoint file, ready for inference.
+    """Load the student of a checkpoint file, ready for inference.
+
+    Parameters
+    ----------
+    checkpoint : Path
+        Weights file.
+    dtype : torch.dtype
+        Precision of the weights.
+
+    Returns
+    -------
+    student : Student
+        Student in evaluation mode, whose weights need no gradients.
+    config : StudentConfig
+        Architecture of the student.
 
     Raises
     ------
     ArchiveError
-        If the file is missing, damaged, or not a checkpoint.
+        The file is missing, damaged, or not a checkpoint.
     """
     if not checkpoint.is_file():
-        raise ArchiveError(f"no checkpoint {checkpoint}")
+        raise ArchiveError(f"there is no checkpoint {checkpoint}")
     try:
         content = torch.load(checkpoint, weights_only=True)
         config = StudentConfig.from_dict(content["config"])
@@ -72,7 +97,7 @@ def load_student(
 
 
 class CompiledCheckpoint(NamedTuple):
-    """A checkpoint's student, and the archive that was made of it."""
+    """A checkpoint's student, its architecture, and the archive that was made of it."""
 
     student: Student
     config: StudentConfig
@@ -80,7 +105,7 @@ class CompiledCheckpoint(NamedTuple):
 
 
 def compile_checkpoint(checkpoint: Path, dtype: torch.dtype = torch.float32) -> CompiledCheckpoint:
-    """Student of a checkpoint file and its archive, with the facts of the card beside it.
+    """Load the student of a checkpoint file and compile its archive, with the facts of its card.
 
     Parameters
     ----------
@@ -92,7 +117,7 @@ def compile_checkpoint(checkpoint: Path, dtype: torch.dtype = torch.float32) -> 
     Raises
     ------
     ArchiveError
-        If the file is missing, damaged, or not a checkpoint.
+        The file is missing, damaged, or not a checkpoint.
     """
     student, config = load_student(checkpoint, dtype)
     archive = build_archive(student, config, model_name(checkpoint), read_card(checkpoint))
@@ -100,28 +125,29 @@ def compile_checkpoint(checkpoint: Path, dtype: torch.dtype = torch.float32) -> 
 
 
 def archive_of(model: str | Path, dtype: torch.dtype | None = None, device: str = "cpu") -> Archive:
-    """Archive of a shipped model, a checkpoint (file or folder) or an exported archive file.
+    """Return the archive of a shipped model, a checkpoint or an exported archive file.
 
     Parameters
     ----------
     model : str or Path
-        "original", "tiny", "ultra_tiny" or a path; of a folder, its model.pt is taken.
-    dtype : torch.dtype | None
-        torch.dtype or None Of the weights where a checkpoint is compiled (None: float32); an
-        exported archive has its own, and another is refused.
+        "original", "tiny", "ultra_tiny", or the path of a checkpoint, of the folder of a model.pt,
+        or of an archive file.
+    dtype : torch.dtype or None
+        Precision of the weights. None means float32 for a checkpoint, and the stored precision for
+        an exported archive; any other precision of an archive is an error.
     device : str
-        Of torch, such as "cpu" or "cuda".
+        Device of torch, for example "cpu" or "cuda".
 
     Raises
     ------
     ArchiveError
-        If the file is missing or unusable.
+        The file is missing or cannot be used.
     InputError
-        If torch has no such device here, or an exported archive is of another precision.
+        torch has no such device on this machine, or an exported archive has another precision.
     """
     try:
         torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:  # the second where torch has no CUDA
+    except (RuntimeError, AssertionError) as error:  # AssertionError if torch has no CUDA
         raise InputError(
             f"torch cannot use the device {device!r}: {str(error).splitlines()[0]}"
         ) from error
@@ -135,39 +161,57 @@ def archive_of(model: str | Path, dtype: torch.dtype | None = None, device: str 
         wanted = dtype_name(dtype)
         raise InputError(
             f"{model} is an archive that was exported in {stored}, not {wanted}; export its "
-            f"checkpoint again with --dtype {wanted}, or give the checkpoint in its place"
+            f"checkpoint again with --dtype {wanted}, or give the checkpoint itself"
         )
     return archive
 
 
 def model_file(model: str | Path) -> Path:
-    """File of a shipped model, a checkpoint (file or folder) or an archive, as `archive_of` takes.
+    """Return the file of a model.
+
+    Parameters
+    ----------
+    model : str or Path
+        Name or path of a model, as for `archive_of`.
 
     Raises
     ------
     ArchiveError
-        If there is none.
+        There is no such file, or the folder contains no model.pt.
     """
     path = Path(model)
     if not path.suffix and str(model) in available_models():
         return checkpoint_path(str(model))
     if not path.exists():
-        checkpoint_path(str(model))  # raises the error that lists what there is
+        checkpoint_path(str(model))  # raises the error that lists the shipped models
     if path.is_dir():
         path /= "model.pt"
         if not path.is_file():
-            raise ArchiveError(f"the folder {model} holds no checkpoint: there is no {path}")
+            raise ArchiveError(f"the folder {model} contains no checkpoint: there is no {path}")
     return path
 
 
 def is_checkpoint(path: Path) -> bool:
-    """Whether a file is a checkpoint rather than a TorchScript archive, which holds code."""
+    """Return whether a file is a checkpoint and not a TorchScript archive, which contains code.
+
+    Parameters
+    ----------
+    path : Path
+        File of a model.
+    """
     if not zipfile.is_zipfile(path):
-        return False  # load_archive says what is wrong with it
+        return False  # `load_archive` raises the error
     with zipfile.ZipFile(path) as file:
         return not any("/code/" in name for name in file.namelist())
 
 
 def model_name(checkpoint: Path) -> str:
-    """Name of the model in a checkpoint: that of its folder for `<name>/model.pt`."""
+    """Return the name of a checkpoint's model.
+
+    Parameters
+    ----------
+    checkpoint : Path
+        Weights file. Of `<name>/model.pt` the model's name is that of the folder, otherwise that of
+        the file without its ending.
+    """
     return checkpoint.parent.name if checkpoint.name == "model.pt" else checkpoint.stem

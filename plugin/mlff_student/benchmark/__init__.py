@@ -1,3 +1,3 @@
-"""How fast the models run on this machine."""
+"""Benchmarks: how fast the models run on this machine."""
 
-MOLECULE = "CC(=O)N[C@@H](C)C(=O)NC"  # alanine dipeptide, which is measured unless told otherwise
+MOLECULE = "CC(=O)N[C@@H](C)C(=O)NC"  # alanine dipeptide, the molecule of the benchmarks by default

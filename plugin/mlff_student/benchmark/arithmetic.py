@@ -1,4 +1,4 @@
-"""Arithmetic and memory traffic that the energy and forces of a student take, from its shapes."""
+"""Numbers of operations and bytes that energy and forces of a student take, from its shapes."""
 
 from typing import NamedTuple
 
@@ -11,31 +11,41 @@ SPLINE = 6 + 5
 
 
 class Work(NamedTuple):
-    """What one evaluation of energy and forces takes at least."""
+    """Least work of one evaluation of energy and forces.
 
-    map_flop: int  # the linear maps of atoms, forward and adjoint
-    edge_flop: int  # messages and their adjoint
+    Attributes
+    ----------
+    map_flop : int
+        Operations of the linear maps of atoms, forward and adjoint.
+    edge_flop : int
+        Operations of the messages and their adjoint.
+    traffic_bytes : int
+        Bytes that are read from or written to memory.
+    """
+
+    map_flop: int
+    edge_flop: int
     traffic_bytes: int
 
     @property
     def gflop(self) -> float:
-        """All of the counted arithmetic."""
+        """All counted operations, 10^9."""
         return 1e-9 * (self.map_flop + self.edge_flop)
 
     @property
     def flop_per_byte(self) -> float:
-        """Arithmetic intensity, the abscissa of a roofline plot."""
+        """Arithmetic intensity, operations per byte; the horizontal axis of a roofline plot."""
         return 1e9 * self.gflop / self.traffic_bytes
 
 
 def work(channels: int, layers: int, atoms: int, edges: int) -> Work:
-    """Count of one evaluation, by the equations in `Student` and their adjoint.
+    """Count the work of one evaluation by the equations of `Student` and their adjoint.
 
-    Maps, a multiplication and an addition being two operations, per atom and layer, with P = 2
+    Maps, in multiplications with an addition (two operations each) per atom and layer, with P = 2
     parts in the first layer (mu is zero there) and 3 in the others:
 
         forward   message P F², mix 3 F², update_in 2 F², update_out 2 F²
-        adjoint   the same but for the first layer's message, whose gradient nobody needs
+        adjoint   the same without the message of the first layer, whose gradient is not needed
         readout   64 F + 64 forward, 64 F adjoint
 
     Messages, operations per edge, channel and layer:
@@ -47,19 +57,23 @@ def work(channels: int, layers: int, atoms: int, edges: int) -> Work:
                   mu: g·mu 5, by phi 2, by the distance 3, by mu 6
                   (the first layer has no mu and needs nothing by phi)
 
-    Work per edge or per atom and channel that is not of these (distances, activations, norms) is
-    some percent and left out, and so is what an implementation computes twice: a rate in GFLOP/s
-    made of this count rewards no waste.
+    Other work per edge or per atom and channel (distances, activations, norms) is a few percent and
+    is not counted. Work that an implementation does twice is counted once, so that it does not
+    raise a rate in GFLOP/s.
 
-    Traffic: every array that a layer call reads or writes passes once, as when neither cache nor
-    memory holds it twice. The gathered rows of neighbours count once an atom, not once an edge.
+    Traffic: each array that a layer reads or writes is counted once. The gathered rows of
+    neighbours are counted once for each atom, not for each edge.
 
     Parameters
     ----------
-    channels, layers : int
-        F and the number of layers.
-    atoms, edges : int
-        N and the number of directed edges.
+    channels : int
+        Number of channels, F.
+    layers : int
+        Number of layers.
+    atoms : int
+        Number of atoms.
+    edges : int
+        Number of directed edges.
     """
     maps = 4 * READOUT_CHANNELS * channels + 2 * READOUT_CHANNELS
     per_edge = floats = 0

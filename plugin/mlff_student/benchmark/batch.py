@@ -1,4 +1,4 @@
-"""How many structures a second: the ASE calculator one by one, and in batches."""
+"""`benchmark batch`: structures per second of the ASE calculator, one by one and in batches."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -22,31 +22,31 @@ from mlff_student.engines.ase.calculator import StudentForceFieldCalculator
 from mlff_student.structures.reading import read_structure
 
 COMMAND = "benchmark batch"
-SMALL = 9  # atoms of the molecules that are all different
-RATTLE = 0.03  # angstrom, root mean square: thermal motion
-ONE_BY_ONE = 100  # so many are timed
+SMALL = 9  # number of atoms of the different molecules
+RATTLE = 0.03  # angstrom, standard deviation of a coordinate, as in thermal motion
+ONE_BY_ONE = 100  # number of structures that are timed one by one
 
 
 @dataclass(frozen=True)
 class BatchSettings:
-    """What is measured: every combination of the tuples.
+    """Settings of `benchmark batch`; each combination of the tuples is measured.
 
     Attributes
     ----------
     models : tuple[str, ...]
         Names of shipped models, or paths of checkpoints or archives.
     molecule : str
-        File or SMILES string, of which conformers are evaluated.
+        Structure file or SMILES string of the molecule whose conformers are computed.
     structures : int
         Number of structures of each kind.
     backends : tuple[str, ...]
-        Backends that `mlff_student.archive.native.with_backend` takes.
+        Compute backends: native, portable, auto.
     threads : tuple[int, ...]
         Numbers of threads.
     memory_mb : float
-        Memory of a batch; 0 for the calculator's choice.
+        Memory of a batch, MB; 0: the calculator chooses.
     seconds : float
-        Time spent on a combination, beyond three rounds.
+        Least time of a combination, s; there are three rounds at least.
     """
 
     models: tuple[str, ...]
@@ -66,11 +66,25 @@ class BatchSettings:
 
 
 class BatchJob(NamedTuple):
-    """What is measured in one go."""
+    """One measurement of `benchmark batch`.
+
+    Attributes
+    ----------
+    model : str
+        Shipped name or path.
+    backend : str
+        "native", "portable" or "auto".
+    kind : str
+        Kind of the structures: "molecules" or "conformers".
+    atoms : int
+        Number of atoms of a structure.
+    threads : int
+        Number of threads.
+    """
 
     model: str
     backend: str
-    kind: str  # of the structures: "molecules" or "conformers"
+    kind: str
     atoms: int
     threads: int
 
@@ -81,27 +95,31 @@ class BatchJob(NamedTuple):
 def benchmark_batch(
     settings: BatchSettings, output: Path | None = None, progress: Progress = no_progress
 ) -> list[Record]:
-    """Measure both ways in turns, and the kernels alone on the same graphs.
+    """Measure structures one by one, in batches, and the kernels alone on the same graphs.
 
     Parameters
     ----------
     settings : BatchSettings
         What to measure.
-    output : Path | None
-        JSON file, written after every measurement. An existing one that was begun on this machine
-        with the same settings and library is resumed.
-    progress : Progress
-        Called with the job's name, how many are done and how many there are.
+    output : Path, optional
+        JSON file, written after each measurement. An existing file is resumed if it was begun on
+        this machine with the same settings and library.
+    progress : callable
+        Called with the name of the job, the number of jobs done and the number of jobs.
 
     Returns
     -------
-    list[Record]
+    list of dict
         Flat records; times of a structure are in microseconds.
 
     Raises
     ------
-    InputError, ArchiveError, MissingDependencyError
-        Before anything is measured.
+    InputError
+        A backend is unknown, or the output cannot be written or is of another benchmark.
+    ArchiveError
+        There is no such model.
+    MissingDependencyError
+        The native kernels cannot be used.
     """
     calculators = {
         (model, backend): StudentForceFieldCalculator(
@@ -154,21 +172,21 @@ def _measure(
             calculator.get_property("forces", atoms)
 
     calls = {
-        "one": one_by_one,
+        "single": one_by_one,
         "batch": lambda: calculator.calculate_batch(structures),
         "kernel": lambda: [evaluate_graph(calculator.archive, graph) for graph in graphs],
     }
     for call in calls.values():
-        call()  # TorchScript compiles
+        call()  # TorchScript compiles in the first calls
     times = in_turns(calls, seconds)
-    one, batch = times["one"].ms / len(first), times["batch"].ms / len(structures)
+    single, batch = times["single"].ms / len(first), times["batch"].ms / len(structures)
     return {
         "batches": len(graphs),
-        "one_by_one_us": 1e3 * one,
+        "one_by_one_us": 1e3 * single,
         "batch_us": 1e3 * batch,
         "batch_us_iqr": 1e3 * times["batch"].ms_iqr / len(structures),
         "kernel_us": 1e3 * times["kernel"].ms / len(structures),
-        "batch_speedup": one / batch,
+        "batch_speedup": single / batch,
         "batch_s": 1e-3 * times["batch"].ms,
         "structures_per_s": 1e3 / batch,
         "cores_used": times["batch"].cores,

@@ -1,4 +1,4 @@
-"""How fast the kernels are: every model, size and number of threads."""
+"""`benchmark kernels`: the speed of energy and forces by model, size and number of threads."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -19,7 +19,7 @@ COMMAND = "benchmark kernels"
 
 @dataclass(frozen=True)
 class BenchmarkSettings:
-    """What is measured.
+    """Settings of `benchmark kernels`.
 
     Attributes
     ----------
@@ -30,7 +30,7 @@ class BenchmarkSettings:
     threads : tuple[int, ...]
         Numbers of threads.
     seconds : float
-        Time spent on a measurement, beyond the three rounds that each of them gets.
+        Least time of a measurement, s; each has three rounds at least.
     openmm : bool
         Whether to measure a step of 22 atoms in OpenMM as well.
     """
@@ -56,28 +56,27 @@ class BenchmarkSettings:
 def benchmark_kernels(
     settings: BenchmarkSettings, output: Path | None = None, progress: Progress = no_progress
 ) -> list[Record]:
-    """Measure every model, size and number of threads by the native and the portable backend.
+    """Measure each model, size and number of threads with the native and the portable backend.
 
     Parameters
     ----------
     settings : BenchmarkSettings
         What to measure.
-    output : Path | None
-        JSON file, written after every measurement. An existing one that was begun on this machine
-        with the same settings and library is resumed.
-    progress : Progress
-        Called with the job's name, how many are done and how many there are.
+    output : Path, optional
+        JSON file, written after each measurement. An existing file is resumed if it was begun on
+        this machine with the same settings and library.
+    progress : callable
+        Called with the name of the job, the number of jobs done and the number of jobs.
 
     Returns
     -------
-    list[Record]
-        Flat records, in the order they were measured; `note` says why a figure is missing.
+    list of dict
+        Flat records, in the order in which they were measured; `note` says why a figure is missing.
 
     Raises
     ------
     InputError
-        Settings that cannot be measured; an output that cannot be written or is of another
-        benchmark. Before anything runs.
+        The output cannot be written or is of another benchmark; nothing has run then.
     ArchiveError
         There is no such model.
     MissingDependencyError
@@ -85,7 +84,7 @@ def benchmark_kernels(
     """
     archives = {model: archive_of(model) for model in settings.models}
     for archive in archives.values():
-        with_backend(archive, "native")  # raises here where it cannot be had
+        with_backend(archive, "native")  # raises an error now if there are no native kernels
     instructions = torch.ops.mlff_student.instruction_set()
     machine = {"instruction_set": instructions} | software()
     file = RecordFile(output, COMMAND, settings, machine)

@@ -1,4 +1,4 @@
-"""How long a step takes in LAMMPS: by size, ranks and threads, with its stages and messages."""
+"""`benchmark lammps`: time of a step by size, ranks and threads, with its stages and messages."""
 
 import hashlib
 import math
@@ -30,9 +30,9 @@ from mlff_student.engines.lammps.run import element_order, run_lmp, write_data
 from mlff_student.engines.protocol import ns_per_day
 
 COMMAND = "benchmark lammps"
-BLOCK = 20  # steps between rebuilds of the neighbour list, and between two readings of the clock
+BLOCK = 20  # number of steps between rebuilds of the neighbour list, and between times in the log
 STUDENT = "mlff_student"
-# Figures of a record, null where they were not measured.
+# Figures of a record; null if they were not measured.
 FIGURES = (
     "steps",
     "us_per_atom_step",
@@ -81,35 +81,51 @@ info            out log memory
 
 
 class Potential(NamedTuple):
-    """What is run, and on what."""
+    """A potential and the system that it is run on.
+
+    Attributes
+    ----------
+    system : str
+        Name of the system, such as "acetone".
+    box : callable
+        Makes a box with a given number of atoms.
+    units, atom_style : str
+        Arguments of the commands of these names in LAMMPS.
+    commands : str
+        Commands of LAMMPS that set the potential.
+    timestep_fs : float
+        Usual timestep of the potential, fs; times are compared by step.
+    files : tuple of Path
+        Files that the commands name.
+    """
 
     system: str
-    box: Callable[[int], Atoms]  # of so many atoms
+    box: Callable[[int], Atoms]
     units: str
     atom_style: str
     commands: str
-    timestep_fs: float  # in use with this potential; times are compared by step
-    files: tuple[Path, ...] = ()  # that the commands name
+    timestep_fs: float
+    files: tuple[Path, ...] = ()
 
 
 @dataclass(frozen=True)
 class LammpsSettings:
-    """What is measured: every combination that the cores here can take.
+    """Settings of `benchmark lammps`; each combination that the cores allow is measured.
 
     Attributes
     ----------
     models : tuple[str, ...]
         Names of shipped models, or paths of checkpoints or archives.
     atoms : tuple[int, ...]
-        Sizes of the boxes, multiples of ten.
+        Numbers of atoms of the boxes, multiples of ten.
     ranks : tuple[int, ...]
         Numbers of MPI ranks.
     threads : tuple[int, ...]
-        Threads of each rank; students alone have threads.
+        Numbers of threads of each rank; other potentials run with one thread.
     seconds : float
-        Time of the steps in each measurement; 20 steps are made at least.
+        Time of the steps in each measurement, s; at least 20 steps are made.
     backends : tuple[str, ...]
-        Kernels of the students; portable ones run on one rank with one thread.
+        Compute backends: native, portable; portable runs on one rank with one thread.
     """
 
     models: tuple[str, ...]
@@ -136,10 +152,26 @@ class LammpsSettings:
 
 
 class LammpsJob(NamedTuple):
-    """What one run of LAMMPS measures."""
+    """One run of `benchmark lammps`.
 
-    style: str  # of the pair
-    model: str  # empty where the style has one alone
+    Attributes
+    ----------
+    style : str
+        Pair style of LAMMPS.
+    model : str
+        Shipped name or path of a student; empty for other pair styles.
+    backend : str
+        "native" or "portable"; empty for other pair styles.
+    atoms : int
+        Number of atoms.
+    ranks : int
+        Number of MPI ranks.
+    threads : int
+        Number of threads of each rank.
+    """
+
+    style: str
+    model: str
     backend: str
     atoms: int
     ranks: int
@@ -158,37 +190,36 @@ def benchmark_lammps(
     command: str = COMMAND,
     alternatives: Mapping[str, Potential] | None = None,
 ) -> list[Record]:
-    """Run LAMMPS at constant energy with every student.
+    """Run LAMMPS at constant energy with each student.
 
-    Every run starts from the same box of its size, at liquid density and 300 K, and rebuilds the
-    neighbour list every 20 steps. Times are medians over those, the shares of the stages are
-    LAMMPS's own and those of the pair style, means over the ranks. Waiting for another rank counts
-    as communication.
+    Runs of one size start from the same box, at liquid density and 300 K, and rebuild the neighbour
+    list every 20 steps. A time is the median over blocks of 20 steps. The shares of the stages are
+    those that LAMMPS and the pair style report, means over the ranks. Waiting for another rank
+    counts as communication.
 
     Parameters
     ----------
     settings : LammpsSettings
         What to measure.
-    output : Path | None
-        JSON file, written after every run. An existing one that was begun on this machine with the
-        same settings and plugin is resumed.
-    progress : Progress
-        Called with the job's name, how many are done and how many there are.
+    output : Path, optional
+        JSON file, written after each run. An existing file is resumed if it was begun on this
+        machine with the same settings and plugin.
+    progress : callable
+        Called with the name of the job, the number of jobs done and the number of jobs.
     command : str
-        The command whose name the file bears.
-    alternatives : Mapping[str, Potential] | None
+        Command that is named in the file.
+    alternatives : mapping of str to Potential, optional
         Other potentials to run, by pair style.
 
     Returns
     -------
-    list[Record]
-        Flat records, in the order they were measured; `note` says why figures are missing.
+    list of dict
+        Flat records, in the order in which they were measured; `note` says why figures are missing.
 
     Raises
     ------
     InputError
-        Settings that cannot be measured; an output that cannot be written or is of another
-        benchmark. Before anything runs.
+        The output cannot be written or is of another benchmark; nothing has run then.
     ArchiveError
         There is no such model.
     MissingDependencyError
@@ -267,7 +298,7 @@ def _measure(
         try:
             log = run_lmp(script, folder, "steps", threads=job.threads, ranks=job.ranks)
         except StudentError as error:
-            reason, *_ = str(error).partition(" (log:")  # which is gone with the folder
+            reason, *_ = str(error).partition(" (log:")  # the folder with the log is deleted
             return record | {"note": f"not measured: {reason}"}
     record |= figures_of(log, job.atoms)
     record["ns_per_day"] = ns_per_day(potential.timestep_fs, record["ms_per_step"])
@@ -275,7 +306,7 @@ def _measure(
 
 
 def _speedups(job: LammpsJob, record: Record, records: list[Record]) -> Record:
-    """Times of the same run on one rank, and on one thread, over the time of this run."""
+    """Return the time of the same run on one rank, and on one thread, over that of this run."""
     ratios = {}
     for key, single in (
         ("speedup_by_ranks", job._replace(ranks=1)),
@@ -300,10 +331,22 @@ def _student(job: LammpsJob) -> Potential:
 
 
 def figures_of(log: str, atoms: int) -> Record:
-    """Figures of the last run in a log of LAMMPS.
+    """Read the figures of the last run in a log of LAMMPS.
 
-    Times are of a step and atom; `model_us` is the pair style without what it reports as edges,
-    tally and exchange, and with other fixes, such as the one that computes ReaxFF's charges.
+    Times are per step and atom. `model_us` is the time of the pair style without its parts edges,
+    tally and exchange; it includes fixes, such as the fix that computes the charges of ReaxFF.
+
+    Parameters
+    ----------
+    log : str
+        Text of the log.
+    atoms : int
+        Number of atoms.
+
+    Raises
+    ------
+    StudentError
+        A line is missing in the log.
     """
     setup, run = log[: (start := log.rindex("\nrun ", 0, log.rindex("Loop time")))], log[start:]
     seconds = _number(r"^Loop time of (\S+) on \d+ procs", run)
@@ -363,7 +406,7 @@ def figures_of(log: str, atoms: int) -> Record:
 
 
 def _number(pattern: str, run: str) -> float:
-    """The number in a line that every log of LAMMPS has."""
+    """Return the number in a line that each log of LAMMPS has."""
     match = re.search(pattern, run, re.MULTILINE)
     if not match:
         raise StudentError(f"the log of LAMMPS has no line {pattern!r}")
@@ -371,10 +414,10 @@ def _number(pattern: str, run: str) -> float:
 
 
 def _memory_held(setup: str) -> float:
-    """Megabytes of a rank, by LAMMPS's own accounts."""
+    """Return the memory of a rank that LAMMPS reports, megabytes."""
     return float(re.findall(r"^Per MPI rank memory .* \| (\S+) \|", setup, re.MULTILINE)[-1])
 
 
 def _peak(text: str) -> float:
-    """Largest resident set of the first rank's process, megabytes."""
+    """Return the largest resident set of the process of the first rank, megabytes."""
     return float(re.findall(r"^Maximum resident set size: (\S+) Mbyte", text, re.MULTILINE)[-1])

@@ -23,16 +23,16 @@ from mlff_student.benchmark.timing import in_turns
 from mlff_student.core.errors import MissingDependencyError, StudentError
 from mlff_student.engines.openmm import openmm_module
 
-MOLECULE = 22  # atoms of the step in OpenMM
-STEPS = 10  # at a time
-STILL_PS = 1e-9  # timestep so short that the structure stays
-PROBE = 200  # atoms from which the portable backend's memory is predicted
-MEMORY_SHARE = 0.7  # of the available memory that it may take
-# The roof for arithmetic: features of 1,000 atoms times the largest map of `original`. A product
-# takes a millisecond, so that a busy machine interrupts few of them.
+MOLECULE = 22  # number of atoms of the step in OpenMM
+STEPS = 10  # number of steps in a call
+STILL_PS = 1e-9  # ps, a timestep so short that the atoms do not move
+PROBE = 200  # number of atoms from which the memory of the portable backend is predicted
+MEMORY_SHARE = 0.7  # part of the available memory that it may take
+# Matrix product for the highest rate of the machine: features of 1,000 atoms times the largest map
+# of `original`. A product takes a millisecond, so that a busy machine interrupts few of them.
 SGEMM_ROWS, SGEMM_INPUTS, SGEMM_OUTPUTS = 1000, 128, 384
 COPY_FLOATS = 1 << 25  # 128 MiB, far more than the caches hold
-# Figures of a record, null where they were not measured.
+# Figures of a record; null if they were not measured.
 FIGURES = (
     "ms",
     "ms_iqr",
@@ -50,9 +50,21 @@ FIGURES = (
 
 
 class KernelJob(NamedTuple):
-    """What is measured in one go, and gives a record for each backend."""
+    """One measurement of `benchmark kernels`, which gives a record for each backend.
 
-    measurement: str  # "kernels" or "openmm_step"
+    Attributes
+    ----------
+    measurement : str
+        "kernels" or "openmm_step".
+    model : str
+        Shipped name or path.
+    atoms : int
+        Number of atoms.
+    threads : int
+        Number of threads.
+    """
+
+    measurement: str
     model: str
     atoms: int
     threads: int
@@ -65,18 +77,24 @@ class KernelJob(NamedTuple):
 def measure(
     job: KernelJob, archive: Archive, seconds: float, records: list[Record]
 ) -> list[Record]:
-    """Flat records of a job, one for each backend; what was not measured is null and has a note.
+    """Measure one job.
 
     Parameters
     ----------
     job : KernelJob
         What to measure.
     archive : Archive
-        The job's model, float32.
+        Model of the job, float32.
     seconds : float
-        Least time to spend on the times.
-    records : list[Record]
-        Records of earlier jobs; the same memory is not measured twice.
+        Least time of the measurement, s.
+    records : list of dict
+        Records of earlier jobs; their memory is not measured again.
+
+    Returns
+    -------
+    list of dict
+        Flat records, one for each backend. A figure that was not measured is null, and `note` says
+        why.
     """
     if job.measurement == "openmm_step":
         return [_openmm_step(job, archive, seconds)]
@@ -89,19 +107,19 @@ def _kernels(
     structure, edges = _structure(job.atoms, archive)
     arguments = archive_arguments(structure)
     native = with_backend(archive, "native").module
-    native.evaluate(*arguments)  # searches neighbours, gets its memory
+    native.evaluate(*arguments)  # searches neighbours and allocates its memory
     calls = _roofs() | {"native": lambda: native.evaluate(*arguments)}
     note = too_large_for_portable(job.model, job.atoms, edges)
     if not note:
         small = archive_arguments(_structure(MOLECULE, archive)[0])
-        for _ in range(3):  # TorchScript compiles on the second
+        for _ in range(3):  # TorchScript compiles in the second call
             archive.module.evaluate(*small)
         calls["portable"] = lambda: archive.module.evaluate(*arguments)
     times = in_turns(calls, seconds)
 
     count = work(archive.metadata["channels"], archive.metadata["layers"], job.atoms, edges)
     sgemm = 2e-6 * SGEMM_ROWS * SGEMM_INPUTS * SGEMM_OUTPUTS / times["sgemm"].ms
-    made = []
+    measured_records = []
     for backend in ("native", "portable"):
         record: Record = job._asdict() | {"backend": backend, "edges": edges}
         record |= {
@@ -131,13 +149,13 @@ def _kernels(
             if single := _find(records, backend, job._replace(threads=1)):
                 record["speedup_by_threads"] = single["ms"] / measured.ms
             record |= _memory(job, backend, records)
-        made.append(record)
-    # All atoms move by more than half a skin, to and fro.
+        measured_records.append(record)
+    # All atoms move by more than half a skin and back, so that each call searches neighbours.
     positions, *rest = arguments
     places = (positions + 1.0, positions)
     searches = {"both": lambda: [native.evaluate(place, *rest) for place in places]}
-    made[0]["ms_with_search"] = in_turns(searches, 0.0)["both"].ms / len(places)
-    return made
+    measured_records[0]["ms_with_search"] = in_turns(searches, 0.0)["both"].ms / len(places)
+    return measured_records
 
 
 def _openmm_step(job: KernelJob, archive: Archive, seconds: float) -> Record:
@@ -173,14 +191,14 @@ def _openmm_step(job: KernelJob, archive: Archive, seconds: float) -> Record:
 
 
 def _structure(count: int, archive: Archive) -> tuple[Atoms, int]:
-    """Thermal structure, and its number of directed edges."""
+    """Return a thermal structure and its number of directed edges."""
     cutoff = archive.metadata["cutoff"]
     atoms = thermal_structure(count, archive.metadata["elements"], cutoff)
     return atoms, len(edge_lengths(atoms, cutoff))
 
 
 def _roofs() -> dict[str, Callable[[], object]]:
-    """What the machine does at best: a matrix product, a copy of memory."""
+    """Return calls that show the limits of the machine: a matrix product and a copy of memory."""
     a, b = torch.ones(SGEMM_ROWS, SGEMM_INPUTS), torch.ones(SGEMM_INPUTS, SGEMM_OUTPUTS)
     product = torch.empty(SGEMM_ROWS, SGEMM_OUTPUTS)
     source, target = torch.zeros(COPY_FLOATS), torch.zeros(COPY_FLOATS)
@@ -188,14 +206,24 @@ def _roofs() -> dict[str, Callable[[], object]]:
 
 
 def software() -> dict[str, str]:
-    """What the times depend on beside the machine: torch and the compiled kernels."""
+    """Return the version of torch and the SHA-256 of the native kernels, which times depend on."""
     library = library_path()
     content = library.read_bytes() if library.is_file() else b""
     return {"torch": torch.__version__, "library_sha256": hashlib.sha256(content).hexdigest()}
 
 
 def too_large_for_portable(model: str, atoms: int, edges: int) -> str:
-    """Why the portable backend is not measured; empty where it is."""
+    """Say why a structure is too large for the portable backend; empty if it is not.
+
+    Parameters
+    ----------
+    model : str
+        Shipped name or path.
+    atoms : int
+        Number of atoms.
+    edges : int
+        Number of directed edges.
+    """
     if atoms <= PROBE:
         return ""
     try:
@@ -217,7 +245,7 @@ def _portable_bytes_per_edge(model: str) -> float:
 
 
 def _memory(job: KernelJob, backend: str, records: list[Record]) -> Record:
-    for threads in range(1, job.threads):  # it is the same on any number
+    for threads in range(1, job.threads):  # memory does not depend on the number of threads
         if earlier := _find(records, backend, job._replace(threads=threads)):
             return {name: earlier[name] for name in ("peak_memory_mb", "peak_memory_kb_per_atom")}
     try:
@@ -228,10 +256,10 @@ def _memory(job: KernelJob, backend: str, records: list[Record]) -> Record:
 
 
 def _find(records: list[Record], backend: str, job: KernelJob) -> Record | None:
-    """The measured record of a job."""
-    wanted = (
+    """Return the record of a job that was measured."""
+    records_of_job = (
         record
         for record in records
         if is_of(record, job) and record["backend"] == backend and record["ms"]
     )
-    return next(wanted, None)
+    return next(records_of_job, None)

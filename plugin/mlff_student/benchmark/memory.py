@@ -1,4 +1,4 @@
-"""Peak memory of one evaluation, measured in a process of its own."""
+"""Peak memory of one evaluation, measured in a separate process."""
 
 import ctypes
 from collections.abc import Callable
@@ -17,13 +17,28 @@ from mlff_student.benchmark.structures import archive_arguments, thermal_structu
 from mlff_student.core.errors import StudentError
 from mlff_student.teachers.registry import make_teacher
 
-WARM_ATOMS = 70  # more than a piece of work, so that libraries have their buffers
+WARM_ATOMS = 70  # enough for the libraries to allocate their buffers in the first call
 
 
 def peak_memory(model: str, backend: str, atoms: int) -> int:
-    """Bytes that the first evaluation of a thermal structure needs at its peak, one thread.
+    """Measure the memory that the first evaluation of a thermal structure needs at its peak.
 
-    Code, weights and the libraries' own buffers are allocated before, and do not count.
+    One thread is used. Code, weights and buffers of the libraries are allocated before and are not
+    counted.
+
+    Parameters
+    ----------
+    model : str
+        Shipped name or path.
+    backend : str
+        "native", "portable" or "auto".
+    atoms : int
+        Number of atoms.
+
+    Returns
+    -------
+    int
+        Bytes.
 
     Raises
     ------
@@ -34,7 +49,21 @@ def peak_memory(model: str, backend: str, atoms: int) -> int:
 
 
 def peak_memory_of_teacher(teacher: str, warm: Atoms, atoms: Atoms) -> int:
-    """Bytes that a teacher's first call for a structure needs at its peak, after one for another.
+    """Measure the memory that a teacher needs at its peak for energy and forces.
+
+    Parameters
+    ----------
+    teacher : str
+        Name of the teacher.
+    warm : Atoms
+        Structure that is computed before, so that the libraries have their buffers.
+    atoms : Atoms
+        Structure to measure.
+
+    Returns
+    -------
+    int
+        Bytes.
 
     Raises
     ------
@@ -55,7 +84,13 @@ def _in_own_process(function: Callable[..., int], *arguments: Any) -> int:
 
 
 def available_memory() -> int:
-    """Bytes that can be had without swapping; see proc_meminfo(5)."""
+    """Return the bytes of memory that are available without swapping; see proc_meminfo(5).
+
+    Raises
+    ------
+    OSError
+        The system does not report it.
+    """
     return _entry("/proc/meminfo", "MemAvailable")
 
 
@@ -68,7 +103,7 @@ def _peak_here(model: str, backend: str, atoms: int) -> int:
     warm = with_backend(portable, backend).module
     for _ in range(3):  # TorchScript compiles on the second
         warm.evaluate(*small)
-    # Native kernels keep their memory: take those that have none yet.
+    # Native kernels keep their memory, so new ones are made, which have none yet.
     module = with_backend(portable, backend).module
     return _peak_of(lambda: module.evaluate(*arguments))
 
@@ -82,7 +117,7 @@ def _peak_of_teacher_here(teacher: str, warm: Atoms, atoms: Atoms) -> int:
 
 def _peak_of(call: Callable[[], object]) -> int:
     ctypes.CDLL(None).malloc_trim(0)
-    Path("/proc/self/clear_refs").write_text("5")  # the peak is now what there is
+    Path("/proc/self/clear_refs").write_text("5")  # sets the peak to the present memory
     before = _entry("/proc/self/status", "VmRSS")
     call()
     return _entry("/proc/self/status", "VmHWM") - before

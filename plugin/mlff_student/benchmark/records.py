@@ -1,4 +1,4 @@
-"""The records of a benchmark: one JSON file, written as they are made and resumed after a kill."""
+"""The records of a benchmark: a JSON file that grows with each record, and resumes after a kill."""
 
 import json
 from collections.abc import Callable, Iterable, Iterator
@@ -12,7 +12,7 @@ from mlff_student.core.results import machine_facts, write_json
 from mlff_student.core.version import __version__
 
 Record = dict[str, Any]
-Progress = Callable[[str, int, int], None]  # a job's name, how many are done, how many there are
+Progress = Callable[[str, int, int], None]  # name of a job, number of jobs done, number of jobs
 
 
 def no_progress(job: str, done: int, jobs: int) -> None:
@@ -20,29 +20,30 @@ def no_progress(job: str, done: int, jobs: int) -> None:
 
 
 class Job(Protocol):
-    """What is measured in one go: a NamedTuple whose fields are keys of the records it gives."""
+    """One measurement: a NamedTuple whose fields are keys of the records that it gives."""
 
     def _asdict(self) -> dict[str, Any]: ...
 
 
 class RecordFile:
-    """The JSON file and the records in it; records alone where there is no file.
+    """The records of a benchmark and their JSON file.
 
     Parameters
     ----------
-    path : Path | None
-        A file that exists must be of the same command, machine and settings.
+    path : Path, optional
+        JSON file. An existing file must be of the same command, machine and settings. If not given,
+        the records are kept in memory only.
     command : str
-        The command that makes the records.
+        Command that makes the records.
     settings : dataclass
         What is measured, with a field `models`.
-    machine : dict[str, str]
-        Facts beyond `machine_facts` that the figures depend on.
+    machine : dict of str to str
+        Facts that the figures depend on, in addition to `machine_facts`.
 
     Raises
     ------
     InputError
-        The file cannot be written, or cannot be resumed.
+        The file cannot be written, or is of another benchmark.
     """
 
     def __init__(
@@ -69,12 +70,12 @@ class RecordFile:
             records = content["results"]
         except (OSError, ValueError, AttributeError, KeyError) as error:
             raise InputError(
-                f"{path} exists and is no file of {self.head['command']}; choose another file"
+                f"{path} exists and is no file of {self.head['command']}; give another file"
             ) from error
         if changed := list(_differences(head, self.head)):
             raise InputError(
-                f"{path} holds another benchmark ({', '.join(changed)} differ); choose another "
-                "file or remove that one"
+                f"{path} holds another benchmark ({', '.join(changed)} differ); give another "
+                "file, or remove this one"
             )
         return records
 
@@ -84,11 +85,20 @@ class RecordFile:
         measure: Callable[[Any], list[Record]],
         progress: Progress = no_progress,
     ) -> list[Record]:
-        """Measure the jobs that have no record yet; the file is written after each of them.
+        """Measure the jobs that have no record yet, and write the file after each job.
+
+        Parameters
+        ----------
+        jobs : iterable of Job
+            All jobs of the benchmark.
+        measure : callable
+            Returns the records of a job.
+        progress : callable
+            Called with the name of the job, the number of jobs done and the number of jobs.
 
         Returns
         -------
-        list[Record]
+        list of dict
             All records, in the order in which they were measured.
         """
         jobs = list(jobs)
@@ -103,19 +113,26 @@ class RecordFile:
 
 
 def is_of(record: Record, job: Job) -> bool:
-    """Whether a record was made by a job."""
+    """Return whether a record was made by a job."""
     return all(record.get(name) == value for name, value in job._asdict().items())
 
 
 def read_records(path: Path, *commands: str) -> tuple[dict[str, Any], list[Record]]:
-    """Facts about the machine, and the records, of a benchmark's file.
+    """Read the file of a benchmark.
 
     Parameters
     ----------
     path : Path
-        File that `RecordFile` has written.
+        JSON file that `RecordFile` wrote.
     *commands : str
-        Commands that make such records.
+        Commands whose records are accepted.
+
+    Returns
+    -------
+    machine : dict
+        Facts about the machine and the versions.
+    records : list of dict
+        The records.
 
     Raises
     ------
@@ -129,8 +146,8 @@ def read_records(path: Path, *commands: str) -> tuple[dict[str, Any], list[Recor
         raise InputError(f"{path} is no file of {' or '.join(commands)}: {error}") from error
     if command not in commands or not records:
         raise InputError(
-            f"{path} holds {len(records)} records of {command!r}; those of {' or '.join(commands)} "
-            "are needed"
+            f"{path} holds {len(records)} records of {command!r}; records of "
+            f"{' or '.join(commands)} are needed"
         )
     return machine, records
 

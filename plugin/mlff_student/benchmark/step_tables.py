@@ -9,7 +9,7 @@ from rich.table import Table
 from mlff_student.benchmark.records import Record
 
 PADDING = (0, 0, 0, 1)  # the tables fit into 80 columns
-# Key in a record, heading.
+# Keys in a record, and headings.
 OPENMM_FIGURES = (
     ("ms_per_step", "ms/step"),
     ("overhead_ms", "over-\nhead ms"),
@@ -25,7 +25,7 @@ LAMMPS_FIGURES = (
 
 
 def step_table(records: list[Record]) -> Table:
-    """Steps in OpenMM, one row a record."""
+    """Make the table of `benchmark openmm`, with a row for each record."""
     table = Table(box=SIMPLE_HEAD, padding=PADDING)
     table.add_column("model", no_wrap=True)
     table.add_column("force,\nkernels", min_width=len("PythonForce"))
@@ -45,7 +45,7 @@ def step_table(records: list[Record]) -> Table:
 
 
 def lammps_table(records: list[Record]) -> Table:
-    """Steps in LAMMPS, one row a record."""
+    """Make the table of `benchmark lammps`, with a row for each record."""
     table = Table(box=SIMPLE_HEAD, padding=PADDING)
     table.add_column("pair style", no_wrap=True)
     for title in ("atoms", "ranks", "thr-\neads", *(title for _, title in LAMMPS_FIGURES)):
@@ -58,13 +58,13 @@ def lammps_table(records: list[Record]) -> Table:
 
 
 def step_label(record: Record) -> str:
-    """Name of a potential in OpenMM, with its number of parameters."""
+    """Return the name of a potential in OpenMM, with its number of parameters."""
     size = f", {record['parameters'] / 1e3:.0f}K" if record["parameters"] else ""
     return Path(record["model"]).name + size
 
 
 def pair_label(record: Record) -> str:
-    """Name of a potential in LAMMPS, with its backend unless that is native."""
+    """Return the name of a potential in LAMMPS, with its backend if that is not native."""
     if not record["model"]:
         return record["style"]
     model = Path(record["model"]).stem

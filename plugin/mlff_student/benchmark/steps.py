@@ -1,4 +1,4 @@
-"""How long a step takes in OpenMM: by size, interface, kernels, platform and number of threads."""
+"""`benchmark openmm`: time of a step by size, interface, backend, platform and threads."""
 
 import logging
 import warnings
@@ -35,29 +35,30 @@ COMMAND = "benchmark openmm"
 
 @dataclass(frozen=True)
 class StepSettings:
-    """What is measured: every combination of the tuples.
+    """Settings of `benchmark openmm`; each combination of the tuples is measured.
 
     Attributes
     ----------
     models : tuple[str, ...]
         Names of shipped models, or paths of checkpoints or archives.
     molecule : str
-        File or SMILES string, measured with the students and the teachers; empty for none.
+        Structure file or SMILES string, measured with students and teachers; empty for none.
     atoms : tuple[int, ...]
-        Sizes of thermal structures, measured with the students.
-    interfaces, backends : tuple[str, ...]
-        Words that `openmm_integration.student_force` takes.
+        Numbers of atoms of thermal structures, measured with the students.
+    interfaces : tuple[str, ...]
+        OpenMM forces: TorchForce, PythonForce.
+    backends : tuple[str, ...]
+        Compute backends: native, portable.
     platforms : tuple[str, ...]
         Platforms of OpenMM.
     threads : tuple[int, ...]
-        Numbers of threads, of the kernels and of OpenMM's CPU platform.
+        Numbers of threads of the kernels and of the CPU platform of OpenMM.
     also : tuple[str, ...]
-        Teachers that are run on the molecule through a PythonForce: names that
-        `mlff_student.teachers.registry.make_teacher` takes.
+        Names of teachers that are run on the molecule through a PythonForce.
     timestep_fs : float
-        Timestep that ns/day are counted with.
+        Timestep for the figure ns/day, fs.
     seconds : float
-        Time spent on a structure and number of threads, beyond three rounds.
+        Least time for each structure and number of threads, s; there are three rounds at least.
     """
 
     models: tuple[str, ...]
@@ -76,17 +77,27 @@ class StepSettings:
         check_cores("threads", self.threads)
         check_atoms(self.atoms)
         if not self.molecule and not self.atoms:
-            raise InputError("no molecule and no atoms to measure")
+            raise InputError("no molecule and no atoms to measure; give --molecule or --atoms")
         if self.also and not self.molecule:
-            raise InputError(f"no molecule to measure {', '.join(self.also)} on")
+            raise InputError(f"no molecule to measure {', '.join(self.also)} on; give --molecule")
         for name in ("timestep_fs", "seconds"):
             check_positive(name, getattr(self, name))
 
 
 class StepJob(NamedTuple):
-    """What is measured in one go."""
+    """One measurement of `benchmark openmm`.
 
-    structure: str  # "molecule" or "thermal"
+    Attributes
+    ----------
+    structure : str
+        "molecule" or "thermal".
+    atoms : int
+        Number of atoms.
+    threads : int
+        Number of threads.
+    """
+
+    structure: str
     atoms: int
     threads: int
 
@@ -95,12 +106,24 @@ class StepJob(NamedTuple):
 
 
 class Alternative(NamedTuple):
-    """A potential that is measured on the molecule beside the students."""
+    """Another potential that is measured on the molecule.
+
+    Attributes
+    ----------
+    name : str
+        Name in the records.
+    parameters : int, optional
+        Number of parameters.
+    calculator : Calculator, optional
+        ASE calculator; if there is one, it is also timed outside OpenMM.
+    create_system : callable
+        Makes an OpenMM System from an OpenMM topology and ASE atoms.
+    """
 
     name: str
     parameters: int | None
-    calculator: Calculator | None  # where there is one, it is timed outside OpenMM too
-    create_system: Callable[[Any, Atoms], Any]  # from an OpenMM topology
+    calculator: Calculator | None
+    create_system: Callable[[Any, Atoms], Any]
 
 
 def benchmark_steps(
@@ -111,39 +134,39 @@ def benchmark_steps(
     command: str = COMMAND,
     alternatives: Sequence[Alternative] = (),
 ) -> list[Record]:
-    """Measure steps so short that the structure stays, all potentials of a structure in turns.
+    """Measure steps that are so short that the atoms do not move; the potentials take turns.
 
-    Such steps can be measured with random weights, too, with which no dynamics is possible.
+    Such steps can also be measured with random weights, with which long dynamics is not possible.
 
     Parameters
     ----------
     settings : StepSettings
         What to measure.
-    output : Path | None
-        JSON file, written after every structure and number of threads. An existing one that was
-        begun on this machine with the same settings and libraries is resumed.
-    progress : Progress
-        Called with the job's name, how many are done and how many there are.
+    output : Path, optional
+        JSON file, written after each structure and number of threads. An existing file is resumed
+        if it was begun on this machine with the same settings and libraries.
+    progress : callable
+        Called with the name of the job, the number of jobs done and the number of jobs.
     command : str
-        The command whose name the file bears.
-    alternatives : Sequence[Alternative]
-        Other potentials, measured on the molecule.
+        Command that is named in the file.
+    alternatives : sequence of Alternative
+        Other potentials to measure on the molecule.
 
     Returns
     -------
-    list[Record]
-        Flat records. `kernel_ms` is energy and forces outside OpenMM, where they can be had there,
-        and `overhead_ms` what a step takes beyond.
+    list of dict
+        Flat records. `kernel_ms` is the time of energy and forces outside OpenMM (null if they can
+        be computed in OpenMM only), and `overhead_ms` the rest of a step.
 
     Raises
     ------
     InputError
-        Settings that cannot be measured; an output that cannot be written or is of another
+        A platform or interface is unknown, or the output cannot be written or is of another
         benchmark.
     ArchiveError
         There is no such model.
     MissingDependencyError
-        OpenMM, an interface, kernels or a calculator cannot be used.
+        OpenMM, an interface, a backend or a calculator cannot be used.
     """
     archives = {model: archive_of(model) for model in settings.models}
     structures = {(label, len(atoms)): atoms for label, atoms in _structures(settings)}
@@ -152,16 +175,16 @@ def benchmark_steps(
     jobs = [StepJob(*key, threads) for key, threads in product(structures, settings.threads)]
 
     def measured(job: StepJob) -> list[Record]:
-        beside = [*teachers, *alternatives] if job.structure == "molecule" else []
+        others = [*teachers, *alternatives] if job.structure == "molecule" else []
         atoms = structures[job.structure, job.atoms]
         with torch_threads(job.threads):
-            return _measure(settings, job, atoms, archives, beside)
+            return _measure(settings, job, atoms, archives, others)
 
     return file.measure(jobs, measured, progress)
 
 
 def versions() -> dict[str, str]:
-    """What a step's time depends on, beside the machine.
+    """Return the versions of OpenMM, torch and the native kernels, which times depend on.
 
     Raises
     ------
@@ -178,7 +201,17 @@ def versions() -> dict[str, str]:
 
 
 def from_calculator(name: str, parameters: int | None, calculator: Calculator) -> Alternative:
-    """An ASE calculator as a PythonForce, the only force of a System."""
+    """Make an alternative of an ASE calculator; a PythonForce is the only force of its System.
+
+    Parameters
+    ----------
+    name : str
+        Name in the records.
+    parameters : int, optional
+        Number of parameters.
+    calculator : Calculator
+        ASE calculator.
+    """
 
     def create_system(topology: Any, atoms: Atoms) -> Any:
         import openmm
@@ -200,7 +233,7 @@ def from_calculator(name: str, parameters: int | None, calculator: Calculator) -
 
 @contextmanager
 def quietly() -> Iterator[None]:
-    """Without the messages of other packages while they compile."""
+    """Hide the messages of other packages while they compile."""
     disabled = logging.root.manager.disable
     logging.disable(max(disabled, logging.WARNING))
     try:
@@ -227,13 +260,13 @@ def _measure(
     archives: dict[str, Archive],
     alternatives: list[Alternative],
 ) -> list[Record]:
-    """All records of one structure and number of threads."""
+    """Measure one structure with one number of threads."""
     create_system = openmm_module().create_system
     find_platform = openmm_module("run").find_platform
     openmm_topology = openmm_module("topology").openmm_topology
     topology = openmm_topology(Structure(atoms, make_topology(atoms, [])))
     calls: dict[str, Callable[[], object]] = {}
-    heads: list[tuple[str, str, Record]] = []  # of the step, of the kernel alone
+    heads: list[tuple[str, str, Record]] = []  # key of the step, key of the kernel, facts
 
     def add(kernel: str, system: Any, head: Record) -> None:
         for name in settings.platforms:
@@ -262,7 +295,7 @@ def _measure(
             head = {"model": name, "parameters": parameters, "backend": ""}
             add(kernel, create(topology, atoms), head | {"interface": "PythonForce"})
         for call in calls.values():
-            for _ in range(2):  # TorchScript compiles
+            for _ in range(2):  # TorchScript compiles in the second call
                 call()
     times = in_turns(calls, settings.seconds)
     common = job._asdict() | {"periodic": bool(atoms.pbc.all())}
@@ -290,13 +323,13 @@ def _repeated(function: Callable[..., object], *arguments: object) -> Callable[[
 
 
 def _calculated(calculator: Calculator, atoms: Atoms) -> dict[str, Any]:
-    """Energy and forces, of a structure that the calculator remembers too."""
+    """Compute energy and forces, also if the calculator has results for the structure."""
     calculator.calculate(atoms, ["energy", "forces"], all_changes)
     return calculator.results
 
 
 def _stepping(system: Any, atoms: Atoms, platform: Any, threads: int) -> Callable[[], object]:
-    """Call that makes some steps in a Context of its own."""
+    """Return a call that makes some steps in a new Context."""
     from openmm import Context, VerletIntegrator, unit
 
     integrator = VerletIntegrator(STILL_PS * unit.picosecond)

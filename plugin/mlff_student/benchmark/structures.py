@@ -1,4 +1,4 @@
-"""Structures of any size to measure on: random thermal ones, and a liquid."""
+"""Structures of any size for benchmarks: random thermal structures, and boxes of acetone."""
 
 from itertools import product
 
@@ -13,27 +13,28 @@ from torch import Tensor
 from mlff_student.core.errors import InputError
 
 ORGANIC = ("H", "C", "N", "O")
-MOLECULE_NEIGHBOURS = 15  # of an atom of a molecule of 22; fewer in a smaller one
-CONDENSED_NEIGHBOURS = 40
+MOLECULE_NEIGHBOURS = 15  # of each atom in a molecule of 22 atoms or more
+CONDENSED_NEIGHBOURS = 40  # of each atom in a periodic box
 LARGEST_MOLECULE = 76  # from 77 atoms on, a box of condensed density is two cutoffs wide
 DISORDER = 0.1  # standard deviation of a coordinate, in lattice spacings
 ACETONE_ATOMS = 10
-ACETONE_A3 = 122.9  # a molecule, of the liquid at 298 K: 0.7845 g/cm3, CRC Handbook
+ACETONE_A3 = 122.9  # volume of a molecule in the liquid at 298 K: 0.7845 g/cm3, CRC Handbook
 LATTICE_SEED = 1
 
 
 def thermal_structure(count: int, elements: list[str], cutoff: float) -> Atoms:
-    """Atoms around points of a cubic lattice; the same for the same arguments.
+    """Make a structure of atoms displaced from a cubic lattice, the same for equal arguments.
 
     Parameters
     ----------
     count : int
-        Number of atoms, two or more. Up to 76 make an open molecule of about 15 neighbours an
-        atom, more a periodic cube of 40.
-    elements : list[str]
-        Symbols to draw from: the organic ones among them, or all if none is organic.
+        Number of atoms, two or more. Up to 76 atoms are an open molecule with about 15 neighbours
+        of each atom; more are a periodic cube with 40.
+    elements : list of str
+        Chemical symbols to draw from. H, C, N and O among them are used, or all if none of these
+        is among them.
     cutoff : float
-        Distance within which neighbours count, angstrom.
+        Distance within which atoms are neighbours, angstrom.
     """
     rng = np.random.default_rng(count)
     periodic = count > LARGEST_MOLECULE
@@ -53,7 +54,7 @@ def thermal_structure(count: int, elements: list[str], cutoff: float) -> Atoms:
         cell=[edge] * 3 if periodic else None,
         pbc=periodic,
     )
-    # So scaled that the cutoff falls between the last edge that is to count and the next one.
+    # The scale puts the cutoff between the last edge that is wanted and the next longer one.
     distances = np.sort(edge_lengths(atoms, 3.0))
     last = max(neighbours * count // 2 * 2, 2)  # a pair is two edges
     scale = cutoff / distances[last - 1 : last + 1].mean()
@@ -65,7 +66,20 @@ def thermal_structure(count: int, elements: list[str], cutoff: float) -> Atoms:
 
 
 def edge_lengths(atoms: Atoms, cutoff: float) -> np.ndarray:
-    """Lengths (E,) of all directed edges shorter than the cutoff."""
+    """Return the lengths of all directed edges that are shorter than the cutoff.
+
+    Parameters
+    ----------
+    atoms : Atoms
+        Open or periodic structure.
+    cutoff : float
+        Angstrom.
+
+    Returns
+    -------
+    ndarray
+        (E,) angstrom.
+    """
     (lengths,) = vesin.NeighborList(cutoff=cutoff, full_list=True).compute(
         points=atoms.positions,
         box=atoms.cell.array,
@@ -76,7 +90,7 @@ def edge_lengths(atoms: Atoms, cutoff: float) -> np.ndarray:
 
 
 def archive_arguments(atoms: Atoms) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Positions, atomic numbers, cell and pbc as an archive's methods take them."""
+    """Return positions, atomic numbers, cell and pbc as the methods of an archive take them."""
     return (
         torch.tensor(atoms.positions),
         torch.tensor(atoms.numbers),
@@ -86,12 +100,17 @@ def archive_arguments(atoms: Atoms) -> tuple[Tensor, Tensor, Tensor, Tensor]:
 
 
 def whole_molecules(atoms: int) -> int:
-    """Molecules of acetone that so many atoms are.
+    """Return the number of acetone molecules that have this number of atoms together.
+
+    Parameters
+    ----------
+    atoms : int
+        Number of atoms.
 
     Raises
     ------
     InputError
-        The atoms are no whole number of molecules.
+        The number is not a multiple of ten.
     """
     if atoms < ACETONE_ATOMS or atoms % ACETONE_ATOMS:
         raise InputError(f"boxes are of acetone: a multiple of {ACETONE_ATOMS} atoms, got {atoms}")
@@ -99,21 +118,28 @@ def whole_molecules(atoms: int) -> int:
 
 
 def acetone_box(atoms: int) -> Atoms:
-    """Acetone at liquid density: molecules on a lattice, in one orientation, 2 angstrom apart.
+    """Make a periodic box of acetone at the density of the liquid.
+
+    The molecules are on a lattice, in one orientation, about 2 angstrom apart.
+
+    Parameters
+    ----------
+    atoms : int
+        Number of atoms, a multiple of ten.
 
     Raises
     ------
     InputError
-        The atoms are no whole number of molecules.
+        The number is not a multiple of ten.
     """
     count = whole_molecules(atoms)
     acetone = molecule("CH3COCH3")
     spacing = np.ptp(acetone.positions, axis=0)
-    # The one distance between boxes around molecules that gives the density.
+    # The distance between the boxes around the molecules that gives the density.
     gap = np.roots([1.0, spacing.sum(), spacing @ np.roll(spacing, 1), spacing.prod() - ACETONE_A3])
     spacing = spacing + gap.real[abs(gap.imag) < 1e-9].max()
     places, cell = lattice(count, spacing)
-    # Vacancies of the lattice must not thin the liquid.
+    # Vacancies of the lattice must not lower the density.
     stretch = (count * ACETONE_A3 / cell.prod()) ** (1 / 3)
     positions = stretch * places[:, None] + acetone.positions
     symbols = list(acetone.symbols) * count
@@ -123,14 +149,21 @@ def acetone_box(atoms: int) -> Atoms:
 def lattice(
     count: int, spacing: NDArray[np.float64]
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Points (count, 3) of a lattice with a few vacancies, and its edges (3,), nearly a cube.
+    """Make a lattice with few vacancies in a box that is nearly a cube.
 
     Parameters
     ----------
     count : int
         Number of points.
-    spacing : array (3,)
-        Distance between neighbours in each direction, angstrom.
+    spacing : ndarray
+        (3,) distance between neighbours in each direction, angstrom.
+
+    Returns
+    -------
+    points : ndarray
+        (count, 3) angstrom.
+    edges : ndarray
+        (3,) lengths of the box, angstrom.
     """
     edge = (count * spacing.prod()) ** (1 / 3)
 

@@ -1,4 +1,4 @@
-"""What `benchmark kernels` prints: the records, remarks on them, the targets."""
+"""Tables of `benchmark kernels` and `benchmark batch` for the terminal, and of the targets."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,9 +10,9 @@ from rich.table import Table
 
 from mlff_student.benchmark.targets import TargetCheck
 
-LEAST_CORES = 0.9  # processor time over wall time on one thread of a quiet machine
+LEAST_CORES = 0.9  # processor time over wall time of one thread; less on a busy machine
 PADDING = (0, 0, 0, 1)  # the tables fit into 80 columns
-# Key in the record of the native kernels, heading, form.
+# Key in a record of the native kernels, heading, format.
 FIGURES = (
     ("ms", "ms", "{:.3g}"),
     ("us_per_atom", "µs/\natom", "{:.3g}"),
@@ -25,7 +25,7 @@ FIGURES = (
 
 
 def records_table(records: list[dict[str, Any]]) -> Table:
-    """The native kernels, one row a model, size and number of threads."""
+    """Make the table of the native kernels, with a row for each model, size and threads."""
     table = Table(title="energy and forces, native kernels", box=SIMPLE_HEAD, padding=PADDING)
     table.add_column("model", no_wrap=True)
     for title in ("atoms", "threads", *(heading for _, heading, _ in FIGURES)):
@@ -39,56 +39,59 @@ def records_table(records: list[dict[str, Any]]) -> Table:
 
 
 def batch_table(records: list[dict[str, Any]]) -> Table:
-    """One by one and in batches, one row a model, backend, kind of structures and threads."""
-    table = Table(title="microseconds a structure", box=SIMPLE_HEAD, padding=PADDING)
+    """Make the table of `benchmark batch`, with a row for each record."""
+    table = Table(title="microseconds per structure", box=SIMPLE_HEAD, padding=PADDING)
     for title in ("model", "backend", "structures"):
         table.add_column(title, no_wrap=True)
     figures = ("one_by_one_us", "batch_us", "kernel_us", "batch_speedup", "batch_s")
     for title in ("atoms", "threads", "one\nby one", "batch", "kernels\nalone", "ratio", "all, s"):
         table.add_column(title, justify="right", no_wrap=True)
-    for one in records:
-        words = (_name(one), one["backend"], one["kind"], str(one["atoms"]), str(one["threads"]))
-        table.add_row(*words, *(_text(one[key], "{:.3g}") for key in figures))
+    for row in records:
+        words = (_name(row), row["backend"], row["kind"], str(row["atoms"]), str(row["threads"]))
+        table.add_row(*words, *(_text(row[key], "{:.3g}") for key in figures))
     return table
 
 
 def targets_table(checks: list[TargetCheck]) -> Table:
-    """One row a target and figure."""
+    """Make the table of the targets, with a row for each judged figure."""
     table = Table(title="targets", box=SIMPLE_HEAD, padding=PADDING)
     table.add_column("model", no_wrap=True)
     for title in ("atoms", "figure", "target", "measured"):
         table.add_column(title, justify="right", no_wrap=True)
     table.add_column("", no_wrap=True)
-    for one in checks:
-        figure, threshold = one.check.figure, one.check.threshold
-        style = "green" if one.check.passed else "yellow"
+    for target in checks:
+        figure, threshold = target.check.figure, target.check.threshold
+        style = "green" if target.check.passed else "yellow"
         table.add_row(
-            _name(one._asdict()),
-            one.atoms,
+            _name(target._asdict()),
+            target.atoms,
             figure.title,
             f"{threshold.sign} {threshold.value:g}",
             f"{figure.value:.3g}",
-            f"[{style}]{one.verdict}[/]",
+            f"[{style}]{target.verdict}[/]",
         )
     return table
 
 
 def remarks(records: list[dict[str, Any]]) -> Iterator[str]:
-    """What is not in the table: steps in OpenMM, what was left out and why, a busy machine."""
-    for one in records:
-        if one["note"]:
-            yield f"{one['model']}, {one['backend']}, {one['atoms']} atoms: {one['note']}"
-        elif one["measurement"] == "openmm_step":
+    """Say what is not in the tables.
+
+    These are steps in OpenMM, what was not measured and why, and whether the machine was busy.
+    """
+    for row in records:
+        if row["note"]:
+            yield f"{row['model']}, {row['backend']}, {row['atoms']} atoms: {row['note']}"
+        elif row["measurement"] == "openmm_step":
             yield (
-                f"{one['model']}: a step of {one['atoms']} atoms in OpenMM takes {one['ms']:.3g} "
-                f"ms, energy and forces alone {one['kernel_ms']:.3g} ms"
+                f"{row['model']}: a step of {row['atoms']} atoms in OpenMM takes {row['ms']:.3g} "
+                f"ms, energy and forces alone {row['kernel_ms']:.3g} ms"
             )
-    single = [one for one in records if one["threads"] == 1 and one.get("cores_used")]
-    least = min((one["cores_used"] for one in single), default=1.0)
-    if least < LEAST_CORES:
+    single = [row for row in records if row["threads"] == 1 and row.get("cores_used")]
+    cores = min((row["cores_used"] for row in single), default=1.0)
+    if cores < LEAST_CORES:
         yield (
-            f"Other programs took up to {1.0 - least:.0%} of a core: measure again on a quiet "
-            "machine before these figures are used."
+            f"Other programs took up to {1.0 - cores:.0%} of a core: measure again on a machine "
+            "that does nothing else before you use these figures."
         )
 
 

@@ -1,4 +1,4 @@
-"""The project's targets for the kernels, and measured figures judged by them."""
+"""The targets of the benchmarks, and the judgement of measured figures by them."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,20 +15,22 @@ TARGETS = Path(__file__).with_name("targets.yaml")
 
 
 class Target(NamedTuple):
-    """A threshold, and the records that it applies to.
+    """A limit that a figure of a benchmark should keep, and the records that it applies to.
 
     Attributes
     ----------
     figure : KnownFigure
-        What is bounded.
+        The figure.
     threshold : Threshold
-        By what.
+        The limit.
     models : list of str, or "all"
-        Names of models.
-    atoms, atoms_from : int
-        The number of atoms; or, where that is 0, the smallest.
+        Names of the models that it applies to.
+    atoms : int
+        Number of atoms that it applies to; 0 for any from `atoms_from` on.
+    atoms_from : int
+        Smallest number of atoms that it applies to.
     threads, ranks : int
-        Of the measurement.
+        Numbers of threads and ranks that it applies to.
     """
 
     figure: KnownFigure
@@ -41,11 +43,11 @@ class Target(NamedTuple):
 
     @property
     def key(self) -> str:
-        """Of the figure, in a record."""
+        """Key of the figure in a record."""
         return self.figure.figure(np.nan).key
 
     def concerns(self, record: Record) -> bool:
-        """Whether it applies to a record of the native kernels."""
+        """Return whether the target applies to a record; it applies to native kernels only."""
         return (
             record["backend"] == "native"
             and (self.models == "all" or record["model"] in self.models)
@@ -55,27 +57,43 @@ class Target(NamedTuple):
         )
 
     def check(self, value: float) -> Check:
-        """Judge a value of the figure."""
+        """Compare a value of the figure with the limit."""
         return judge_figure(self.figure.figure(value), self.threshold)
 
 
 class TargetCheck(NamedTuple):
-    """A measured figure judged by a target."""
+    """A measured figure judged by a target.
+
+    Attributes
+    ----------
+    model : str
+        Name of the model.
+    atoms : str
+        Number of atoms, or a range such as "1000 to 100000".
+    check : Check
+        The figure with its limit.
+    """
 
     model: str
-    atoms: str  # a number, or "1000 to 100000"
+    atoms: str
     check: Check
 
     @property
     def verdict(self) -> str:
-        """`met`, or by how much of the target it was missed."""
+        """`met`, or by what fraction of the target it was missed."""
         if self.check.passed:
             return "met"
         return f"missed by {abs(self.check.figure.value / self.check.threshold.value - 1.0):.0%}"
 
 
 def load_targets(path: Path = TARGETS) -> list[Target]:
-    """All targets of the table."""
+    """Read all targets.
+
+    Parameters
+    ----------
+    path : Path
+        YAML file in the form of targets.yaml.
+    """
     return [
         _target(entry, group["source"])
         for group in yaml.safe_load(path.read_text())
@@ -90,7 +108,20 @@ def _target(entry: dict[str, Any], source: str) -> Target:
 
 
 def judge_targets(records: list[Record], targets: list[Target]) -> list[TargetCheck]:
-    """Every figure that a target is about, judged by it; ordered by model."""
+    """Judge all figures that have a target.
+
+    Parameters
+    ----------
+    records : list of dict
+        Records of benchmarks.
+    targets : list of Target
+        The targets.
+
+    Returns
+    -------
+    list of TargetCheck
+        The judged figures, ordered by model.
+    """
     checks = [
         TargetCheck(record["model"], str(record["atoms"]), target.check(record[target.key]))
         for target in targets
@@ -107,7 +138,7 @@ def judge_targets(records: list[Record], targets: list[Target]) -> list[TargetCh
 
 
 def _exponents(records: list[Record], target: Target) -> Iterator[TargetCheck]:
-    """Exponent of time ~ atoms^exponent of each model that was timed at two sizes or more."""
+    """Fit time ~ atoms^exponent for each model that was timed at two sizes or more."""
     timed = [
         record
         for record in records
@@ -116,7 +147,7 @@ def _exponents(records: list[Record], target: Target) -> Iterator[TargetCheck]:
         and target.concerns(record)
     ]
     for model in dict.fromkeys(record["model"] for record in timed):
-        points = {one["atoms"]: one["ms"] for one in timed if one["model"] == model}
+        points = {row["atoms"]: row["ms"] for row in timed if row["model"] == model}
         if len(points) > 1:
             sizes = sorted(points)
             slope, _ = np.polyfit(np.log(sizes), np.log([points[size] for size in sizes]), 1)

@@ -1,4 +1,4 @@
-"""Times of calls that take turns, so that a noisy machine is noisy to all of them."""
+"""Timing of calls that take turns, so that other work on the machine affects all of them alike."""
 
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -10,37 +10,50 @@ import torch
 
 TURN_S = 0.05
 ROUNDS = 3
-# A shorter call that begins a turn is left out: it finds the caches full of another's data.
+# The first call of a turn is left out if it is shorter: the caches hold the data of another call.
 COLD_S = 0.2
 
 
 class Times(NamedTuple):
-    """Of the calls of one kind."""
+    """Times of the calls of one kind.
+
+    Attributes
+    ----------
+    seconds : list of float
+        Time of each call, s.
+    cores : float
+        Processor time over wall time.
+    """
 
     seconds: list[float]
-    cores: float  # processor time over wall time
+    cores: float
 
     @property
     def ms(self) -> float:
-        """Median."""
+        """Median time of a call, ms."""
         return 1e3 * median(self.seconds)
 
     @property
     def ms_iqr(self) -> float:
-        """Range between the quartiles, which tells of other work on the machine."""
+        """Range between the quartiles, ms; it is large if the machine does other work."""
         low, _, high = quantiles(self.seconds, n=4)
         return 1e3 * (high - low)
 
 
 def in_turns(calls: Mapping[str, Callable[[], object]], seconds: float) -> dict[str, Times]:
-    """Times of each kind of call, in rounds of one turn each.
+    """Time several kinds of calls, in rounds in which each kind has a turn.
 
     Parameters
     ----------
-    calls : Mapping[str, Callable]
-        What is timed, by name.
+    calls : mapping of str to callable
+        Functions without arguments, by name.
     seconds : float
-        Time for all of them together; at least three rounds are made.
+        Time for all of them together, s; at least three rounds are made.
+
+    Returns
+    -------
+    dict of str to Times
+        The times by the same names.
     """
     wall: dict[str, list[float]] = {name: [] for name in calls}
     busy = dict.fromkeys(calls, 0.0)
@@ -67,7 +80,7 @@ def in_turns(calls: Mapping[str, Callable[[], object]], seconds: float) -> dict[
 
 @contextmanager
 def torch_threads(count: int) -> Iterator[None]:
-    """That many threads of torch, which the compiled kernels use too."""
+    """Set the number of threads of torch, which the native kernels use too, for a block."""
     before = torch.get_num_threads()
     torch.set_num_threads(count)
     try:

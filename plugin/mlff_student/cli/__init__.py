@@ -1,4 +1,4 @@
-"""The command `mlff-student`. A command parses, calls one function, prints its result."""
+"""The command `mlff-student`. Each command reads its options, calls a function and prints."""
 
 import typer
 
@@ -19,7 +19,7 @@ app = typer.Typer(
     no_args_is_help=True,
     rich_markup_mode="rich",
     pretty_exceptions_enable=False,
-    help="""Small, fast force fields distilled from big slow ones, for OpenMM, LAMMPS and ASE.
+    help="""Small, fast force fields for OpenMM, LAMMPS and ASE, trained on larger, slower models.
 
     Example: mlff-student md --model tiny examples/ethanol.xyz --ps 10
     """,
@@ -38,5 +38,5 @@ app.command("models")(models_command)
 
 
 def main() -> None:
-    """Entry point of the console script."""
+    """Run the command line; the console script and `python -m mlff_student` call this."""
     run(app)

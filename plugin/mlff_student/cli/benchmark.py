@@ -1,4 +1,4 @@
-"""`mlff-student benchmark`."""
+"""The commands `mlff-student benchmark`."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,19 +15,24 @@ if TYPE_CHECKING:
     from mlff_student.benchmark.records import Progress
 
 Models = Annotated[
-    str, typer.Option(help="Shipped names or paths, with commas; all: every shipped model.")
+    str,
+    typer.Option(help="Shipped names or paths, separated by commas; all: every shipped model."),
 ]
-Molecule = Annotated[str, typer.Option(help="File or SMILES of a molecule.")]
-Threads = Annotated[str, typer.Option(help="Numbers of threads, with commas.")]
-Backends = Annotated[str, typer.Option(help="Compute backends, with commas.")]
+Molecule = Annotated[str, typer.Option(help="Structure file or SMILES string of a molecule.")]
+Threads = Annotated[str, typer.Option(help="Numbers of threads, separated by commas.")]
+Backends = Annotated[
+    str, typer.Option(help="Compute backends, separated by commas: native, portable.")
+]
 Records = Annotated[
     Path | None,
-    json_option("Write the records to this file as they are made; a killed run resumes from it."),
+    json_option(
+        "Write each record to this JSON file when it is made; a killed run resumes from it."
+    ),
 ]
 
 benchmark_app = typer.Typer(
     no_args_is_help=True,
-    help="""How fast the models run on this machine.
+    help="""Measure how fast the models run on this machine.
 
     Example: mlff-student benchmark kernels --models tiny --json kernels.json
     """,
@@ -36,7 +41,7 @@ benchmark_app = typer.Typer(
 
 @contextmanager
 def progress_bar(title: str, quiet: bool) -> "Iterator[Progress]":
-    """A function that moves a progress bar; Ctrl-C says how to resume."""
+    """Give a function that moves a progress bar; Ctrl-C prints how to resume."""
     from rich.progress import Progress as ProgressBar
 
     with resumable(), ProgressBar(console=console, disable=quiet) as progress:
@@ -50,23 +55,23 @@ def progress_bar(title: str, quiet: bool) -> "Iterator[Progress]":
 def benchmark_kernels_command(
     models: Models = "all",
     atoms: Annotated[
-        str, typer.Option(help="Numbers of atoms, with commas.")
+        str, typer.Option(help="Numbers of atoms, separated by commas.")
     ] = "22,100,1000,10000",
     threads: Threads = "1",
     seconds: Annotated[
-        float, typer.Option(help="Least time for each model, size and number of threads.")
+        float, typer.Option(help="Least time for each model, size and number of threads, s.")
     ] = 2.0,
     openmm: Annotated[
-        bool, typer.Option(help="Measure a step of 22 atoms in OpenMM as well.")
+        bool, typer.Option(help="Whether to measure a step of 22 atoms in OpenMM as well.")
     ] = True,
     json: Records = None,
     quiet: Quiet = False,
 ) -> None:
-    """Measure time, arithmetic rate and memory of energy and forces, native and portable.
+    """Measure time, arithmetic rate and memory of energy and forces with both backends.
 
-    The calls of both backends alternate with a matrix product, and times are medians. Structures
-    are random: molecules with 15 neighbours an atom up to 76 atoms, then periodic boxes with 40.
-    The table of targets is for information: the exit status is 0 also where one is missed.
+    The calls of the backends alternate with a matrix product, and times are medians. Structures are
+    random: molecules with 15 neighbours of each atom up to 76 atoms, larger ones are periodic boxes
+    with 40. The table of targets is for information: the exit status is 0 also if one is missed.
 
     Example: mlff-student benchmark kernels --threads 1,2 --json kernels.json
 
@@ -98,35 +103,35 @@ def benchmark_openmm_command(
     models: Models = "all",
     molecule: Molecule = MOLECULE,
     atoms: Annotated[
-        str, typer.Option(help="Numbers of atoms of random boxes, with commas.")
+        str, typer.Option(help="Numbers of atoms of random boxes, separated by commas.")
     ] = "100,1000",
     interfaces: Annotated[
-        str, typer.Option(help="OpenMM forces, with commas.")
+        str, typer.Option(help="OpenMM forces, separated by commas.")
     ] = "TorchForce,PythonForce",
     backends: Backends = "native,portable",
     platforms: Annotated[
-        str, typer.Option(help="OpenMM platforms, with commas.")
+        str, typer.Option(help="OpenMM platforms, separated by commas.")
     ] = "Reference,CPU",
     threads: Threads = "1",
     also: Annotated[
         str,
         typer.Option(
-            help="Teachers to run on the molecule too, with commas: gfn2-xtb, or any ASE "
+            help="Teachers to run on the molecule too, separated by commas: gfn2-xtb, or any ASE "
             "calculator as python:package.module:factory."
         ),
     ] = "",
     timestep_fs: Annotated[
-        float, typer.Option("--timestep-fs", help="Timestep that ns/day are counted with.")
+        float, typer.Option("--timestep-fs", help="Timestep for the figure ns/day, fs.")
     ] = 0.5,
     seconds: Annotated[
-        float, typer.Option(help="Least time for each structure and number of threads.")
+        float, typer.Option(help="Least time for each structure and number of threads, s.")
     ] = 5.0,
     json: Records = None,
     quiet: Quiet = False,
 ) -> None:
-    """Measure the time of a step in OpenMM, and what OpenMM adds to the time of the kernels.
+    """Measure the time of a step in OpenMM, and its part that is not energy and forces.
 
-    Measure on a quiet machine.
+    Measure on a machine that does nothing else.
 
     Example: mlff-student benchmark openmm --models tiny --also gfn2-xtb --json openmm.json
     """
@@ -156,19 +161,24 @@ def benchmark_openmm_command(
 def benchmark_lammps_command(
     models: Models = "all",
     atoms: Annotated[
-        str, typer.Option(help="Numbers of atoms of the boxes, multiples of ten, with commas.")
+        str,
+        typer.Option(help="Numbers of atoms of the boxes, multiples of ten, separated by commas."),
     ] = "1000,10000,100000",
-    ranks: Annotated[str, typer.Option(help="Numbers of MPI ranks, with commas.")] = "1,2",
-    threads: Annotated[str, typer.Option(help="Threads of each rank, with commas.")] = "1,2",
-    seconds: Annotated[float, typer.Option(help="Time of the steps, for each combination.")] = 10.0,
+    ranks: Annotated[str, typer.Option(help="Numbers of MPI ranks, separated by commas.")] = "1,2",
+    threads: Annotated[
+        str, typer.Option(help="Numbers of threads of each rank, separated by commas.")
+    ] = "1,2",
+    seconds: Annotated[
+        float, typer.Option(help="Time of the steps for each combination, s.")
+    ] = 10.0,
     backends: Backends = "native,portable",
     json: Records = None,
     quiet: Quiet = False,
 ) -> None:
-    """Measure the time of a step in LAMMPS by size, ranks, threads and stage, and its memory.
+    """Measure the time of a step in LAMMPS by size, ranks, threads and stage, and the memory.
 
-    Measure on a quiet machine. The table of targets is for information: the exit status is 0 also
-    where one is missed.
+    Measure on a machine that does nothing else. The table of targets is for information: the exit
+    status is 0 also if one is missed.
 
     Example: mlff-student benchmark lammps --models tiny --atoms 1000 --json lammps.json
     """
@@ -203,19 +213,19 @@ def benchmark_batch_command(
     backends: Backends = "native,portable",
     threads: Threads = "1",
     memory_mb: Annotated[
-        float, typer.Option("--memory-mb", help="Memory of a batch; 0: the calculator's choice.")
+        float, typer.Option("--memory-mb", help="Memory of a batch, MB; 0: the calculator chooses.")
     ] = 0.0,
     seconds: Annotated[
-        float, typer.Option(help="Least time for each model, backend and kind of structures.")
+        float, typer.Option(help="Least time for each model, backend and kind of structures, s.")
     ] = 5.0,
     json: Records = None,
     quiet: Quiet = False,
 ) -> None:
-    """Measure how many structures a second the ASE calculator evaluates, with and without batches.
+    """Measure how many structures per second the ASE calculator computes, with and without batches.
 
     Structures are different molecules of 9 atoms, conformers of one of them, and conformers of
-    --molecule. The time of the kernels alone on the same graphs is the limit. The table of targets
-    is for information: the exit status is 0 also where one is missed.
+    --molecule. The time of the kernels alone for the same structures is shown beside it. The table
+    of targets is for information: the exit status is 0 also if one is missed.
 
     Example: mlff-student benchmark batch --models tiny --json batch.json
     """

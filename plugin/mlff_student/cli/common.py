@@ -1,4 +1,4 @@
-"""What the commands share: options, errors as one line and an exit status, Ctrl-C."""
+"""Functions and options that the commands share: `--json`, `--quiet`, errors and Ctrl-C."""
 
 import sys
 from collections.abc import Callable, Iterator
@@ -21,7 +21,13 @@ INTERRUPTED = 130  # exit status of a program ended by Ctrl-C
 
 
 def json_option(help_text: str) -> Any:
-    """`--json FILE`, refused before the command begins where the file cannot be written."""
+    """Make the option `--json FILE`; the command does not start if the file cannot be written.
+
+    Parameters
+    ----------
+    help_text : str
+        Help text of the option.
+    """
 
     def writable(path: Path | None) -> Path | None:
         if path:
@@ -31,12 +37,12 @@ def json_option(help_text: str) -> Any:
     return typer.Option("--json", help=help_text, callback=writable)
 
 
-Json = Annotated[Path | None, json_option("Also write the results to this file.")]
-Quiet = Annotated[bool, typer.Option("--quiet", help="No progress bar and no table.")]
+Json = Annotated[Path | None, json_option("Also write the results to this JSON file.")]
+Quiet = Annotated[bool, typer.Option("--quiet", help="Show no progress bar and no table.")]
 
 
 class Backend(StrEnum):
-    """Kernels of the network."""
+    """Compute backend of a student."""
 
     auto = "auto"
     native = "native"
@@ -44,7 +50,13 @@ class Backend(StrEnum):
 
 
 def run(program: Callable[[], Any]) -> None:
-    """Run a command; an error of the project's own becomes one line and its exit status."""
+    """Run a program; print an error of this project in one line, and exit with its status.
+
+    Parameters
+    ----------
+    program : callable
+        Function without arguments, such as the Typer application.
+    """
     try:
         program()
     except StudentError as error:
@@ -55,24 +67,39 @@ def run(program: Callable[[], Any]) -> None:
 
 
 def quieten(quiet: bool) -> None:
-    """Print nothing but errors, and no progress bar; what `--quiet` means to a command."""
-    for one in (console, get_console()):  # the second is that of progress bars
-        one.quiet = quiet
+    """Print only errors, and show no progress bar, if `quiet`; otherwise undo this."""
+    for output in (console, get_console()):  # progress bars use the second
+        output.quiet = quiet
 
 
 @contextmanager
 def resumable() -> Iterator[None]:
-    """Ctrl-C ends a long command with a word on how to go on."""
+    """End a long command on Ctrl-C with a message that says how to resume."""
     try:
         yield
     except KeyboardInterrupt:
-        console.print("\nstopped; nothing is lost: the same command goes on from here")
+        console.print("\nstopped; nothing is lost: run the same command again to resume")
         raise typer.Exit(INTERRUPTED) from None
 
 
 def whole_numbers(option: str, text: str) -> tuple[int, ...]:
-    """Numbers of a list with commas."""
+    """Read whole numbers that are separated by commas.
+
+    Parameters
+    ----------
+    option : str
+        Name of the option, for the message.
+    text : str
+        Value of the option, such as "1,2".
+
+    Raises
+    ------
+    InputError
+        A part of the text is not a whole number.
+    """
     try:
         return tuple(int(part) for part in text.split(","))
     except ValueError:
-        raise InputError(f"{option} takes whole numbers with commas, got {text!r}") from None
+        raise InputError(
+            f"{option} takes whole numbers separated by commas, got {text!r}"
+        ) from None

@@ -1,7 +1,10 @@
-"""`mlff-student distill`."""
+"""The commands `mlff-student distill`."""
 
+import shlex
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -14,29 +17,32 @@ from mlff_student.cli.common import Json, Quiet, console, quieten, resumable
 
 distill_app = typer.Typer(
     no_args_is_help=True,
-    help="""From a teacher to a student.
+    help="""Make a student: sample structures, label them by a teacher, train and evaluate.
 
     Example: mlff-student distill quick --molecule examples/ethanol.xyz --preset tiny
     """,
 )
 
 RecipeFile = Annotated[
-    Path, typer.Argument(help="YAML file; see mlff_student/distill/organic.yaml.")
+    Path, typer.Argument(help="Recipe (YAML), such as plugin/mlff_student/distill/organic.yaml.")
 ]
-DataFolder = Annotated[Path, typer.Option("--data", help="Folder of dataset.h5 and trainings.")]
-Preset = Annotated[str, typer.Option("--model", help="A preset with a section in the recipe.")]
-Workers = Annotated[int, typer.Option(help="Teacher processes on this machine.")]
+DataFolder = Annotated[
+    Path, typer.Option("--data", help="Folder of dataset.h5 and of the trained models.")
+]
+Preset = Annotated[
+    str, typer.Option("--model", help="Preset of the model, which has a section in the recipe.")
+]
+Workers = Annotated[int, typer.Option(help="Number of teacher processes on this machine.")]
 Compile = Annotated[
-    bool, typer.Option("--compile/--no-compile", help="Fuse the step with torch.compile.")
+    bool,
+    typer.Option("--compile/--no-compile", help="Whether torch.compile fuses the training step."),
 ]
-
-
 Records = list[dict[str, Any]]
 
 
 @contextmanager
 def reported(command: str, model: str, json: Path | None, quiet: bool) -> Iterator[Records]:
-    """A long command that prints nothing if `quiet`, and whose records go to `json` at its end."""
+    """Run a long command that prints nothing if `quiet`, and write its records to `json`."""
     from mlff_student.core.results import write_results
 
     quieten(quiet)
@@ -48,7 +54,7 @@ def reported(command: str, model: str, json: Path | None, quiet: bool) -> Iterat
 
 
 def held_out_record(card: dict[str, Any]) -> dict[str, Any]:
-    """The figures of a card over all held-out frames."""
+    """Return the figures of a card over all held-out frames."""
     errors = card["accuracy"]["held_out_molecules"]
     return {key: value for key, value in errors.items() if not isinstance(value, dict)}
 
@@ -59,14 +65,18 @@ def sample_command(
     data: DataFolder,
     workers: Workers = 2,
     scheduler: Annotated[
-        str, typer.Option(help="Dask scheduler (tcp://host:port) whose workers label instead.")
+        str,
+        typer.Option(
+            help="Address of a Dask scheduler (tcp://host:port) whose workers label instead."
+        ),
     ] = "",
     json: Json = None,
     quiet: Quiet = False,
 ) -> None:
-    """Make the recipe's structures, sample them and label every frame by the teacher.
+    """Make the structures of a recipe, sample them and label each frame by the teacher.
 
-    Goes on where a killed run stopped. Next: distill check, distill train.
+    Writes DATA/dataset.h5. The same command resumes where a killed one stopped. The next commands
+    are `distill check` and `distill train`.
 
     Example: mlff-student distill sample plugin/mlff_student/distill/organic.yaml
     --data runs/organic
@@ -91,20 +101,20 @@ def sample_command(
 
 @distill_app.command("check")
 def check_command(
-    dataset: Annotated[Path, typer.Argument(help="HDF5 file that `distill sample` wrote.")],
+    dataset: Annotated[Path, typer.Argument(help="Dataset (HDF5) that `distill sample` wrote.")],
     output: Annotated[
         Path | None,
-        typer.Option("-o", "--output", help="Folder of the report; DATASET.check if not given."),
+        typer.Option("-o", "--output", help="Folder for the report; DATASET.check if not given."),
     ] = None,
     json: Json = None,
     quiet: Quiet = False,
 ) -> None:
-    """Hold a dataset against the quality gate: GO, or NO-GO and exit status 1.
+    """Compare a dataset with the limits of the quality gate, and answer GO or NO-GO.
 
-    The folder receives report.md, report.json and plots. Limits and their reasons are in
-    mlff_student/distill/gate.yaml.
+    The folder receives report.md, report.json and plots. The limits and their reasons are in
+    plugin/mlff_student/distill/gate.yaml. The exit status is 1 for NO-GO.
 
-    Example: mlff-student distill check checkpoints/data/organic.h5 -o runs/organic.check
+    Example: mlff-student distill check runs/organic/dataset.h5 -o runs/organic.check
     """
     from mlff_student.core.results import write_results
     from mlff_student.distill.check import check_dataset
@@ -116,7 +126,7 @@ def check_command(
     if json:
         write_results(json, "distill check", "", records(report))
     if not quiet:
-        table = Table("check", "found", "limit", "")
+        table = Table("check", "value", "limit", "")
         for check in report.checks:
             *cells, outcome = check.cells
             style = {"pass": "green", "FAIL": "bold red"}.get(outcome, "yellow")
@@ -134,21 +144,27 @@ def train_command(
     model: Preset,
     extra: Annotated[
         list[Path] | None,
-        typer.Option(help="Another dataset to train on as well; may be given again."),
+        typer.Option(help="Another dataset (HDF5) to train on as well; may be repeated."),
     ] = None,
     initial: Annotated[
-        Path | None, typer.Option(help="Checkpoint (model.pt) of the same preset to start from.")
+        Path | None,
+        typer.Option(
+            help="Checkpoint (model.pt) of the same preset to start from; if not given, weights "
+            "are random."
+        ),
     ] = None,
     structures: Annotated[
-        int, typer.Option(help="Train on so many structures alone, for a learning curve; 0: all.")
+        int, typer.Option(help="Number of structures to train on, for a learning curve; 0: all.")
     ] = 0,
     compiled: Compile = True,
     json: Json = None,
     quiet: Quiet = False,
 ) -> None:
-    """Train one preset; go on where a killed training stopped.
+    """Train one preset on a dataset.
 
-    On several processes or GPUs: torchrun --nproc-per-node 2 -m mlff_student distill train ...
+    Writes DATA/MODEL/model.pt, the learning curve, and a state from which the same command resumes
+    after a kill. For several processes or GPUs:
+    torchrun --nproc-per-node 2 -m mlff_student distill train ...
 
     Example: mlff-student distill train plugin/mlff_student/distill/organic.yaml
     --data runs/organic --model tiny
@@ -188,13 +204,12 @@ def rounds_command(
     json: Json = None,
     quiet: Quiet = False,
 ) -> None:
-    """Let students run their own MD and the teacher label what a committee of them is unsure of.
+    """Run MD by students, and label by the teacher the frames on which the students disagree.
 
-    Needs a section `rounds` in the recipe and the dataset of `distill sample`, which grows. Next:
-    distill train, which goes on with the larger dataset.
+    The recipe needs a section `rounds`. The new frames are added to DATA/dataset.h5, which `distill
+    sample` wrote; run `distill train` after it. The same command resumes after a kill.
 
-    Example: mlff-student distill rounds plugin/mlff_student/distill/organic.yaml
-    --data runs/organic
+    Example: mlff-student distill rounds benchmarks/rounds.yaml --data runs/rounds
     """
     from mlff_student.distill.recipe import read_recipe
     from mlff_student.distill.rounds import run_rounds
@@ -207,18 +222,27 @@ def rounds_command(
 
 @distill_app.command("relabel")
 def relabel_command(
-    dataset: Annotated[Path, typer.Argument(help="HDF5 file whose training frames are rattled.")],
-    larger: Annotated[Path, typer.Option("--by", help="Checkpoint of the student that labels.")],
-    output: Annotated[Path, typer.Option("-o", "--output", help="HDF5 file to write.")],
-    copies: Annotated[int, typer.Option(help="Of each frame.")] = 4,
-    largest_force: Annotated[float, typer.Option(help="eV/angstrom; above: left out.")] = 30.0,
-    seed: Annotated[int, typer.Option(help="Of the displacements.")] = 1,
+    dataset: Annotated[
+        Path, typer.Argument(help="Dataset (HDF5) whose training frames are displaced.")
+    ],
+    larger: Annotated[
+        Path, typer.Option("--by", help="Checkpoint (model.pt) of the student that labels.")
+    ],
+    output: Annotated[Path, typer.Option("-o", "--output", help="Dataset (HDF5) to write.")],
+    copies: Annotated[int, typer.Option(help="Number of displaced copies of each frame.")] = 4,
+    largest_force: Annotated[
+        float,
+        typer.Option(help="Largest force component of a frame that is kept, eV/angstrom."),
+    ] = 30.0,
+    seed: Annotated[int, typer.Option(help="Random seed of the displacements.")] = 1,
     json: Json = None,
     quiet: Quiet = False,
 ) -> None:
-    """Label many more frames by a larger student, for `distill train --extra`.
+    """Label displaced copies of the training frames by a larger student.
 
-    Example: mlff-student distill relabel checkpoints/data/organic.h5 --by
+    The written dataset is for `distill train --extra`. The same command resumes after a kill.
+
+    Example: mlff-student distill relabel runs/organic/dataset.h5 --by
     checkpoints/original/model.pt -o runs/more.h5
     """
     from mlff_student.distill.relabel import relabel
@@ -240,7 +264,10 @@ def evaluate_command(
     json: Json = None,
     quiet: Quiet = False,
 ) -> None:
-    """Measure a trained student on held-out molecules; write its checkpoint, card and README.
+    """Measure a trained student on held-out molecules, and write its checkpoint folder.
+
+    The folder receives model.pt, card.json (the errors and how it was trained), summary.json and
+    README.md.
 
     Example: mlff-student distill evaluate plugin/mlff_student/distill/organic.yaml
     --data runs/organic --model tiny -o my/tiny
@@ -259,64 +286,97 @@ def evaluate_command(
 
 @distill_app.command("stability")
 def stability_command(
-    checkpoint: Annotated[Path, typer.Argument(help="Checkpoint folder with its card.")],
-    runs: Annotated[Path, typer.Option(help="Folder of the runs.")],
-    molecules: Annotated[int, typer.Option(help="Held-out molecules to run.")] = 20,
-    ps: Annotated[float, typer.Option(help="Length of each run, ps.")] = 10.0,
-    workers: Workers = 2,
+    checkpoint: Annotated[
+        Path, typer.Argument(help="Checkpoint folder that `distill evaluate` wrote.")
+    ],
+    runs: Annotated[Path, typer.Option(help="Folder for the runs and the reports.")],
+    molecules: Annotated[
+        int | None, typer.Option(help="Number of held-out molecules; 20 if not given.")
+    ] = None,
+    ps: Annotated[
+        float | None, typer.Option(help="Length of each run, ps; 10 if not given.")
+    ] = None,
+    workers: Annotated[int, typer.Option(min=1, help="Number of runs at once, one core each.")] = 2,
     output: Annotated[
-        Path | None, typer.Option("-o", "--output", help="CSV; nve.csv in the folder if not given.")
+        Path | None,
+        typer.Option("-o", "--output", help="Also write a table of the runs to this CSV file."),
     ] = None,
     json: Json = None,
     quiet: Quiet = False,
 ) -> None:
-    """NVE in OpenMM of molecules the student never saw; exit status 1 when one drifts or breaks.
+    """Run held-out molecules at constant energy (NVE) in OpenMM, and judge each run.
+
+    This is `validate run` with the protocol `stability`. The folder receives the files that
+    `validate run` writes. The exit status is 1 if a run does not pass.
 
     Example: mlff-student distill stability checkpoints/tiny --runs runs/nve/tiny
     """
-    from mlff_student.distill.stability import measure_stability
+    from mlff_student.core.figures import figure_of, known_figures
+    from mlff_student.core.files import require_writable
+    from mlff_student.validation.campaign import Campaign
+    from mlff_student.validation.protocol import stability_protocol
+    from mlff_student.validation.report import write_reports, write_table
+    from mlff_student.validation.tasks import CampaignTarget
 
+    if output:
+        require_writable(output)
+    protocol = stability_protocol(molecules=molecules, ps=ps)
+    protocol = replace(protocol, command=shlex.join(["mlff-student", *sys.argv[1:]]))
     with reported("stability", checkpoint.name, json, quiet) as records:
-        rows = measure_stability(
-            checkpoint / "model.pt",
-            runs,
-            output or checkpoint / "nve.csv",
-            molecules=molecules,
-            ps=ps,
-            workers=workers,
-        )
-        records += [row._asdict() for row in rows]
-    table = Table(
-        "molecule", "atoms", "drift (meV/atom/ps)", "largest bond deviation (angstrom)", ""
-    )
-    for row in rows:
-        table.add_row(
-            row.name,
-            str(row.atoms),
-            f"{row.drift_mev_per_atom_ps:.4f} ± {row.drift_stderr_mev_per_atom_ps:.4f}",
-            f"{row.bond_deviation_angstrom:.2f}",
-            "passed" if row.passed else f"[red]FAILED[/] {escape(row.failure)}",
-        )
+        target = CampaignTarget((str(checkpoint / "model.pt"),), protocol.engines)
+        campaign = Campaign(protocol, target, runs)
+        campaign.run(workers, quiet=quiet)
+        report = write_reports(campaign)
+        failures: dict[str, list[str]] = {}
+        for check in report.summary.failures:
+            failures.setdefault(check.case, []).append(str(check))
+        for case, run in report.runs.items():
+            record = report.results[case]["record"]
+            head = {"name": record["structure"], "smiles": run.settings.structure}
+            outcome = {
+                "ps": record["duration_ps"],
+                "passed": case not in failures,
+                "failure": "; ".join(failures.get(case, [])),
+            }
+            records.append(head | record | outcome)
+    if output:
+        write_table(output, records)
+    figures = ("drift_mev_per_atom_ps", "bond_deviation_angstrom")
+    titles = (f"{known_figures()[key].title} ({known_figures()[key].unit})" for key in figures)
+    table = Table("molecule", "atoms", *titles, "verdict")
+    for record in records:
+        cells = (str(figure_of(record, key) or "-") for key in figures)
+        outcome = "passed" if record["passed"] else f"[red]{escape(record['failure'])}[/]"
+        table.add_row(record["name"], str(record["atoms"]), *cells, outcome)
     console.print(table)
-    if not all(row.passed for row in rows):
+    if not report.summary.passed:
         raise typer.Exit(1)
 
 
 @distill_app.command("quick")
 def quick_command(
-    molecule: Annotated[str, typer.Option(help="Structure file or SMILES.")],
+    molecule: Annotated[str, typer.Option(help="Structure file or SMILES string.")],
     teacher: Annotated[str, typer.Option(help="Name of the teacher.")] = "gfn2-xtb",
-    preset: Annotated[str, typer.Option(help="original, tiny or ultra_tiny.")] = "tiny",
-    output: Annotated[Path | None, typer.Option("-o", "--output", help="Folder to write.")] = None,
+    preset: Annotated[
+        str, typer.Option(help="Preset of the student: original, tiny or ultra_tiny.")
+    ] = "tiny",
+    output: Annotated[
+        Path | None,
+        typer.Option("-o", "--output", help="Folder to write; runs/MOLECULE-PRESET if not given."),
+    ] = None,
     workers: Workers = 2,
     compiled: Compile = True,
     recipe: Annotated[
-        Path | None, typer.Option(help="YAML file; mlff_student/distill/quick.yaml if not given.")
+        Path | None,
+        typer.Option(help="Recipe (YAML); plugin/mlff_student/distill/quick.yaml if not given."),
     ] = None,
     json: Json = None,
     quiet: Quiet = False,
 ) -> None:
-    """A student specialised on your molecule, with its validation table, within half an hour.
+    """Make a student of one molecule, within half an hour.
+
+    The folder receives the dataset, the checkpoint with its card, and the archive PRESET.pt for the
+    engines. The same command resumes after a kill.
 
     Example: mlff-student distill quick --molecule examples/ethanol.xyz --preset tiny
     """

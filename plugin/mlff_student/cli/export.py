@@ -1,4 +1,4 @@
-"""`mlff-student export`, and `python export.py`."""
+"""The command `mlff-student export`, which `python export.py` calls as well."""
 
 from enum import StrEnum
 from pathlib import Path
@@ -18,7 +18,7 @@ class Dtype(StrEnum):
 
 
 class Format(StrEnum):
-    """Of the file."""
+    """Format of the file."""
 
     torchscript = "torchscript"
     onnx = "onnx"
@@ -32,45 +32,66 @@ class ExportEngine(StrEnum):
 
 def export_command(
     model: Annotated[
-        str, typer.Option(help="A shipped model (original, tiny, ultra_tiny) or `all`.")
+        str, typer.Option(help="Shipped model: original, tiny or ultra_tiny; or all of them: all.")
     ] = "",
-    checkpoint: Annotated[Path | None, typer.Option(help="Weights of your own instead.")] = None,
+    checkpoint: Annotated[
+        Path | None, typer.Option(help="Weights file of another model, in place of --model.")
+    ] = None,
     output: Annotated[
-        Path | None, typer.Option("-o", "--output", help="File, or folder with --model all.")
+        Path | None,
+        typer.Option(
+            "-o",
+            "--output",
+            help="File to write, or a folder with --model all or --engine. Default: the name of "
+            "the model, in the current folder.",
+        ),
     ] = None,
     file_format: Annotated[
-        Format, typer.Option("--format", help="TorchScript (.pt), or ONNX for other programs.")
+        Format,
+        typer.Option("--format", help="Format: TorchScript (.pt), or ONNX for other programs."),
     ] = Format.torchscript,
     dtype: Annotated[
-        Dtype | None, typer.Option(help="Precision of the network; float32 if not given.")
+        Dtype | None, typer.Option(help="Precision of the network. Default: float32.")
     ] = None,
     verify: Annotated[
-        bool, typer.Option(help="Prove the archive against eager evaluation.")
+        bool,
+        typer.Option(help="Compare the file with eager evaluation of the model before it is kept."),
     ] = True,
     engine: Annotated[
-        ExportEngine | None, typer.Option(help="Files of one engine, to run without this package.")
+        ExportEngine | None,
+        typer.Option(help="MD engine to write files for, which run without this package."),
     ] = None,
     topology: Annotated[
-        str, typer.Option(help="Of --engine: PDB, mmCIF, SDF, MOL, XYZ, extxyz or SMILES.")
+        str,
+        typer.Option(
+            help="Structure to simulate, with --engine: a PDB, mmCIF, SDF, MOL, XYZ or extxyz "
+            "file, or a SMILES string."
+        ),
     ] = "",
     backend: Annotated[
-        Backend, typer.Option(help="Of --engine: kernels; native ones need this package.")
+        Backend,
+        typer.Option(
+            help="Compute backend, with --engine: native, portable or auto. The files of the "
+            "native one need this package to run."
+        ),
     ] = Backend.portable,
     json: Json = None,
     quiet: Quiet = False,
 ) -> None:
     """Write a model as one TorchScript file for OpenMM, LAMMPS and ASE.
 
-    With --format onnx, as ONNX (opset 18, dynamic atoms and edges): edge_vectors (edges, 3),
-    edge_index (2, edges) and atomic_numbers (atoms) in; energy, energies (atoms), forces
-    (atoms, 3), virial (3, 3) and gradient (edges, 3) out, in eV and angstrom.
+    With --format onnx, write an ONNX file (opset 18, any number of atoms and edges). Its inputs are
+    edge_vectors (edges, 3), edge_index (2, edges) and atomic_numbers (atoms); its outputs are
+    energy, energies (atoms), forces (atoms, 3), virial (3, 3) and gradient (edges, 3), in eV and
+    angstrom.
 
-    With --engine openmm, a folder with a module for TorchForce, a System and a script that runs
-    them.
+    With --engine openmm, write a folder with a module for TorchForce, a System and a script that
+    runs them.
+
+    Exit status: 0 done, 2 bad input, or a file that computes other numbers than the model, 3 a
+    package is missing.
 
     Example: python export.py --model original -o original.pt
-
-    Example: python export.py --model tiny --format onnx
     """
     from mlff_student.archive.export import export
     from mlff_student.archive.registry import available_models, checkpoint_path, model_name
@@ -79,14 +100,16 @@ def export_command(
 
     if bool(model) == bool(checkpoint):
         raise InputError(
-            "give either --model original (tiny, ultra_tiny, all) or --checkpoint PATH"
+            "give either --model original (or tiny, ultra_tiny, all) or --checkpoint PATH"
         )
     if bool(engine) != bool(topology) or (engine and model == "all"):
-        raise InputError("--engine openmm and --topology FILE go together, with one model")
+        raise InputError(
+            "--engine openmm and --topology FILE must be given together, and with one model"
+        )
     if engine and file_format is Format.onnx:
-        raise InputError("--engine openmm writes TorchScript; leave --format onnx out")
+        raise InputError("--engine openmm writes TorchScript only; leave out --format onnx")
     if engine:
-        name = Path(model).stem or model_name(checkpoint.resolve())
+        name = model_name(checkpoint.resolve()) if checkpoint else Path(model).stem
         folder = output or Path(f"{name}-openmm")
         _export_for_openmm(
             model or str(checkpoint),
@@ -117,22 +140,22 @@ def export_command(
             output.mkdir(parents=True, exist_ok=True)
             target = output / f"{name}{suffix}"
         agreements = write(weights, target, (dtype or Dtype.float32).value, verify)
-        for one in agreements:
+        for agreement in agreements:
             table.add_row(
-                f"{name}: {one.structure}",
-                str(one.atoms),
-                one.dtype,
-                f"{one.energy_ev_per_atom:.1e}",
-                f"{one.forces_ev_per_angstrom:.1e}",
+                f"{name}: {agreement.structure}",
+                str(agreement.atoms),
+                agreement.dtype,
+                f"{agreement.energy_ev_per_atom:.1e}",
+                f"{agreement.forces_ev_per_angstrom:.1e}",
             )
         written = {"model": name, "file": str(target)}
-        records += [written | one._asdict() for one in agreements] or [written]
+        records += [written | agreement._asdict() for agreement in agreements] or [written]
         if not quiet:
             console.print(f"wrote {target} ({target.stat().st_size / 1e6:.2f} MB)")
     if not quiet and verify:
         console.print(table)
-        worst_energy = max(one["energy_ev_per_atom"] for one in records)
-        worst_force = max(one["forces_ev_per_angstrom"] for one in records)
+        worst_energy = max(record["energy_ev_per_atom"] for record in records)
+        worst_force = max(record["forces_ev_per_angstrom"] for record in records)
         console.print(
             f"largest difference from eager evaluation: {worst_energy:.1e} eV/atom, "
             f"{worst_force:.1e} eV/angstrom"

@@ -1,4 +1,4 @@
-"""What is installed: `mlff-student models`, `doctor` and `lammps-env`."""
+"""The commands `mlff-student models`, `doctor` and `lammps-env`, which report the installation."""
 
 from typing import Annotated, Any
 
@@ -11,18 +11,22 @@ from mlff_student.cli.common import Json, Quiet, console, quieten
 
 def models_command(
     check: Annotated[
-        bool, typer.Option("--check", help="Compare weights, card and evidence of each model.")
+        bool,
+        typer.Option("--check", help="Check that weights, card and evidence belong together."),
     ] = False,
     strict: Annotated[
-        bool, typer.Option("--strict", help="With --check: exit 1 for outdated evidence as well.")
+        bool,
+        typer.Option("--strict", help="With --check: exit status 1 for outdated evidence as well."),
     ] = False,
     json: Json = None,
     quiet: Quiet = False,
 ) -> None:
-    """The shipped models and what was measured of them.
+    """List the shipped models with their teacher, accuracy and elements.
 
-    With --check: whether weights, card and summary of each belong together (exit 1 if not), and
-    which evidence was made with another recipe, protocol or thresholds than the shipped ones.
+    With --check, report whether the weights, card and summary of each model belong together, and
+    which evidence was made with another recipe, protocol or thresholds than the present ones.
+
+    Exit status: 0 done, 1 weights, card and summary of a model do not belong together.
 
     Example: mlff-student models --check
     """
@@ -40,7 +44,7 @@ def models_command(
 
 
 def list_models() -> list[dict[str, Any]]:
-    """Print the table of models; a record for each."""
+    """Print the table of shipped models, and return a record for each of them."""
     from mlff_student.archive.registry import available_models, read_card
 
     table = Table("model", "parameters", "teacher", "force RMSE (eV/angstrom)", "R²", "elements")
@@ -65,24 +69,35 @@ def list_models() -> list[dict[str, Any]]:
 
 
 def check_models(strict: bool) -> tuple[list[dict[str, Any]], bool]:
-    """Print what is inconsistent or outdated; a record for each piece of evidence, and whether all
-    is in order.
+    """Print what is inconsistent or outdated.
+
+    Parameters
+    ----------
+    strict : bool
+        Whether outdated evidence counts as a failure.
+
+    Returns
+    -------
+    records : list[dict[str, Any]]
+        One record for each piece of evidence.
+    passed : bool
+        Whether all models are consistent, and with `strict` all evidence is current.
     """
     from mlff_student.archive.evidence import Evidence, EvidenceState, check_evidence
     from mlff_student.archive.registry import available_models, read_card
     from mlff_student.validation.evidence import evidence_inputs
 
-    outdated = Table("model", "evidence", "of", "made with another")
+    outdated = Table("model", "evidence", "date", "changed since")
     commands: dict[str, None] = {}
     records: list[dict[str, Any]] = []
     for name, folder in available_models().items():
         state = check_evidence(folder, read_card(folder / "model.pt"), evidence_inputs(name))
         consistent = not state.inconsistent
-        word = "[green]weights, card and summary belong together[/]"
+        verdict = "[green]weights, card and summary belong together[/]"
         if not consistent:
-            word = f"[bold red]inconsistent:[/] {escape('; '.join(state.inconsistent))}"
+            verdict = f"[bold red]inconsistent:[/] {escape('; '.join(state.inconsistent))}"
         total, current = len(state.evidence), sum(not each.changed for each in state.evidence)
-        console.print(f"{name}: {word}; {current} of {total} pieces of evidence are current")
+        console.print(f"{name}: {verdict}; {current} of {total} pieces of evidence are current")
         for each in state.evidence or [EvidenceState(Evidence("", "", "", []), [])]:
             evidence, changed = each.evidence, ", ".join(each.changed)
             if changed:
@@ -101,15 +116,20 @@ def check_models(strict: bool) -> tuple[list[dict[str, Any]], bool]:
             )
     if commands:
         console.print(outdated)
-        console.print("To make it anew, then `python benchmarks/summarise_evidence.py FILE ...`:")
+        console.print(
+            "Repeat the outdated measurements with these commands, then run "
+            "`python benchmarks/summarise_evidence.py FILE ...`:"
+        )
         for command in commands:
             console.print(f"  {command}", markup=False, soft_wrap=True)
-    in_order = all(record["consistent"] for record in records) and not (strict and commands)
-    return records, in_order
+    passed = all(record["consistent"] for record in records) and not (strict and commands)
+    return records, passed
 
 
 def lammps_env_command(json: Json = None, quiet: Quiet = False) -> None:
     """Print the shell line that lets any `lmp` of this environment find the pair style.
+
+    Exit status: 0 done, 3 the pair style was not built.
 
     Example: eval $(mlff-student lammps-env)
     """
@@ -124,7 +144,9 @@ def lammps_env_command(json: Json = None, quiet: Quiet = False) -> None:
 
 
 def doctor_command(json: Json = None, quiet: Quiet = False) -> None:
-    """What is installed, what works, and the one command that fixes what does not.
+    """Report which parts of the installation work, and the command that fixes each other part.
+
+    Exit status: 0 all necessary parts work, 3 one of them does not.
 
     Example: mlff-student doctor
     """
@@ -135,11 +157,13 @@ def doctor_command(json: Json = None, quiet: Quiet = False) -> None:
     with console.status("trying the engines"):
         findings = examine()
     table = Table("", "works", "found", "to fix it")
-    for one in findings:
-        word = "[green]yes[/]" if one.works else "[yellow]no[/]" if one.optional else "[red]NO[/]"
-        table.add_row(one.what, word, escape(one.found), escape(one.mend))
+    for finding in findings:
+        works = "[red]NO[/]"
+        if finding.works or finding.optional:
+            works = "[green]yes[/]" if finding.works else "[yellow]no[/]"
+        table.add_row(finding.what, works, escape(finding.found), escape(finding.mend))
     console.print(table)
     if json:
-        write_results(json, "doctor", "", [one._asdict() for one in findings])
-    if not all(one.works or one.optional for one in findings):
+        write_results(json, "doctor", "", [finding._asdict() for finding in findings])
+    if not all(finding.works or finding.optional for finding in findings):
         raise typer.Exit(3)

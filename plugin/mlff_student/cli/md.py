@@ -1,4 +1,4 @@
-"""`mlff-student md`."""
+"""The command `mlff-student md`."""
 
 import math
 from enum import StrEnum
@@ -11,7 +11,7 @@ from mlff_student.cli.common import INTERRUPTED, Backend, Json, Quiet, console
 
 
 class EngineName(StrEnum):
-    """Engines that run MD."""
+    """Names of the MD engines."""
 
     openmm = "openmm"
     lammps = "lammps"
@@ -19,7 +19,7 @@ class EngineName(StrEnum):
 
 
 class Ensemble(StrEnum):
-    """Ensembles of production."""
+    """Names of the ensembles of a production run."""
 
     nve = "nve"
     nvt = "nvt"
@@ -27,47 +27,79 @@ class Ensemble(StrEnum):
 
 
 def md_command(
-    structure: Annotated[str, typer.Argument(help="PDB, mmCIF, SDF, MOL, XYZ, extxyz or SMILES.")],
-    engine: Annotated[EngineName, typer.Option(help="What integrates.")] = EngineName.openmm,
-    model: Annotated[str, typer.Option(help="Shipped name, checkpoint or archive.")] = "original",
-    ps: Annotated[float, typer.Option(help="Length of production, ps.")] = 10.0,
-    timestep_fs: Annotated[float, typer.Option("--timestep-fs", help="Timestep, fs.")] = 0.5,
+    structure: Annotated[
+        str,
+        typer.Argument(help="PDB, mmCIF, SDF, MOL, XYZ or extxyz file, or a SMILES string."),
+    ],
+    engine: Annotated[EngineName, typer.Option(help="MD engine.")] = EngineName.openmm,
+    model: Annotated[
+        str,
+        typer.Option(
+            help="Shipped name, or path of a checkpoint or archive; with --engine ase also the "
+            "name of a teacher."
+        ),
+    ] = "original",
+    ps: Annotated[float, typer.Option(help="Length of the production run, ps.")] = 10.0,
+    timestep_fs: Annotated[
+        float, typer.Option("--timestep-fs", help="Timestep of the production run, fs.")
+    ] = 0.5,
     temperature_k: Annotated[
-        float, typer.Option("--temperature-K", help="Temperature, kelvin.")
+        float, typer.Option("--temperature-K", help="Temperature of the run, K.")
     ] = 300.0,
-    ensemble: Annotated[Ensemble, typer.Option(help="Of production.")] = Ensemble.nve,
+    ensemble: Annotated[
+        Ensemble, typer.Option(help="Ensemble of the production run.")
+    ] = Ensemble.nve,
     pressure_bar: Annotated[
-        float, typer.Option("--pressure-bar", help="Pressure of npt, bar.")
+        float, typer.Option("--pressure-bar", help="Pressure of the ensemble npt, bar.")
     ] = 1.01325,
     output: Annotated[
-        Path | None, typer.Option("-o", "--output", help="Folder of the run.")
+        Path | None,
+        typer.Option(
+            "-o",
+            "--output",
+            help="Folder that receives the files. Default: runs/, structure and engine.",
+        ),
     ] = None,
-    every: Annotated[int, typer.Option(help="Steps between frames and log rows.")] = 20,
+    every: Annotated[
+        int, typer.Option(help="Number of steps between frames, and between log rows.")
+    ] = 20,
     thermalise_ps: Annotated[
-        float, typer.Option("--thermalise-ps", help="Langevin dynamics before production, ps.")
+        float,
+        typer.Option(
+            "--thermalise-ps", help="Length of Langevin dynamics before the production run, ps."
+        ),
     ] = 2.0,
     thermalise_timestep_fs: Annotated[
         float,
         typer.Option(
             "--thermalise-timestep-fs",
-            help="Of that, fs; 0: as in production. Runs of several timesteps that thermalise with "
-            "one start from the same state.",
+            help="Timestep of thermalisation, fs; 0 means that of production. Runs with different "
+            "timesteps start from the same state if they thermalise with the same timestep.",
         ),
     ] = 0.0,
     friction_per_ps: Annotated[
-        float, typer.Option("--friction-per-ps", help="Of Langevin dynamics, 1/ps.")
+        float,
+        typer.Option("--friction-per-ps", help="Friction coefficient of Langevin dynamics, 1/ps."),
     ] = 10.0,
-    seed: Annotated[int, typer.Option(help="Of velocities and thermostat.")] = 1,
-    platform: Annotated[str, typer.Option(help="OpenMM platform; the fastest if empty.")] = "",
-    threads: Annotated[int, typer.Option(help="Of the network; 0: one for small systems.")] = 0,
-    backend: Annotated[Backend, typer.Option(help="Kernels.")] = Backend.auto,
+    seed: Annotated[int, typer.Option(help="Random seed of velocities and thermostat.")] = 1,
+    platform: Annotated[str, typer.Option(help="OpenMM platform. Default: the fastest.")] = "",
+    threads: Annotated[
+        int,
+        typer.Option(
+            help="Number of threads of the network; 0 means one below 500 atoms, else all cores."
+        ),
+    ] = 0,
+    backend: Annotated[
+        Backend, typer.Option(help="Compute backend: native, portable or auto.")
+    ] = Backend.auto,
     json: Json = None,
     quiet: Quiet = False,
 ) -> None:
-    """Minimise, thermalise and run MD; go on where a killed run stopped.
+    """Minimise, thermalise and run MD, or resume a run that was killed.
 
-    The folder receives run.dcd, run.pdb, run.csv (time, potential, kinetic, total, temperature)
-    and run.json.
+    The folder receives the trajectory run.dcd, the topology run.pdb, the log run.csv (time,
+    potential, kinetic and total energy, temperature) and the record run.json. The exit status is 0
+    if the run is complete, and 130 after Ctrl-C.
 
     Example: mlff-student md --engine openmm --model original examples/ethanol.xyz --ps 10
     """
@@ -111,7 +143,7 @@ def md_command(
     try:
         record = run_md(settings, folder, quiet)
     except KeyboardInterrupt:
-        text = f"\nstopped; the same command goes on from the last checkpoint in {folder}"
+        text = f"\nstopped; the same command resumes the run from the last checkpoint in {folder}"
         console.print(text, markup=False)
         raise typer.Exit(INTERRUPTED) from None
     if not quiet:

@@ -1,4 +1,4 @@
-"""The project's exceptions. A message says what was found, what was expected and what to do."""
+"""Exceptions of this project; a message says what was found, what was expected and what to do."""
 
 from collections.abc import Collection, Iterable
 from difflib import get_close_matches
@@ -6,40 +6,43 @@ from typing import Any
 
 
 class StudentError(Exception):
-    """Base of all errors this package raises on purpose; the command line prints it and exits."""
+    """Base class of all errors that this package raises on purpose.
+
+    The command line prints the message and exits with `exit_status`.
+    """
 
     exit_status = 2
 
 
 class InputError(StudentError, ValueError):
-    """A structure, option or file that cannot be used."""
+    """Raised for a structure, option or file that cannot be used."""
 
 
 class ArchiveError(StudentError):
-    """A model archive or checkpoint that is missing, damaged, foreign or of another version."""
+    """Raised for a model archive or checkpoint that is missing, damaged or not of this format."""
 
 
 class MissingDependencyError(StudentError, ImportError):
-    """An engine, plug-in or library that is not installed or does not load."""
+    """Raised for an engine, plug-in or library that is not installed or does not load."""
 
     exit_status = 3
 
 
 class InterruptedRunError(StudentError):
-    """A run that was ended from outside: by a signal, a full disk or too little memory.
+    """Raised for a run that a signal, a full disk or too little memory ended.
 
-    It says nothing about the model, and the same command resumes it.
+    Such an end says nothing about the model, and the same command resumes the run.
     """
 
 
 class RunStoppedError(StudentError):
-    """A run that a monitor stopped because a figure left its threshold."""
+    """Raised for a run that a monitor stopped because a figure went beyond its threshold."""
 
     exit_status = 1
 
 
 def check_key(names: Iterable[Any], known: Collection[str], where: str) -> None:
-    """Refuse names that are not known.
+    """Raise an error for the first name that is not known.
 
     Parameters
     ----------
@@ -48,7 +51,7 @@ def check_key(names: Iterable[Any], known: Collection[str], where: str) -> None:
     known : Collection[str]
         Names that are allowed.
     where : str
-        What the names belong to, for the message.
+        File, option or mapping that the names belong to; the message begins with it.
 
     Raises
     ------

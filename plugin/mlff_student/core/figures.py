@@ -1,8 +1,8 @@
-"""Figures: measured numbers with their unit and error, and the thresholds they are judged by.
+"""Figures, which are measured numbers with unit and error, and the thresholds that judge them.
 
-The keys of a figure in JSON come from its name and unit alone. `figures.yaml` has every figure that
-a record can hold, with the title that tables print; `thresholds.yaml` has every limit with its
-source.
+The keys of a figure in JSON are made from its name and its unit. `figures.yaml` lists every figure
+that a record can hold, with the title that tables print. `thresholds.yaml` lists every limit with
+its source.
 """
 
 from collections.abc import Iterable, Mapping
@@ -18,7 +18,7 @@ from mlff_student.core.errors import InputError
 
 THRESHOLDS = Path(__file__).with_name("thresholds.yaml")
 KNOWN = Path(__file__).with_name("figures.yaml")
-# What a unit is in the keys of JSON. A count or a ratio has the empty unit, which adds nothing.
+# The suffix of each unit in the keys of JSON. A count or a ratio has the empty unit and no suffix.
 SUFFIXES = {
     "": "",
     "%": "percent",
@@ -53,20 +53,22 @@ BOUNDS = ("absolute", "most", "least")
 
 @dataclass(frozen=True)
 class Figure:
-    """One measured number.
+    """One measured number with its unit and error.
 
     Attributes
     ----------
     name : str
-        What was measured, without the unit: "drift".
+        Name of the measured quantity without the unit, for example "drift".
     value : float
-        In `unit`; a NaN is a figure that could not be measured, and fails.
+        Measured value in `unit`. NaN means that it could not be measured; such a figure fails.
     unit : str
-        One of `SUFFIXES`.
+        Unit, a key of `SUFFIXES`.
     standard_error : float or None
-        In the same unit. None: the figure has none by nature, as a count; NaN: it is not known.
+        Standard error in `unit`. None means that the figure has none, for example a count. NaN
+        means that the error is not known.
     noise : float or None
-        What sampling alone would make of the figure, in the same unit, where that was measured.
+        Value in `unit` that the figure would have because of finite sampling alone. None means that
+        it was not measured.
     """
 
     name: str
@@ -77,27 +79,27 @@ class Figure:
 
     @property
     def key(self) -> str:
-        """Key in a record: "drift_mev_per_atom_ps"."""
+        """Key of the value in a record, for example "drift_mev_per_atom_ps"."""
         return _key(self.name, self.unit)
 
     @property
     def standard_error_key(self) -> str:
-        """Key of the standard error: "drift_stderr_mev_per_atom_ps"."""
+        """Key of the standard error in a record, for example "drift_stderr_mev_per_atom_ps"."""
         return _key(f"{self.name}_stderr", self.unit)
 
     @property
     def noise_key(self) -> str:
-        """Key of the noise: "rdf_noise_percent" beside "rdf_error_percent"."""
+        """Key of the noise in a record: "rdf_noise_percent" for the figure "rdf_error_percent"."""
         return _key(f"{self.name.removesuffix('_error')}_noise", self.unit)
 
     @property
     def title(self) -> str:
-        """What tables call it; its name in words where `figures.yaml` does not have it."""
+        """Title in tables: that in `figures.yaml`, or the name in words if it is not there."""
         known = known_figures().get(self.key)
         return known.title if known else self.name.replace("_", " ")
 
     def as_record(self) -> dict[str, float]:
-        """The figure, its standard error and its noise, as far as it has them, by their keys."""
+        """Return the value and, if there are any, standard error and noise by their keys."""
         record = {self.key: self.value}
         if self.standard_error is not None:
             record[self.standard_error_key] = self.standard_error
@@ -115,37 +117,47 @@ class Figure:
 
 @dataclass(frozen=True)
 class KnownFigure:
-    """A row of `figures.yaml`: name and unit of a figure, and the title that tables print."""
+    """One row of `figures.yaml`.
+
+    Attributes
+    ----------
+    name : str
+        Name of the figure.
+    unit : str
+        Unit of the figure, a key of `SUFFIXES`.
+    title : str
+        Title that tables print.
+    """
 
     name: str
     unit: str
     title: str
 
     def figure(self, value: float) -> Figure:
-        """The figure with a value."""
+        """Return the figure with this value, in `unit`."""
         return Figure(self.name, value, self.unit)
 
 
 @dataclass(frozen=True)
 class Threshold:
-    """What a figure must stay within.
+    """The limit that a figure must not exceed, and its source.
 
     Attributes
     ----------
     value : float
         The limit.
     unit : str
-        Of the limit, in words.
+        Unit of the limit, in words.
     source : str
-        Why it is this number.
+        Reason for this number.
     bound : str
-        "absolute": the most that the absolute value may be; "most": the most that the value may be;
-        "least": the least.
+        "absolute": upper limit of the absolute value; "most": upper limit of the value; "least":
+        lower limit of the value.
     ensembles : tuple of str
-        That it applies to; empty: any run.
+        Ensembles of the runs that the limit applies to; if empty, it applies to any run.
     errors_to_fail : float
-        Standard errors that a figure must be beyond the limit by to fail. Nearer, it is not
-        resolved.
+        Number of standard errors by which a figure must be beyond the limit to fail. A figure that
+        is beyond the limit by less is not resolved.
     """
 
     value: float
@@ -162,14 +174,14 @@ class Threshold:
             raise ValueError(f"bound is {self.bound!r}, expected one of {', '.join(BOUNDS)}")
 
     def margin(self, value: float) -> float:
-        """How far a value is within the limit; negative beyond it, NaN of NaN."""
+        """Return how far a value is within the limit: negative beyond it, NaN if the value is."""
         if self.bound == "least":
             return value - self.value
         return self.value - (abs(value) if self.bound == "absolute" else value)
 
     @property
     def sign(self) -> str:
-        """Between a figure that passes and the limit."""
+        """Sign between a figure that passes and the limit: "≤" or "≥"."""
         return "≥" if self.bound == "least" else "≤"
 
     def __str__(self) -> str:
@@ -177,46 +189,66 @@ class Threshold:
 
 
 class Measured:
-    """What analyses return: figures for whoever judges or prints, a record for JSON."""
+    """Base class of the result of an analysis, which gives figures and a record for JSON."""
 
     def figures(self) -> list[Figure]:
-        """All numbers that were measured."""
+        """Return all numbers that were measured."""
         raise NotImplementedError
 
     def facts(self) -> dict[str, str]:
-        """What is known besides, in words: the atoms of the worst bond, the ensemble."""
+        """Return results that are text, for example the atoms of the worst bond."""
         return {}
 
     def as_record(self) -> dict[str, Any]:
-        """Flat dictionary with units in the keys, as JSON has it."""
+        """Return the flat dictionary that is written to JSON, with units in the keys."""
         return record_of(self.figures()) | self.facts()
 
 
 @cache
 def known_figures() -> dict[str, KnownFigure]:
-    """All figures of `figures.yaml` by their keys."""
+    """Return all figures of `figures.yaml` by their keys."""
     rows = [KnownFigure(*row) for row in yaml.safe_load(KNOWN.read_text())]
     return {_key(row.name, row.unit): row for row in rows}
 
 
 def symbols(unit: str) -> str:
-    """A unit as pages and plots print it: "eV/Å" for "eV/angstrom"."""
+    """Return a unit as pages and plots print it, for example "eV/Å" for "eV/angstrom"."""
     return unit.replace("angstrom", "Å").replace("^2", "²").replace("^3", "³")
 
 
 def record_of(figures: Iterable[Figure]) -> dict[str, float]:
-    """Flat dictionary of figures, their standard errors and their noise."""
+    """Return a flat dictionary of figures, their standard errors and their noise by their keys.
+
+    Parameters
+    ----------
+    figures : Iterable[Figure]
+        Figures with different keys.
+    """
     return {key: value for figure in figures for key, value in figure.as_record().items()}
 
 
 def figures_of(record: Mapping[str, Any]) -> list[Figure]:
-    """The known figures in a record, such as one read from JSON, where null stands for NaN."""
+    """Return the figures of `figures.yaml` that a record has; null (None) is read as NaN.
+
+    Parameters
+    ----------
+    record : Mapping[str, Any]
+        Flat record, as `record_of` makes it and JSON stores it.
+    """
     known = known_figures()
     return [_read(record, known[key]) for key in record if key in known]
 
 
 def figure_of(record: Mapping[str, Any], key: str) -> Figure | None:
-    """One known figure of a record; None where the record does not have it, or has null."""
+    """Return the figure of a record with this key, or None if it is missing or null.
+
+    Parameters
+    ----------
+    record : Mapping[str, Any]
+        Flat record, as `record_of` makes it and JSON stores it.
+    key : str
+        Key of a figure of `figures.yaml`.
+    """
     return None if record.get(key) is None else _read(record, known_figures()[key])
 
 
@@ -230,19 +262,25 @@ def _read(record: Mapping[str, Any], known: KnownFigure) -> Figure:
 
 
 def load_thresholds(path: Path = THRESHOLDS) -> dict[str, Threshold]:
-    """Thresholds by the key of the figure they bound.
+    """Read a table of thresholds, by the key of the figure that each limits.
+
+    Parameters
+    ----------
+    path : Path
+        YAML file in the form of `thresholds.yaml`.
 
     Raises
     ------
     InputError
-        If the file is not such a table.
+        The file cannot be read or is not a table of thresholds.
     """
     try:
         entries = yaml.safe_load(Path(path).read_text())
         return {key: Threshold(**entry) for key, entry in entries.items()}
     except (OSError, yaml.YAMLError, AttributeError, TypeError, ValueError) as error:
         raise InputError(
-            f"cannot read thresholds from {path} (name: value, unit, source): {error}"
+            f"cannot read thresholds from {path}: {error}. Expected for each figure are value, "
+            "unit and source"
         ) from error
 
 

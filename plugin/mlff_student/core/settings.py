@@ -1,4 +1,4 @@
-"""Settings in YAML files, read into dataclasses and checked key by key."""
+"""Read settings from YAML files into dataclasses, and check them key by key."""
 
 from contextlib import suppress
 from dataclasses import MISSING, fields, is_dataclass
@@ -16,9 +16,10 @@ T = TypeVar("T")
 def read_settings(path: Path, kind: type[T]) -> T:
     """Read a YAML file into the dataclass `kind`.
 
-    Its fields may be text, numbers, other dataclasses, `dict[str, ...]`, `list[...]`,
-    `tuple[..., ...]` (never empty; a single value stands for a tuple of length 1), `... | None`,
-    and unions of dataclasses, of which the member that knows most of the keys is taken.
+    The fields of the dataclass may be text, numbers, other dataclasses, `dict[str, ...]`,
+    `list[...]`, `tuple[..., ...]` (never empty; a single value stands for a tuple of length 1),
+    `... | None`, and unions of dataclasses. Of a union the member that has most of the keys in the
+    file is used.
 
     Parameters
     ----------
@@ -40,7 +41,7 @@ def read_settings(path: Path, kind: type[T]) -> T:
     """
     name = kind.__name__.lower()
     if not path.is_file():
-        raise InputError(f"no {name} file {path}")
+        raise InputError(f"there is no {name} file {path}")
     try:
         values = yaml.safe_load(path.read_text())
     except (OSError, yaml.YAMLError, UnicodeDecodeError) as error:
@@ -64,7 +65,7 @@ def _parse(kind: Any, value: Any, where: str) -> Any:
         return {key: _parse(arguments[1], item, f"{where}.{key}") for key, item in value.items()}
     if origin is tuple:
         if value == []:
-            raise InputError(f"{where} is empty")
+            raise InputError(f"{where} is empty, expected at least one value")
         return tuple(_entries(arguments[0], value if isinstance(value, list) else [value], where))
     if origin is list:
         if not isinstance(value, list):

@@ -1,6 +1,7 @@
-"""Conversion at the edge of an engine. Inside the package: angstrom, eV, amu, elementary charge.
+"""Factors that convert units where data enter or leave an engine.
 
-Factors come from ase.units (CODATA 2014, as ASE's calculators use).
+Inside the package the units are angstrom, eV, amu and elementary charge. The factors come from
+ase.units (CODATA 2014, which ASE's calculators use).
 """
 
 from ase import units
@@ -10,5 +11,5 @@ KJ_PER_MOL = units.kJ / units.mol  # eV
 KB = units.kB  # eV/kelvin
 
 
-# What LAMMPS's unit styles give energies and times in, and the default timestep in ps.
+# Energy unit, time unit and default timestep (ps) of LAMMPS's unit styles.
 LAMMPS_UNITS = {"metal": ("ev", "ps", 1e-3), "real": ("kcal/mol", "fs", 1e-3)}

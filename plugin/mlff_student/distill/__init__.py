@@ -1,1 +1,1 @@
-"""From a teacher to a student: molecules, teacher MD, dataset, training. One recipe drives all."""
+"""Distillation: molecules, MD by a teacher, a labelled dataset and the training of a student."""

@@ -1,4 +1,4 @@
-"""The gate between labelling and training: is a dataset sound, diverse and without leaks?"""
+"""The quality gate: checks of a dataset between labelling and training."""
 
 import re
 from collections import Counter, defaultdict
@@ -19,8 +19,13 @@ from scipy.spatial import KDTree
 
 from mlff_student.core.errors import InputError
 from mlff_student.core.figures import Figure, Measured, Threshold, known_figures
-from mlff_student.core.files import sha256
-from mlff_student.distill.dataset import SPLITS, LabelledFrames, Summary, read_dataset
+from mlff_student.distill.dataset import (
+    SPLITS,
+    LabelledFrames,
+    Summary,
+    dataset_sha256,
+    read_dataset,
+)
 from mlff_student.distill.sources import connectivity
 from mlff_student.model.elements import ELEMENTS
 from mlff_student.model.neighbours import complete_cell, neighbour_edges
@@ -28,9 +33,9 @@ from mlff_student.reporting.verdict import Check, judge_figure
 from mlff_student.structures.checks import connected_fragments, perceive_bonds
 
 GATE = Path(__file__).with_name("gate.yaml")
-WORST = 10  # offenders that are named
-CONTACT_CUTOFF = 5.0  # angstrom, within which pairs of a periodic frame are looked at
-PAIRS_AT_ONCE = 1_000_000  # bounds the scratch memory, to 0.1 GB
+WORST = 10  # largest number of frames or structures that a check names
+CONTACT_CUTOFF = 5.0  # angstrom, largest distance that is measured in a periodic frame
+PAIRS_AT_ONCE = 1_000_000  # bounds the temporary memory, to 0.1 GB
 TO_SIGMA = 1.4826  # standard deviation over median absolute deviation, of a normal distribution
 
 
@@ -40,15 +45,16 @@ class Criterion(NamedTuple):
     Attributes
     ----------
     threshold : Threshold
-        What the figure must stay within.
+        Limit of the figure.
     remedy : str
-        What to do where it does not.
+        What to do if the figure is not within the limit.
     beyond : float
-        What makes one frame count; NaN where frames are not counted.
+        Value beyond which a frame counts as an outlier; NaN if frames are not counted.
     floor : float
-        Least robust standard deviation.
+        Smallest robust standard deviation that is used; its unit is that of the values.
     asked : str
-        "of any" dataset, or "by molecule": of one that is split by molecule.
+        "of any" if every dataset must pass, "by molecule" if only a dataset that is split by
+        molecule must.
     """
 
     threshold: Threshold
@@ -59,26 +65,38 @@ class Criterion(NamedTuple):
 
 
 class GateCheck(NamedTuple):
-    """A judged figure of a dataset, and what a reader needs to repair it."""
+    """A judged figure of a dataset.
+
+    Attributes
+    ----------
+    check : Check
+        The figure with its limit.
+    criterion : Criterion
+        Entry of gate.yaml.
+    asked : bool
+        Whether this dataset must pass the check.
+    worst : list of str
+        Frames or structures that are not within the limit, or near it; the worst first.
+    """
 
     check: Check
     criterion: Criterion
     asked: bool
-    worst: list[str]  # offenders, the worst first
+    worst: list[str]
 
     @property
     def figure(self) -> Figure:
-        """What was judged."""
+        """The figure that was judged."""
         return self.check.figure
 
     @property
     def passed(self) -> bool:
-        """Within the threshold, which NaN never is, or not asked for."""
+        """Whether the figure is within its limit (NaN is not), or the dataset need not pass."""
         return not self.asked or self.check.passed
 
     @property
     def cells(self) -> tuple[str, str, str, str]:
-        """Title, figure, limit and outcome, for a table."""
+        """Title, value, limit and outcome as text, for a table."""
         threshold = self.check.threshold
         unit = f" {threshold.unit}".rstrip()
         outcome = ("pass" if self.passed else "FAIL") if self.asked else "not asked"
@@ -87,24 +105,57 @@ class GateCheck(NamedTuple):
 
 
 class Geometry(NamedTuple):
-    """What the pass over all pairs of atoms found in T frames; NaN of those not finite."""
+    """Distances between atoms in T frames; NaN for frames that are not finite.
 
-    shortest: np.ndarray  # (T,) angstrom, infinite without pairs
-    closeness: np.ndarray  # (T,) least distance over the sum of covalent radii
-    duplicate: np.ndarray  # (T,) bool, an earlier frame has the same geometry
+    Attributes
+    ----------
+    shortest : ndarray
+        (T,) shortest distance, angstrom; infinite for a single atom.
+    closeness : ndarray
+        (T,) smallest ratio of a distance to the sum of the covalent radii.
+    duplicate : ndarray
+        (T,) bool, whether an earlier frame has the same geometry.
+    """
+
+    shortest: np.ndarray
+    closeness: np.ndarray
+    duplicate: np.ndarray
 
 
 class Energies(NamedTuple):
-    """Energies per atom after the fit over composition; NaN of frames that are not finite."""
+    """Energies of T frames after a fit to their compositions; NaN for frames that are not finite.
 
-    residual: np.ndarray  # (T,) eV/atom
-    deviation: np.ndarray  # (T,) eV/atom, from the median of the molecule
-    sigma: float  # eV/atom, robust standard deviation of these
-    outlyingness: np.ndarray  # (T,) robust sigmas, from the molecule's median or of it from all
+    Attributes
+    ----------
+    residual : ndarray
+        (T,) energy that the fit does not explain, eV/atom.
+    deviation : ndarray
+        (T,) residual minus the median of the residuals of the molecule, eV/atom.
+    sigma : float
+        Robust standard deviation of the deviations, eV/atom.
+    outlyingness : ndarray
+        (T,) deviation of the frame from the median of its molecule, or of this median from that of
+        all molecules, whichever is larger, in robust standard deviations.
+    """
+
+    residual: np.ndarray
+    deviation: np.ndarray
+    sigma: float
+    outlyingness: np.ndarray
 
 
 class Bonded(NamedTuple):
-    """The frame of lowest energy of one structure, with its bonds."""
+    """The frame of lowest energy of a structure, with its bonds.
+
+    Attributes
+    ----------
+    structure : int
+        Index of the structure in the dataset.
+    atoms : Atoms
+        The geometry.
+    bonds : list of tuple of int
+        Pairs of bonded atoms.
+    """
 
     structure: int
     atoms: Atoms
@@ -113,24 +164,32 @@ class Bonded(NamedTuple):
 
 @dataclass(frozen=True)
 class GateReport(Measured):
-    """A dataset judged by the gate.
+    """A dataset judged by the quality gate.
 
     Attributes
     ----------
     dataset : Path
         The HDF5 file.
     checks : list of GateCheck
-        One for each entry of gate.yaml.
+        One check for each entry of gate.yaml.
     statistics : list of Figure
-        What was counted and measured besides.
+        Further figures, which are not judged.
     texts : dict of str to str
         The file, its SHA-256, its teacher, and how it is split.
-    atoms_of, structures_of : Counter[str]
-        Counter of str Atoms and structures by element.
-    frames, splits, geometry, energies
-        What the plots are made of.
-    failures : Counter[str]
-        Counter of str Structures by the reason why the teacher failed.
+    atoms_of : Counter
+        Number of atoms in all frames, by element.
+    structures_of : Counter
+        Number of structures that have an element, by element.
+    frames : LabelledFrames
+        All frames.
+    splits : list of str
+        (M,) split of each structure.
+    geometry : Geometry
+        Distances in all frames.
+    energies : Energies
+        Energies of all frames after the fit.
+    failures : Counter
+        Number of structures by the reason why frames are missing.
     """
 
     dataset: Path
@@ -140,33 +199,44 @@ class GateReport(Measured):
     atoms_of: Counter[str]
     structures_of: Counter[str]
     frames: LabelledFrames
-    splits: list[str]  # (M,)
+    splits: list[str]
     geometry: Geometry
     energies: Energies
     failures: Counter[str]
 
     def figures(self) -> list[Figure]:
-        """What was judged, and what was counted besides."""
+        """Return the judged figures and the further figures."""
         return [check.figure for check in self.checks] + self.statistics
 
     def facts(self) -> dict[str, str]:
-        """What is known of the dataset in words."""
+        """Return what is known about the dataset as text."""
         return self.texts
 
     @property
     def passed(self) -> bool:
-        """GO."""
+        """Whether the dataset passes all checks."""
         return all(check.passed for check in self.checks)
 
     @property
     def verdict(self) -> str:
-        """GO or NO-GO, and why."""
+        """GO, or NO-GO with the titles of the failed checks."""
         failed = [check.figure.title for check in self.checks if not check.passed]
         return f"NO-GO: {'; '.join(failed)}" if failed else "GO"
 
 
 def load_gate(path: Path = GATE) -> dict[str, Criterion]:
-    """Criteria by the key of their figure."""
+    """Read the criteria of the gate.
+
+    Parameters
+    ----------
+    path : Path
+        YAML file in the form of gate.yaml.
+
+    Returns
+    -------
+    dict of str to Criterion
+        The criteria by the key of their figure.
+    """
     gate = {}
     for key, entry in yaml.safe_load(path.read_text()).items():
         of_threshold = {name: entry.pop(name) for name in ("value", "unit", "source", "bound")}
@@ -177,26 +247,33 @@ def load_gate(path: Path = GATE) -> dict[str, Criterion]:
 def check_dataset(path: Path, quiet: bool = True) -> GateReport:
     """Judge a dataset by gate.yaml.
 
-    A dataset with the attribute `split_by = trajectory` is of one system on purpose: it is not
-    asked for elements, sizes, diversity, nor that a molecule is in one split only.
+    A dataset with the attribute `split_by = trajectory` is of one structure on purpose. It need not
+    pass the checks of elements, sizes and diversity, and its molecule may be in several splits.
+
+    Parameters
+    ----------
+    path : Path
+        HDF5 file.
+    quiet : bool
+        Whether to show no progress bar.
 
     Raises
     ------
     InputError
-        No dataset, one cut short or of another format, or one without a finite frame.
+        There is no dataset, it is damaged or of another format, or no frame is finite.
     """
     summary, frames = read_dataset(path)
     attributes = summary.attributes
     if not len(frames.energies):
         raise InputError(
-            f"{path} has no frames ({len(frames.names)} structures); its teacher failed, or "
-            "`mlff-student distill sample` has not come far: run it again"
+            f"{path} has no frames ({len(frames.names)} structures): its teacher failed, or "
+            "`mlff-student distill sample` was stopped early; run it again"
         )
     gate = load_gate()
     of_molecules = attributes.get("split_by", "molecule") != "trajectory"
     finite = finite_frames(frames)
     if not finite.any():
-        raise InputError(f"{path}: not one of {len(finite)} frames is finite; sample again")
+        raise InputError(f"{path}: not one of {len(finite)} frames is finite; sample it again")
     geometry = scan_geometry(frames, finite, gate["duplicate_percent"].beyond, quiet)
     energies = fit_energies(frames, finite, gate["energy_outlier_percent"].floor)
     forces = force_outlyingness(frames, finite, gate["force_outlier_percent"].floor)
@@ -210,7 +287,7 @@ def check_dataset(path: Path, quiet: bool = True) -> GateReport:
     missing = summary.attempted - summary.labelled
 
     thermal = np.isfinite(frames.temperatures.numpy())
-    if not thermal.any():  # all that there is must do
+    if not thermal.any():  # no frame has a temperature: all frames are judged as thermal
         thermal[:] = True
     energy_limit, force_limit = gate["energy_outlier_percent"], gate["force_outlier_percent"]
     energy_outlier = energies.outlyingness > energy_limit.beyond
@@ -218,7 +295,7 @@ def check_dataset(path: Path, quiet: bool = True) -> GateReport:
     distorted_outlier = ~thermal & (energy_outlier | force_outlier)
     overlapping = geometry.closeness < gate["overlapping_percent"].beyond
 
-    found: dict[str, tuple[float, list[str]]] = {
+    measured: dict[str, tuple[float, list[str]]] = {  # value, and the worst frames or structures
         "success_percent": (
             100.0 * summary.labelled.sum() / summary.attempted.sum(),
             [
@@ -271,7 +348,7 @@ def check_dataset(path: Path, quiet: bool = True) -> GateReport:
     }
     checks = []
     for key, criterion in gate.items():
-        value, worst = found[key]
+        value, worst = measured[key]
         check = judge_figure(known_figures()[key].figure(float(value)), criterion.threshold)
         asked = of_molecules or criterion.asked == "of any"
         checks.append(GateCheck(check, criterion, asked, worst))
@@ -296,7 +373,7 @@ def check_dataset(path: Path, quiet: bool = True) -> GateReport:
     ]
     texts = {
         "dataset": str(path),
-        "sha256": sha256(path),
+        "sha256": dataset_sha256(path),
         "teacher": str(attributes.get("teacher", "")),
         "split_by": "molecule" if of_molecules else "trajectory",
         "fallen_apart": ", ".join(fallen[:WORST]),
@@ -317,16 +394,28 @@ def check_dataset(path: Path, quiet: bool = True) -> GateReport:
 
 
 def _reasons(summary: Summary) -> Counter[str]:
-    """Why frames are missing, without the numbers: structures by reason."""
+    """Count structures by the reason why frames are missing; numbers in it are replaced by #."""
     reasons: Counter[str] = Counter()
     for failure in filter(None, summary.failures):
-        reasons.update({re.sub(r"\d[\d.e+-]*", "#", one) for one in failure.split("; ")})
+        reasons.update({re.sub(r"\d[\d.e+-]*", "#", reason) for reason in failure.split("; ")})
     return reasons
 
 
 def finite_frames(frames: LabelledFrames) -> np.ndarray:
-    """Frames that can be trained on, (T,) bool: energies, positions, forces and cell are finite, a
-    periodic cell has a volume, and the stress is finite or NaN as a whole.
+    """Find the frames that can be trained on.
+
+    Their energies, positions, forces and cell are finite, a periodic cell has a volume, and the
+    stress is finite or NaN as a whole.
+
+    Parameters
+    ----------
+    frames : LabelledFrames
+        T frames.
+
+    Returns
+    -------
+    ndarray
+        (T,) bool.
     """
     good = np.isfinite(frames.energies.numpy())
     atoms = frame_sizes(frames)
@@ -345,12 +434,23 @@ def finite_frames(frames: LabelledFrames) -> np.ndarray:
 def scan_geometry(
     frames: LabelledFrames, finite: np.ndarray, same: float, quiet: bool = True
 ) -> Geometry:
-    """Shortest distances and duplicates.
+    """Measure distances between atoms, and find duplicates.
 
-    Two frames of one molecule (equal identity and composition) are duplicates when their distances,
-    sorted within each pair of elements, differ by `same` angstrom at most: the same geometry up to
-    rotation, translation, reflection and a permutation of like atoms. Periodic frames are compared
-    by volume and their shortest distances.
+    Two frames of one molecule (equal identity and composition) are duplicates if their distances,
+    sorted within each pair of elements, differ by no more than `same`. The geometries are then
+    equal except for a rotation, translation, reflection or permutation of equal atoms. Periodic
+    frames are compared by their volume and their shortest distances.
+
+    Parameters
+    ----------
+    frames : LabelledFrames
+        T frames.
+    finite : ndarray
+        (T,) bool, frames to measure.
+    same : float
+        Largest difference of a distance between duplicates, angstrom.
+    quiet : bool
+        Whether to show no progress bar.
     """
     count = len(finite)
     shortest, closeness = np.full(count, np.nan), np.full(count, np.nan)
@@ -373,12 +473,12 @@ def scan_geometry(
         for k, (near, ratio, fingerprint) in zip(members, distances, strict=True):
             shortest[k], closeness[k] = near, ratio
             prints.append(fingerprint)
-        # Exact copies first: they would make as many pairs as their number squared.
+        # Exact copies are found first: n of them would make n^2 pairs in the tree.
         unique, first = np.unique(np.array(prints), axis=0, return_index=True)
         copies = np.ones(len(members), bool)
         copies[first] = False
-        for one, other in KDTree(unique).query_pairs(same, p=np.inf):
-            copies[max(first[one], first[other])] = True
+        for i, j in KDTree(unique).query_pairs(same, p=np.inf):
+            copies[max(first[i], first[j])] = True
         duplicate[np.array(members)[copies]] = True
     return Geometry(shortest, closeness, duplicate)
 
@@ -386,11 +486,15 @@ def scan_geometry(
 def _open_distances(
     frames: LabelledFrames, members: list[int], numbers: np.ndarray
 ) -> Iterator[tuple[float, float, np.ndarray]]:
-    """Shortest distance, the same over covalent radii, and fingerprint of frames of one molecule.
+    """Return shortest distance, its ratio to the radii, and fingerprint of each open frame.
 
     Parameters
     ----------
-    numbers : np.ndarray
+    frames : LabelledFrames
+        All frames.
+    members : list of int
+        Frames of one molecule.
+    numbers : ndarray
         (N,) sorted atomic numbers, which all members have.
     """
     i, j = np.triu_indices(len(numbers), 1)
@@ -398,29 +502,29 @@ def _open_distances(
     order = np.lexsort(pair.T)
     i, j, pair = i[order], j[order], pair[order]
     radii = covalent_radii[pair].sum(1)
-    changes = np.flatnonzero((np.diff(pair, axis=0) != 0).any(1)) + 1  # of elements
+    blocks = np.flatnonzero((np.diff(pair, axis=0) != 0).any(1)) + 1  # where the elements change
     start = frames.start.numpy()
     at_once = max(1, PAIRS_AT_ONCE // max(len(i), 1))
     for k in range(0, len(members), at_once):
         atoms = np.array(
             [
-                start[one] + np.argsort(frames.atomic_numbers[start[one] : start[one + 1]].numpy())
-                for one in members[k : k + at_once]
+                start[m] + np.argsort(frames.atomic_numbers[start[m] : start[m + 1]].numpy())
+                for m in members[k : k + at_once]
             ]
         )
         positions = frames.positions.numpy()[atoms].astype(float)  # (T, N, 3)
         distances = np.linalg.norm(positions[:, i] - positions[:, j], axis=2)  # (T, P)
         near = distances.min(1, initial=np.inf)
         ratio = (distances / radii).min(1, initial=np.inf)
-        for block in np.split(distances, changes, axis=1):
+        for block in np.split(distances, blocks, axis=1):
             block.sort(axis=1)
-        # A column of zeros: a single atom has no distances.
+        # A column of zeros is added, because a single atom has no distances.
         prints = np.pad(distances, ((0, 0), (1, 0))).astype(np.float32)
         yield from zip(near, ratio, prints, strict=True)
 
 
 def _periodic_distances(frames: LabelledFrames, k: int) -> tuple[float, float, np.ndarray]:
-    """As `_open_distances`, of one frame."""
+    """Return the same as `_open_distances` for one periodic frame."""
     atoms = slice(int(frames.start[k]), int(frames.start[k + 1]))
     vectors, (i, j) = neighbour_edges(
         frames.positions[atoms].double(), frames.cells[k].double(), frames.pbc[k], CONTACT_CUTOFF
@@ -436,12 +540,16 @@ def _periodic_distances(frames: LabelledFrames, k: int) -> tuple[float, float, n
 
 
 def fit_energies(frames: LabelledFrames, finite: np.ndarray, floor: float) -> Energies:
-    """Least-squares fit of energies over composition, and what is left of them.
+    """Fit the energies per atom to the compositions by least squares, and find outliers.
 
     Parameters
     ----------
+    frames : LabelledFrames
+        T frames.
+    finite : ndarray
+        (T,) bool, frames to use.
     floor : float
-        eV/atom, least standard deviation, below which nothing is an outlier.
+        Smallest standard deviation that is used, eV/atom.
     """
     sizes = frame_sizes(frames)
     elements, column = np.unique(frames.atomic_numbers.numpy(), return_inverse=True)
@@ -459,7 +567,7 @@ def fit_energies(frames: LabelledFrames, finite: np.ndarray, floor: float) -> En
     groups, first, members = np.unique(identity[known], return_index=True, return_counts=True)
     medians, has_others = np.full(len(names), np.nan), np.zeros(len(names), bool)
     medians[groups] = [np.median(part) for part in np.split(residual[known], first[1:])]
-    has_others[groups] = members > 1  # a frame alone is its own median
+    has_others[groups] = members > 1  # a single frame is its own median
     deviation = residual - medians[identity]
     sigma = _robust_sigma(deviation[has_others[identity]], floor)
     between = medians - np.median(medians[groups])
@@ -469,12 +577,21 @@ def fit_energies(frames: LabelledFrames, finite: np.ndarray, floor: float) -> En
 
 
 def force_outlyingness(frames: LabelledFrames, finite: np.ndarray, floor: float) -> np.ndarray:
-    """Largest force component of each frame in robust standard deviations of its element, (T,).
+    """Compare the force components with the robust standard deviation of their element.
 
     Parameters
     ----------
+    frames : LabelledFrames
+        T frames.
+    finite : ndarray
+        (T,) bool, frames to use.
     floor : float
-        eV/angstrom, least standard deviation, below which nothing is an outlier.
+        Smallest standard deviation that is used, eV/angstrom.
+
+    Returns
+    -------
+    ndarray
+        (T,) largest force component of each frame, in standard deviations.
     """
     numbers, forces = frames.atomic_numbers.numpy(), frames.forces.numpy()
     usable = np.repeat(finite, frame_sizes(frames))
@@ -486,7 +603,7 @@ def force_outlyingness(frames: LabelledFrames, finite: np.ndarray, floor: float)
 
 
 def _robust_sigma(values: np.ndarray, floor: float) -> float:
-    """Standard deviation about zero that outliers do not move."""
+    """Return the standard deviation about zero, by the median, which outliers do not change."""
     values = np.abs(values[np.isfinite(values)])
     return max(floor, TO_SIGMA * float(np.median(values))) if len(values) else floor
 
@@ -494,30 +611,55 @@ def _robust_sigma(values: np.ndarray, floor: float) -> float:
 def lowest_frames(
     frames: LabelledFrames, finite: np.ndarray, quiet: bool = True
 ) -> Iterator[Bonded]:
-    """The frame of lowest energy of each structure, in which bonds are least distorted."""
+    """Find the frame of lowest energy of each structure, whose bonds are the least distorted.
+
+    Parameters
+    ----------
+    frames : LabelledFrames
+        T frames.
+    finite : ndarray
+        (T,) bool, frames to use.
+    quiet : bool
+        Whether to show no progress bar.
+
+    Yields
+    ------
+    Bonded
+        The frame with its bonds.
+    """
     molecule = frames.molecule.numpy()
     energies = np.where(finite, frames.energies.numpy(), np.inf)
     order = np.lexsort((energies, molecule))
     chosen = order[np.unique(molecule[order], return_index=True)[1]]
     for k in track(chosen[finite[chosen]], "bonds", console=Console(stderr=True), disable=quiet):
         atoms = slice(int(frames.start[k]), int(frames.start[k + 1]))
-        one = Atoms(
+        geometry = Atoms(
             frames.atomic_numbers[atoms].numpy(),
             frames.positions[atoms].double().numpy(),
             cell=frames.cells[k].numpy(),
             pbc=frames.pbc[k].numpy(),
         )
-        yield Bonded(int(molecule[k]), one, perceive_bonds(one))
+        yield Bonded(int(molecule[k]), geometry, perceive_bonds(geometry))
 
 
 def diversity(lowest: list[Bonded]) -> float:
-    """Shannon entropy H = -sum_e p_e log2 p_e of the atoms' environments, in bits.
+    """Compute the Shannon entropy of the atoms' environments, H = -sum_e p_e log2 p_e.
 
-    An environment e is an atom's element with the elements it is bonded to (closer than 1.2 times
-    the sum of covalent radii), each with its number: C(C, H, H, O) is one, C(C, C, H, O) another.
-    p_e is its share of all atoms in one frame of each structure, that of lowest energy. 2^H is the
-    number of equally frequent environments that would be as diverse: 1 for H = 0, where all atoms
-    are alike. Shannon 1948, doi:10.1002/j.1538-7305.1948.tb01338.x.
+    The environment e of an atom is its element and the elements of the atoms that it is bonded to
+    (closer than 1.2 times the sum of the covalent radii): C(C, H, H, O) is one environment, and
+    C(C, C, H, O) is another. p_e is the share of an environment among all atoms in the frames of
+    lowest energy. 2^H is the number of equally frequent environments that would be as diverse.
+    See Shannon 1948, doi:10.1002/j.1538-7305.1948.tb01338.x.
+
+    Parameters
+    ----------
+    lowest : list of Bonded
+        Frame of lowest energy of each structure.
+
+    Returns
+    -------
+    float
+        H, bits; 0 if all atoms have the same environment.
     """
     environments: Counter[Any] = Counter()
     for _, atoms, bonds in lowest:
@@ -535,43 +677,54 @@ def diversity(lowest: list[Bonded]) -> float:
 def find_leaks(
     frames: LabelledFrames, splits: list[str], lowest: list[Bonded]
 ) -> tuple[list[str], list[str]]:
-    """Molecules that occur in more than one split, found twice over.
+    """Find molecules that occur in more than one split, in two ways.
 
-    By identity: each component of a complex counts. And by geometry, independent of the identities:
-    composition and bond graph of single molecules, which stereoisomers and conformers share and
-    tautomers do not.
+    First by identity, where each component of a complex counts. Then by the composition and bonds
+    of single molecules, independent of their identities: stereoisomers and conformers have the same
+    bonds, and tautomers do not.
+
+    Parameters
+    ----------
+    frames : LabelledFrames
+        Frames of M structures.
+    splits : list of str
+        (M,) split of each structure.
+    lowest : list of Bonded
+        Frame of lowest energy of each structure.
 
     Returns
     -------
-    leaks : list[str]
-        A line for each, with the structures' names and splits.
-    fallen : list[str]
-        Names of single molecules that are in pieces in their frame of lowest energy, or whose bonds
-        are beyond 1.2 times the radii anyway, as those of F2 are; these are not compared.
+    leaks : list of str
+        A line for each such molecule, with the names and splits of its structures.
+    fallen : list of str
+        Names of single molecules whose frame of lowest energy has several parts without bonds
+        between them; these are not compared. The molecule may have broken, or its bonds may be
+        longer than 1.2 times the sum of the radii, as in F2.
     """
-    homes: dict[str, dict[str, str]] = defaultdict(dict)
+    places: dict[str, dict[str, str]] = defaultdict(dict)  # a structure of each split
     for name, identity, split in zip(frames.names, frames.identities, splits, strict=True):
         for component in identity.split("."):
-            homes[component].setdefault(split, f"{name} ({split})")
+            places[component].setdefault(split, f"{name} ({split})")
     leaks = [
-        f"{component}: {', '.join(home.values())}" for component, home in homes.items()
-        if len(home) > 1
-    ]  # fmt: skip
+        f"{component}: {', '.join(of_splits.values())}"
+        for component, of_splits in places.items()
+        if len(of_splits) > 1
+    ]
     fallen = []
     alike: dict[str, list[Bonded]] = defaultdict(list)
-    for one in lowest:
-        if "." not in frames.identities[one.structure]:
-            if connected_fragments(len(one.atoms), one.bonds).any():
-                fallen.append(frames.names[one.structure])
+    for molecule in lowest:
+        if "." not in frames.identities[molecule.structure]:
+            if connected_fragments(len(molecule.atoms), molecule.bonds).any():
+                fallen.append(frames.names[molecule.structure])
             else:
-                alike[connectivity(one.atoms)].append(one)
+                alike[connectivity(molecule.atoms)].append(molecule)
     for code, members in alike.items():
-        for one, other in combinations(members, 2):
-            k, m = one.structure, other.structure
+        for first, second in combinations(members, 2):
+            k, m = first.structure, second.structure
             if (
                 splits[k] != splits[m]
                 and frames.identities[k] != frames.identities[m]
-                and _same_graph(one, other)
+                and _same_graph(first, second)
             ):
                 leaks.append(
                     f"{code.split()[0]}: {frames.names[k]} ({splits[k]}) has the bonds of "
@@ -580,12 +733,15 @@ def find_leaks(
     return leaks, fallen
 
 
-def _same_graph(one: Bonded, other: Bonded) -> bool:
-    """Whether bonds are the same for certain: the hash cannot tell decalin from bicyclopentyl."""
+def _same_graph(first: Bonded, second: Bonded) -> bool:
+    """Return whether two molecules have the same bonds.
+
+    Equal hashes are not enough: decalin and bicyclopentyl have the same hash.
+    """
     import networkx
 
     graphs = []
-    for _, atoms, bonds in (one, other):
+    for _, atoms, bonds in (first, second):
         graph = networkx.Graph(bonds)
         graph.add_nodes_from((k, {"symbol": symbol}) for k, symbol in enumerate(atoms.symbols))
         graphs.append(graph)
@@ -593,7 +749,13 @@ def _same_graph(one: Bonded, other: Bonded) -> bool:
 
 
 def count_elements(frames: LabelledFrames) -> tuple[Counter[str], Counter[str]]:
-    """Atoms in all frames, and structures, that each element occurs in."""
+    """Count the atoms of each element in all frames, and the structures that have the element.
+
+    Returns
+    -------
+    atoms_of, structures_of : Counter
+        Numbers by chemical symbol.
+    """
     numbers = frames.atomic_numbers.numpy()
     molecule = np.repeat(frames.molecule.numpy(), frame_sizes(frames))
     pairs = np.unique(np.stack([numbers, molecule]), axis=1)[0]
@@ -604,12 +766,12 @@ def count_elements(frames: LabelledFrames) -> tuple[Counter[str], Counter[str]]:
 
 
 def frame_sizes(frames: LabelledFrames) -> np.ndarray:
-    """Atoms of each frame, (T,)."""
+    """Return the number of atoms of each frame, (T,) int64."""
     return np.diff(frames.start.numpy())
 
 
 def _largest(frames: LabelledFrames, values: np.ndarray) -> np.ndarray:
-    """Largest of the atoms' values (A,) in each frame, (T,)."""
+    """Return the largest of the atoms' values (A,) in each frame, (T,)."""
     return np.maximum.reduceat(values, frames.start.numpy()[:-1])
 
 
@@ -621,7 +783,7 @@ def _frame_name(frames: LabelledFrames, k: int) -> str:
 def _worst(
     frames: LabelledFrames, values: np.ndarray, unit: str, which: np.ndarray, largest: bool = True
 ) -> list[str]:
-    """The frames with the largest (or least) values among `which`."""
+    """Name the frames with the largest (or smallest) values among `which`."""
     chosen = np.flatnonzero(which)
     order = chosen[np.argsort(-values[chosen] if largest else values[chosen], kind="stable")]
     return [f"{_frame_name(frames, k)}: {values[k]:.3g} {unit}" for k in order[:WORST]]

@@ -1,4 +1,4 @@
-"""The gate's report: JSON for scripts, Markdown and plots for readers."""
+"""The report of the quality gate: a JSON file, a page in Markdown and plots."""
 
 from collections import Counter
 from pathlib import Path
@@ -17,37 +17,46 @@ from mlff_student.reporting.plots import COLOURS, single_figure
 
 
 def records(report: GateReport) -> list[dict[str, Any]]:
-    """The dataset's figures and verdict, then one record a check."""
+    """Return flat records for JSON: one of the whole dataset, then one for each check."""
     whole = report.as_record() | {"verdict": report.verdict, "passed": report.passed}
-    whole |= {f"{one.figure.key}_passed": one.passed for one in report.checks}
+    whole |= {f"{check.figure.key}_passed": check.passed for check in report.checks}
     return [whole] + [
         {
-            "check": one.figure.key,
-            "found": one.figure.value,
-            "bound": one.check.threshold.bound,
-            "limit": one.check.threshold.value,
-            "unit": one.check.threshold.unit,
-            "asked": one.asked,
-            "passed": one.passed,
-            "worst": "; ".join(one.worst),
-            "source": one.check.threshold.source,
+            "check": check.figure.key,
+            "found": check.figure.value,
+            "bound": check.check.threshold.bound,
+            "limit": check.check.threshold.value,
+            "unit": check.check.threshold.unit,
+            "asked": check.asked,
+            "passed": check.passed,
+            "worst": "; ".join(check.worst),
+            "source": check.check.threshold.source,
         }
-        for one in report.checks
+        for check in report.checks
     ]
 
 
 def write_report(report: GateReport, folder: Path) -> None:
-    """Write report.json, report.md and plots as PNG.
+    """Write report.json, report.md and plots (PNG) into a folder.
+
+    Parameters
+    ----------
+    report : GateReport
+        The judged dataset.
+    folder : Path
+        Folder, which is made if there is none.
 
     Raises
     ------
     InputError
-        The folder cannot be written to.
+        The folder cannot be made or written to.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise InputError(f"cannot make the folder {folder}: {error.strerror}") from error
+        raise InputError(
+            f"cannot make the folder {folder}: {error.strerror}; give another with -o"
+        ) from error
     write_results(folder / "report.json", "distill check", "", records(report))
     plots = _plot(report, folder)
     with atomic_write(folder / "report.md") as temporary:
@@ -55,7 +64,7 @@ def write_report(report: GateReport, folder: Path) -> None:
 
 
 def _text(report: GateReport, plots: list[str]) -> str:
-    """Report for a reader, Markdown."""
+    """Return the report as Markdown."""
     figures, texts = record_of(report.figures()), report.texts
     lines = [
         f"# {report.verdict}",
@@ -64,12 +73,12 @@ def _text(report: GateReport, plots: list[str]) -> str:
         f"{figures['structures']} structures of {figures['molecules']} molecules and complexes, "
         f"{figures['frames']} frames, {figures['atoms']} atoms.",
         "",
-        *_table(("check", "found", "limit", ""), [check.cells for check in report.checks]),
+        *_table(("check", "value", "limit", ""), [check.cells for check in report.checks]),
     ]
     if texts["split_by"] == "trajectory":
         lines += [
-            "Not asked of a dataset split by trajectory: it is of one system on purpose, and its "
-            "splits are parts of one trajectory.",
+            "The checks that are not asked are for datasets of many molecules. This dataset is "
+            "split by trajectory: it is of one structure, which is in all splits.",
             "",
         ]
     for check in report.checks:
@@ -98,20 +107,21 @@ def _text(report: GateReport, plots: list[str]) -> str:
         ],
     )
     lines += ["## Why these limits", ""]
-    lines += [f"- {one.figure.title}: {one.check.threshold.source}" for one in report.checks] + [""]
+    lines += [f"- {check.figure.title}: {check.check.threshold.source}" for check in report.checks]
+    lines += [""]
     return "\n".join(lines + [f"![{name}]({name})" for name in plots]) + "\n"
 
 
 def _table(head: tuple[str, ...], rows: Any) -> list[str]:
-    """Lines of a Markdown table."""
-    cells = [head, ("---",) * len(head), *rows]
+    """Return the lines of a Markdown table."""
+    lines = [head, ("---",) * len(head), *rows]
     return [
-        "| " + " | ".join(str(one).replace("|", "/") for one in row) + " |" for row in cells
+        "| " + " | ".join(str(cell).replace("|", "/") for cell in line) + " |" for line in lines
     ] + [""]
 
 
 def _classes(report: GateReport) -> tuple[tuple[str, ...], list[tuple[Any, ...]]]:
-    """Head and rows of the table of classes: structures, and frames of each split."""
+    """Return head and rows of the table of classes: structures, and frames of each split."""
     frames = report.frames
     structures = Counter(frames.kinds)
     count = Counter((frames.kinds[m], report.splits[m]) for m in frames.molecule.tolist())
@@ -123,7 +133,7 @@ def _classes(report: GateReport) -> tuple[tuple[str, ...], list[tuple[Any, ...]]
 
 
 def _plot(report: GateReport, folder: Path) -> list[str]:
-    """Names of the plots it writes."""
+    """Write the plots, and return their names."""
     frames, geometry, energies = report.frames, report.geometry, report.energies
     criteria = {check.figure.key: check.criterion for check in report.checks}
     sizes, molecule = frame_sizes(frames), frames.molecule.numpy()
@@ -136,7 +146,7 @@ def _plot(report: GateReport, folder: Path) -> list[str]:
 
     with axes_of("sizes", "atoms of a structure", "structures", log=False) as axes:
         one_frame = np.unique(molecule, return_index=True)[1]
-        parts = [sizes[one_frame][split[one_frame] == one] for one in SPLITS]
+        parts = [sizes[one_frame][split[one_frame] == name] for name in SPLITS]
         width = -(-int(np.ptp(sizes) + 1) // 40)
         bins = np.arange(sizes.min(), sizes.max() + width + 1, width) - 0.5
         axes.hist(parts, bins, stacked=True, color=COLOURS[:3], label=SPLITS)
@@ -155,7 +165,7 @@ def _plot(report: GateReport, folder: Path) -> list[str]:
             criteria["largest_force_ev_per_angstrom"].threshold.value, color="black", linestyle=":"
         )
     with axes_of("energies", "energy per atom after the fit (eV/atom)", "frames") as axes:
-        kept = [one[np.isfinite(one)] for one in (energies.residual, energies.deviation)]
+        kept = [values[np.isfinite(values)] for values in (energies.residual, energies.deviation)]
         bins = np.histogram_bin_edges(np.concatenate(kept), 80)
         labels = ("residual of composition", "from the median of the molecule")
         axes.hist(kept, bins, histtype="step", color=COLOURS[:2], label=labels)
@@ -176,8 +186,8 @@ def _plot(report: GateReport, folder: Path) -> list[str]:
     with axes_of("classes", "frames", "", log=False) as axes:
         rows = _classes(report)[1][::-1]
         left = np.zeros(len(rows))
-        for index, one in enumerate(SPLITS):
+        for index, name in enumerate(SPLITS):
             width = np.array([row[2 + index] for row in rows], float)
-            axes.barh([row[0] for row in rows], width, left=left, color=COLOURS[index], label=one)
+            axes.barh([row[0] for row in rows], width, left=left, color=COLOURS[index], label=name)
             left += width
     return plots

@@ -1,12 +1,10 @@
-"""Labelled frames of many structures: one HDF5 file, and one small file a structure while they are
-being labelled.
+"""The dataset: labelled frames of many structures in one HDF5 file.
 
-In the HDF5 file arrays lie end to end: `structures/` has a row for each structure, `frames/` one
-for each frame, and `atoms/` one for each atom of a frame. While labelling runs, each structure is
-written to a file of its own (a shard) in the folder `<dataset>.shards`, under a temporary name that
-is renamed when it is complete. At the end all shards are packed into the HDF5 file, in the same
-way. So a killed run loses at most its unfinished structures, and readers read the file and the
-shards at any time.
+In the file arrays lie end to end: `structures/` has a row for each structure, `frames/` a row for
+each frame, and `atoms/` a row for each atom of each frame. While labelling runs, each structure is
+written to a small file of its own, a shard, in the folder `<dataset>.shards`. At the end all shards
+are packed into the HDF5 file. Every file is written under a temporary name and renamed when it is
+complete: a killed run loses only its unfinished structures, and a reader may read at any time.
 """
 
 import hashlib
@@ -28,7 +26,6 @@ from mlff_student.core.errors import InputError
 from mlff_student.core.files import atomic_write, only_writer, sha256
 
 SPLITS = ("train", "validation", "test")
-REMEDY = "wait for it, or give another --data folder"  # where two would write the same dataset
 FORMAT = 1
 TEXTS = {"name": "S96", "identity": "S240", "kind": "S32", "split": "S12", "failure": "S240"}
 # Columns; `LabelledStructure` says what they are. In the HDF5 file `structures` has `frames_end`
@@ -44,69 +41,153 @@ TABLES = {
     ),
     "atoms": np.dtype([("atomic_number", "u1"), ("position", "f4", (3,)), ("force", "f4", (3,))]),
 }
-# Columns of numbers, with the fields of `LabelledStructure` and `LabelledFrames` that hold them.
-FRAME_FIELDS = {
-    **{"energy": "energies", "temperature": "temperatures", "cell": "cells", "pbc": "pbc"},
-    "stress": "stresses",
+# Columns of numbers, and the fields of `LabelledStructure` and `LabelledFrames` that hold them.
+FIELDS = {
+    "frames": {
+        **{"energy": "energies", "temperature": "temperatures", "cell": "cells", "pbc": "pbc"},
+        "stress": "stresses",
+    },
+    "atoms": {"position": "positions", "force": "forces"},
 }
-ATOM_FIELDS = {"position": "positions", "force": "forces"}
 Tables = dict[str, np.ndarray]  # structured arrays, of some or all of `TABLES`
 
 
 class LabelledStructure(NamedTuple):
-    """T frames of one structure of N atoms, as the teacher labelled them."""
+    """The labelled frames of one structure: T frames of N atoms.
+
+    Attributes
+    ----------
+    name : str
+        Name of the structure, unique in a dataset.
+    identity : str
+        What may be in one split only: the canonical SMILES, or a code of the bonds.
+    kind : str
+        Class of the molecule, or "dimer", "cluster", "liquid", "crystal" or "file".
+    split : str
+        "train", "validation" or "test".
+    attempted : int
+        Number of frames that the teacher was asked for.
+    failure : str
+        Why some frames are missing; empty if none is.
+    atomic_numbers : ndarray
+        (N,) uint8.
+    methods : list of str
+        (T,) how each frame was sampled, such as "md".
+    positions : ndarray
+        (T, N, 3) float32, angstrom.
+    forces : ndarray
+        (T, N, 3) float32, eV/angstrom.
+    energies : ndarray
+        (T,) float64, eV.
+    temperatures : ndarray
+        (T,) float32, kelvin; NaN of a frame that was made without a thermostat.
+    cells : ndarray
+        (T, 3, 3) float32, angstrom; lattice vectors as rows.
+    pbc : ndarray
+        (T, 3) bool, whether the cell repeats along each vector.
+    stresses : ndarray
+        (T, 6) float32, eV/angstrom^3, xx yy zz yz xz xy; NaN if not labelled.
+    """
 
     name: str
-    identity: str  # what may be in one split only
+    identity: str
     kind: str
     split: str
-    attempted: int  # frames asked of the teacher
-    failure: str  # why some are missing, or nothing
-    atomic_numbers: np.ndarray  # (N,) uint8
-    methods: list[str]  # (T,)
-    positions: np.ndarray  # (T, N, 3) float32, angstrom
-    forces: np.ndarray  # (T, N, 3) float32, eV/angstrom
-    energies: np.ndarray  # (T,) float64, eV
-    temperatures: np.ndarray  # (T,) float32, kelvin, NaN where no thermostat was
-    cells: np.ndarray  # (T, 3, 3) float32, angstrom
-    pbc: np.ndarray  # (T, 3) bool
-    stresses: np.ndarray  # (T, 6) float32, eV/angstrom^3, xx yy zz yz xz xy, NaN: not labelled
+    attempted: int
+    failure: str
+    atomic_numbers: np.ndarray
+    methods: list[str]
+    positions: np.ndarray
+    forces: np.ndarray
+    energies: np.ndarray
+    temperatures: np.ndarray
+    cells: np.ndarray
+    pbc: np.ndarray
+    stresses: np.ndarray
 
 
 class LabelledFrames(NamedTuple):
-    """Frames laid end to end: M structures, T frames, A atoms in all frames together."""
+    """Labelled frames of M structures, laid end to end: T frames, A atoms in all frames together.
 
-    names: list[str]  # (M,)
-    identities: list[str]  # (M,)
-    kinds: list[str]  # (M,)
-    molecule: Tensor  # (T,) int64, index into names
-    methods: list[str]  # (T,)
-    start: Tensor  # (T + 1,) int64, first atom of each frame
-    atomic_numbers: Tensor  # (A,) int64
-    positions: Tensor  # (A, 3) float32, angstrom
-    forces: Tensor  # (A, 3) float32, eV/angstrom
-    energies: Tensor  # (T,) float64, eV
-    temperatures: Tensor  # (T,) float32, kelvin, NaN where no thermostat was
-    cells: Tensor  # (T, 3, 3) float32, angstrom
-    pbc: Tensor  # (T, 3) bool
-    stresses: Tensor  # (T, 6) float32, eV/angstrom^3, NaN where not labelled
+    Attributes
+    ----------
+    names, identities, kinds : list of str
+        (M,) as in `LabelledStructure`.
+    molecule : Tensor
+        (T,) int64, index of each frame's structure in `names`.
+    methods : list of str
+        (T,) how each frame was sampled.
+    start : Tensor
+        (T + 1,) int64, row of the first atom of each frame; the last entry is A.
+    atomic_numbers : Tensor
+        (A,) int64.
+    positions : Tensor
+        (A, 3) float32, angstrom.
+    forces : Tensor
+        (A, 3) float32, eV/angstrom.
+    energies : Tensor
+        (T,) float64, eV.
+    temperatures : Tensor
+        (T,) float32, kelvin; NaN of a frame that was made without a thermostat.
+    cells : Tensor
+        (T, 3, 3) float32, angstrom; lattice vectors as rows.
+    pbc : Tensor
+        (T, 3) bool, whether the cell repeats along each vector.
+    stresses : Tensor
+        (T, 6) float32, eV/angstrom^3, xx yy zz yz xz xy; NaN if not labelled.
+    """
+
+    names: list[str]
+    identities: list[str]
+    kinds: list[str]
+    molecule: Tensor
+    methods: list[str]
+    start: Tensor
+    atomic_numbers: Tensor
+    positions: Tensor
+    forces: Tensor
+    energies: Tensor
+    temperatures: Tensor
+    cells: Tensor
+    pbc: Tensor
+    stresses: Tensor
 
 
 class Summary(NamedTuple):
-    """The structures of a dataset, one entry each, and how many frames were asked for."""
+    """The M structures of a dataset without their frames.
+
+    Attributes
+    ----------
+    names, identities, kinds, splits : list of str
+        (M,) as in `LabelledStructure`.
+    attempted, labelled : ndarray
+        (M,) number of frames that the teacher was asked for, and that it labelled.
+    failures : list of str
+        (M,) why some frames are missing; empty if none is.
+    attributes : dict
+        What the whole dataset was made with, such as the teacher and the random seed.
+    """
 
     names: list[str]
     identities: list[str]
     kinds: list[str]
     splits: list[str]
-    attempted: np.ndarray  # (M,)
-    labelled: np.ndarray  # (M,)
+    attempted: np.ndarray
+    labelled: np.ndarray
     failures: list[str]
     attributes: dict[str, Any]
 
 
 class Writer:
-    """Adds structures to an open dataset; made by `open_dataset`."""
+    """Adds structures to an open dataset; made by `open_dataset`.
+
+    Attributes
+    ----------
+    names : set of str
+        Names of the structures that the dataset holds.
+    frames : int
+        Number of frames that the dataset holds.
+    """
 
     def __init__(self, path: Path, structures: np.ndarray) -> None:
         self.path = path
@@ -118,14 +199,17 @@ class Writer:
 
         Parameters
         ----------
+        structure : LabelledStructure
+            The structure to add.
         number : int, optional
-            Place among the structures that are packed together; by default behind those that the
-            dataset holds. With it the packed file does not depend on which was labelled first.
+            Place among the structures that are packed together; after those that the dataset holds
+            if not given. With it the packed file does not depend on the order of labelling.
 
         Raises
         ------
         InputError
-            If the disk is full; everything that was appended before is safe.
+            The shard cannot be written, for example because the disk is full. Everything that was
+            appended before is safe.
         """
         number = len(self.names) if number is None else number
         code = hashlib.sha256(structure.name.encode()).hexdigest()[:16]
@@ -139,22 +223,28 @@ class Writer:
 
 @contextmanager
 def open_dataset(path: Path, **attributes: Any) -> Iterator[Writer]:
-    """Dataset to append to, made if there is none, and packed at the end of a block without error.
+    """Open a dataset for writing, or make it; pack it when the block ends without an error.
 
     Parameters
     ----------
     path : Path
         HDF5 file.
-    attributes : str or float
-        What the dataset is of (teacher, seed ...); must be equal to those of an existing file.
+    **attributes : str or float
+        What the dataset is made with (teacher, seed, ...). An existing dataset must have been made
+        with the same.
+
+    Yields
+    ------
+    Writer
+        Adds structures to the dataset.
 
     Raises
     ------
     InputError
-        If the file is not a dataset of this format, is cut short, was made with other attributes or
-        is being written by another process, or if the disk is full.
+        The file is not a dataset of this format, is damaged, was made with other attributes, is
+        being written by another process, or cannot be written.
     """
-    with only_writer(path, REMEDY):
+    with only_writer(path, "wait for it, or give another --data folder"):
         if path.exists():
             existing = _read_packed(path, ())[0]
             for key, value in attributes.items():
@@ -178,12 +268,17 @@ def open_dataset(path: Path, **attributes: Any) -> Iterator[Writer]:
 
 
 def read_summary(path: Path) -> Summary:
-    """What a dataset holds, without its frames.
+    """Read which structures a dataset holds, without their frames.
+
+    Parameters
+    ----------
+    path : Path
+        HDF5 file, also of a dataset that is being written.
 
     Raises
     ------
     InputError
-        As `read_dataset`.
+        There is no dataset, it is damaged, or it is of another format.
     """
     attributes, tables = _read(path, ("structures",))
     return _summary(attributes, tables["structures"])
@@ -192,23 +287,23 @@ def read_summary(path: Path) -> Summary:
 def read_frames(
     path: Path, split: str | None = None, *, structures: int = 0, seed: int = 0
 ) -> LabelledFrames:
-    """All frames of one split, or of the whole dataset, in memory.
+    """Read all frames of one split, or of the whole dataset, into memory.
 
     Parameters
     ----------
     path : Path
-        HDF5 file, also of a dataset that is being labelled.
+        HDF5 file, also of a dataset that is being written.
     split : str, optional
-        One of `SPLITS`.
+        One of `SPLITS`; all of them if not given.
     structures : int
-        Read this many structures alone, drawn by the seed; 0: all.
+        Number of structures to read, drawn at random; 0 reads all.
     seed : int
-        Of the draw.
+        Random seed of that draw.
 
     Raises
     ------
     InputError
-        As `read_dataset`, and for a split that does not exist.
+        There is no such split or dataset, or the dataset is damaged or of another format.
     """
     if split not in (None, *SPLITS):
         raise InputError(f"no split {split!r}; there are {', '.join(SPLITS)}")
@@ -219,23 +314,42 @@ def read_frames(
     if structures:
         drawn = np.random.default_rng(seed).permutation(np.flatnonzero(members))[:structures]
         members = np.isin(np.arange(len(members)), drawn)
-    return _frames(_selected(tables, members))
+    frames = np.repeat(members, tables["structures"]["frames"])
+    rows = {"structures": members, "frames": frames}
+    rows["atoms"] = np.repeat(frames, tables["frames"]["atoms"])
+    return _frames({name: table[rows[name]] for name, table in tables.items()})
 
 
 def read_dataset(path: Path) -> tuple[Summary, LabelledFrames]:
-    """All structures with all their frames, read at one moment.
+    """Read all structures and all frames, as they are at one moment.
+
+    Parameters
+    ----------
+    path : Path
+        HDF5 file, also of a dataset that is being written.
+
+    Returns
+    -------
+    Summary
+        The structures.
+    LabelledFrames
+        The frames of all splits.
 
     Raises
     ------
     InputError
-        If there is no dataset, or it is cut short or of another format.
+        There is no dataset, it is damaged, or it is of another format.
     """
     attributes, tables = _read(path)
     return _summary(attributes, tables["structures"]), _frames(tables)
 
 
 def dataset_sha256(path: Path) -> str:
-    """Hash of a dataset: that of its file, or of this and its shards while it is being labelled."""
+    """Return the SHA-256 of a dataset, as hexadecimal digits.
+
+    It is the hash of the HDF5 file as `sha256sum` prints it. While the dataset is being written it
+    is a hash of the file and its shards together.
+    """
     hashes = []
     for part in (*_shard_files(path), path):
         with suppress(FileNotFoundError):  # a shard that is packed meanwhile
@@ -268,25 +382,22 @@ def _write(path: Path, content: io.BytesIO) -> None:
 
 
 def _tables_of(structure: LabelledStructure) -> Tables:
-    """One structure as rows of all tables."""
+    """Return one structure as rows of all tables."""
     count, atoms = structure.positions.shape[:2]
     rows = {"structures": 1, "frames": count, "atoms": count * atoms}
     tables = {name: np.zeros(rows[name], columns) for name, columns in TABLES.items()}
     for key, kind in TEXTS.items():
-        tables["structures"][key] = _cut(getattr(structure, key), int(kind[1:]))
+        # UTF-8, cut to the width of the column, but never within a character.
+        cut = getattr(structure, key).encode()[: int(kind[1:])].decode(errors="ignore")
+        tables["structures"][key] = cut.encode()
     tables["structures"]["frames"], tables["structures"]["attempted"] = count, structure.attempted
     tables["frames"]["atoms"], tables["frames"]["method"] = atoms, structure.methods
     tables["atoms"]["atomic_number"] = np.tile(structure.atomic_numbers, count)
-    for name, fields in (("frames", FRAME_FIELDS), ("atoms", ATOM_FIELDS)):
+    for name, fields in FIELDS.items():
         for key, field in fields.items():
             column = tables[name][key]
             column[:] = getattr(structure, field).reshape(column.shape)
     return tables
-
-
-def _cut(text: str, most: int) -> bytes:
-    """UTF-8 of a text, no longer than a column has room for, whole characters only."""
-    return text.encode()[:most].decode(errors="ignore").encode()
 
 
 def _texts(column: np.ndarray) -> list[str]:
@@ -294,26 +405,26 @@ def _texts(column: np.ndarray) -> list[str]:
 
 
 def _packed(attributes: dict[str, Any], tables: Tables) -> io.BytesIO:
-    """Content of the HDF5 file, compressed."""
+    """Return the content of the HDF5 file, compressed."""
     structures, frames = tables["structures"], tables["frames"]
     ends = np.cumsum(frames["atoms"], dtype=np.int64)
-    last = np.cumsum(structures["frames"])
-    derived = {
-        "structures/frames_end": last,
-        "structures/atoms_end": np.concatenate([[0], ends])[last],
+    frames_end = np.cumsum(structures["frames"])
+    columns = {
+        f"{name}/{key}": table[key]
+        for name, table in tables.items()
+        for key in table.dtype.names or ()
+    }
+    del columns["structures/frames"]
+    columns |= {
+        "structures/frames_end": frames_end,
+        "structures/atoms_end": np.concatenate([[0], ends])[frames_end],
         "frames/structure": np.repeat(np.arange(len(structures), dtype="i4"), structures["frames"]),
         "frames/start": ends - frames["atoms"],
     }
-    stored = {
-        f"{name}/{key}": rows[key]
-        for name, rows in tables.items()
-        for key in rows.dtype.names or ()
-    }
-    del stored["structures/frames"]
     content = io.BytesIO()
     with h5py.File(content, "w", libver="latest") as file:
         file.attrs.update(attributes)
-        for key, values in (stored | derived).items():
+        for key, values in columns.items():
             options = (
                 {"chunks": True, "compression": "gzip", "shuffle": True} if len(values) else {}
             )
@@ -322,7 +433,7 @@ def _packed(attributes: dict[str, Any], tables: Tables) -> io.BytesIO:
 
 
 def _read(path: Path, names: tuple[str, ...] = tuple(TABLES)) -> tuple[dict[str, Any], Tables]:
-    """Attributes and tables of a dataset: its HDF5 file's, then those of the shards."""
+    """Return the attributes of a dataset, and the tables of its HDF5 file and its shards."""
     # The shards first: what is packed and removed meanwhile is in the file that is read after them.
     shards = [_read_shard(shard, (*names, "structures")) for shard in _shard_files(path)]
     attributes, packed = _read_packed(path, (*names, "structures"))
@@ -335,34 +446,32 @@ def _read(path: Path, names: tuple[str, ...] = tuple(TABLES)) -> tuple[dict[str,
 def _read_packed(path: Path, names: tuple[str, ...]) -> tuple[dict[str, Any], Tables]:
     if not path.is_file():
         raise InputError(f"no dataset {path}; run `mlff-student distill sample` first")
+    tables: Tables = {}
     try:
         with h5py.File(path, "r") as file:
             plain = {k: v.item() if isinstance(v, np.generic) else v for k, v in file.attrs.items()}
-            if plain.get("format") != FORMAT or any(name not in file for name in TABLES):
-                raise InputError(
-                    f"{path} is no dataset of format {FORMAT} (found format {plain.get('format')})"
-                )
-            tables: Tables = {}
-            for name in names:
+            known = plain.get("format") == FORMAT and all(name in file for name in TABLES)
+            for name in names if known else ():
                 stored = dict(file[name].items())
                 if name == "structures":
                     stored["frames"] = np.diff(stored["frames_end"][:], prepend=0)
-                columns = {key: stored[key][:] for key in TABLES[name].names or ()}
-                tables[name] = np.zeros(len(next(iter(columns.values()))), TABLES[name])
-                for key, values in columns.items():
-                    tables[name][key] = values
-    except InputError:
-        raise
+                columns = [stored[key][:] for key in TABLES[name].names or ()]
+                tables[name] = np.rec.fromarrays(columns, dtype=TABLES[name])
     except (OSError, RuntimeError, KeyError, ValueError) as error:
         raise InputError(
-            f"{path} is not a whole HDF5 file ({error}); a copy cut short, perhaps: copy it again, "
-            "or move it away and run `mlff-student distill sample` again"
+            f"{path} is not a whole HDF5 file ({error}); perhaps a copy was cut short: copy "
+            "it again, or move it away and run `mlff-student distill sample` again"
         ) from error
+    if not known:
+        raise InputError(
+            f"{path} is no dataset of format {FORMAT} (found format {plain.get('format')}); give "
+            "a file that `mlff-student distill sample` wrote"
+        )
     return plain, tables
 
 
 def _read_shard(path: Path, names: tuple[str, ...]) -> Tables | None:
-    """Tables of one structure; None if it was packed meanwhile."""
+    """Return the tables of one structure; None if it was packed meanwhile."""
     try:
         with np.load(path) as file:
             return {name: file[name] for name in names}
@@ -385,14 +494,6 @@ def _summary(attributes: dict[str, Any], structures: np.ndarray) -> Summary:
     )
 
 
-def _selected(tables: Tables, members: np.ndarray) -> Tables:
-    """The tables of some structures alone, of which `members` (M,) says whether they are meant."""
-    frames = np.repeat(members, tables["structures"]["frames"])
-    atoms = np.repeat(frames, tables["frames"]["atoms"])
-    kept = {"structures": members, "frames": frames, "atoms": atoms}
-    return {name: rows[kept[name]] for name, rows in tables.items()}
-
-
 def _frames(tables: Tables) -> LabelledFrames:
     structures, frames, atoms = (tables[name] for name in TABLES)
 
@@ -405,6 +506,9 @@ def _frames(tables: Tables) -> LabelledFrames:
         methods=_texts(frames["method"]),
         start=tensor(np.cumsum([0, *frames["atoms"]], dtype=np.int64)),
         atomic_numbers=tensor(atoms["atomic_number"]).long(),
-        **{field: tensor(frames[key]) for key, field in FRAME_FIELDS.items()},
-        **{field: tensor(atoms[key]) for key, field in ATOM_FIELDS.items()},
+        **{
+            field: tensor(tables[name][key])
+            for name, fields in FIELDS.items()
+            for key, field in fields.items()
+        },
     )

@@ -1,4 +1,4 @@
-"""Errors of a student on held-out molecules, and the card that tells a user of them."""
+"""Evaluation: the errors of a student on held-out molecules, and its checkpoint with a card."""
 
 import csv
 from collections.abc import Iterable, Iterator, Sequence
@@ -18,7 +18,12 @@ from mlff_student.core.errors import InputError
 from mlff_student.core.figures import Figure, figures_of
 from mlff_student.core.files import atomic_write, sha256
 from mlff_student.core.results import write_json
-from mlff_student.distill.dataset import LabelledFrames, read_frames, read_summary
+from mlff_student.distill.dataset import (
+    LabelledFrames,
+    dataset_sha256,
+    read_frames,
+    read_summary,
+)
 from mlff_student.distill.graphs import frame_edges, predict_frames
 from mlff_student.distill.recipe import Recipe
 from mlff_student.model.elements import ELEMENTS
@@ -30,8 +35,8 @@ ACCURACY = "accuracy on held-out molecules"  # names of evidence
 STABILITY = "constant energy of held-out molecules"
 CAMPAIGN = "validation campaign"
 DRIFT, FORCES = "drift_mev_per_atom_ps", "force_rmse_ev_per_angstrom"
-# Rows of a card's table on MD: evidence, key of the figure, step (None: any), title.
-HELD_IN_MD = (
+# Rows of the table on MD of a card: evidence, key of the figure, step (None: any), title.
+MD_ROWS = (
     (STABILITY, DRIFT, None, "held-out molecules, 10 ps: energy drift (meV/atom/ps)"),
     (STABILITY, "bond_deviation_angstrom", None, "the same: largest change of a bond length (Å)"),
     (CAMPAIGN, DRIFT, "nve", "molecules, 10 and 50 ps: energy drift (meV/atom/ps)"),
@@ -43,20 +48,33 @@ HELD_IN_MD = (
     (CAMPAIGN, "rdf_error_percent", None, "liquid boxes: error of g(r), worst pair (%)"),
     (CAMPAIGN, "density_change_percent", None, "liquid boxes: change of density at 1 bar (%)"),
 )
-SIZES = ((1, 8), (9, 16), (17, 24), (25, 32), (33, 400))  # atoms, least and most
+SIZES = ((1, 8), (9, 16), (17, 24), (25, 32), (33, 400))  # smallest and largest number of atoms
 
 
 def evaluate_student(student: Student, frames: LabelledFrames) -> dict[str, Any]:
-    """Errors of a student against the labels.
+    """Measure the errors of a student against the teacher's labels.
 
-    The headline figures are of teacher MD of single molecules (of all frames where there is none);
-    `by_temperature_K`, `by_element`, `by_size` and `by_class` split them up, and `complexes` holds
-    frames of several molecules (dimers, clusters, liquids, crystals), kind by kind.
+    The main figures are of frames of the teacher's MD of single molecules, or of all frames if
+    there are none of these.
+
+    Parameters
+    ----------
+    student : Student
+        The student.
+    frames : LabelledFrames
+        Held-out frames.
+
+    Returns
+    -------
+    dict
+        The main figures, their names with units. The keys `by_temperature_K`, `by_element`,
+        `by_size` and `by_class` hold the same figures for parts of these frames, and `complexes`
+        for frames of several molecules (dimers, clusters, liquids, crystals), kind by kind.
 
     Raises
     ------
     InputError
-        No frames.
+        There are no frames.
     """
     if not len(frames.energies):
         raise InputError("no held-out frames to measure on; see structures.held_out of the recipe")
@@ -101,8 +119,8 @@ def evaluate_student(student: Student, frames: LabelledFrames) -> dict[str, Any]
             if chosen.any()
         },
         "by_size": table(
-            (f"{least}-{most} atoms", single & (count >= least) & (count <= most))
-            for least, most in SIZES
+            (f"{smallest}-{largest} atoms", single & (count >= smallest) & (count <= largest))
+            for smallest, largest in SIZES
         ),
         "by_class": table((kind, single & of_kind(kind)) for kind in sorted(set(frames.kinds))),
         "complexes": table((kind, of_kind(kind)) for kind in COMPLEXES),
@@ -112,31 +130,35 @@ def evaluate_student(student: Student, frames: LabelledFrames) -> dict[str, Any]
 def write_checkpoint(
     recipe: Recipe, recipe_file: Path, dataset: Path, trained: Path, name: str, output: Path
 ) -> dict[str, Any]:
-    """Measure a trained student on the held-out molecules and write its checkpoint folder.
+    """Measure a trained student on the held-out molecules, and write its checkpoint folder.
 
     Parameters
     ----------
-    recipe, recipe_file : Recipe, Path
-        What it was trained by.
+    recipe : Recipe
+        Recipe that the student was trained by.
+    recipe_file : Path
+        YAML file of the recipe.
     dataset : Path
-        What it was trained on.
+        HDF5 file that the student was trained on.
     trained : Path
-        model.pt that `train` wrote, with metrics.csv beside it; receives curve.png, the learning
-        curve, beside them.
+        model.pt that `train` wrote, with metrics.csv beside it. The learning curve is written
+        beside them as curve.png.
     name : str
         Name of the model.
     output : Path
-        Folder; receives model.pt, card.json, summary.json and README.md.
+        Folder that receives model.pt, card.json, summary.json and README.md.
 
     Returns
     -------
     dict
-        The card.
+        The card: the content of card.json.
 
     Raises
     ------
     InputError
-        If the dataset has no held-out frames, or the folder cannot be written.
+        The dataset has no held-out frames, or the folder cannot be written.
+    ArchiveError
+        `trained` is no checkpoint.
     """
     student, _ = load_student(trained)
     training = torch.load(trained, weights_only=True)["training"]
@@ -158,7 +180,7 @@ def write_checkpoint(
         "parameters": parameter_count(student),
         "model_sha256": sha256(trained),
         "teacher": recipe.teacher,
-        "dataset_sha256": sha256(dataset),
+        "dataset_sha256": dataset_sha256(dataset),
         "recipe": recipe_file.name,
         "recipe_sha256": sha256(recipe_file),
         "split_by": str(summary.attributes.get("split_by", "molecule")),
@@ -194,14 +216,16 @@ def write_checkpoint(
 
 
 def recipe_content_sha256(path: Path, model: str) -> str:
-    """Hash of what a recipe says of the data and of the training of a model.
+    """Return a SHA-256 of what a recipe says about the data and the training of one model.
+
+    Comments do not change it, and neither do the settings of other models.
 
     Parameters
     ----------
     path : Path
         YAML file of the recipe.
     model : str
-        Key of its `training`; the other models' settings do not count. All count if it is none.
+        Key of its `training`; if there is no such key, the settings of all models count.
     """
     values = yaml.safe_load(path.read_text())
     training = values["training"]
@@ -209,14 +233,16 @@ def recipe_content_sha256(path: Path, model: str) -> str:
 
 
 def accuracy_evidence(card: dict[str, Any], recipe_sha256: str, date: str = "") -> Evidence:
-    """Errors on held-out frames, of a card.
+    """Return the evidence for summary.json that a card holds: the errors on held-out frames.
 
     Parameters
     ----------
+    card : dict
+        Content of card.json.
     recipe_sha256 : str
-        Hash of the recipe's content.
+        Hash of the recipe's content, from `recipe_content_sha256`.
     date : str
-        Day they were measured, YYYY-MM-DD; today if empty.
+        Day of the measurement, YYYY-MM-DD; today if empty.
     """
     test, training = card["accuracy"]["held_out_molecules"], card["training"]
     groups: list[tuple[dict[str, Any], dict[str, Any]]] = [({}, test)]
@@ -254,7 +280,15 @@ def accuracy_evidence(card: dict[str, Any], recipe_sha256: str, date: str = "") 
 
 
 def known_neighbourhoods(frames: LabelledFrames) -> Limits:
-    """What neighbours the atoms of frames have; see `mlff_student.model.neighbourhoods`."""
+    """Return the limits of the numbers of neighbours that the atoms of the frames have.
+
+    The instrument warns outside of them; see `mlff_student.model.neighbourhoods`.
+
+    Parameters
+    ----------
+    frames : LabelledFrames
+        Training frames.
+    """
     numbers = torch.tensor([number for number, _ in ELEMENTS.values()])
     species = torch.full((int(numbers.max()) + 1,), -1)
     species[numbers] = torch.arange(len(numbers))
@@ -262,21 +296,29 @@ def known_neighbourhoods(frames: LabelledFrames) -> Limits:
 
     def counts() -> Iterator[tuple[Tensor, Tensor]]:
         for frame, edge_index, vectors in frame_edges(frames, REACH):
-            some = frame.unique()
-            if not len(some):  # a frame whose atoms are all alone teaches nothing of neighbours
+            members = frame.unique()
+            if not len(members):  # no atom has a neighbour
                 continue
-            rows = torch.cat([torch.arange(*frames.start[k : k + 2]) for k in some.tolist()])
+            rows = torch.cat([torch.arange(*frames.start[k : k + 2]) for k in members.tolist()])
             place = torch.zeros(len(kinds), dtype=torch.int64)
             place[rows] = torch.arange(len(rows))
             edges = place[edge_index + frames.start[frame]]
-            mine = kinds[rows]
-            yield neighbour_counts(vectors.norm(dim=1), edges, mine, len(numbers)), mine
+            kind = kinds[rows]
+            yield neighbour_counts(vectors.norm(dim=1), edges, kind, len(numbers)), kind
 
     return neighbourhood_limits(counts(), list(ELEMENTS))
 
 
 def plot_curve(metrics: Path, output: Path) -> None:
-    """Force errors over the steps of a training."""
+    """Plot the force errors over the steps of a training.
+
+    Parameters
+    ----------
+    metrics : Path
+        metrics.csv that `train` wrote.
+    output : Path
+        PNG file to write.
+    """
     from mlff_student.reporting.plots import single_figure
 
     with open(metrics, newline="") as stream:
@@ -289,20 +331,30 @@ def plot_curve(metrics: Path, output: Path) -> None:
 
 
 def write_readme(folder: Path, card: dict[str, Any], evidence: Sequence[Evidence]) -> None:
-    """Write a checkpoint's README.md, which says what its card and its summary hold."""
+    """Write README.md of a checkpoint folder from its card and its evidence.
+
+    Parameters
+    ----------
+    folder : Path
+        Checkpoint folder.
+    card : dict
+        Content of card.json.
+    evidence : sequence of Evidence
+        Content of summary.json.
+    """
     with atomic_write(folder / "README.md") as temporary:
         temporary.write_text(card_text(card, evidence))
 
 
 def card_text(card: dict[str, Any], evidence: Sequence[Evidence] = ()) -> str:
-    """A model's card, and what it held in MD by its evidence, as a page of Markdown.
+    """Return the page of a model in Markdown: accuracy, figures of MD, limits, use and origin.
 
     Parameters
     ----------
     card : dict
         Content of card.json.
-    evidence : Sequence[Evidence]
-        Sequence of Evidence Content of summary.json.
+    evidence : sequence of Evidence
+        Content of summary.json.
     """
     test, training, domain = (
         card["accuracy"]["held_out_molecules"],
@@ -327,10 +379,10 @@ def card_text(card: dict[str, Any], evidence: Sequence[Evidence] = ()) -> str:
     ]
     trained_at = ", ".join(f"{t:g}" for t in domain["temperatures_K"])
     scope = (
-        "It knows the molecule that it was made for and nothing else."
+        "Use it only for the molecule that it was made for."
         if specialised
-        else f"It has learned the errors of {teacher} as well: compare it with {teacher} on your "
-        "own molecules."
+        else f"It has learned the errors of {teacher} too: compare it with {teacher} on your own "
+        "molecules."
     )
     lines = [
         f"# {name}",
@@ -340,9 +392,9 @@ def card_text(card: dict[str, Any], evidence: Sequence[Evidence] = ()) -> str:
         "",
         "## How accurate it is",
         "",
-        f"Errors against {teacher} on {test['frames']:,} frames of teacher MD {unseen} never seen "
-        f"in training. The energy RMSE is {1e3 * test['energy_rmse_ev_per_atom']:.1f} meV/atom. "
-        "`card.json` has the errors by size and class of molecules as well.",
+        f"Errors relative to {teacher} on {test['frames']:,} frames of its MD {unseen} that were "
+        f"not trained on. The energy RMSE is {1e3 * test['energy_rmse_ev_per_atom']:.1f} meV/atom. "
+        "`card.json` also has the errors by size and class of the molecules.",
         "",
         "| held out | atoms | force RMSE (eV/Å) | MAE (eV/Å) | R² | angle (deg) |",
         "|---|---|---|---|---|---|",
@@ -353,9 +405,9 @@ def card_text(card: dict[str, Any], evidence: Sequence[Evidence] = ()) -> str:
         "",
         f"Made for {domain['systems']}; elements {', '.join(domain['elements'])}; molecules of up "
         f"to {domain['largest_molecule_atoms']} atoms; trained at {trained_at} K and on forces of "
-        f"up to {domain['largest_force_ev_per_angstrom']:g} eV/Å. Not for ions, radicals, "
-        "reactions, excited states or metals, and not where interactions beyond the cutoff of 5 Å "
-        f"matter. {scope}",
+        f"up to {domain['largest_force_ev_per_angstrom']:g} eV/Å. Do not use it for ions, "
+        "radicals, reactions, excited states or metals, or where interactions beyond the cutoff of "
+        f"5 Å matter. {scope}",
         "",
         "## How to use it",
         "",
@@ -375,18 +427,18 @@ def card_text(card: dict[str, Any], evidence: Sequence[Evidence] = ()) -> str:
         f"    weights  {card['model_sha256']}",
         f"    dataset  {card['dataset_sha256']}",
         "",
-        "`summary.json` has every figure that was measured of these weights, with the command that "
-        "makes it anew; `mlff-student models --check` says which are current.",
+        "`summary.json` has all figures that were measured with these weights, and the commands "
+        "that measure them again; `mlff-student models --check` says which figures are current.",
         "",
     ]
     return "\n".join(lines)
 
 
 def _md_lines(evidence: Sequence[Evidence]) -> list[str]:
-    """Section on MD, as far as there is evidence of it."""
+    """Return the lines of the section on MD; none if there is no evidence on MD."""
     figures = {each.what: each.figures for each in evidence}
     rows = []
-    for what, key, step, title in HELD_IN_MD:
+    for what, key, step, title in MD_ROWS:
         values = [
             figure.value
             for figure, where in figures.get(what, ())
@@ -395,4 +447,4 @@ def _md_lines(evidence: Sequence[Evidence]) -> list[str]:
         if values:
             low, high = f"{min(values):.3g}", f"{max(values):.3g}"
             rows.append(f"| {title} | {low if low == high else f'{low} to {high}'} |")
-    return ["## What it held in MD", "", "| | |", "|---|---|", *rows, ""] if rows else []
+    return ["## Results in MD", "", "| | |", "|---|---|", *rows, ""] if rows else []

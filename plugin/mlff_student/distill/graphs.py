@@ -1,6 +1,6 @@
-"""Frames as graphs with the labels that the network itself must learn, in batches.
+"""Frames as graphs in batches, with the labels that the network learns.
 
-Needs torch and numpy only: training must run where no chemistry is installed.
+This module needs torch and numpy only, because training must run where no chemistry is installed.
 """
 
 from collections.abc import Callable, Iterator
@@ -23,53 +23,108 @@ from mlff_student.model.student import (
 Network = Callable[[Tensor, Tensor, Tensor, int], tuple[Tensor, Tensor]]  # Student.network
 
 PAIRS_AT_ONCE = 4_000_000  # bounds the scratch memory of the neighbour search
-SHORTEST_THROW = 0.25  # angstrom an atom, root mean square; thermal motion is a third of it
-LONGEST_THROW = 10.0  # angstrom, norm over all atoms
-VOIGT = torch.tensor([[0, 5, 4], [5, 1, 3], [4, 3, 2]])  # of xx, yy, zz, yz, xz, xy
+# Shortest displacement of a displaced frame, root mean square over its atoms, angstrom; thermal
+# motion is a third of it.
+SHORTEST_DISPLACEMENT = 0.25
+LONGEST_DISPLACEMENT = 10.0  # angstrom, norm over all atoms
+VOIGT = torch.tensor([[0, 5, 4], [5, 1, 3], [4, 3, 2]])  # places of xx, yy, zz, yz, xz, xy
 
 
 class Graphs(NamedTuple):
-    """Frames with edges and with what the network does not learn taken off the labels."""
+    """T frames of A atoms with their E edges, and the labels that the network learns.
+
+    Reference energies and repulsion, which are not learned, are subtracted from the labels.
+
+    Attributes
+    ----------
+    frames : LabelledFrames
+        The frames with the teacher's labels.
+    species : Tensor
+        (A,) int64, index of each atom's element in the student.
+    edge_start : Tensor
+        (T + 1,) int64, row of the first edge of each frame; the last entry is E.
+    edge_index : Tensor
+        (2, E) int32, receiver and sender, counted from the first atom of their frame.
+    edge_vectors : Tensor
+        (E, 3) float32, from receiver to sender, angstrom.
+    energies : Tensor
+        (T,) float32, eV, without reference energies and repulsion.
+    forces : Tensor
+        (A, 3) float32, eV/angstrom, without repulsion.
+    virials : Tensor
+        (T, 3, 3) float32, -dE/dstrain without repulsion, eV; NaN if not labelled.
+    """
 
     frames: LabelledFrames
-    species: Tensor  # (A,) int64
-    edge_start: Tensor  # (T + 1,) int64
-    edge_index: Tensor  # (2, E) int32, [receiver, sender], atoms counted from their frame's first
-    edge_vectors: Tensor  # (E, 3) float32, angstrom
-    energies: Tensor  # (T,) float32, eV, without references and repulsion
-    forces: Tensor  # (A, 3) float32, eV/angstrom, without repulsion
-    virials: Tensor  # (T, 3, 3) float32, eV, -dE/dstrain without repulsion; NaN where not labelled
+    species: Tensor
+    edge_start: Tensor
+    edge_index: Tensor
+    edge_vectors: Tensor
+    energies: Tensor
+    forces: Tensor
+    virials: Tensor
 
 
 class Batch(NamedTuple):
-    """Some frames as one graph."""
+    """B frames of N atoms as one graph of E edges.
 
-    vectors: Tensor  # (E, 3)
-    edge_index: Tensor  # (2, E)
-    species: Tensor  # (N,)
-    frame: Tensor  # (N,) frame of each atom
-    atoms: Tensor  # (B,) atoms in each frame
-    displaced: Tensor  # (B,) bool: thrown about, its energy a lower bound, its forces unknown
-    energies: Tensor  # (B,)
-    forces: Tensor  # (N, 3)
-    virials: Tensor  # (B, 3, 3), NaN where not labelled
+    Attributes
+    ----------
+    vectors : Tensor
+        (E, 3) float32, from receiver to sender, angstrom.
+    edge_index : Tensor
+        (2, E) int64, receiver and sender, counted over all frames.
+    species : Tensor
+        (N,) int64, index of each atom's element in the student.
+    frame : Tensor
+        (N,) int64, frame of each atom.
+    atoms : Tensor
+        (B,) int64, number of atoms of each frame.
+    displaced : Tensor
+        (B,) bool, whether the atoms are displaced at random. The energy of such a frame is a lower
+        bound, and its forces are unknown.
+    energies : Tensor
+        (B,) float32, eV, without reference energies and repulsion.
+    forces : Tensor
+        (N, 3) float32, eV/angstrom, without repulsion.
+    virials : Tensor
+        (B, 3, 3) float32, -dE/dstrain without repulsion, eV; NaN if not labelled.
+    """
+
+    vectors: Tensor
+    edge_index: Tensor
+    species: Tensor
+    frame: Tensor
+    atoms: Tensor
+    displaced: Tensor
+    energies: Tensor
+    forces: Tensor
+    virials: Tensor
 
     def to(self, device: torch.device) -> "Batch":
-        """The same batch on another device."""
+        """Return the same batch on another device."""
         return Batch(*(tensor.to(device, non_blocking=True) for tensor in self))
 
 
 def fit_references(frames: LabelledFrames, student: Student) -> None:
-    """Set the per-element reference energies: least squares of the energies over composition.
+    """Set the reference energy of each element by a least-squares fit of energies to compositions.
+
+    Parameters
+    ----------
+    frames : LabelledFrames
+        Frames with total energies.
+    student : Student
+        Student whose `references` are set.
 
     Raises
     ------
     InputError
-        Energies that are not finite.
+        An energy is not finite.
     """
     if not frames.energies.isfinite().all():
         raise InputError(
-            "the dataset holds energies that are no numbers; see `mlff-student distill check`"
+            "the dataset holds energies that are not finite; find them with `mlff-student distill "
+            "check`"
         )
     species = student.species_of.cpu()[frames.atomic_numbers]
     kinds = student.references.shape[0]
@@ -81,17 +136,26 @@ def fit_references(frames: LabelledFrames, student: Student) -> None:
 
 
 def build_graphs(frames: LabelledFrames, student: Student) -> Graphs:
-    """Edges of every frame, and labels with references and repulsion taken off.
+    """Find the edges of all frames, and subtract references and repulsion from their labels.
+
+    Parameters
+    ----------
+    frames : LabelledFrames
+        Frames with the teacher's labels.
+    student : Student
+        Student with its cutoff, reference energies and repulsion.
 
     Raises
     ------
     InputError
-        An element that the student does not know.
+        The frames hold an element that the student does not know.
     """
     species = student.species_of[frames.atomic_numbers]
     if (species < 0).any():
         number = int(frames.atomic_numbers[species < 0][0])
-        raise InputError(f"the dataset holds atomic number {number}, unknown to the student")
+        raise InputError(
+            f"the dataset holds atomic number {number}, unknown to the student; take it out"
+        )
     no_edges = torch.zeros((2, 0), dtype=torch.int64)
     parts = [(no_edges[0], no_edges, torch.zeros(0, 3).double())]
     parts += frame_edges(frames, student.cutoff)
@@ -127,15 +191,30 @@ def build_graphs(frames: LabelledFrames, student: Student) -> Graphs:
 
 
 def frame_edges(frames: LabelledFrames, cutoff: float) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-    """Edges of all frames, some frames at a time: frame (E,), edge_index (2, E), vectors (E, 3),
-    atoms counted from their frame's first.
+    """Find the edges of all frames, some frames at a time.
+
+    Parameters
+    ----------
+    frames : LabelledFrames
+        The frames.
+    cutoff : float
+        Largest length of an edge, angstrom.
+
+    Yields
+    ------
+    frame : Tensor
+        (E,) int64, frame of each edge.
+    edge_index : Tensor
+        (2, E) int64, receiver and sender, counted from the first atom of their frame.
+    vectors : Tensor
+        (E, 3) float64, from receiver to sender, angstrom.
     """
     yield from _open_edges(frames, cutoff)
     yield from _periodic_edges(frames, cutoff)
 
 
 def _open_edges(frames: LabelledFrames, cutoff: float) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-    """Frame (E,), edge_index (2, E) and vectors (E, 3) of open frames, those of a size together."""
+    """Find the edges of open frames; frames of equal size are searched together."""
     sizes = frames.start.diff()
     is_open = ~frames.pbc.any(1)
     for atoms in sizes[is_open].unique().tolist():
@@ -147,7 +226,7 @@ def _open_edges(frames: LabelledFrames, cutoff: float) -> Iterator[tuple[Tensor,
 
 
 def _all_edges(positions: Tensor, cutoff: float) -> tuple[Tensor, Tensor, Tensor]:
-    """Frame (E,), edge_index (2, E) and vectors (E, 3) of open frames (T, N, 3)."""
+    """Return frame (E,), edge_index (2, E) and vectors (E, 3) of open frames (T, N, 3)."""
     vectors = positions[:, None] - positions[:, :, None]  # (T, i, j, 3) = x_j - x_i
     itself = torch.eye(positions.shape[1], dtype=torch.bool)
     near = (vectors.square().sum(-1) < cutoff**2) & ~itself
@@ -158,7 +237,7 @@ def _all_edges(positions: Tensor, cutoff: float) -> tuple[Tensor, Tensor, Tensor
 def _periodic_edges(
     frames: LabelledFrames, cutoff: float
 ) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-    """As `_open_edges`, for frames with a cell."""
+    """Find the edges of frames with a cell."""
     for k in frames.pbc.any(1).nonzero()[:, 0].tolist():
         vectors, edge_index = neighbour_edges(
             frames.positions[frames.start[k] : frames.start[k + 1]].double(),
@@ -170,7 +249,15 @@ def _periodic_edges(
 
 
 def make_batch(graphs: Graphs, chosen: list[int]) -> Batch:
-    """The chosen frames as one graph."""
+    """Join the chosen frames into one graph.
+
+    Parameters
+    ----------
+    graphs : Graphs
+        All frames.
+    chosen : list of int
+        Frames of the batch, in this order; a frame may occur twice.
+    """
     members = torch.tensor(chosen)
     start, atoms = graphs.frames.start[members], graphs.frames.start.diff()[members]
     edge_start, edges = graphs.edge_start[members], graphs.edge_start.diff()[members]
@@ -190,7 +277,7 @@ def make_batch(graphs: Graphs, chosen: list[int]) -> Batch:
 
 
 def join_batches(batches: list[Batch]) -> Batch:
-    """Several batches as one graph."""
+    """Join several batches into one graph."""
     if len(batches) == 1:
         return batches[0]
     first, *others = batches
@@ -209,16 +296,23 @@ def join_batches(batches: list[Batch]) -> Batch:
 def displaced_batch(
     graphs: Graphs, chosen: list[int], seeds: list[list[int]], cutoff: float
 ) -> list[Batch]:
-    """The open ones of the chosen frames with their atoms thrown about, a batch each.
+    """Displace the atoms of the chosen open frames by a large distance; return a batch for each.
 
-    All atoms together move by up to 10 angstrom, as in a minimiser's first trial step, each by
-    0.25 or more (root mean square), half of the frames at random and half along the forces. Nobody
-    asks the teacher for their energies, but they are above the frame's own.
+    The displacement is at least 0.25 angstrom (root mean square over the atoms), and its norm over
+    all atoms is up to 10 angstrom, as in a minimiser's first trial step. Half of the frames are
+    displaced at random and half along the forces. The teacher does not label them; their energies
+    are taken to be above that of the frame itself.
 
     Parameters
     ----------
-    seeds : list[list[int]]
-        Of the random numbers for each of the chosen frames.
+    graphs : Graphs
+        All frames.
+    chosen : list of int
+        Frames to displace; periodic frames are left out.
+    seeds : list of list of int
+        Random seed for each of the chosen frames.
+    cutoff : float
+        Largest length of an edge, angstrom.
     """
     batches = []
     for k, seed in zip(chosen, seeds, strict=True):
@@ -229,8 +323,8 @@ def displaced_batch(
         rng, atoms = np.random.default_rng(seed), len(species)
         downhill = rng.random() < 0.5 and bool(forces.any())
         direction = forces if downhill else torch.from_numpy(rng.standard_normal((atoms, 3)))
-        least = SHORTEST_THROW * atoms**0.5
-        length = rng.uniform(least, max(LONGEST_THROW, 2.0 * least))
+        shortest = SHORTEST_DISPLACEMENT * atoms**0.5
+        length = rng.uniform(shortest, max(LONGEST_DISPLACEMENT, 2.0 * shortest))
         positions = graphs.frames.positions[rows] + length * direction / direction.norm()
         _, edge_index, vectors = _all_edges(positions[None], cutoff)
         batches.append(
@@ -250,21 +344,31 @@ def displaced_batch(
 
 
 def _ranges(start: Tensor, count: Tensor) -> Tensor:
-    """start[0], start[0] + 1, ... (count[0] of them), start[1], ..."""
+    """Return start[0], start[0] + 1, ... (count[0] numbers), start[1], ..."""
     first = torch.repeat_interleave(start - (count.cumsum(0) - count), count)
     return first + torch.arange(int(count.sum()))
 
 
 class Prediction(NamedTuple):
-    """What the network says of a batch, without references and repulsion."""
+    """Predictions of the network for a batch, without reference energies and repulsion.
 
-    energies: Tensor  # (B,)
-    forces: Tensor  # (N, 3)
-    virials: Tensor  # (B, 3, 3), of the frames that have a label; zeros of the others
+    Attributes
+    ----------
+    energies : Tensor
+        (B,) eV.
+    forces : Tensor
+        (N, 3) eV/angstrom.
+    virials : Tensor
+        (B, 3, 3) -dE/dstrain, eV; zero for frames whose virial is not labelled.
+    """
+
+    energies: Tensor
+    forces: Tensor
+    virials: Tensor
 
 
 def predict(network: Network, batch: Batch) -> Prediction:
-    """Energies, forces and virials by the network."""
+    """Predict energies, forces and virials of a batch by the network."""
     atoms, frames = len(batch.species), len(batch.atoms)
     eps, gradient = network(batch.vectors, batch.edge_index, batch.species, atoms)
     frame = batch.frame[batch.edge_index[0]]
@@ -280,7 +384,29 @@ def predict(network: Network, batch: Batch) -> Prediction:
 def predict_frames(
     student: Student, frames: LabelledFrames, batch: int = 32
 ) -> tuple[Tensor, Tensor]:
-    """Total energies (T,) in eV and forces (A, 3) in eV/angstrom of all frames."""
+    """Predict total energies and forces of all frames.
+
+    Parameters
+    ----------
+    student : Student
+        The student.
+    frames : LabelledFrames
+        The frames; their labels are not used.
+    batch : int
+        Number of frames that are predicted at once.
+
+    Returns
+    -------
+    energies : Tensor
+        (T,) float64, eV.
+    forces : Tensor
+        (A, 3) float64, eV/angstrom.
+
+    Raises
+    ------
+    InputError
+        The frames hold an element that the student does not know.
+    """
     graphs = build_graphs(frames, student)
     energies, forces = [], []
     for first in range(0, len(frames.energies), batch):

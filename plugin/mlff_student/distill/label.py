@@ -1,4 +1,4 @@
-"""Labelling of many structures at once, on the cores of this machine or on a Dask cluster."""
+"""Labelling of many structures in parallel, on the cores of this machine or on a Dask cluster."""
 
 import os
 from collections.abc import Generator
@@ -28,18 +28,22 @@ def label(recipe: Recipe, dataset: Path, workers: int, scheduler: str = "") -> N
 
     Parameters
     ----------
+    recipe : Recipe
+        Says which structures, which teacher and which sampling methods to use.
     dataset : Path
-        HDF5 file, made or extended; each structure is safe as soon as it is labelled.
+        HDF5 file to make or to extend; each structure is safe as soon as it is labelled.
     workers : int
-        Processes of one thread each; ignored with a scheduler.
+        Number of processes, each with one thread; not used with a scheduler.
     scheduler : str
-        Address of a Dask scheduler (tcp://host:port), or none.
+        Address of a Dask scheduler (tcp://host:port); empty for this machine.
 
     Raises
     ------
     InputError
-        The dataset was made with another teacher or seed, no structure gave a frame, the disk is
-        full, a worker died or the scheduler does not answer.
+        The dataset was made with another teacher or random seed, no structure gave a frame, the
+        disk is full, a worker process died or the scheduler does not answer.
+    MissingDependencyError
+        The teacher or Dask is not installed.
     """
     with Console(stderr=True).status("listing structures"):
         sources = list_sources(recipe.structures, recipe.seed)
@@ -54,12 +58,21 @@ def label_sources(
     scheduler: str = "",
     split_by: str = "molecule",
 ) -> None:
-    """Label these structures; see `label`.
+    """Label the given structures that the dataset does not hold yet.
 
     Parameters
     ----------
+    sources : list of Source
+        The structures.
+    recipe, dataset, workers, scheduler : Recipe, Path, int, str
+        As for `label`.
     split_by : str
         "molecule", or "trajectory" for a dataset of one structure.
+
+    Raises
+    ------
+    InputError, MissingDependencyError
+        As for `label`.
     """
     dataset.parent.mkdir(parents=True, exist_ok=True)
     columns = (
@@ -79,7 +92,7 @@ def label_sources(
         place = {source.name: number for number, source in enumerate(sources)}
         skipped = 0
         results = _on_cluster(scheduler, pending) if scheduler else _on_cores(workers, pending)
-        with closing(results):  # no more labels are made when this loop ends, however it ends
+        with closing(results):  # stops the workers also when this loop ends by an error
             for labelled in results:
                 writer.append(labelled, place[labelled.name])
                 if labelled.failure:
@@ -89,7 +102,9 @@ def label_sources(
                 info = f"{writer.frames} frames, {skipped} skipped"
                 progress.update(bar, advance=1, info=info)
         if not writer.frames:
-            raise InputError(f"no structure gave a frame; {dataset} says why of each")
+            raise InputError(
+                f"no structure gave a frame; the reasons are in structures/failure of {dataset}"
+            )
 
 
 def _label(job: tuple[Source, Recipe, int]) -> LabelledStructure:
@@ -100,7 +115,7 @@ def _on_cores(workers: int, jobs: list[Any]) -> Generator[LabelledStructure, Non
     os.environ["OMP_NUM_THREADS"] = "1"  # read by the workers when they load the teacher
     with ProcessPoolExecutor(workers, get_context("spawn"), end_with_parent) as pool:
         try:
-            # No other reference to the futures is held: they would keep all labels in memory.
+            # No list of the futures is kept: it would keep all labels in memory.
             for future in as_completed([pool.submit(_label, job) for job in jobs]):
                 yield future.result()
         except BrokenProcessPool as error:

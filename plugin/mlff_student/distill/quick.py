@@ -1,4 +1,4 @@
-"""A specialised student of one structure, from its file to an archive in a single command."""
+"""`distill quick`: a student of one structure, from its file to an archive in one command."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -17,7 +17,7 @@ from mlff_student.structures.reading import read_structure
 from mlff_student.teachers import make_teacher
 
 QUICK_RECIPE = Path(__file__).with_name("quick.yaml")
-TRAJECTORIES = {"train": 12, "validation": 2, "test": 4}
+TRAJECTORIES = {"train": 12, "validation": 2, "test": 4}  # number in each split
 
 
 def quick(
@@ -29,30 +29,41 @@ def quick(
     compiled: bool = True,
     recipe: Path | None = None,
 ) -> dict[str, Any]:
-    """Distil a student that knows one structure: a molecule, a complex or a crystal.
+    """Distil a student for one structure: a molecule, a complex or a crystal.
 
-    The teacher runs MD trajectories, some of them held out; training starts from the shipped
-    student of the same preset, which knows organic chemistry already.
+    The teacher runs MD trajectories, and some of them are held out. Training starts from the
+    shipped student of the same preset, which has learned organic chemistry.
 
     Parameters
     ----------
     molecule : str
-        Structure file or SMILES.
+        Structure file or SMILES string.
+    preset : str
+        Preset of the student, such as "tiny".
+    teacher : str
+        Name of the teacher.
     output : Path
-        Folder; receives dataset.h5, <preset>.pt (archive for the engines) and the checkpoint with
-        its card. The same call resumes where a killed one stopped.
-    recipe : Path | None
-        YAML file in place of quick.yaml.
+        Folder that receives dataset.h5, <preset>.pt (the archive for the engines) and the
+        checkpoint with its card. The same call resumes where a killed one stopped.
+    workers : int
+        Number of teacher processes on this machine.
+    compiled : bool
+        Whether torch.compile fuses the training step.
+    recipe : Path, optional
+        Recipe instead of quick.yaml.
 
     Returns
     -------
-    dict[str, Any]
-        The card.
+    dict
+        The card; see `write_checkpoint`.
 
     Raises
     ------
     InputError
-        A structure that no student can answer for, or an unknown preset or teacher.
+        The structure has elements or distances that no student can be used for, or the preset or
+        the teacher is unknown.
+    MissingDependencyError
+        The teacher is not installed.
     """
     file = recipe or QUICK_RECIPE
     chosen = read_recipe(file)
@@ -61,7 +72,7 @@ def quick(
     chosen = replace(chosen, teacher=teacher)
     atoms = read_structure(molecule).atoms
     check_structure(atoms)
-    make_teacher(teacher)  # the workers make their own; this one says now what is wrong with it
+    make_teacher(teacher)  # raises now what would end the workers
     sources = [
         Source(
             name=f"{split}_{index}",

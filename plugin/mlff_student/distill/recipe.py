@@ -1,4 +1,4 @@
-"""The recipe: one YAML file that says which structures, which teacher, how to sample and train."""
+"""The recipe: a YAML file with the structures, the teacher, the sampling and the training."""
 
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,7 +12,17 @@ GROUPS = ("molecule", "dimer", "cluster", "liquid", "file", "held_out")
 
 @dataclass(frozen=True)
 class HeldOut:
-    """Fractions of the molecules (of the structures of files: by their bonds) not trained on."""
+    """Fractions of the molecules that are not trained on.
+
+    Structures from files count by their bonds: two files with the same bonds are one molecule.
+
+    Attributes
+    ----------
+    validation : float
+        Fraction used to choose the best weights, from 0 to 1.
+    test : float
+        Fraction used to measure the errors of the finished student, from 0 to 1.
+    """
 
     validation: float
     test: float
@@ -20,40 +30,50 @@ class HeldOut:
 
 @dataclass(frozen=True)
 class StructureRecipe:
-    """Where structures come from.
+    """Which structures a dataset has, and how they are split.
 
     Attributes
     ----------
     library : int
-        Molecules of the library (or of `smiles`), drawn class by class.
+        Number of molecules of the library (or of `smiles`), taken from its classes in turn.
     largest : int
-        Most atoms a molecule may have.
+        Largest number of atoms of a molecule.
     held_out : HeldOut
         Fractions of these molecules for validation and test.
     always : list[str]
-        Names that must be in the training set.
+        Names of molecules that must be in the training set.
     smiles : str
-        File `SMILES name class`, tab-separated, instead of the library.
+        Tab-separated file with the columns SMILES, name and class, instead of the library.
     brics : int
-        Molecules recombined from the library's fragments, all for training.
+        Number of new molecules made of fragments of the library, all for training.
     brics_largest : int
-        Most atoms of those.
+        Largest number of atoms of such a molecule.
     conformers : int
-        Embedded geometries a molecule.
-    dimers, clusters, liquids : int
-        Pairs, groups of molecules in vacuum, small periodic boxes of one liquid; each of molecules
-        of one split, half of the pairs and groups of one kind.
-    dimer_largest, cluster_largest, liquid_largest : int
-        Most atoms; a cluster is filled up to a number drawn between this and a third of it.
+        Number of embedded geometries of each molecule.
+    dimers : int
+        Number of pairs of molecules in vacuum. Both are of one split; half of the pairs are of two
+        equal molecules.
+    clusters : int
+        Number of groups of molecules in vacuum. All are of one split; half of the groups are of
+        equal molecules.
+    liquids : int
+        Number of small periodic boxes of one liquid.
+    dimer_largest : int
+        Largest number of atoms of a pair.
+    cluster_largest : int
+        Largest number of atoms of a group; each group is filled up to a number drawn between a
+        third of this and this.
+    liquid_largest : int
+        Largest number of atoms of a box.
     solvents : list[str]
-        Names of molecules of which there are also pure liquids, in each one's own split.
+        Names of molecules that boxes of the pure liquid are made of, in the split of the molecule.
     solvent_boxes : int
-        Boxes of each.
+        Number of boxes of each solvent.
     files : list[str]
-        Structure files or folders of them, anything ASE or RDKit (SDF) reads, crystals too.
+        Structure files, or folders of them, that ASE or RDKit (SDF) reads, crystals included.
     split_by : str
-        "molecule" holds out whole structures (all frames with the same bonds); "trajectory" holds
-        out stretches of the files, for data of one structure, and says so in every card.
+        "molecule" holds out whole molecules (all frames with the same bonds). "trajectory" holds
+        out parts of the files, for data of one structure; every card then says so.
     """
 
     library: int
@@ -78,19 +98,25 @@ class StructureRecipe:
 
 @dataclass(frozen=True)
 class MD:
-    """Langevin MD, one stretch a temperature, in this order.
+    """Langevin MD at one temperature after another, in the order of the list.
 
     Attributes
     ----------
-    by : str
-        Who moves the atoms: "teacher", or a student (name or file) where the teacher is too slow
-        for that. The teacher labels the frames either way.
+    temperatures_K : list[float]
+        Temperatures of the thermostat, kelvin.
     frames : int
-        Kept in each stretch.
+        Number of frames kept at each temperature.
     interval : int
-        Steps between frames.
+        Number of steps between frames.
     equilibration : int
-        Steps before the first frame of a stretch.
+        Number of steps at each temperature before the first frame.
+    timestep_fs : float
+        Timestep, femtosecond.
+    friction_per_fs : float
+        Friction of the thermostat, 1/femtosecond.
+    by : str
+        What moves the atoms: "teacher", or the name or file of a student where the teacher is too
+        slow. The teacher labels the frames in both cases.
     """
 
     temperatures_K: list[float]
@@ -108,8 +134,12 @@ class NormalModes:
 
     Attributes
     ----------
+    temperature_K : float
+        Temperature of the displacements, kelvin.
+    frames : int
+        Number of frames of each starting geometry.
     largest : int
-        Most atoms; larger structures are passed over.
+        Largest number of atoms; larger structures get no such frames.
     """
 
     temperature_K: float
@@ -119,27 +149,45 @@ class NormalModes:
 
 @dataclass(frozen=True)
 class Augmentation:
-    """Rattle-relax-repeat by the augment-atoms library."""
+    """Geometries rattled and partly relaxed again and again, by the augment-atoms library.
+
+    Attributes
+    ----------
+    frames : int
+        Number of frames of each starting geometry.
+    temperature_K : float
+        Temperature of the Boltzmann weights in the library's rules, kelvin.
+    rattle : list[float]
+        Smallest and largest standard deviation of a displacement, angstrom.
+    """
 
     frames: int
     temperature_K: float
-    rattle: list[float] = field(default_factory=lambda: [0.03, 0.15])  # angstrom, least and most
+    rattle: list[float] = field(default_factory=lambda: [0.03, 0.15])
 
 
 @dataclass(frozen=True)
 class Methods:
-    """How one group of structures is turned into frames; what is not named is not done.
+    """How frames are made of one group of structures; a method that is not named is not used.
 
     Attributes
     ----------
     starts : bool
-        Label the starting geometries themselves.
+        Whether the starting geometries themselves are labelled.
     rattle : float
-        Angstrom, normal displacement of the starting geometries before they are labelled.
+        Standard deviation of the displacement of each coordinate of a starting geometry before it
+        is labelled, angstrom.
+    md : MD, optional
+        Frames of molecular dynamics.
+    normal_modes : NormalModes, optional
+        Frames displaced along normal modes.
+    augment : Augmentation, optional
+        Rattled and partly relaxed frames.
     contacts : int
-        Frames with one bond or contact compressed or stretched.
+        Number of frames with one bond compressed or stretched.
     volumes : int
-        Frames of periodic boxes with the molecules, rigid, moved apart or together.
+        Number of frames of periodic boxes whose molecules are moved apart or together as rigid
+        bodies.
     """
 
     starts: bool = False
@@ -153,26 +201,34 @@ class Methods:
 
 @dataclass(frozen=True)
 class Rounds:
-    """Student in the loop: its own MD proposes, a committee disagrees, the teacher labels.
+    """Rounds of active learning.
+
+    In each round several students, the committee, are trained; one of them runs MD, and the teacher
+    labels the frames on which the committee disagrees.
 
     Attributes
     ----------
     count : int
-        Rounds.
+        Number of rounds.
     model : str
-        Preset of the committee's members.
+        Preset of the members of the committee.
     committee : int
-        Members.
+        Number of members.
     steps : int
-        Optimiser steps of each member before the first round, and again in each.
+        Number of optimiser steps by which each member is trained in each round.
     structures : int
-        Training structures (molecules of the library) that a round runs.
-    temperature_K, ps, timestep_fs : float
-        Of the student's MD.
+        Number of training structures (molecules of the library) on which MD is run in a round.
+    temperature_K : float
+        Temperature of that MD, kelvin.
+    ps : float
+        Length of that MD, picosecond.
+    timestep_fs : float
+        Timestep of that MD, femtosecond.
     frames : int
-        Labelled a structure, at most.
+        Largest number of frames of a structure that the teacher labels in a round.
     disagreement : float
-        eV/angstrom, least standard deviation of a force that is worth a label.
+        A frame is labelled if the standard deviation of the committee's forces on an atom is larger
+        than this, eV/angstrom.
     """
 
     count: int
@@ -189,35 +245,39 @@ class Rounds:
 
 @dataclass(frozen=True)
 class TrainingRecipe:
-    """Optimisation of one preset.
+    """How one preset is trained.
 
     Attributes
     ----------
-    steps, batch : int
-        Optimiser steps and frames a step.
+    steps : int
+        Number of optimiser steps.
+    batch : int
+        Number of frames in a step.
     learning_rate : float
-        Peak of a linear warm-up and cosine decay.
+        Highest learning rate, which a linear warm-up reaches and a cosine lowers to zero.
     warmup : int
-        steps.
+        Number of steps of the warm-up.
     energy_weight : float
-        Of the squared energy error an atom (eV^2) against that of a force component
-        (eV^2/angstrom^2).
+        Weight of the squared energy error per atom (eV^2); the squared error of a force component
+        (eV^2/angstrom^2) has the weight 1.
     huber : float
-        eV/angstrom; a larger error of a force component counts linearly, not squared, so that few
-        strained frames do not lead (Huber 1964, doi:10.1214/aoms/1177703732); 0: all squared.
+        Error of a force component above which it counts linearly and not squared, eV/angstrom, so
+        that a few strained frames do not dominate (Huber 1964, doi:10.1214/aoms/1177703732); 0: all
+        errors are squared.
     virial_weight : float
-        Of the squared error an atom of a component of the virial (eV^2), of periodic frames, which
-        may be few.
+        Weight of the squared error of a component of the virial per atom (eV^2), for periodic
+        frames with a stress.
     displaced_weight : float
-        Of ln(1 + d), where d (eV/atom) is how far a frame whose atoms were thrown about lies below
-        the frame. One in four is also shown thrown about: without it the network may say anything
-        where no data are, and a minimiser goes and finds out. 0: none.
+        Weight of ln(1 + d) for frames whose atoms are displaced at random by a large distance. d
+        (eV/atom) is how far the predicted energy of the displaced frame lies below that of the
+        frame itself. One in four frames is also shown displaced; without this term the energy
+        where there are no data is arbitrary, and a minimiser finds such places. 0: no such frames.
     clip : float
-        Largest gradient norm.
+        Largest norm of the gradient.
     ema : float
-        Decay of the weights' moving average, which is what is validated and kept.
+        Decay per step of the moving average of the weights, which is validated and kept.
     patience : int
-        Validations without a better one before training stops early; 0: never.
+        Number of validations without a better result after which training stops; 0: it does not.
     """
 
     steps: int
@@ -234,23 +294,29 @@ class TrainingRecipe:
 
     def __post_init__(self) -> None:
         if self.steps < 1 or self.batch < 1:
-            raise InputError(f"steps and batch must be positive, got {self.steps}, {self.batch}")
+            raise InputError(f"steps and batch must be 1 or more, got {self.steps}, {self.batch}")
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """A whole distillation.
+    """The settings of a whole distillation.
 
     Attributes
     ----------
     teacher : str
-        A name that `mlff_student.teachers.make_teacher` knows.
+        Name of the teacher, which `mlff_student.teachers.make_teacher` takes.
+    seed : int
+        Random seed of all draws.
+    structures : StructureRecipe
+        Which structures the dataset has.
     sampling : dict[str, Methods]
-        Methods for each group of structures.
-    largest_force : float
-        Frames with a larger force component are dropped, eV/angstrom.
+        How frames are made of each group of structures; the groups are in `GROUPS`.
     training : dict[str, TrainingRecipe]
-        Settings for each preset.
+        How each preset is trained.
+    largest_force : float
+        Largest force component of a frame that is kept, eV/angstrom.
+    rounds : Rounds, optional
+        Rounds of active learning.
     """
 
     teacher: str
@@ -263,12 +329,17 @@ class Recipe:
 
 
 def read_recipe(path: Path) -> Recipe:
-    """Recipe of a YAML file.
+    """Read a recipe.
+
+    Parameters
+    ----------
+    path : Path
+        YAML file.
 
     Raises
     ------
     InputError
-        See `read_settings`; an unknown group of structures or kind of split.
+        There is no such file, a key is unknown or missing, or a value is of the wrong type.
     """
     recipe = read_settings(path, Recipe)
     check_key(recipe.sampling, GROUPS, "sampling")

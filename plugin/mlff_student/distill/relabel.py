@@ -1,4 +1,4 @@
-"""Relabelling: a larger student labels far more frames than the teacher could."""
+"""Relabelling: a larger student labels many more frames for a smaller student."""
 
 from pathlib import Path
 
@@ -18,7 +18,7 @@ from mlff_student.distill.dataset import (
 )
 from mlff_student.distill.graphs import predict_frames
 
-RATTLES = (0.01, 0.1)  # angstrom, least and most standard deviation of a displacement
+RATTLES = (0.01, 0.1)  # angstrom, smallest and largest standard deviation of a displacement
 
 
 def relabel(
@@ -33,12 +33,14 @@ def relabel(
     dataset : Path
         HDF5 file whose training frames are the starting points.
     output : Path
-        HDF5 file for `train(extra=...)`; a killed run resumes.
+        HDF5 file to write, for `train(extra=...)`; a killed run resumes.
     copies : int
-        Of each frame; the width of a copy's displacements is drawn between 0.01 and 0.1 angstrom,
-        evenly in its logarithm.
+        Number of copies of each frame. The standard deviation of the displacements of a copy is
+        drawn between 0.01 and 0.1 angstrom, evenly in its logarithm.
     largest_force : float
-        Frames with a larger force component are left out, eV/angstrom.
+        Largest force component of a copy that is kept, eV/angstrom.
+    seed : int
+        Random seed of the displacements.
 
     Returns
     -------
@@ -48,12 +50,15 @@ def relabel(
     Raises
     ------
     InputError
-        No training frames, or an output of another student or dataset.
+        The dataset has no training frames, or the output was made by another student or from
+        another dataset.
+    ArchiveError
+        `larger` is no checkpoint.
     """
     student, _ = load_student(larger)
     frames = read_frames(dataset, "train")
     if not len(frames.energies):
-        raise InputError(f"{dataset} has no training frames")
+        raise InputError(f"{dataset} has no training frames; see structures.held_out of the recipe")
     first = np.searchsorted(frames.molecule.numpy(), np.arange(len(frames.names) + 1))
     attributes = {
         "teacher": sha256(larger),
@@ -75,14 +80,14 @@ def relabel(
 def _rattled(
     frames: LabelledFrames, first: int, last: int, copies: int, generator: torch.Generator
 ) -> LabelledFrames:
-    """Copies of frames first ... last - 1, which are of one structure, with displaced atoms."""
+    """Return displaced copies of the frames first ... last - 1, which are of one structure."""
     structure = int(frames.molecule[first])
     originals = torch.arange(first, last).repeat_interleave(copies)
     atoms = int(frames.start[first + 1] - frames.start[first])
     rows = (frames.start[originals][:, None] + torch.arange(atoms)).flatten()
-    least, most = np.log(RATTLES)
+    narrow, wide = np.log(RATTLES)
     drawn = torch.rand(len(originals), generator=generator)
-    widths = torch.exp(least + (most - least) * drawn).repeat_interleave(atoms)
+    widths = torch.exp(narrow + (wide - narrow) * drawn).repeat_interleave(atoms)
     displacements = torch.randn((len(rows), 3), generator=generator) * widths[:, None]
     return LabelledFrames(
         names=[frames.names[structure]],

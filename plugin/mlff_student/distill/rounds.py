@@ -1,8 +1,8 @@
-"""Student in the loop: where its own MD leaves what it knows, the teacher is asked.
+"""Active learning: the teacher labels frames of a student's MD on which several students disagree.
 
-Query by committee (Seung, Opper & Sompolinsky 1992, doi:10.1145/130385.130417), as Gastegger,
-Behler & Marquetand 2017 (doi:10.1039/C7SC02267K) use it for potentials: students that differ in
-their random start agree where they have seen data.
+The method is query by committee (Seung, Opper & Sompolinsky 1992, doi:10.1145/130385.130417), as
+Gastegger, Behler & Marquetand 2017 (doi:10.1039/C7SC02267K) use it for potentials. The students of
+the committee start from different random weights, and agree where they have seen data.
 """
 
 from collections.abc import Iterator, Sequence
@@ -17,7 +17,7 @@ from ase.md.langevin import Langevin
 from ase.md.velocitydistribution import thermalize_momenta
 from rich.progress import track
 
-from mlff_student.analysis.bonds import COLLAPSE
+from mlff_student.analysis.bonds import BROKEN_BOND_DEVIATION
 from mlff_student.core.errors import InputError
 from mlff_student.core.files import atomic_write
 from mlff_student.distill.dataset import read_summary
@@ -29,29 +29,47 @@ from mlff_student.engines.ase.calculator import StudentForceFieldCalculator
 from mlff_student.structures.checks import SHORTEST_DISTANCE, perceive_bonds
 
 FRICTION_PER_FS = 0.01
-FRAMES_LOOKED_AT = 40  # of each trajectory
+FRAMES_EXAMINED = 40  # of each trajectory
 
 
 class Proposal(NamedTuple):
-    """A frame of the student's own MD."""
+    """A frame of the student's MD.
+
+    Attributes
+    ----------
+    atoms : Atoms
+        The geometry.
+    disagreement : float
+        Largest standard deviation of the committee's forces on an atom, eV/angstrom; infinite if
+        the MD broke right after this frame.
+    """
 
     atoms: Atoms
-    disagreement: float  # eV/angstrom, largest standard deviation of an atom's force; inf: broken
+    disagreement: float
 
 
 def run_rounds(recipe: Recipe, data: Path, workers: int, compiled: bool = True) -> list[int]:
-    """All rounds of a recipe: train the committee, run its MD, label what it is unsure of.
+    """Run all rounds of active learning of a recipe.
+
+    A round trains the committee, runs MD of its first member and labels the frames on which the
+    committee disagrees. The same call resumes where a killed one stopped.
 
     Parameters
     ----------
+    recipe : Recipe
+        A recipe with the section `rounds`.
     data : Path
-        Folder with dataset.h5, which grows; the committee lies in rounds/, and a file for each
-        round that is done. The same call resumes where a killed one stopped.
+        Folder with dataset.h5, to which the new frames are added. Its folder rounds/ receives the
+        committee, and a file for each round that is done.
+    workers : int
+        Number of teacher processes on this machine.
+    compiled : bool
+        Whether torch.compile fuses the training step.
 
     Returns
     -------
     list[int]
-        Structures labelled in each round.
+        Number of structures labelled in each round.
 
     Raises
     ------
@@ -59,7 +77,7 @@ def run_rounds(recipe: Recipe, data: Path, workers: int, compiled: bool = True) 
         The recipe has no rounds, or no settings to train their preset with.
     """
     if recipe.rounds is None:
-        raise InputError("the recipe has no section `rounds`")
+        raise InputError("the recipe has no section `rounds`; add it, as in benchmarks/rounds.yaml")
     if recipe.rounds.model not in recipe.training:
         raise InputError(
             f"rounds.model: no preset {recipe.rounds.model!r} in the recipe's training; it has "
@@ -74,14 +92,14 @@ def run_rounds(recipe: Recipe, data: Path, workers: int, compiled: bool = True) 
     counts = []
     for number in range(1, settings.count + 1):
         prefix, ended = f"round{number}_", data / "rounds" / f"round_{number}.done"
-        if ended.exists():  # its committee has learned more since, and would propose other frames
+        if ended.exists():  # its committee was trained further since, and proposes other frames
             counts.append(int(ended.read_text()))
             continue
         members = []
         for member in range(settings.committee):
             folder = data / "rounds" / f"member_{member}"
             train(
-                _schooled(recipe, number, member),
+                _member_recipe(recipe, number, member),
                 settings.model,
                 dataset,
                 folder,
@@ -95,7 +113,7 @@ def run_rounds(recipe: Recipe, data: Path, workers: int, compiled: bool = True) 
             seed = int(rng.integers(2**31))
             try:
                 atoms = build(molecules[k], seed)[0]
-            except InputError:  # RDKit finds no conformer from every seed
+            except InputError:  # RDKit may find no conformer from this random seed
                 continue
             proposals = propose(atoms, members, settings, seed)
             if proposals:
@@ -111,12 +129,12 @@ def run_rounds(recipe: Recipe, data: Path, workers: int, compiled: bool = True) 
     return counts
 
 
-def _schooled(recipe: Recipe, number: int, member: int) -> Recipe:
-    """The recipe by which one member is trained up to one round."""
+def _member_recipe(recipe: Recipe, number: int, member: int) -> Recipe:
+    """Return the recipe by which one member is trained up to round `number`."""
     settings = recipe.rounds
     assert settings is not None  # `run_rounds` refuses such a recipe
     steps = settings.steps * number
-    # Without patience: one that stopped early would not learn what a later round adds.
+    # No patience: a member that stops early would not learn the frames of later rounds.
     training = replace(recipe.training[settings.model], steps=steps, patience=0)
     return replace(recipe, seed=recipe.seed + member, training={settings.model: training})
 
@@ -124,10 +142,26 @@ def _schooled(recipe: Recipe, number: int, member: int) -> Recipe:
 def propose(
     atoms: Atoms, members: Sequence[Calculator], settings: Rounds, seed: int
 ) -> list[Proposal]:
-    """Frames of MD by the first member on which the committee disagrees most.
+    """Run MD by the first member, and return the frames on which the committee disagrees most.
 
-    MD ends where a bond leaves its length by more than 0.5 angstrom or two atoms collide; the frame
-    before counts as one of infinite disagreement.
+    The MD ends when a bond changes its length by more than 0.5 angstrom or two atoms collide; the
+    frame before that has an infinite disagreement.
+
+    Parameters
+    ----------
+    atoms : Atoms
+        Starting geometry.
+    members : sequence of Calculator
+        ASE calculators of the committee.
+    settings : Rounds
+        MD settings, the number of frames and the least disagreement.
+    seed : int
+        Random seed of the velocities and of the thermostat.
+
+    Returns
+    -------
+    list of Proposal
+        At most `settings.frames` frames, the largest disagreement first.
     """
     rng = np.random.default_rng(seed)
     bonds = np.array(perceive_bonds(atoms)).reshape(-1, 2)
@@ -143,10 +177,10 @@ def propose(
         fixcm=False,
         rng=rng,
     )
-    interval = max(1, round(1000.0 * settings.ps / settings.timestep_fs / FRAMES_LOOKED_AT))
-    seen = list(_trajectory(runner, md, interval, bonds, lengths, members))
-    worth = [proposal for proposal in seen if proposal.disagreement > settings.disagreement]
-    return sorted(worth, key=lambda proposal: -proposal.disagreement)[: settings.frames]
+    interval = max(1, round(1000.0 * settings.ps / settings.timestep_fs / FRAMES_EXAMINED))
+    frames = _trajectory(runner, md, interval, bonds, lengths, members)
+    proposals = [frame for frame in frames if frame.disagreement > settings.disagreement]
+    return sorted(proposals, key=lambda proposal: -proposal.disagreement)[: settings.frames]
 
 
 def _trajectory(
@@ -157,17 +191,18 @@ def _trajectory(
     lengths: np.ndarray,
     members: Sequence[Calculator],
 ) -> Iterator[Proposal]:
-    for _ in range(FRAMES_LOOKED_AT):
-        whole = runner.copy()
+    for _ in range(FRAMES_EXAMINED):
+        before = runner.copy()
         try:
             md.run(interval)
             forces = np.array([member.get_forces(runner) for member in members])  # (M, N, 3)
-        except (InputError, RuntimeError):  # an archive met what is not finite
+        except (InputError, RuntimeError):  # a student was given positions that are not finite
             forces = np.array(np.nan)
         distances = runner.get_all_distances()[np.triu_indices(len(runner), 1)]
         broken = not np.isfinite(forces).all() or distances.min(initial=np.inf) < SHORTEST_DISTANCE
-        if broken or np.abs(_lengths(runner, bonds) - lengths).max(initial=0.0) > COLLAPSE:
-            yield Proposal(whole, np.inf)
+        change = np.abs(_lengths(runner, bonds) - lengths).max(initial=0.0)
+        if broken or change > BROKEN_BOND_DEVIATION:
+            yield Proposal(before, np.inf)
             return
         yield Proposal(runner.copy(), float(np.linalg.norm(forces.std(0), axis=1).max()))
 

@@ -1,6 +1,4 @@
-"""Frames of one structure: geometries that MD, modes, rattling or scans give, with the teacher's
-labels.
-"""
+"""Sampling: new geometries of one structure, labelled by the teacher."""
 
 import io
 from collections.abc import Iterator
@@ -27,31 +25,55 @@ from mlff_student.engines.ase.calculator import StudentForceFieldCalculator
 from mlff_student.structures.checks import connected_fragments, perceive_bonds
 from mlff_student.teachers import make_teacher
 
-CONTACT_SCALES = (0.8, 1.3)  # of a bond's or contact's length, least and most
-VOLUME_FACTORS = (0.8, 2.0)  # of a box's volume, least and most
-SOFTEST_MODE = 100.0  # 1/cm; softer ones are not harmonic and would be displaced without bounds
-AUGMENT_CALLS = 500  # of the teacher for a frame, at most
-GIVEN = ("file", "proposed")  # groups whose geometries are labelled as they are by default
+CONTACT_SCALES = (0.8, 1.3)  # smallest and largest factor of the length of a bond
+VOLUME_FACTORS = (0.8, 2.0)  # smallest and largest factor of the volume of a box
+SOFTEST_MODE = 100.0  # 1/cm; softer modes are not harmonic, and their displacement has no bound
+AUGMENT_CALLS = 500  # largest number of calls of the teacher for a frame
+LABELLED_AS_READ = ("file", "proposed")  # groups without sampling methods in most recipes
 NOT_LABELLED = np.float32(np.nan)
 
 
 def label_source(source: Source, recipe: Recipe, seed: int) -> LabelledStructure:
-    """All frames of one structure, labelled by the recipe's teacher.
+    """Make all frames of one structure, labelled by the recipe's teacher.
 
-    A frame for which the teacher raises, gives a value that is not finite, or a force above
-    `recipe.largest_force` is left out and counted.
+    A frame is left out and counted if the teacher raises an error, gives a value that is not finite
+    or a force above `recipe.largest_force`.
+
+    Parameters
+    ----------
+    source : Source
+        The structure.
+    recipe : Recipe
+        Says which teacher and which sampling methods to use.
+    seed : int
+        Random seed of all draws for this structure.
+
+    Returns
+    -------
+    LabelledStructure
+        The frames; `failure` says why some are missing.
+
+    Raises
+    ------
+    InputError
+        There is no such teacher.
+    MissingDependencyError
+        The teacher or the library of a sampling method is not installed.
+    ArchiveError
+        There is no student of the name in `md.by`.
     """
     teacher = _teacher(recipe.teacher, get_ident())
     teacher.reset()  # the labels do not depend on what this process labelled before
     return Labeller(source, teacher, recipe.largest_force, seed).run(
-        recipe.sampling.get(source.group, Methods(starts=source.group in GIVEN))
+        recipe.sampling.get(source.group, Methods(starts=source.group in LABELLED_AS_READ))
     )
 
 
 @cache
 def _teacher(name: str, thread: int) -> Calculator:
-    """One calculator a thread of a process (a Dask worker has several; a calculator holds one
-    structure): a network's weights are not loaded anew for every structure.
+    """Return the calculator of a thread, so that weights are not loaded for every structure.
+
+    A calculator holds one structure, and a Dask worker has several threads.
     """
     return make_teacher(name)
 
@@ -62,7 +84,19 @@ def _student(name: str, thread: int) -> Calculator:
 
 
 class Labeller:
-    """Collects the frames of one structure."""
+    """Makes and collects the frames of one structure.
+
+    Parameters
+    ----------
+    source : Source
+        The structure.
+    teacher : Calculator
+        ASE calculator that labels the frames.
+    largest_force : float
+        Largest force component of a frame that is kept, eV/angstrom.
+    seed : int
+        Random seed of all draws for this structure.
+    """
 
     def __init__(
         self, source: Source, teacher: Calculator, largest_force: float, seed: int
@@ -77,12 +111,19 @@ class Labeller:
         self.failures: list[str] = []
 
     def run(self, methods: Methods) -> LabelledStructure:
-        """Frames of all starting geometries by all methods.
+        """Make the frames of all starting geometries by all methods.
+
+        Parameters
+        ----------
+        methods : Methods
+            Sampling methods of the structure's group.
 
         Raises
         ------
         ArchiveError
-            No student of the name that `methods.md.by` gives.
+            There is no student of the name in `methods.md.by`.
+        MissingDependencyError
+            The library of a sampling method is not installed.
         """
         atoms, mover = Atoms(), self.teacher
         if methods.md and methods.md.by != "teacher":
@@ -109,7 +150,7 @@ class Labeller:
 
     @contextmanager
     def _counted(self, planned: int = 0) -> Iterator[None]:
-        """Record whatever a teacher raises, and continue; `planned` frames were attempted then."""
+        """Store the error that a teacher raises, and count `planned` frames as attempted then."""
         planned += self.attempted
         try:
             yield
@@ -121,7 +162,7 @@ class Labeller:
             self.attempted = max(self.attempted, planned)
 
     def _add(self, atoms: Atoms, method: str, temperature: float = np.nan) -> None:
-        """Label a geometry and keep it as float32 has it, since that is what a student will see."""
+        """Label a geometry, rounded to float32 first because the dataset stores float32."""
         self.attempted += 1
         with self._counted():
             atoms = atoms.copy()
@@ -148,13 +189,16 @@ class Labeller:
                 )
 
     def _check_periodicity(self, atoms: Atoms) -> None:
-        """Refuse what tblite computes as something else: it takes any periodic axis for three."""
+        """Refuse slabs and wires for tblite, which computes them as periodic along three axes."""
         if (
             atoms.pbc.any()
             and not atoms.pbc.all()
             and "tblite" in str(type(self.teacher.teacher).__mro__)
         ):
-            raise InputError(f"GFN-xTB knows no structure that is periodic along {atoms.pbc} only")
+            raise InputError(
+                f"GFN-xTB cannot label a structure that is periodic along {atoms.pbc.tolist()}; "
+                "give an open or a fully periodic structure, or another teacher"
+            )
 
     def _stress(self, atoms: Atoms) -> np.ndarray:
         if atoms.pbc.all() and "stress" in self.teacher.implemented_properties:
@@ -167,27 +211,31 @@ class Labeller:
         return rattled
 
     def _with_contact(self, atoms: Atoms) -> Atoms:
-        """One bond stretched or compressed, with all that hangs on it; a ring's bond alone."""
+        """Return a copy with one bond stretched or compressed.
+
+        All atoms on one side of the bond move; if the bond is in a ring, only one atom moves.
+        """
         moved = self._rattled(atoms, 0.02)
         bonds = perceive_bonds(atoms)
         if bonds:
             bond = bonds[self.rng.integers(len(bonds))]
             fragment = connected_fragments(len(atoms), [other for other in bonds if other != bond])
-            whole = fragment == fragment[bond[1]]
+            side = fragment == fragment[bond[1]]
             if fragment[bond[0]] == fragment[bond[1]]:
-                whole = np.arange(len(atoms)) == bond[1]
+                side = np.arange(len(atoms)) == bond[1]
             vector = atoms.get_distance(*bond, mic=atoms.pbc.any(), vector=True)
-            moved.positions[whole] += (self.rng.uniform(*CONTACT_SCALES) - 1.0) * vector
+            moved.positions[side] += (self.rng.uniform(*CONTACT_SCALES) - 1.0) * vector
         return moved
 
     def _at_another_volume(self, atoms: Atoms) -> Atoms:
-        """One of the frames so far, or the structure itself, with its molecules moved apart or
-        together as they are.
+        """Return an earlier frame (or the structure itself) in a box of another volume.
+
+        The molecules are moved apart or together as rigid bodies.
         """
         moved = atoms.copy()
-        known = [frame for frame in self.frames if frame["methods"] != "volume"]
-        if known:
-            moved.positions = known[self.rng.integers(len(known))]["positions"]
+        earlier = [frame for frame in self.frames if frame["methods"] != "volume"]
+        if earlier:
+            moved.positions = earlier[self.rng.integers(len(earlier))]["positions"]
         factor = self.rng.uniform(*VOLUME_FACTORS) ** (1.0 / 3.0)
         owner = connected_fragments(len(atoms), perceive_bonds(moved))
         for molecule in range(owner.max() + 1):
@@ -215,12 +263,12 @@ class Labeller:
         )
         teacher: Any = _Limited(self.teacher, AUGMENT_CALLS * settings.frames)
         with redirect_stdout(io.StringIO()):  # it prints its progress
-            made = generate_structures(atoms, teacher, [], config)
-        for rattled in made[1:]:  # the first is the structure itself
+            generated = generate_structures(atoms, teacher, [], config)
+        for rattled in generated[1:]:  # the first is the structure itself
             self._add(rattled, "augment")
 
     def _displace(self, atoms: Atoms, settings: NormalModes) -> None:
-        """Classical harmonic ensemble: each mode's coordinate has the variance kT / omega^2."""
+        """Add frames of the classical harmonic ensemble around the relaxed structure."""
         relaxed = atoms.copy()
         relaxed.calc = self.teacher
         BFGS(relaxed, logfile=None).run(fmax=0.02, steps=200)
@@ -241,7 +289,7 @@ class Labeller:
                     timestep=settings.timestep_fs * units.fs,
                     temperature_K=temperature,
                     friction=settings.friction_per_fs / units.fs,
-                    fixcm=False,  # fixing it makes small molecules hotter than asked for
+                    fixcm=False,  # a fixed centre of mass makes small molecules too hot
                     rng=self.rng,
                 )
                 md.run(settings.equilibration)
@@ -249,7 +297,7 @@ class Labeller:
                     md.run(settings.interval)
                     self._add(runner, "md", temperature)
                 broken = False
-            if broken:  # the teacher raised on the way: start again
+            if broken:  # the teacher raised an error: the next temperature starts anew
                 runner.positions = atoms.positions
 
     def _gather(self, atoms: Atoms) -> LabelledStructure:
@@ -281,8 +329,9 @@ class Labeller:
 
 
 class _Finite(Calculator):
-    """Teacher that is never asked about positions that are not finite, to which it or the student
-    of a round may lead: tblite ends the whole process then.
+    """Teacher that is protected from positions that are not finite.
+
+    MD by the teacher or by a student may lead to such positions, and tblite then ends the process.
     """
 
     def __init__(self, teacher: Calculator) -> None:
@@ -304,8 +353,10 @@ class _Finite(Calculator):
 
 
 class _Limited:
-    """Teacher that raises when it is called too often: augment-atoms would continue until it has
-    its frames, however rare they are.
+    """Teacher that raises an error when it is called too often.
+
+    Without the limit augment-atoms would continue until it has all its frames, however rare they
+    are.
     """
 
     def __init__(self, teacher: Calculator, calls: int) -> None:
@@ -315,7 +366,7 @@ class _Limited:
     def calculate(self, *arguments: Any) -> None:
         self.calls -= 1
         if self.calls < 0:
-            raise InputError("augment: too few geometries below the largest force")
+            raise InputError("augment: too few geometries have forces below the largest force")
         self.teacher.calculate(*arguments)
         self.results = self.teacher.results
 
@@ -323,7 +374,25 @@ class _Limited:
 def thermal_displacements(
     relaxed: Atoms, settings: NormalModes, rng: np.random.Generator
 ) -> Iterator[np.ndarray]:
-    """Displacements of the classical harmonic ensemble, (N, 3) angstrom, without the soft modes."""
+    """Draw displacements of the classical harmonic ensemble.
+
+    The coordinate of each mode has the variance k_B T / omega^2, with the angular frequency omega
+    of the mode. Modes below 100 1/cm stay at zero.
+
+    Parameters
+    ----------
+    relaxed : Atoms
+        Relaxed structure with its calculator.
+    settings : NormalModes
+        Temperature and number of displacements.
+    rng : Generator
+        Source of the random numbers.
+
+    Yields
+    ------
+    ndarray
+        (N, 3) displacement of each atom, angstrom.
+    """
     with TemporaryDirectory() as folder:
         vibrations = Vibrations(relaxed, name=folder + "/modes")
         vibrations.run()

@@ -1,4 +1,4 @@
-"""Where structures come from: molecules, complexes of them, liquids, and files of any generator."""
+"""The structures of a dataset: molecules, complexes, liquids, and structures from files."""
 
 import hashlib
 from collections import Counter, defaultdict
@@ -26,34 +26,63 @@ from mlff_student.structures.packing import (
 from mlff_student.structures.reading import read_molecules
 from mlff_student.structures.smiles import atoms_and_bonds, embed, identity, rdkit_chem
 
-LIQUID_DILATION = (0.9, 1.15)  # of a box over that volume: what a barostat may try
-LONGEST_NAME = 96  # bytes, of a dataset's column
-STRETCHES = 50  # that files are cut into where whole molecules cannot be held out
+# Smallest and largest volume of a box over that of LIQUID_PACKING: what a barostat may try.
+LIQUID_DILATION = (0.9, 1.15)
+LONGEST_NAME = 96  # bytes, the width of the column in a dataset
+STRETCHES = 50  # parts that files are cut into where whole molecules cannot be held out
 EXTENSIONS = (".extxyz", ".xyz", ".sdf", ".mol", ".cif", ".vasp", ".poscar", ".pdb", ".traj")
 
 BondGraph = tuple[list[str], list[tuple[int, int]]]  # symbols, and pairs of atoms
 
 
 class Source(NamedTuple):
-    """One structure to be sampled, described so briefly that it can be sent to any worker."""
+    """A structure to sample, in a form that is short enough to send to a worker.
+
+    Attributes
+    ----------
+    name : str
+        Name of the structure, unique in a dataset.
+    identity : str
+        What may be in one split only: the canonical SMILES, or a code of the bonds.
+    kind : str
+        Class of the molecule, or "dimer", "cluster", "liquid", "crystal" or "file".
+    group : str
+        Key of the recipe's sampling methods.
+    split : str
+        "train", "validation" or "test".
+    smiles : tuple of str
+        SMILES of its molecules; empty if the structure is from a file.
+    conformers : int
+        Number of embedded geometries.
+    starts : tuple of Atoms
+        Starting geometries; empty if they are made from the SMILES.
+    """
 
     name: str
-    identity: str  # what may be in one split only
-    kind: str  # class of molecule, or dimer, cluster, liquid, ...
-    group: str  # key of the recipe's sampling methods
+    identity: str
+    kind: str
+    group: str
     split: str
-    smiles: tuple[str, ...] = ()  # of its molecules
+    smiles: tuple[str, ...] = ()
     conformers: int = 1
-    starts: tuple[Atoms, ...] = ()  # geometries, where they are given
+    starts: tuple[Atoms, ...] = ()
 
 
 def list_sources(recipe: StructureRecipe, seed: int) -> list[Source]:
-    """All structures of a recipe, those of the held-out splits first.
+    """List all structures of a recipe, held-out structures first.
+
+    Parameters
+    ----------
+    recipe : StructureRecipe
+        Which structures there are.
+    seed : int
+        Random seed of the draws.
 
     Raises
     ------
     InputError
-        A file that cannot be used, too few molecules to hold any out, an unknown name.
+        A file cannot be used, there are fewer molecules than are to be held out, or a name is
+        unknown, not unique or too long.
     """
     library = read_library(Path(recipe.smiles) if recipe.smiles else LIBRARY)
     molecules = choose_molecules(library, recipe, seed)
@@ -97,23 +126,43 @@ def list_sources(recipe: StructureRecipe, seed: int) -> list[Source]:
 
 
 def _check_names(names: list[str]) -> None:
-    """Names tell what is labelled already: refuse equal ones, and those a dataset would cut."""
-    twice = [name for name, count in Counter(names).items() if count > 1]
-    if twice:
-        raise InputError(f"two structures are called {twice[0]!r}; rename one or its file")
+    """Refuse equal names, because a name says what is labelled already, and names that are cut."""
+    repeated = [name for name, count in Counter(names).items() if count > 1]
+    if repeated:
+        raise InputError(
+            f"two structures are called {repeated[0]!r}; rename one of them or its file"
+        )
     long = [name for name in names if len(name.encode()) > LONGEST_NAME]
     if long:
-        raise InputError(f"a name of more than {LONGEST_NAME} bytes: {long[0]!r}")
+        raise InputError(f"a name has more than {LONGEST_NAME} bytes: {long[0]!r}; shorten it")
 
 
 def choose_molecules(library: list[Molecule], recipe: StructureRecipe, seed: int) -> list[Molecule]:
-    """Molecules that are sampled: those always wanted, then one of each class in turn.
+    """Choose molecules: all of `recipe.always`, then one of each class in turn.
 
-    Within a class a hash decides, so that a longer library does not reshuffle the rest.
+    Within a class the order is that of a hash, so that a longer library does not change the choice
+    of the other molecules.
+
+    Parameters
+    ----------
+    library : list of Molecule
+        Molecules to choose from.
+    recipe : StructureRecipe
+        How many molecules of which size are wanted.
+    seed : int
+        Random seed of the hash.
+
+    Raises
+    ------
+    InputError
+        A name of `recipe.always` is not in the library, or a molecule is charged.
     """
     unknown = set(recipe.always) - {molecule.name for molecule in library}
     if unknown:
-        raise InputError(f"structures.always: no molecule {', '.join(sorted(unknown))}")
+        raise InputError(
+            f"structures.always: no molecule {', '.join(sorted(unknown))} in the library; give "
+            "names of its second column"
+        )
     chosen = [molecule for molecule in library if molecule.name in recipe.always]
     by_kind: dict[str, list[Molecule]] = defaultdict(list)
     small = {
@@ -129,14 +178,19 @@ def choose_molecules(library: list[Molecule], recipe: StructureRecipe, seed: int
 
 
 def with_unique_bonds(graphs: dict[str, BondGraph]) -> set[str]:
-    """Molecules with a bond between two elements that no other molecule has (Br2, HF).
+    """Return the molecules with a bond between two elements that no other molecule has (Br2, HF).
 
-    Held out, they would show what a force field does outside of its domain.
+    Such a molecule should be trained on: as a test it would be outside of the student's domain.
 
     Parameters
     ----------
     graphs : dict[str, BondGraph]
-        Symbols and bonds of each molecule.
+        Symbols and bonds of each molecule, by its identity.
+
+    Returns
+    -------
+    set of str
+        Identities of these molecules.
     """
     owners: dict[frozenset[str], set[str]] = defaultdict(set)
     for key, (symbols, bonds) in graphs.items():
@@ -148,20 +202,39 @@ def with_unique_bonds(graphs: dict[str, BondGraph]) -> set[str]:
 def draw_splits(
     keys: set[str], always: set[str], last: set[str], recipe: StructureRecipe, seed: int
 ) -> dict[str, str]:
-    """Split of each identity: those with the lowest hashes are held out.
+    """Draw the split of each identity: those with the lowest hashes are held out.
 
     Parameters
     ----------
+    keys : set[str]
+        All identities.
     always : set[str]
-        Never held out.
+        Identities that are never held out.
     last : set[str]
-        Held out only where there are not enough others.
+        Identities that are held out only if there are not enough others.
+    recipe : StructureRecipe
+        Gives the fractions that are held out.
+    seed : int
+        Random seed of the hash.
+
+    Returns
+    -------
+    dict of str to str
+        "train", "validation" or "test" for each identity.
+
+    Raises
+    ------
+    InputError
+        There are fewer identities than are to be held out.
     """
     drawn = sorted(keys - always, key=lambda key: (key in last, _draw(seed, key)))
     test = round(recipe.held_out.test * len(keys))
     held = test + round(recipe.held_out.validation * len(keys))
     if held > len(drawn):
-        raise InputError(f"structures.held_out asks for {held} of {len(drawn)} molecules")
+        raise InputError(
+            f"structures.held_out asks for {held} of {len(drawn)} molecules that may be held out; "
+            "lower its fractions, or add molecules"
+        )
     split_of = dict.fromkeys(keys, "train")
     split_of |= dict.fromkeys(drawn[:test], "test") | dict.fromkeys(drawn[test:held], "validation")
     return split_of
@@ -172,7 +245,7 @@ def _draw(seed: int, key: str) -> bytes:
 
 
 def _complexes(single: list[Source], recipe: StructureRecipe, seed: int) -> Iterator[Source]:
-    """Dimers, clusters and liquids, drawn within each split in proportion to its molecules."""
+    """Draw dimers, clusters and liquids in each split, in proportion to its number of molecules."""
     sizes = {source.name: len(_bond_graph(source.smiles[0])[0]) for source in single}
     groups = (
         ("dimer", recipe.dimers, 2, recipe.dimer_largest),
@@ -184,7 +257,7 @@ def _complexes(single: list[Source], recipe: StructureRecipe, seed: int) -> Iter
         for group, wanted, molecules, largest in groups:
             for index in range(round(wanted * len(members) / max(len(single), 1))):
                 name = f"{group}_{split}_{index:04d}"
-                # Each draws for itself, so that asking for more of one kind changes no other.
+                # Each has its own random numbers: more dimers do not change the clusters.
                 rng = np.random.default_rng([seed, crc32(name.encode())])
                 pure = group == "liquid" or rng.random() < 0.5
                 room = (
@@ -198,7 +271,7 @@ def _complexes(single: list[Source], recipe: StructureRecipe, seed: int) -> Iter
 
 
 def _solvents(single: list[Source], recipe: StructureRecipe) -> Iterator[Source]:
-    """Boxes of the liquids that are asked for by name."""
+    """Return the boxes of the liquids that the recipe names."""
     by_name = {source.name: source for source in single}
     check_key(recipe.solvents, by_name, "structures.solvents")
     for source in (by_name[name] for name in recipe.solvents):
@@ -226,7 +299,7 @@ def _fill(
     pure: bool,
     rng: np.random.Generator,
 ) -> list[Source]:
-    """Molecules that have at most `largest` atoms together, copies of one where `pure`."""
+    """Draw molecules with at most `largest` atoms together; copies of one molecule if `pure`."""
     small = [source for source in members if sizes[source.name] <= largest // 2]
     if pure and small:
         small = [small[rng.integers(len(small))]]
@@ -239,24 +312,26 @@ def _fill(
 
 
 def _atom_count(molecule: Molecule) -> int:
-    """Atoms of a molecule with its hydrogens.
+    """Return the number of atoms of a molecule, hydrogens included.
 
     Raises
     ------
     InputError
-        It is charged, which no teacher is told.
+        The molecule is charged, and teachers are asked for neutral molecules only.
     """
     from rdkit import Chem
 
-    identity(molecule.smiles)  # refuses what is no SMILES
+    identity(molecule.smiles)  # raises InputError if it is no SMILES string
     parsed = Chem.MolFromSmiles(molecule.smiles)
     if charge := Chem.GetFormalCharge(parsed):
-        raise InputError(f"{molecule.name} ({molecule.smiles}) has the charge {charge:+d}, not 0")
+        raise InputError(
+            f"{molecule.name} ({molecule.smiles}) has the charge {charge:+d}, not 0; take it out"
+        )
     return Chem.AddHs(parsed).GetNumAtoms()
 
 
 def _bond_graph(smiles: str) -> BondGraph:
-    """Symbols and bonds of a molecule with its hydrogens."""
+    """Return symbols and bonds of a molecule, hydrogens included."""
     from rdkit import Chem
 
     whole = Chem.AddHs(Chem.MolFromSmiles(smiles))
@@ -265,12 +340,19 @@ def _bond_graph(smiles: str) -> BondGraph:
 
 
 def build(source: Source, seed: int) -> list[Atoms]:
-    """Starting geometries of a structure.
+    """Make the starting geometries of a structure.
+
+    Parameters
+    ----------
+    source : Source
+        The structure.
+    seed : int
+        Random seed of the embedding and packing.
 
     Raises
     ------
     InputError
-        RDKit found no conformer, or no packing was found.
+        RDKit finds no conformer, or the molecules cannot be packed.
     """
     if source.starts:
         return list(source.starts)
@@ -287,18 +369,31 @@ def build(source: Source, seed: int) -> list[Atoms]:
 
 
 def read_generated(path: Path) -> list[Source]:
-    """Structures that a generator wrote: a file or a folder of files.
+    """Read structures from a file, or from all files in a folder and the folders in it.
 
-    SDF and MOL are read by RDKit, which also adds the hydrogens that generators leave out; all else
-    by ASE, crystals with their cells.
+    SDF and MOL files are read by RDKit, which adds missing hydrogens; all other files by ASE,
+    crystals with their cells.
+
+    Parameters
+    ----------
+    path : Path
+        File or folder.
+
+    Returns
+    -------
+    list of Source
+        The structures, without a split.
 
     Raises
     ------
     InputError
-        No such path, nothing readable, or a structure that no student can answer for.
+        There is no such path, a file cannot be read, there is no structure, or a structure has
+        elements or distances that no student can be used for.
     """
     if not path.exists():
-        raise InputError(f"no file or folder of structures {path}")
+        raise InputError(
+            f"no file or folder of structures {path}; see structures.files of the recipe"
+        )
     files = [path]
     if path.is_dir():
         files = sorted(p for p in path.rglob("*") if p.suffix.lower() in EXTENSIONS)
@@ -316,12 +411,12 @@ def read_generated(path: Path) -> list[Source]:
             name = f"{_stem(file, path)}_{index:06d}"
             sources.append(Source(name, connectivity(atoms), kind, "file", "", starts=(atoms,)))
     if not sources:
-        raise InputError(f"{path} holds no structures ({', '.join(EXTENSIONS)})")
+        raise InputError(f"{path} holds no structures; it needs files {', '.join(EXTENSIONS)}")
     return sources
 
 
 def _stem(file: Path, folder: Path) -> str:
-    """Name of a file, unlike those of the others in its folder and the folders below."""
+    """Return a name of a file that is unique among the files in its folder and below."""
     whole = str(file.relative_to(folder)) if file != folder else file.name
     code = hashlib.sha256(whole.encode()).hexdigest()[:8]
     return f"{file.stem.encode()[:64].decode(errors='ignore')}_{code}"
@@ -333,13 +428,13 @@ def _read_with_ase(path: Path) -> Iterator[Atoms]:
         for atoms in iread(path, index=":"):
             yield atoms
             index += 1
-    except Exception as error:  # ASE's readers raise whatever their parsers run into
+    except Exception as error:  # ASE's readers raise errors of any type
         detail = (str(error).splitlines() or [type(error).__name__])[0]
         raise InputError(f"{path}, structure {index}: ASE cannot read it: {detail}") from error
 
 
 def _read_mol_file(path: Path) -> Iterator[Atoms]:
-    """Molecules of an SDF or MOL file, with the hydrogens that generators leave out."""
+    """Return the molecules of an SDF or MOL file, with missing hydrogens added."""
     chem = rdkit_chem()
     for index, molecule in enumerate(read_molecules(path)):
         if not molecule.GetConformer().Is3D():
@@ -347,19 +442,35 @@ def _read_mol_file(path: Path) -> Iterator[Atoms]:
                 f"{path}, structure {index}: a flat drawing by its header (2D); give a 3-D file"
             )
         if charge := chem.GetFormalCharge(molecule):
-            raise InputError(f"{path}, structure {index}: has the charge {charge:+d}, not 0")
+            raise InputError(
+                f"{path}, structure {index}: has the charge {charge:+d}, not 0; take it out"
+            )
         yield atoms_and_bonds(chem.AddHs(molecule, addCoords=True))[0]
 
 
 def connectivity(atoms: Atoms) -> str:
-    """Composition and a hash of the bond graph (Weisfeiler & Lehman 1968), which two conformers of
-    a molecule share and two molecules almost never do.
+    """Return the composition and a hash of the bond graph (Weisfeiler & Lehman 1968).
+
+    Conformers of a molecule have the same code; two molecules almost never have.
+
+    Parameters
+    ----------
+    atoms : Atoms
+        Structure whose bonds are perceived from its distances.
     """
     return graph_code(list(atoms.symbols), perceive_bonds(atoms))
 
 
 def graph_code(symbols: list[str], bonds: list[tuple[int, int]]) -> str:
-    """`connectivity` of atoms with these bonds."""
+    """Return the code of `connectivity` for atoms with known bonds.
+
+    Parameters
+    ----------
+    symbols : list of str
+        (N,) chemical symbols.
+    bonds : list of tuple of int
+        Pairs of bonded atoms.
+    """
     import networkx
 
     graph = networkx.Graph(bonds)

@@ -1,7 +1,7 @@
 """Training of one student on energies, forces and virials.
 
-Needs torch, numpy, h5py, yaml and rich only. Under `torchrun` every process takes its share of
-each batch, and the gradients are the same as those of one process.
+This module needs torch, numpy, h5py, yaml and rich only. Under `torchrun` each process computes its
+share of each batch, and the sum of the gradients is the same as with one process.
 """
 
 import csv
@@ -43,11 +43,23 @@ from mlff_student.model.student import PRESETS, Student
 
 STATE_EVERY_S = 60.0
 VALIDATE_EVERY = 1000  # steps
-DISPLACED_EVERY = 4  # frames
+DISPLACED_EVERY = 4  # one of so many frames is also shown displaced
 
 
 class Errors(NamedTuple):
-    """Errors over a set of frames."""
+    """Errors of a network over a set of frames.
+
+    Attributes
+    ----------
+    energy_rmse_ev_per_atom : float
+        Root mean square error of the energy per atom, eV/atom.
+    force_rmse_ev_per_angstrom : float
+        Root mean square error of the force components, eV/angstrom.
+    force_mae_ev_per_angstrom : float
+        Mean absolute error of the force components, eV/angstrom.
+    force_r2 : float
+        Coefficient of determination of the force components.
+    """
 
     energy_rmse_ev_per_atom: float
     force_rmse_ev_per_angstrom: float
@@ -56,12 +68,28 @@ class Errors(NamedTuple):
 
 
 class CurvePoint(NamedTuple):
-    """One row of metrics.csv."""
+    """One row of metrics.csv, written after each validation.
+
+    Attributes
+    ----------
+    step : int
+        Number of steps that are done.
+    seconds : float
+        Time of training so far, second.
+    learning_rate : float
+        Learning rate of the next step.
+    train_force_rmse_ev_per_angstrom : float
+        Force RMSE of the training frames, running mean over about 50 steps, eV/angstrom.
+    validation_energy_rmse_ev_per_atom, validation_force_rmse_ev_per_angstrom : float
+        Errors of the moving average of the weights on the validation frames; see `Errors`.
+    validation_force_mae_ev_per_angstrom, validation_force_r2 : float
+        The same.
+    """
 
     step: int
     seconds: float
     learning_rate: float
-    train_force_rmse_ev_per_angstrom: float  # running mean over about 50 steps
+    train_force_rmse_ev_per_angstrom: float
     validation_energy_rmse_ev_per_atom: float
     validation_force_rmse_ev_per_angstrom: float
     validation_force_mae_ev_per_angstrom: float
@@ -69,16 +97,26 @@ class CurvePoint(NamedTuple):
 
 
 class Workers(NamedTuple):
-    """The process among those that `torchrun` started."""
+    """The place of this process among the processes that `torchrun` started.
+
+    Attributes
+    ----------
+    rank : int
+        Number of this process, from 0.
+    size : int
+        Number of processes.
+    device : torch.device
+        Device that this process computes on.
+    """
 
     rank: int
     size: int
     device: torch.device
 
     def sum_gradients(self, student: Student) -> None:
-        """Add the gradients of all processes; each has divided by the whole batch's counts.
+        """Add the gradients of all processes, which are parts of one mean over the whole batch.
 
-        A process without a share of the batch, hence without gradients, adds zeros.
+        A process without a share of the batch has no gradients and adds zeros.
         """
         if self.size > 1:
             weights = list(student.parameters())
@@ -89,7 +127,10 @@ class Workers(NamedTuple):
                 weight.grad = part.view_as(weight)
 
     def broadcast_from_rank0(self, numbers: Sequence[float]) -> list[float]:
-        """The numbers of the first process, by which all decide alike: rounding may differ."""
+        """Return the numbers of the first process, so that all processes decide the same.
+
+        Their own numbers may differ by rounding.
+        """
         values = torch.tensor(numbers, dtype=torch.float64, device=self.device)
         if self.size > 1:
             dist.broadcast(values, 0)
@@ -97,10 +138,10 @@ class Workers(NamedTuple):
 
 
 def keep_freed_memory() -> None:
-    """Ask glibc to reuse large blocks instead of returning them to the system.
+    """Ask glibc to reuse large blocks of memory and not to return them to the system.
 
-    Every step allocates the same edge arrays; fresh pages for each made energy and forces of 1000
-    atoms 2.6 times slower (128 channels, 52,000 edges). Does nothing where there is no glibc.
+    Each step allocates the same edge arrays. With new pages for each of them, energy and forces of
+    1000 atoms took 2.6 times as long (128 channels, 52,000 edges). Without glibc this does nothing.
     """
     trim_threshold, mmap_max = -1, -4  # M_TRIM_THRESHOLD, M_MMAP_MAX of malloc.h
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
@@ -111,7 +152,7 @@ def keep_freed_memory() -> None:
 
 @contextmanager
 def started_workers() -> Iterator[Workers]:
-    """Join the other processes of `torchrun`, if it started this one; use CUDA where there is."""
+    """Join the other processes of `torchrun`, if there are any; use CUDA if it is available."""
     rank, size = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
     on_cuda = torch.cuda.is_available()
     device = torch.device("cpu")
@@ -130,7 +171,19 @@ def started_workers() -> Iterator[Workers]:
 def validation_errors(
     network: Network, graphs: Graphs, device: torch.device | str = "cpu", batch: int = 32
 ) -> Errors:
-    """Errors over all frames."""
+    """Measure the errors of a network over all frames.
+
+    Parameters
+    ----------
+    network : callable
+        `Student.network`.
+    graphs : Graphs
+        The frames.
+    device : torch.device or str
+        Device to compute on.
+    batch : int
+        Number of frames that are computed at once.
+    """
     energy, force, label = [], [], []
     with torch.no_grad():
         for first in range(0, len(graphs.energies), batch):
@@ -150,7 +203,24 @@ def validation_errors(
 
 
 def shuffled(frames: int, batch: int, seed: int, step: int) -> Iterator[list[int]]:
-    """Batches from step `step` on, the same whether or not training was interrupted."""
+    """Draw batches from step `step` on; the draw is the same if training was interrupted.
+
+    Parameters
+    ----------
+    frames : int
+        Number of frames.
+    batch : int
+        Number of frames in a batch.
+    seed : int
+        Random seed.
+    step : int
+        Number of steps that are done.
+
+    Yields
+    ------
+    list of int
+        Frames of the next batch; in an epoch each frame occurs at most once.
+    """
     per_epoch = max(1, frames // batch)
     while True:
         epoch, within = divmod(step, per_epoch)
@@ -163,12 +233,27 @@ def shuffled(frames: int, batch: int, seed: int, step: int) -> Iterator[list[int
 def loss_of(
     network: Network, batch: Batch, settings: TrainingRecipe, frames: int, atoms: int
 ) -> tuple[Tensor, Tensor]:
-    """Loss of one process's share of a batch, and its sum of squared force errors.
+    """Compute the loss of one process's share of a batch.
+
+    The terms and their weights are described in `TrainingRecipe`.
 
     Parameters
     ----------
+    network : callable
+        `Student.network`.
+    batch : Batch
+        The share of this process.
+    settings : TrainingRecipe
+        Weights of the terms.
     frames, atoms : int
-        Of the whole batch.
+        Numbers of frames and atoms of the whole batch, by which the terms are divided.
+
+    Returns
+    -------
+    loss : Tensor
+        () the loss.
+    squared : Tensor
+        () sum of the squared errors of the force components, (eV/angstrom)^2.
     """
     energies, forces, virials = predict(network, batch)
     excess_energy = (energies - batch.energies) / batch.atoms
@@ -189,22 +274,30 @@ def loss_of(
 
 
 def make_optimizers(student: Student, learning_rate: float) -> list[torch.optim.Optimizer]:
-    """Muon for the matrices of the layers, AdamW for the rest.
+    """Make the optimisers: Muon for the matrices of the layers, AdamW for the other weights.
 
     Muon (Jordan et al. 2024, https://kellerjordan.github.io/posts/muon) takes a step of the same
-    size along every singular direction of a matrix; its steps are scaled to AdamW's (Liu et al.
-    2025, arXiv:2502.16982), so one learning rate serves both. 4,000 steps of 16 frames for tiny
-    ended at a validation force RMSE of 0.237 eV/angstrom, all of AdamW at 0.324; a step takes 18 %
-    longer.
+    size along every singular direction of a matrix. Its steps are scaled to those of AdamW (Liu et
+    al. 2025, arXiv:2502.16982), so that both use one learning rate. With 4,000 steps of 16 frames,
+    tiny reached a validation force RMSE of 0.237 eV/angstrom, and 0.324 with AdamW alone; a step
+    takes 18 % longer.
+
+    Parameters
+    ----------
+    student : Student
+        Student to train.
+    learning_rate : float
+        Highest learning rate.
 
     Raises
     ------
     MissingDependencyError
-        Torch is older than 2.9, the first with Muon.
+        Torch is older than 2.9, the first version with Muon.
     """
     if not hasattr(torch.optim, "Muon"):
         raise MissingDependencyError(
-            f"training needs torch 2.9 or later (torch.optim.Muon), this is {torch.__version__}"
+            f"training needs torch 2.9 or later (torch.optim.Muon), this is {torch.__version__}; "
+            "pip install 'torch>=2.9'"
         )
     layers = [weight for weight in student.blocks.parameters() if weight.ndim == 2]
     chosen = set(map(id, layers))
@@ -229,43 +322,51 @@ def train(
     structures: int = 0,
     quiet: bool = False,
 ) -> dict[str, Any]:
-    """Train one preset, resuming from the state in `folder` if there is one.
+    """Train one preset, or resume its training from the state in `folder`.
 
     Parameters
     ----------
+    recipe : Recipe
+        Says how the preset is trained.
     model : str
         Name of a preset with a section in the recipe.
     dataset : Path
-        HDF5 file that `label` writes, or is still writing. It may have grown since the state was
-        saved: training continues with all that it holds, and the checkpoint's history says from
-        which step; so it does when the recipe's settings have changed.
+        HDF5 file that `label` writes, or is still writing. If it has grown since the state was
+        saved, or the settings of the recipe have changed, training continues with the new data and
+        settings, and the history in the checkpoint says from which step.
     folder : Path
-        Receives state.pt (resume), metrics.csv and tensorboard/ (curve), model.pt (result).
+        Folder that receives state.pt (to resume), metrics.csv and tensorboard/ (the learning
+        curve), and model.pt (the result).
     compiled : bool
-        Let torch.compile fuse the step. One thread, 16 frames of 11 atoms on average: 57 instead of
-        94 ms (original), 13 instead of 37 ms (tiny), after a minute of compiling.
-    extra : Sequence[Path]
-        Other datasets whose training frames are added (labels of a larger student, say).
-    initial : Path | None
-        Checkpoint of the same preset to start from instead of random weights; its reference
-        energies are fitted to what its network leaves, so it may have had another teacher.
+        Whether torch.compile fuses the training step. With one thread and 16 frames of 11 atoms on
+        average, a step then takes 57 and not 94 ms (original), or 13 and not 37 ms (tiny), after a
+        minute of compiling.
+    extra : sequence of Path
+        Other datasets whose training frames are added, such as those of `relabel`.
+    initial : Path, optional
+        Checkpoint of the same preset to start from; without it the weights are random. Its
+        reference energies are fitted anew, so it may be of another teacher.
     structures : int
-        Train on this many structures alone, drawn by the recipe's seed, for a learning curve in the
-        size of the data; 0: on all.
+        Number of structures to train on, drawn with the random seed of the recipe, for a learning
+        curve in the size of the data; 0 trains on all.
+    quiet : bool
+        Whether to show no progress bar.
 
     Returns
     -------
-    dict[str, Any]
-        The checkpoint that was written to model.pt: the weights' moving average that validated
-        best.
+    dict
+        The checkpoint that was written to model.pt, with the moving average of the weights at the
+        best validation.
 
     Raises
     ------
     InputError
-        No such preset, an empty split, a state or initial checkpoint of another preset, or
-        gradients that are no numbers any more, in which case the last saved state stays.
+        There is no such preset, a split is empty, the state or the initial checkpoint is of another
+        preset, or the loss is not finite any more; the last saved state then stays.
     ArchiveError
         `initial` is no checkpoint.
+    MissingDependencyError
+        Torch is older than 2.9.
     """
     if model not in recipe.training or model not in PRESETS:
         raise InputError(f"no preset {model!r} in the recipe; it has {', '.join(recipe.training)}")
@@ -275,7 +376,7 @@ def train(
 
 
 class _Training:
-    """The parts of a training that live from its first step to its last."""
+    """One training: its weights, optimisers, data and learning curve."""
 
     def __init__(
         self,
@@ -294,7 +395,7 @@ class _Training:
         folder.mkdir(parents=True, exist_ok=True)
         torch.manual_seed(recipe.seed)
         self.student = Student(PRESETS[model]).to(workers.device)
-        self.student.limits[1] = -math.inf  # a bounded energy would not feel that it is too low
+        self.student.limits[1] = -math.inf  # a bounded energy has no gradient below its bound
         self.average = torch.optim.swa_utils.AveragedModel(
             self.student, multi_avg_fn=torch.optim.swa_utils.get_ema_multi_avg_fn(self.settings.ema)
         )
@@ -307,19 +408,22 @@ class _Training:
         self.curve: list[CurvePoint] = []
         self.best: dict[str, Tensor] = {}
         self.history: list[dict[str, Any]] = []
-        self.updating = False  # half a step is never saved
+        self.updating = False  # while True the state is not saved, because a step is half done
         frames = _read_nonempty(dataset, "train", structures, recipe.seed)
         if (folder / "state.pt").exists():
             self._load()
         else:
             if initial:
                 start, config = load_student(initial)
-                # Repulsion and bounds are not learned: those of the preset are taken.
+                # Repulsion and bounds are not learned; the preset gives them.
                 fixed = ("repulsion_reach", "shortest", "lowest")
-                own = {name: getattr(PRESETS[model], name) for name in fixed}
-                if replace(config, **own) != PRESETS[model]:
-                    raise InputError(f"{initial} is no {model}: {config}")
-                # References of what is left: the network knows 10 eV of a molecule of 40 atoms.
+                of_preset = {name: getattr(PRESETS[model], name) for name in fixed}
+                if replace(config, **of_preset) != PRESETS[model]:
+                    raise InputError(
+                        f"{initial} is no {model}, it has {config}; give a checkpoint of {model}"
+                    )
+                # References are fitted to what the network does not explain; of a molecule of 40
+                # atoms it explains 10 eV.
                 references, (explained, _) = start.references.clone(), predict_frames(start, frames)
                 fit_references(frames._replace(energies=frames.energies - explained), start)
                 start.references += references
@@ -327,14 +431,14 @@ class _Training:
             else:
                 fit_references(frames, self.student)
             self.average.module.load_state_dict(self.student.state_dict())
-        fixed = Student(PRESETS[model])  # references and repulsion, on the processor
-        fixed.references.copy_(self.student.references)
+        on_cpu = Student(PRESETS[model])  # only its references and repulsion are used
+        on_cpu.references.copy_(self.student.references)
         added = [_read_nonempty(path, "train") for path in extra]
-        self.sets = [build_graphs(labelled, fixed) for labelled in (frames, *added)]
+        self.sets = [build_graphs(labelled, on_cpu) for labelled in (frames, *added)]
         self.sizes = [len(graphs.energies) for graphs in self.sets]
         if workers.broadcast_from_rank0(self.sizes) != self.sizes:
             raise InputError(f"{dataset} grew while the processes read it; start them again")
-        self.validation = build_graphs(_read_nonempty(dataset, "validation"), fixed)
+        self.validation = build_graphs(_read_nonempty(dataset, "validation"), on_cpu)
         data: dict[str, Any] = {
             "dataset_sha256": [dataset_sha256(path) for path in (dataset, *extra)],
             "settings": asdict(self.settings),
@@ -353,10 +457,13 @@ class _Training:
             self.folder / "state.pt", weights_only=True, map_location=self.workers.device
         )
         if state["model"] != self.model:
-            raise InputError(f"{self.folder} holds the state of {state['model']}, not {self.model}")
+            raise InputError(
+                f"{self.folder} holds the state of {state['model']}, not {self.model}; "
+                "give another folder"
+            )
         self.student.load_state_dict(state["student"])
         self.average.load_state_dict(state["average"])
-        # The recipe's learning rate and steps, which may have changed since.
+        # The recipe may have changed since: its learning rate and steps are used.
         rate = self.settings.learning_rate * self._rate(state["step"])
         saved = zip(state["optimizers"], state["schedules"], strict=True)
         for optimizer, schedule, (optimizer_state, schedule_state) in zip(
@@ -422,7 +529,7 @@ class _Training:
         return self._finish()
 
     def _due(self) -> bool:
-        """Whether a validation is due; also one that an interrupted run had begun."""
+        """Return whether a validation is due, also if an interrupted run had begun it."""
         last = self.curve[-1].step if self.curve else 0
         ended = self.done >= self.settings.steps
         return self.done > last and (ended or self.done % VALIDATE_EVERY == 0)
@@ -447,8 +554,8 @@ class _Training:
         self.updating = True
         if not (math.isfinite(error) and math.isfinite(float(norm))):
             raise InputError(
-                f"the loss is no number any more at step {self.done + 1}; lower training."
-                f"{self.model}.learning_rate, or look at the data with `mlff-student distill check`"
+                f"the loss is not finite any more at step {self.done + 1}; lower training."
+                f"{self.model}.learning_rate, or check the data with `mlff-student distill check`"
             )
         for optimizer, schedule in zip(self.optimizers, self.schedules, strict=True):
             optimizer.step()
@@ -459,7 +566,7 @@ class _Training:
         self.updating = False
 
     def _batch(self, chosen: list[int]) -> Batch:
-        """Frames of all sets, numbered through."""
+        """Join the chosen frames, which are counted over all datasets."""
         ends = list(accumulate(self.sizes))
         parts = [
             make_batch(graphs, members)
@@ -469,7 +576,7 @@ class _Training:
         return join_batches(parts)
 
     def _displaced(self, chosen: list[int], share: list[int]) -> list[Batch]:
-        """One in four of a step's frames, thrown about, where it is in this process's share."""
+        """Displace one in four of the frames of a step, if it is in the share of this process."""
         members = [k for k in chosen[::DISPLACED_EVERY] if k in share and k < self.sizes[0]]
         seeds = [[self.seed, self.done, k] for k in members]
         return displaced_batch(self.sets[0], members, seeds, self.student.cutoff)
@@ -478,10 +585,10 @@ class _Training:
         average = cast(Student, self.average.module)
         errors = validation_errors(average.network, self.validation, self.workers.device)
         errors = Errors(*self.workers.broadcast_from_rank0(errors))
-        least = min(
+        best = min(
             (point.validation_force_rmse_ev_per_angstrom for point in self.curve), default=math.inf
         )
-        if errors.force_rmse_ev_per_angstrom < least:
+        if errors.force_rmse_ev_per_angstrom < best:
             weights = self.average.module.state_dict()
             self.best = {name: value.clone() for name, value in weights.items()}
         rate = self.schedules[0].get_last_lr()[0]
@@ -493,7 +600,7 @@ class _Training:
         return point
 
     def _stalled(self) -> bool:
-        """Whether the last `patience` validations brought nothing better."""
+        """Return whether the last `patience` validations were no better than one before."""
         values = [point.validation_force_rmse_ev_per_angstrom for point in self.curve]
         patience = self.settings.patience
         return bool(patience and values) and len(values) - 1 - int(np.argmin(values)) >= patience
@@ -511,7 +618,7 @@ class _Training:
             },
         }
         result = self.folder / "model.pt"
-        if result.exists():  # the same weights need not make the same bytes
+        if result.exists():  # it is not written again, because its bytes could differ
             written = torch.load(result, weights_only=True)
             if written["training"] == checkpoint["training"]:
                 return written
@@ -530,7 +637,15 @@ def _read_nonempty(dataset: Path, split: str, structures: int = 0, seed: int = 0
 
 
 def write_curve(curve: list[CurvePoint], path: Path) -> None:
-    """metrics.csv, whole: a resumed training leaves no row twice."""
+    """Write metrics.csv anew, so that a resumed training does not repeat rows.
+
+    Parameters
+    ----------
+    curve : list of CurvePoint
+        All rows.
+    path : Path
+        CSV file.
+    """
     with atomic_write(path) as temporary, open(temporary, "w", newline="") as stream:
         writer = csv.writer(stream)
         writer.writerow(CurvePoint._fields)
@@ -540,7 +655,7 @@ def write_curve(curve: list[CurvePoint], path: Path) -> None:
 def _write_tensorboard(point: CurvePoint, folder: Path) -> None:
     try:
         from torch.utils.tensorboard import SummaryWriter
-    except ImportError:  # metrics.csv has it all
+    except ImportError:  # metrics.csv has the same numbers
         return
     with SummaryWriter(str(folder), purge_step=point.step) as board:
         for name, value in point._asdict().items():

@@ -1,7 +1,6 @@
-"""What is installed, what works, and the command that mends what does not."""
+"""Checks what is installed and what works, and gives the command that fixes each problem."""
 
 import re
-import shutil
 import subprocess
 import sys
 import tempfile
@@ -11,7 +10,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import NamedTuple
 
-from mlff_student.archive.native import MEND, library_path, load_library, with_backend
+from mlff_student.archive.native import INSTALL_HINT, library_path, load_library, with_backend
 from mlff_student.archive.registry import archive_of, available_models
 from mlff_student.core.errors import StudentError
 
@@ -27,7 +26,7 @@ PACKAGES = {
     "rdkit": "pip install 'mlff-student[distill]'",
     "tblite": "pip install 'mlff-student[distill]'",
 }
-# Run in a process of its own: a plug-in that meets the wrong torch may take the interpreter along.
+# This runs in a separate process, because a plug-in for another torch may end the interpreter.
 OPENMM_TRIAL = """
 import openmm
 from openmm_integration import create_system
@@ -48,21 +47,35 @@ print(INTERFACE, "runs; platforms", ", ".join(names))
 
 
 class Finding(NamedTuple):
-    """One line of the table."""
+    """The result of one check. The names of the attributes are keys of `doctor --json`.
+
+    Attributes
+    ----------
+    what : str
+        Name of the package or part.
+    works : bool
+        Whether it works.
+    found : str
+        Version or other facts; the reason if it does not work.
+    mend : str
+        Command that fixes it; empty if it works.
+    optional : bool
+        Whether everything else works without it.
+    """
 
     what: str
     works: bool
     found: str
-    mend: str  # command, empty where nothing needs mending
+    mend: str
     optional: bool = False
 
 
 def examine() -> list[Finding]:
-    """Try everything this package relies on."""
-    findings = [_package(name, mend) for name, mend in PACKAGES.items()]
+    """Check every package and every part that this package uses."""
+    findings = [_package(name, command) for name, command in PACKAGES.items()]
     findings.append(_models())
-    # The portable kernels do without them.
-    findings.append(_attempt("native kernels", _native, MEND)._replace(optional=True))
+    # Without native kernels the portable backend works.
+    findings.append(_attempt("native kernels", _native, INSTALL_HINT)._replace(optional=True))
     for interface in ("TorchForce", "PythonForce"):
         trial = partial(_openmm, interface)
         findings.append(_attempt(f"OpenMM {interface}", trial, PACKAGES["openmm"]))
@@ -73,30 +86,30 @@ def examine() -> list[Finding]:
     return findings
 
 
-def _package(name: str, mend: str) -> Finding:
+def _package(name: str, command: str) -> Finding:
     try:
         return Finding(name, True, version(name), "")
     except PackageNotFoundError:
-        return Finding(name, False, "not installed", mend)
+        return Finding(name, False, "not installed", command)
 
 
 def _models() -> Finding:
     models = available_models()
-    mend = "" if models else "git checkout -- checkpoints (or reinstall mlff-student)"
-    return Finding("models", bool(models), ", ".join(models) or "none", mend)
+    command = "" if models else "git checkout -- checkpoints (or reinstall mlff-student)"
+    return Finding("models", bool(models), ", ".join(models) or "none", command)
 
 
-def _attempt(what: str, trial: Callable[[], str], mend: str) -> Finding:
+def _attempt(what: str, trial: Callable[[], str], command: str) -> Finding:
     try:
         return Finding(what, True, trial(), "")
     except (StudentError, OSError, subprocess.SubprocessError) as error:
-        return Finding(what, False, str(error).strip().splitlines()[-1], mend)
+        return Finding(what, False, str(error).strip().splitlines()[-1], command)
 
 
 def _smallest_model() -> str:
     models = available_models()
     if not models:
-        raise StudentError("no model to try it with")
+        raise StudentError("there is no model to try it with")
     return min(models, key=lambda model: (models[model] / "model.pt").stat().st_size)
 
 
@@ -104,10 +117,10 @@ def _native() -> str:
     import torch
 
     load_library()
-    chosen = torch.ops.mlff_student.instruction_set()
+    instructions = torch.ops.mlff_student.instruction_set()
     name = _smallest_model()
     with_backend(archive_of(name), "native")
-    return f"{chosen}, self-check of {name} passed: {library_path()}"
+    return f"{instructions}, self-check of {name} passed: {library_path()}"
 
 
 def _openmm(interface: str) -> str:
@@ -145,11 +158,9 @@ def _plugin() -> str:
 
 
 def _mpiexec() -> str:
-    if found := shutil.which("mpiexec", path=str(Path(sys.executable).parent)):
-        return found
-    if found := shutil.which("mpiexec"):
-        return found
-    raise StudentError("not found")
+    from mlff_student.engines.lammps.plugin import mpi_executable
+
+    return mpi_executable()
 
 
 def _gpu() -> Finding:
@@ -157,4 +168,4 @@ def _gpu() -> Finding:
 
     if torch.cuda.is_available():
         return Finding("GPU", True, torch.cuda.get_device_name(), "", optional=True)
-    return Finding("GPU", False, "none that torch sees: everything runs on the CPU", "", True)
+    return Finding("GPU", False, "torch finds none; everything runs on the CPU", "", True)

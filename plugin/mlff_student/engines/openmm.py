@@ -1,4 +1,4 @@
-"""OpenMM, which lives in the package `openmm_integration` and is reached by name only."""
+"""Imports the package `openmm_integration`, which contains everything that uses OpenMM."""
 
 from importlib import import_module
 from types import ModuleType
@@ -7,7 +7,12 @@ from mlff_student.core.errors import MissingDependencyError
 
 
 def openmm_module(name: str = "") -> ModuleType:
-    """Module of `openmm_integration`, or that package itself.
+    """Import a module of `openmm_integration`.
+
+    Parameters
+    ----------
+    name : str
+        Name of the module; the package itself if empty.
 
     Raises
     ------

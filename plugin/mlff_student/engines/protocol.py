@@ -1,23 +1,17 @@
-"""Molecular dynamics with a student: one protocol and one set of files, whichever engine runs it.
+"""Settings and files of a molecular dynamics run, the same for every engine.
 
-A run is written in segments. Each start, the first or after a kill, begins a segment at the last
-checkpoint; when the last step is done the segments become run.dcd and run.csv.
+A run is written in segments. Each start of the command, also after a kill, begins a new segment at
+the last checkpoint. After the last step the segments are joined to run.dcd and run.csv.
 """
 
 import math
 import os
-import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple, Protocol
 
 import mdtraj
-from rich.progress import Progress, TextColumn
-
-pass
-
 
 from mlff_student.archive.native import BACKENDS
 from mlff_student.core.errors import InputError
@@ -27,40 +21,67 @@ from mlff_student.structures.trajectories import iterate_frames
 
 THERMO_COLUMNS = ("time_ps", "potential_ev", "kinetic_ev", "total_ev", "temperature_k")
 ENGINES = ("openmm", "lammps", "ase")
+ENSEMBLES = ("nve", "nvt", "npt")
 CHECKPOINTS_PER_RUN = 50
-FRAMES_AT_ONCE = 500  # while segments are joined
-COLDEST_START = 0.1  # of the temperature: the least kinetic energy production starts with
-ATOMS_FOR_THREADS = 500
-LARGEST_SEED = 900_000_000  # that LAMMPS takes
+FRAMES_AT_ONCE = 500  # frames in memory while segments are joined
+# Least kinetic energy that production starts with, as a fraction of the thermal kinetic energy.
+MIN_START_KINETIC_FRACTION = 0.1
+ATOMS_FOR_THREADS = 500  # systems with fewer atoms run on one thread
+LARGEST_SEED = 900_000_000  # the largest random seed that every engine accepts
 
 
 @dataclass(frozen=True)
 class MDSettings:
-    """What decides a run. Two runs with equal settings are the same run.
+    """Settings of a run. Two runs with equal settings are the same run.
 
     Attributes
     ----------
-    engine : "openmm", "lammps" or "ase".
-    model : shipped name, checkpoint or archive path; in ASE also a teacher's name.
-    structure : file or SMILES string.
-    steps : of production.
-    timestep_fs, temperature_K : of thermalisation and production.
-    ensemble : "nve" (velocity Verlet or leap-frog), "nvt" (Langevin) or "npt" (with a barostat that
-        scales the box by one factor; not in ASE).
-    every : steps between frames of the trajectory and rows of the log.
-    thermalise_steps : of Langevin dynamics after minimisation, before production. Production then
-        starts with the total energy that the second half of it had on average.
-    friction_per_ps : of Langevin dynamics.
-    seed : of velocities and thermostat.
-    platform : OpenMM platform, or empty for the fastest.
-    threads : of the network; 0 takes one below 500 atoms, and all cores above. Threads that wait
-        for each other cost a small molecule more than they give: on a busy machine, a hundredfold.
-    backend : kernels, see `mlff_student.archive.native.with_backend`.
-    pressure_bar : of "npt".
-    thermalise_timestep_fs : 0 takes that of production. Runs of several timesteps that are to be
-        compared start from the same state when they thermalise with the same one.
-    guide : of "nvt" in ASE: a student that thermalises, and on whose trajectories the model's
-        ensemble is sampled (`mlff_student.validation.reference_monte_carlo`), one move from frame to frame.
+    engine : str
+        MD engine, one of `ENGINES`.
+    model : str
+        Shipped name, or path of a checkpoint or archive. With the engine "ase" it may also be the
+        name of a teacher.
+    structure : str
+        File or SMILES string.
+    steps : int
+        Number of steps of the production run.
+    timestep_fs : float
+        Timestep of the production run, fs.
+    temperature_K : float
+        Temperature of thermalisation and production, K.
+    ensemble : str
+        Ensemble of the production run: "nve" (velocity Verlet or leap-frog), "nvt" (Langevin
+        dynamics) or "npt" (Langevin dynamics and a barostat that scales all box lengths by one
+        factor).
+    every : int
+        Steps between frames of the trajectory and rows of the log.
+    thermalise_steps : int
+        Number of steps of Langevin dynamics between minimisation and production. Production starts
+        with a total energy at which the run has the temperature on average; it is computed from
+        the mean potential energy of the second half of these steps.
+    friction_per_ps : float
+        Friction coefficient of Langevin dynamics, 1/ps.
+    seed : int
+        Random seed of velocities and thermostat, from 1 to `LARGEST_SEED`.
+    platform : str
+        OpenMM platform; the fastest if empty.
+    threads : int
+        Number of threads of the network. 0 means one thread below 500 atoms and all cores from
+        there on. For a small molecule several threads are slower than one, on a busy machine up to
+        a hundred times, because they wait for each other.
+    backend : str
+        Compute backend, "native", "portable" or "auto"; see
+        `mlff_student.archive.native.with_backend`.
+    pressure_bar : float
+        Pressure of the ensemble "npt", bar.
+    thermalise_timestep_fs : float
+        Timestep of thermalisation, fs; 0 means that of production. Runs with different timesteps
+        start from the same state if they thermalise with the same timestep.
+
+    Raises
+    ------
+    InputError
+        A value is unknown or out of its range, or `steps` is not a multiple of `every`.
     """
 
     engine: str
@@ -79,7 +100,6 @@ class MDSettings:
     backend: str = "auto"
     pressure_bar: float = 1.01325
     thermalise_timestep_fs: float = 0.0
-    guide: str = ""
 
     def __post_init__(self) -> None:
         for name, known in (
@@ -100,10 +120,6 @@ class MDSettings:
             )
         if not math.isfinite(self.pressure_bar):
             raise InputError(f"pressure_bar must be a number, got {self.pressure_bar}")
-        if self.engine == "ase" and self.ensemble == "npt":
-            raise InputError("npt runs in openmm and lammps; in ase there is nve and nvt")
-        if self.guide and (self.engine, self.ensemble) != ("ase", "nvt"):
-            raise InputError(f"a guide is for nvt in ase, not {self.ensemble} in {self.engine}")
         if self.thermalise_steps < 2:
             raise InputError(f"thermalise_steps must be two or more, got {self.thermalise_steps}")
         if self.threads < 0:
@@ -112,26 +128,36 @@ class MDSettings:
             raise InputError(f"seed must be from 1 to {LARGEST_SEED}, got {self.seed}")
         if self.steps % self.every:
             raise InputError(
-                f"{self.steps} steps are no multiple of the {self.every} between frames"
+                f"{self.steps} steps are not a multiple of the {self.every} between frames"
             )
 
     def threads_for(self, atoms: int) -> int:
-        """Threads of the network for a system of that size."""
+        """Return the number of threads of the network for a number of atoms."""
         return self.threads or (1 if atoms < ATOMS_FOR_THREADS else len(os.sched_getaffinity(0)))
 
     @property
     def start_timestep_fs(self) -> float:
-        """Timestep of thermalisation."""
+        """Timestep of thermalisation, fs."""
         return self.thermalise_timestep_fs or self.timestep_fs
 
     @property
     def checkpoint_every(self) -> int:
-        """Steps between checkpoints: a multiple of those between frames."""
+        """Number of steps between checkpoints, which is a multiple of `every`."""
         return self.every * max(1, self.steps // self.every // CHECKPOINTS_PER_RUN)
 
 
 class Segment(NamedTuple):
-    """Files of one uninterrupted stretch of production."""
+    """Files of a part of the production run that was not interrupted.
+
+    Attributes
+    ----------
+    first_step : int
+        Production step after which the segment begins.
+    trajectory : Path
+        DCD file of the frames.
+    thermo : Path
+        CSV file with the columns `THERMO_COLUMNS`.
+    """
 
     first_step: int
     trajectory: Path
@@ -139,7 +165,13 @@ class Segment(NamedTuple):
 
 
 class RunFolder:
-    """Files of a run, all in one folder."""
+    """Paths of the files of a run, all in one folder.
+
+    Parameters
+    ----------
+    path : Path
+        The folder.
+    """
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -151,23 +183,24 @@ class RunFolder:
         self.summary = path / "run.json"
 
     def segment(self, first_step: int) -> Segment:
-        """Files of the segment that begins after a production step."""
+        """Return the files of the segment that begins after a production step."""
         stem = f"segment-{first_step:010d}"
         return Segment(first_step, self.path / f"{stem}.dcd", self.path / f"{stem}.csv")
 
     def segments(self) -> list[Segment]:
-        """Segments begun so far, in order."""
+        """Return the segments that exist, in the order of their steps."""
         paths = sorted(self.path.glob("segment-*.csv"))
         return [self.segment(int(path.stem.removeprefix("segment-"))) for path in paths]
 
 
 class Engine(Protocol):
-    """What an engine must offer: run production to its end from the newest checkpoint in the
-    folder, or from minimisation and thermalisation if there is none.
+    """A function that runs MD in one engine to the end of production.
 
-    It begins a segment, reports each completed production step count to `progress`, and returns
-    the wall time of its production in milliseconds a step. A segment has a frame and a row after
-    every `settings.every` steps, and none of the step it begins at.
+    It starts from the newest checkpoint in the folder or, if there is none, with minimisation and
+    thermalisation. It begins a segment, which has a frame and a log row after every
+    `settings.every` steps and none for its first step. It calls `progress` with the number of
+    completed production steps, and returns the wall time of production in milliseconds per step.
+    `mlff_student.engines.run.engine_of` refuses a run that the engine cannot do.
     """
 
     def __call__(
@@ -180,46 +213,24 @@ class Engine(Protocol):
 
 
 def ns_per_day(timestep_fs: float, ms_per_step: float) -> float:
-    """Simulated nanoseconds in a day of wall time."""
+    """Return the nanoseconds that are simulated in a day of wall time."""
     return timestep_fs * 1e-6 * 86_400_000.0 / ms_per_step
 
 
-@contextmanager
-def progress_bar(settings: MDSettings, quiet: bool) -> Iterator[Callable[[int], None]]:
-    """Bar over production steps with the speed in ns/day."""
-    columns = (*Progress.get_default_columns(), TextColumn("{task.fields[speed]}"))
-    with Progress(*columns, disable=quiet) as progress:
-        bar = progress.add_task(
-            f"{settings.engine}: minimising, thermalising", total=settings.steps, speed=""
-        )
-        start: tuple[float, int] | None = None
-
-        def report(step: int) -> None:
-            nonlocal start
-            now = time.monotonic()
-            start = start or (now, step)
-            seconds, steps = now - start[0], step - start[1]
-            speed = (
-                f"{ns_per_day(settings.timestep_fs, 1e3 * seconds / steps):.2f} ns/day"
-                if steps
-                else ""
-            )
-            progress.update(
-                bar,
-                completed=step,
-                description=f"{settings.engine}: {settings.ensemble.upper()}",
-                speed=speed,
-            )
-
-        yield report
-
-
 def join_segments(folder: RunFolder, every: int, periodic: bool) -> None:
-    """Make run.dcd and run.csv from the segments.
+    """Join the segments of a run to run.dcd and run.csv.
 
-    A segment counts up to the first step of the next one: what a killed segment wrote after its
-    last checkpoint was computed again. Frames of open systems lose the box that LAMMPS draws
-    around them.
+    A segment is used up to the first step of the next segment, because the steps after the last
+    checkpoint of a killed segment were computed again.
+
+    Parameters
+    ----------
+    folder : RunFolder
+        Folder of the run.
+    every : int
+        Steps between frames.
+    periodic : bool
+        Whether the frames get a box. An engine may write a box for an open system; it is dropped.
     """
     segments = folder.segments()
     ends = [segment.first_step for segment in segments[1:]] + [None]
@@ -251,6 +262,3 @@ def join_segments(folder: RunFolder, every: int, periodic: bool) -> None:
                     output.write(kept.xyz * 10.0, **box)
     with atomic_write(folder.thermo) as temporary:
         temporary.write_text("\n".join(rows) + "\n")
-
-
-ENSEMBLES = ("nve", "nvt", "npt")

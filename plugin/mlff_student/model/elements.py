@@ -1,6 +1,7 @@
-"""The elements a student can know, with the two facts about each that the model needs.
+"""Atomic number and covalent radius of the elements that a student can know.
 
-A table of our own, because training must run where ASE is not installed; a test holds it to ASE's.
+The table is here because training must run where ASE is not installed. A test compares it with
+ASE's.
 """
 
 # symbol: (atomic number, covalent radius in angstrom, Cordero et al. 2008, doi:10.1039/b801115j)

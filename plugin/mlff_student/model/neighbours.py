@@ -1,7 +1,8 @@
 """Full neighbour list in plain torch, for use inside a TorchScript archive.
 
-Open, partly periodic, triclinic and small cells take one path: atoms are sorted into bins at least
-one cutoff wide, and every atom looks through the bins (and periodic images of bins) around its own.
+Open, partly periodic, triclinic and small cells are treated in the same way: atoms are sorted into
+bins that are at least one cutoff wide where the cell allows it, and every atom looks through the
+bins (and periodic images of bins) around its own.
 """
 
 import torch
@@ -15,7 +16,7 @@ def neighbour_edges(
     cutoff: float,
     candidates_at_once: int = 4_000_000,
 ) -> tuple[Tensor, Tensor]:
-    """All directed edges i <- j shorter than the cutoff.
+    """Find all directed edges i <- j that are shorter than the cutoff.
 
     Time and memory grow as O(N log N) and O(N) at constant density.
 
@@ -26,11 +27,11 @@ def neighbour_edges(
     cell : Tensor
         (3, 3) float64, angstrom, lattice vectors as rows. Rows of open directions are ignored.
     pbc : Tensor
-        (3,) bool.
+        (3,) bool, directions in which the structure is periodic.
     cutoff : float
-        Angstrom.
+        Cutoff, angstrom.
     candidates_at_once : int
-        Pairs tested together, which bounds the scratch memory (4e6: 0.3 GB).
+        Number of pairs that are tested together; it limits the scratch memory (4e6: 0.3 GB).
 
     Returns
     -------
@@ -76,7 +77,7 @@ def neighbour_edges(
 
     vectors: list[Tensor] = []
     indices: list[Tensor] = []
-    # About 14 candidates an atom and bin at condensed density.
+    # There are about 14 candidates per atom and bin in condensed phases.
     for block in offsets.split(max(1, candidates_at_once // (14 * atoms))):
         target = own_bin[None] + block[:, None]  # (S', N, 3)
         image = torch.div(target, bins, rounding_mode="floor")
@@ -104,19 +105,19 @@ def neighbour_edges(
 
 
 def complete_cell(cell: Tensor, pbc: Tensor) -> Tensor:
-    """Cell whose rows of open directions are unit vectors orthogonal to the periodic ones.
+    """Replace the rows of open directions by unit vectors orthogonal to the periodic rows.
 
     Parameters
     ----------
     cell : Tensor
-        (3, 3), rows of open directions arbitrary (zero included).
+        (3, 3), lattice vectors as rows, angstrom. Rows of open directions may have any value.
     pbc : Tensor
-        (3,) bool.
+        (3,) bool, directions in which the structure is periodic.
 
     Returns
     -------
     Tensor
-        (3, 3) invertible matrix with the periodic rows unchanged.
+        (3, 3), invertible matrix with the periodic rows unchanged, angstrom.
     """
     periodic = torch.nonzero(pbc).flatten()
     if periodic.shape[0] == 3:

@@ -1,5 +1,6 @@
-"""Short-range repulsion between nuclei (Ziegler-Biersack-Littmark), fading out below bonding
-distances: it keeps a learned potential from collapsing where no training data can be.
+"""Short-range repulsion between nuclei (Ziegler-Biersack-Littmark), zero at bonding distances.
+
+It keeps a learned potential from collapsing at distances for which there are no training data.
 """
 
 import torch
@@ -19,10 +20,23 @@ COULOMB = HARTREE * BOHR  # e^2 / (4 pi epsilon_0), eV angstrom
 
 
 def envelope(x: Tensor) -> tuple[Tensor, Tensor]:
-    """Polynomial that falls from 1 at x = 0 to 0 at x >= 1, and its derivative.
+    """Return the polynomial that falls from 1 at x = 0 to 0 at x >= 1, and its derivative.
 
-    First and second derivatives vanish at x = 1; eq. 8 of Gasteiger et al., "Directional message
-    passing for molecular graphs", arXiv:2003.03123, with p = 6.
+    u(x) = 1 - 28 x^6 + 48 x^7 - 21 x^8, whose first and second derivatives vanish at x = 1: eq. 8
+    of Gasteiger et al., "Directional message passing for molecular graphs", arXiv:2003.03123, with
+    p = 6.
+
+    Parameters
+    ----------
+    x : Tensor
+        Distances divided by the cutoff, of any shape.
+
+    Returns
+    -------
+    value : Tensor
+        u(x), in the shape of x.
+    derivative : Tensor
+        du/dx, in the shape of x.
     """
     inside = x < 1.0
     x = torch.where(inside, x, torch.ones_like(x))
@@ -31,14 +45,17 @@ def envelope(x: Tensor) -> tuple[Tensor, Tensor]:
 
 
 class ZBLRepulsion(nn.Module):
-    """Pair energy Z_i Z_j e^2 / (4 pi eps_0 r) phi(r / a_ij), times the polynomial envelope.
+    """Pair energy Z_i Z_j e^2 / (4 pi eps_0 r) phi(r / a_ij), multiplied by `envelope`.
+
+    phi is the universal screening function and a_ij = 0.8854 a_0 / (Z_i^0.23 + Z_j^0.23) the
+    screening length of Ziegler, Biersack and Littmark (1985).
 
     Parameters
     ----------
     elements : tuple[str, ...]
         Chemical symbols, in the order of the species indices.
     reach : float
-        Distance at which it has faded out, over the sum of the two covalent radii.
+        Distance from which the repulsion is zero, divided by the sum of the two covalent radii.
     """
 
     charges: Tensor
@@ -64,14 +81,14 @@ class ZBLRepulsion(nn.Module):
         )
 
     def forward(self, distances: Tensor, first: Tensor, second: Tensor) -> tuple[Tensor, Tensor]:
-        """Energy of each pair and its derivative with respect to the distance.
+        """Return the energy of each pair and its derivative with respect to the distance.
 
         Parameters
         ----------
         distances : Tensor
-            (E,) float64, angstrom.
+            (E,) float64, distance of the two atoms of each pair, angstrom.
         first, second : Tensor
-            (E,) int64, species indices of the two atoms.
+            (E,) int64, species indices of the two atoms of each pair.
 
         Returns
         -------

@@ -1,4 +1,4 @@
-"""The student: a PaiNN message-passing network with its own hand-derived energy gradient."""
+"""The student, a PaiNN message-passing network whose energy gradient is derived by hand."""
 
 from dataclasses import asdict, dataclass, replace
 from typing import Any, NamedTuple
@@ -12,7 +12,7 @@ from mlff_student.model.repulsion import ZBLRepulsion, envelope
 
 READOUT_CHANNELS = 64
 NORM_FLOOR = 1e-8  # keeps the norm of a vanishing vector feature differentiable
-HEAVIEST = 118
+HEAVIEST = 118  # largest atomic number that `species_of` has an entry for
 DTYPES = {"float32": torch.float32, "float64": torch.float64}  # precisions of a student
 
 
@@ -27,20 +27,20 @@ class StudentConfig:
     layers : int
         Number of message-passing layers.
     radial_functions : int
-        Number of Bessel functions a distance is expanded in.
+        Number R of Bessel functions in which a distance is expanded.
     cutoff : float
-        Angstrom.
+        Cutoff, angstrom.
     elements : tuple[str, ...]
-        Chemical symbols the student knows.
+        Chemical symbols of the elements that the student knows.
     repulsion_reach : float
-        Where the short-range repulsion has faded out, over the sum of covalent radii (0.75: C-C
-        1.14, C-H 0.80, H-H 0.47 angstrom, below any bond at rest).
+        Distance from which the short-range repulsion is zero, divided by the sum of the covalent
+        radii (0.75: C-C 1.14, C-H 0.80, H-H 0.47 angstrom, below any bond at rest).
     shortest : float
-        The filters take a shorter distance for nearly this one, angstrom; what happens there is
-        left to the repulsion. See `squeeze_distances`.
+        Distance below which the filters become constant, angstrom; at shorter distances the
+        repulsion acts. See `squeeze_distances`.
     lowest : float
-        Network energy of an atom below which it is squeezed, eV; in training it stays above -2. See
-        `squeeze_energies`.
+        Network energy of an atom below which it is bounded, eV; in training it stays above -2 eV.
+        See `squeeze_energies`.
     """
 
     channels: int
@@ -53,12 +53,12 @@ class StudentConfig:
     lowest: float = -3.0
 
     def as_dict(self) -> dict[str, Any]:
-        """Plain values for a checkpoint or a card."""
+        """Return the attributes as plain values, for a checkpoint or a card."""
         return asdict(self) | {"elements": list(self.elements)}
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> "StudentConfig":
-        """Inverse of `as_dict`."""
+        """Make a configuration from the values that `as_dict` returns."""
         config = cls(**values)
         return replace(config, elements=tuple(config.elements))
 
@@ -73,11 +73,28 @@ PRESETS = {
 def squeeze_distances(
     distances: Tensor, shortest: Tensor, start: float = 6.0 / 11.0
 ) -> tuple[Tensor, Tensor]:
-    """Distances as the filters see them, and the derivative.
+    """Return the distances that the filters are evaluated at, and their derivative.
 
-    The same from `shortest` up, constant below `start` of it, twice differentiable. Where no
-    training data can be, a filter extrapolates to anything; a minimiser's first trial step does go
-    there, and without this fell into holes of -1e8 eV.
+    The function is the identity from `shortest` on, constant below `start` times `shortest`, and
+    twice differentiable. At distances without training data the filters extrapolate to arbitrary
+    values. The first trial step of a minimiser does reach such distances; without this function it
+    fell into holes of -1e8 eV.
+
+    Parameters
+    ----------
+    distances : Tensor
+        Distances of any shape, angstrom.
+    shortest : Tensor
+        () distance from which nothing is changed, angstrom.
+    start : float
+        Fraction of `shortest` below which the result is constant.
+
+    Returns
+    -------
+    squeezed : Tensor
+        Changed distances, angstrom.
+    derivative : Tensor
+        Derivative of `squeezed` with respect to `distances`.
     """
     t = (distances / shortest - start) / (1.0 - start)
     t = t.clamp(0.0, 1.0)
@@ -89,31 +106,75 @@ def squeeze_distances(
 
 
 def squeeze_energies(eps: Tensor, lowest: Tensor, depth: float = 2.0) -> tuple[Tensor, Tensor]:
-    """Network energies bounded below by `lowest` - `depth`, eV, and the derivative.
+    """Return the network energies with a lower bound of `lowest` - `depth`, and their derivative.
 
-    The same from `lowest` up, twice differentiable. With the repulsion, which grows without bound,
-    no arrangement of atoms has an energy far below that of the molecule.
+    The function is the identity from `lowest` on, and twice differentiable. Because of the bound
+    and of the repulsion, no arrangement of atoms has an energy far below that of the molecule.
+
+    Parameters
+    ----------
+    eps : Tensor
+        Network energies of any shape, eV.
+    lowest : Tensor
+        () energy from which nothing is changed, eV.
+    depth : float
+        Distance of the bound from `lowest`, eV.
+
+    Returns
+    -------
+    squeezed : Tensor
+        Changed energies, eV.
+    derivative : Tensor
+        Derivative of `squeezed` with respect to `eps`.
     """
     bent = torch.tanh((lowest - eps).clamp(min=0.0) / depth)
     return torch.where(eps < lowest, lowest - depth * bent, eps), 1.0 - bent * bent
 
 
 def silu_with_derivative(x: Tensor) -> tuple[Tensor, Tensor]:
-    """X sigmoid(x) and its derivative."""
+    """Return SiLU(x) = x sigmoid(x) and its derivative.
+
+    Parameters
+    ----------
+    x : Tensor
+        Values of any shape.
+
+    Returns
+    -------
+    value : Tensor
+        SiLU(x), in the shape of x.
+    derivative : Tensor
+        d SiLU(x) / dx, in the shape of x.
+    """
     gate = torch.sigmoid(x)
     value = x * gate
     return value, gate + value * (1.0 - gate)
 
 
 def sum_to_atoms(values: Tensor, index: Tensor, atoms: int) -> Tensor:
-    """Sum of the rows of `values` that share an index: (E, ...) -> (atoms, ...)."""
+    """Sum the rows of `values` that have the same index.
+
+    Parameters
+    ----------
+    values : Tensor
+        (E, ...).
+    index : Tensor
+        (E,) int64, atom that each row belongs to.
+    atoms : int
+        Number of atoms.
+
+    Returns
+    -------
+    Tensor
+        (atoms, ...), sum of the rows of each atom.
+    """
     shape = [atoms] + list(values.shape[1:])  # noqa: RUF005  (TorchScript cannot unpack a list)
     total = torch.zeros(shape, dtype=values.dtype, device=values.device)
     return total.index_add(0, index, values)
 
 
 def forces_from_gradient(gradient: Tensor, edge_index: Tensor, atoms: int) -> Tensor:
-    """Forces (atoms, 3) from dE/dr_ij (E, 3): r_ij = x_j - x_i pulls on both ends.
+    """Return the forces that follow from the gradients dE/dr_ij with r_ij = x_j - x_i.
 
     Parameters
     ----------
@@ -123,23 +184,66 @@ def forces_from_gradient(gradient: Tensor, edge_index: Tensor, atoms: int) -> Te
         (2, E) int64, [receiver i, sender j].
     atoms : int
         Number of atoms.
+
+    Returns
+    -------
+    Tensor
+        (atoms, 3), forces, eV/angstrom.
     """
     receiver, sender = edge_index[0], edge_index[1]
     return sum_to_atoms(gradient, receiver, atoms) - sum_to_atoms(gradient, sender, atoms)
 
 
 def edge_virials(gradient: Tensor, edge_vectors: Tensor) -> Tensor:
-    """Virial - r_ij (x) dE/dr_ij of each edge, (E, 3, 3), eV."""
+    """Return the virial - r_ij (x) dE/dr_ij of each edge.
+
+    Parameters
+    ----------
+    gradient : Tensor
+        (E, 3), dE/dr_ij, eV/angstrom.
+    edge_vectors : Tensor
+        (E, 3), r_ij, angstrom.
+
+    Returns
+    -------
+    Tensor
+        (E, 3, 3), eV.
+    """
     return -edge_vectors[:, :, None] * gradient[:, None]
 
 
 def virial_from_gradient(gradient: Tensor, edge_vectors: Tensor) -> Tensor:
-    """Sum of `edge_virials` over all edges, (3, 3), eV, which equals - volume * stress."""
+    """Return the sum of `edge_virials` over all edges, which equals - volume * stress.
+
+    Parameters
+    ----------
+    gradient : Tensor
+        (E, 3), dE/dr_ij, eV/angstrom.
+    edge_vectors : Tensor
+        (E, 3), r_ij, angstrom.
+
+    Returns
+    -------
+    Tensor
+        (3, 3), eV.
+    """
     return -edge_vectors.t() @ gradient
 
 
 class BesselBasis(nn.Module):
-    """sin(n pi r / r_c) / r, eq. 7 of arXiv:2003.03123 (the basis of PaiNN), and its derivative."""
+    """Radial basis sin(n pi r / r_c) / r of PaiNN, with its derivative.
+
+    Equation 7 of Gasteiger et al., arXiv:2003.03123, without the constant factor.
+
+    Parameters
+    ----------
+    radial_functions : int
+        Number R of functions; n goes from 1 to R.
+    cutoff : float
+        Cutoff r_c, angstrom.
+    dtype : torch.dtype
+        Precision of the functions.
+    """
 
     frequencies: Tensor
 
@@ -149,14 +253,27 @@ class BesselBasis(nn.Module):
         self.register_buffer("frequencies", frequencies.to(dtype), persistent=False)
 
     def forward(self, distances: Tensor) -> tuple[Tensor, Tensor]:
-        """Distances (E, 1) to the functions (E, R) and their derivatives (E, R)."""
+        """Return the functions of the distances and their derivatives.
+
+        Parameters
+        ----------
+        distances : Tensor
+            (E, 1), angstrom.
+
+        Returns
+        -------
+        value : Tensor
+            (E, R), per angstrom.
+        derivative : Tensor
+            (E, R), per angstrom squared.
+        """
         angle = distances * self.frequencies
         value = torch.sin(angle) / distances
         return value, (torch.cos(angle) * self.frequencies - value) / distances
 
 
 class Edges(NamedTuple):
-    """What every layer needs to know of the E directed edges."""
+    """Quantities of the E directed edges that every layer uses."""
 
     index: Tensor  # (2, E) int64, [receiver, sender]
     unit: Tensor  # (E, 3, 1)
@@ -167,7 +284,7 @@ class Edges(NamedTuple):
 
 
 class Tape(NamedTuple):
-    """What the adjoint of a layer needs of its forward pass.
+    """Quantities of a layer's forward pass that `layer_adjoint` uses.
 
     The weights are here too, because TorchScript cannot walk a list of modules backwards: it
     compiles `blocks[::-1]` to the unreversed list, and OpenMM cannot freeze `blocks[index]`.
@@ -190,7 +307,17 @@ class Tape(NamedTuple):
 
 
 class Layer(nn.Module):
-    """One PaiNN layer: message over edges, then update of each atom; see `Student`."""
+    """One PaiNN layer: a message over the edges, then an update of each atom; see `Student`.
+
+    Parameters
+    ----------
+    channels : int
+        Width F of the features.
+    radial_functions : int
+        Number R of radial functions.
+    dtype : torch.dtype
+        Precision of the weights.
+    """
 
     def __init__(self, channels: int, radial_functions: int, dtype: torch.dtype) -> None:
         super().__init__()
@@ -204,9 +331,30 @@ class Layer(nn.Module):
     def forward(
         self, q: Tensor, mu: Tensor, edges: Edges, first: bool
     ) -> tuple[Tensor, Tensor, Tape]:
-        """Features q (N, F) and mu (N, 3, F) after this layer, and the tape for `layer_adjoint`.
+        """Return the features after this layer, and the tape for `layer_adjoint`.
 
-        In the first layer mu is zero, and what would act on it is left out: 15 to 20 % of a step.
+        In the first layer mu is zero, and the operations on it are left out, which saves 15 to 20 %
+        of the time of a step.
+
+        Parameters
+        ----------
+        q : Tensor
+            (N, F), scalar features.
+        mu : Tensor
+            (N, 3, F), vector features.
+        edges : Edges
+            Edges of the structure.
+        first : bool
+            Whether this is the first layer.
+
+        Returns
+        -------
+        q : Tensor
+            (N, F), scalar features after this layer.
+        mu : Tensor
+            (N, 3, F), vector features after this layer.
+        tape : Tape
+            Quantities that the adjoint of this layer uses.
         """
         receiver, sender = edges.index[0], edges.index[1]
         atoms = q.shape[0]
@@ -256,10 +404,32 @@ class Layer(nn.Module):
 def layer_adjoint(
     g_q: Tensor, g_mu: Tensor, tape: Tape, edges: Edges, first: bool
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Energy gradients with respect to a layer's inputs, from those of its outputs.
+    """Return the energy gradients with respect to a layer's inputs, from those of its outputs.
 
-    Returns g_q (N, F), g_mu (N, 3, F), g_distance (E, 1), g_unit (E, 3). The first layer's g_q and
-    g_mu are not all of the gradient: nobody needs it.
+    Parameters
+    ----------
+    g_q : Tensor
+        (N, F), gradient with respect to the layer's output q.
+    g_mu : Tensor
+        (N, 3, F), gradient with respect to the layer's output mu.
+    tape : Tape
+        Quantities of the layer's forward pass.
+    edges : Edges
+        Edges of the structure.
+    first : bool
+        Whether this is the first layer.
+
+    Returns
+    -------
+    g_q : Tensor
+        (N, F), gradient with respect to the layer's input q; incomplete for the first layer, whose
+        gradient is not used.
+    g_mu : Tensor
+        (N, 3, F), gradient with respect to the layer's input mu; incomplete for the first layer.
+    g_distance : Tensor
+        (E, 1), gradient with respect to the squeezed distances, eV/angstrom.
+    g_unit : Tensor
+        (E, 3), gradient with respect to the unit vectors, eV.
     """
     receiver, sender = edges.index[0], edges.index[1]
     atoms, channels = g_q.shape[0], g_q.shape[1]
@@ -295,10 +465,10 @@ def layer_adjoint(
 
 
 class Student(nn.Module):
-    """PaiNN (Schuett, Unke, Gastegger 2021, arXiv:2102.03150) in a budget of 8 F^2 a layer.
+    """PaiNN network (Schuett, Unke, Gastegger 2021, arXiv:2102.03150) with 8 F^2 weights per layer.
 
     E = sum_i (E_ref[Z_i] + eps_i) + sum_(i<j) ZBL(r_ij), where eps_i is read from the scalar
-    features q_i after all layers. One layer, with filters W(r) = (Bessel(r) A + b) envelope(r):
+    features q_i after all layers. One layer, with filters W(r) = (Bessel(r) A + b) envelope(r), is:
 
         q_i   <- q_i  + sum_j phi_q(q_j) W_q(r_ij)
         mu_i  <- mu_i + sum_j phi_u(q_j) W_u(r_ij) r_ij/|r_ij| + phi_mu(q_j) W_mu(r_ij) mu_j
@@ -306,30 +476,35 @@ class Student(nn.Module):
         q_i   <- q_i  + a_q(q_i, |v_i|) + a_v(q_i, |v_i|) |v_i|
         mu_i  <- mu_i + a_v(q_i, |v_i|) v_i
 
-    The published block costs 11 F^2 a layer. Merged or left out, 3 F^2 in all:
+    The published layer has 11 F^2 weights. Here 3 F^2 of them are merged or left out:
 
-    - U and V are one map. It acts on three components an atom, so it is the dearest weight there
-      is, and the product <U mu, V mu> it served survives as |V mu|.
-    - a_sv and a_vv are one gate a_v, so that in the last layer too, where mu is not read any more,
-      every gate weight acts on the energy.
-    - phi is one linear map of silu(q) without a hidden layer: the update before it ends in a
-      two-layer network already, and before the first layer q is an embedding.
+    - U and V are one map. It acts on the three components of each vector feature, so its weights
+      cost most, and |V mu| takes the place of the product <U mu, V mu>.
+    - a_sv and a_vv are one gate a_v. So every gate weight acts on the energy in the last layer too,
+      after which mu is not used any more.
+    - phi is one linear map of silu(q) without a hidden layer: the update before it already ends in
+      a two-layer network, and before the first layer q is an embedding.
 
-    Two bounds keep it sane where no data can be, and change nothing where data are: W is constant
-    at distances that no two nuclei have (`squeeze_distances`), and eps_i has a lower bound
-    (`squeeze_energies`).
+    Two bounds give reasonable energies where there are no training data, and change nothing where
+    there are: W is constant at distances that no two nuclei have (`squeeze_distances`), and eps_i
+    has a lower bound (`squeeze_energies`).
 
-    Vector features are mixed along the channel axis alone, so the energy is invariant under
+    Vector features are mixed only along the channel axis, so the energy is invariant under
     rotation and reflection. As in the published network, phi_mu and W_mu of the first layer would
-    act on mu = 0; they are weights without effect.
+    act on mu = 0; these weights have no effect.
 
     Parameters
     ----------
     config : StudentConfig
         Architecture.
     dtype : torch.dtype
-        Of the weights and the network's arithmetic. Displacements, repulsion, references and sums
-        are always float64.
+        Precision of the weights and of the network's arithmetic. Displacements, repulsion,
+        reference energies and sums are always float64.
+
+    Raises
+    ------
+    InputError
+        The number of channels is not a multiple of 16.
     """
 
     species_of: Tensor
@@ -361,23 +536,23 @@ class Student(nn.Module):
     def network(
         self, edge_vectors: Tensor, edge_index: Tensor, species: Tensor, n_local: int
     ) -> tuple[Tensor, Tensor]:
-        """Network energies and their gradient, in the dtype of the weights.
+        """Return the network energies and their gradient, in the precision of the weights.
 
         Parameters
         ----------
         edge_vectors : Tensor
-            (E, 3), angstrom.
+            (E, 3), r_ij = x_j - x_i of edge i <- j, angstrom.
         edge_index : Tensor
             (2, E) int64, [receiver, sender].
         species : Tensor
-            (N,) int64, index into the student's elements.
+            (N,) int64, index of each atom's element in the student's elements.
         n_local : int
-            The first n_local nodes carry energy; the rest only send.
+            Number of atoms that have an energy. They are the first ones; the others only send.
 
         Returns
         -------
         eps : Tensor
-            (n_local,), eV.
+            (n_local,), network energy of each atom, eV.
         gradient : Tensor
             (E, 3), d sum(eps) / d edge_vectors, eV/angstrom.
         """
@@ -422,7 +597,7 @@ class Student(nn.Module):
     def forward(
         self, edge_vectors: Tensor, edge_index: Tensor, species: Tensor, n_local: int
     ) -> tuple[Tensor, Tensor]:
-        """Energies of the first n_local atoms and d sum(energies) / d edge_vectors.
+        """Return the energies of the first n_local atoms and the gradient of their sum.
 
         Parameters
         ----------
@@ -431,16 +606,16 @@ class Student(nn.Module):
         edge_index : Tensor
             (2, E) int64, [receiver, sender].
         species : Tensor
-            (N,) int64, index into the student's elements.
+            (N,) int64, index of each atom's element in the student's elements.
         n_local : int
-            Number of nodes that carry energy.
+            Number of atoms that have an energy.
 
         Returns
         -------
         energies : Tensor
-            (n_local,) float64, eV.
+            (n_local,) float64, energy of each atom, eV.
         gradient : Tensor
-            (E, 3) float64, eV/angstrom.
+            (E, 3) float64, d sum(energies) / d edge_vectors, eV/angstrom.
         """
         eps, gradient = self.network(edge_vectors.to(self.dtype), edge_index, species, n_local)
         distances = torch.linalg.vector_norm(edge_vectors, dim=[1])
@@ -455,10 +630,22 @@ class Student(nn.Module):
 
 
 def dtype_name(dtype: torch.dtype) -> str:
-    """Key of `DTYPES` of a precision."""
+    """Return the name of a precision, for example "float32" for torch.float32.
+
+    Parameters
+    ----------
+    dtype : torch.dtype
+        Precision.
+    """
     return str(dtype).removeprefix("torch.")
 
 
 def parameter_count(student: Student) -> int:
-    """Number of trainable weights."""
+    """Return the number of trainable weights of a student.
+
+    Parameters
+    ----------
+    student : Student
+        Student to count.
+    """
     return sum(weight.numel() for weight in student.parameters())

@@ -1,4 +1,4 @@
-"""What `mlff-student analyze` does: measure, judge, print, plot."""
+"""Measure, judge, print and plot a run, for the command `mlff-student analyze`."""
 
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -43,32 +43,46 @@ def run_analysis(
     quiet: bool = False,
     **settings: Any,
 ) -> bool:
-    """Whether a run is within the thresholds; prints tables, writes plots and a JSON file.
+    """Measure and judge a run, print a table, and write plots and a JSON file.
 
     Parameters
     ----------
+    trajectory, topology, log : Path
+        Files of the run, as in `mlff_student.analysis.run.analyze`.
+    console : Console
+        Console on which the table is printed.
     teacher : str
-        Name of the teacher whose forces the run's are compared with; empty: none.
+        Name of the teacher whose forces the forces of the run are compared with. Empty: none.
     model : str
-        That made the run, to check that the log is the trajectory's, and for its forces; by default
-        `model.pt` beside the trajectory, where `mlff-student md` leaves it.
+        Model of the run, a shipped name or a file. It checks that log and trajectory are of the
+        same run, and computes forces. Empty: `model.pt` beside the trajectory, where
+        `mlff-student md` leaves it, if there is such a file.
     reference_trajectory, reference_log : Path | None
-        Of the teacher's own run.
-    json, plot : Path | None
-        Beside the trajectory if None. Other plots are named after this one.
+        Trajectory and log of the teacher's own run.
+    json : Path | None
+        JSON file to write. None: beside the trajectory.
+    plot : Path | None
+        PNG file of the drift. None: beside the trajectory. Other plots get names from this name.
+    quiet : bool
+        Whether to print nothing.
     **settings : Any
-        Of `analyze`.
+        Other arguments of `mlff_student.analysis.run.analyze`.
+
+    Returns
+    -------
+    bool
+        Whether every judged figure passes.
 
     Raises
     ------
     StudentError
-        Files that cannot be used, a log without its trajectory, or a teacher that is not there.
+        If a file cannot be used, a reference log has no trajectory, or a teacher is missing.
     """
-    if trajectory.is_dir():  # a file that is missing is found after the outputs are checked
-        raise InputError(f"no trajectory file {trajectory}")
+    if trajectory.is_dir():  # a missing file is reported later, after the outputs are checked
+        raise InputError(f"{trajectory} is a folder; give a trajectory file")
     if reference_log and not reference_trajectory:
-        raise InputError(f"--reference-log {reference_log} needs its --reference-trajectory")
-    # Not run.json: that is the summary of `md`, by which it knows a finished run.
+        raise InputError(f"--reference-log {reference_log} also needs --reference-trajectory")
+    # run.json is the summary that `md` writes, and must not be overwritten.
     json = json or trajectory.with_suffix(".analysis.json")
     plot = plot or trajectory.with_suffix(".png")
     for path in (json, plot):
@@ -105,12 +119,34 @@ def run_analysis(
 
 
 def judge_run(analysis: Analysis) -> list[Check]:
-    """Judge a run by the project's thresholds, as every command does."""
+    """Compare the figures of a run with the thresholds of the project.
+
+    Parameters
+    ----------
+    analysis : Analysis
+        Figures of the run.
+
+    Returns
+    -------
+    list[Check]
+        A check for each figure that has a threshold.
+    """
     return judge(analysis.figures(), load_thresholds(), analysis.ensemble)
 
 
 def energy_course(analysis: Analysis) -> EnergyCourse:
-    """What `plot_drift` draws of a run."""
+    """Return what `plot_drift` draws of a run.
+
+    Parameters
+    ----------
+    analysis : Analysis
+        Figures and log of the run.
+
+    Returns
+    -------
+    EnergyCourse
+        Energy and temperature against time.
+    """
     thermo = analysis.thermo
     figures = {figure.key: figure for figure in analysis.drift.figures()}
     return EnergyCourse(
@@ -124,12 +160,12 @@ def energy_course(analysis: Analysis) -> EnergyCourse:
 
 
 def _plot(analysis: Analysis, label: str, path: Path) -> list[Path]:
-    """Write the plots of what was measured."""
+    """Write the plots of what was measured, and return their paths."""
     plot_drift({label: energy_course(analysis)}, path)
     written = [path]
     if forces := analysis.forces:
         written.append(path.with_suffix(".forces.png"))
-        rmse = next(one for one in forces.figures() if one.name == "force_rmse")
+        rmse = next(figure for figure in forces.figures() if figure.name == "force_rmse")
         plot_force_errors(forces.rmse_of_frames, rmse, analysis.duration_ps, written[-1])
     if (run := analysis.rdf) and (teacher := analysis.teacher_rdf):
         written.append(path.with_suffix(".rdf.png"))
@@ -151,7 +187,22 @@ def _plot(analysis: Analysis, label: str, path: Path) -> list[Path]:
 def figures_table(
     figures: Iterable[Figure], facts: Mapping[str, str], checks: Iterable[Check]
 ) -> Table:
-    """All figures with their units and standard errors, and limits of those that are judged."""
+    """Return a table of all figures with units, standard errors and, if judged, their limits.
+
+    Parameters
+    ----------
+    figures : Iterable[Figure]
+        Figures of a run.
+    facts : Mapping[str, str]
+        What is known in words, such as the ensemble.
+    checks : Iterable[Check]
+        Checks of the judged figures.
+
+    Returns
+    -------
+    Table
+        Table to print on a console.
+    """
     table = Table("figure", "unit", "value", "limit", "verdict")
     judged = {check.key: check for check in checks}
     for figure in sorted(figures, key=lambda figure: figure.key not in DRIFT_ROWS):
@@ -160,7 +211,7 @@ def figures_table(
         table.add_row(figure.title, figure.unit, Text(str(figure)), *cells)
         if figure.noise is not None:
             noise = f"{figure.noise:.4g}"
-            table.add_row(f"{figure.title}: by noise alone", figure.unit, noise, "", "")
+            table.add_row(f"{figure.title}: noise", figure.unit, noise, "", "")
     for name, text in facts.items():
         table.add_row(name.replace("_", " "), "", Text(text), "", "")
     table.add_section()

@@ -1,4 +1,4 @@
-"""Pages and texts from Jinja templates, which lie beside the modules that fill them."""
+"""Fill the Jinja templates of pages and texts, which lie beside the modules that use them."""
 
 from typing import Any
 
@@ -8,7 +8,27 @@ from mlff_student.core.paths import PACKAGE
 
 
 def render(template: str, **values: Any) -> str:
-    """A template of the package by its path in it; HTML is escaped, and an unknown name raises."""
+    """Return the text of a template with its values.
+
+    Values in HTML templates are escaped. A name in the template without a value raises an error.
+
+    Parameters
+    ----------
+    template : str
+        Path of the template in the package, such as "validation/report.html.j2".
+    **values : Any
+        Values by their names in the template.
+
+    Returns
+    -------
+    str
+        The filled text.
+
+    Raises
+    ------
+    jinja2.UndefinedError
+        If a value is missing.
+    """
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader([PACKAGE / "reporting", PACKAGE]),
         autoescape=jinja2.select_autoescape(["html.j2"], default=False),

@@ -1,4 +1,4 @@
-"""Figures on paper: what a run did with its energy, how a training went, how fast it goes."""
+"""Draw plots: energy drift, force errors, radial distribution functions and spectra."""
 
 import base64
 from collections.abc import Iterator, Mapping, Sequence
@@ -20,23 +20,37 @@ from mlff_student.core.files import atomic_write
 # Okabe and Ito's palette, which colour-blind readers can distinguish (jfly.uni-koeln.de/color).
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 FONT_SIZE = 10
-LONG_LABEL = 15  # letters: four such do not fit above a figure
-LEGEND_LONGEST = 12  # entries, of figures in a page
+LONG_LABEL = 15  # letters; four labels of this length do not fit above a plot
+LEGEND_LONGEST = 12  # entries; a plot in a page with more has no legend
 
 
 @contextmanager
 def single_figure(path: Path, x: str, y: str, *, yscale: str = "linear") -> Iterator[Axes]:
-    """Axes of a figure of one message, labelled; written as PNG when the block ends.
+    """Yield the axes of a plot with labelled axes, and write it as PNG when the block ends.
+
+    Parameters
+    ----------
+    path : Path
+        PNG file to write.
+    x, y : str
+        Labels of the axes, with units.
+    yscale : str
+        Scale of the vertical axis: "linear" or "log".
+
+    Yields
+    ------
+    Axes
+        Axes to draw on.
 
     Raises
     ------
     InputError
-        `path` cannot be written.
+        If `path` cannot be written.
     """
     figure = Canvas(figsize=(6.0, 4.2), layout="constrained")
     axes = figure.subplots()
     axes.set_prop_cycle(color=COLOURS)
-    axes.set_yscale(yscale)  # which removes ticks that are there
+    axes.set_yscale(yscale)  # before drawing, because it removes ticks that were set
     yield axes
     axes.set_xlabel(x, fontsize=FONT_SIZE)
     axes.set_ylabel(y, fontsize=FONT_SIZE)
@@ -50,18 +64,39 @@ def single_figure(path: Path, x: str, y: str, *, yscale: str = "linear") -> Iter
 
 
 class EnergyCourse(NamedTuple):
-    """What a run did with its energy, for `plot_drift`."""
+    """Energy and temperature of a run against time, for `plot_drift`.
 
-    time_ps: NDArray[np.float64]  # (rows,)
-    energy_mev_per_atom: NDArray[np.float64]  # (rows,), total
-    temperature_k: NDArray[np.float64]  # (rows,)
-    drift: Figure  # meV/atom/ps
-    temperature: Figure  # mean, K
-    temperature_std: Figure  # K
+    Attributes
+    ----------
+    time_ps : NDArray[np.float64]
+        Times, (rows,), ps.
+    energy_mev_per_atom : NDArray[np.float64]
+        Total energy, (rows,), meV/atom.
+    temperature_k : NDArray[np.float64]
+        Temperature, (rows,), K.
+    drift : Figure
+        Slope of the energy, meV/atom/ps.
+    temperature, temperature_std : Figure
+        Mean and standard deviation of the temperature, K.
+    """
+
+    time_ps: NDArray[np.float64]
+    energy_mev_per_atom: NDArray[np.float64]
+    temperature_k: NDArray[np.float64]
+    drift: Figure
+    temperature: Figure
+    temperature_std: Figure
 
 
 def plot_drift(runs: Mapping[str, EnergyCourse], path: Path) -> None:
-    """PNG of total energy with its fitted drift, above temperature, for runs by label.
+    """Plot the total energy of runs with the fitted drift, above the temperature.
+
+    Parameters
+    ----------
+    runs : Mapping[str, EnergyCourse]
+        Runs by the label in the legend.
+    path : Path
+        PNG file to write.
 
     Raises
     ------
@@ -94,7 +129,7 @@ def plot_drift(runs: Mapping[str, EnergyCourse], path: Path) -> None:
         axes.tick_params(labelsize=FONT_SIZE)
         axes.spines[["top", "right"]].set_visible(False)
         axes.margins(x=0)
-    # Above the axes, where it hides nothing.
+    # The legend is above the axes, where it covers no curve.
     figure.legend(
         title="drift ± standard error, temperature ± fluctuation",
         title_fontsize=FONT_SIZE,
@@ -110,18 +145,18 @@ def plot_drift(runs: Mapping[str, EnergyCourse], path: Path) -> None:
 def plot_force_errors(
     rmse_of_frames: NDArray[np.float64], rmse: Figure, duration_ps: float, path: Path
 ) -> None:
-    """PNG of the forces' RMSE against the teacher in the course of a run.
+    """Plot the root mean square error of a run's forces against time.
 
     Parameters
     ----------
-    rmse_of_frames : ndarray
-        (frames,), eV/angstrom, evenly spread over the run.
+    rmse_of_frames : NDArray[np.float64]
+        Error of each of the frames, which are evenly spaced in the run, (frames,), eV/angstrom.
     rmse : Figure
-        Of all frames, drawn as a line.
+        Error of all frames together, which is drawn as a line, eV/angstrom.
     duration_ps : float
-        Length of the run.
+        Length of the run, ps.
     path : Path
-        Of the PNG.
+        PNG file to write.
 
     Raises
     ------
@@ -136,27 +171,33 @@ def plot_force_errors(
 
 
 class RdfCurves(NamedTuple):
-    """g(r) of one run with its standard error."""
+    """Radial distribution functions of a run with their standard errors.
 
-    g: NDArray[np.float64]  # (pairs, R)
-    standard_error: NDArray[np.float64]  # (pairs, R)
+    Attributes
+    ----------
+    g, standard_error : NDArray[np.float64]
+        g(r) of each pair of elements and its standard error, (pairs, R).
+    """
+
+    g: NDArray[np.float64]
+    standard_error: NDArray[np.float64]
 
 
 def plot_rdf(
     r: NDArray[np.float64], pairs: Sequence[str], runs: Mapping[str, RdfCurves], path: Path
 ) -> None:
-    """PNG of g(r) of runs by label, one panel a pair of elements, within two standard errors.
+    """Plot the g(r) of runs in a panel for each pair of elements, with two standard errors.
 
     Parameters
     ----------
-    r : ndarray
-        (R,), distances, angstrom.
+    r : NDArray[np.float64]
+        Distances, (R,), angstrom.
     pairs : Sequence[str]
-        Sequence of str Pairs of elements, such as "C-O".
+        Pairs of elements, such as "C-O".
     runs : Mapping[str, RdfCurves]
-        Mapping of str to RdfCurves By label.
+        Runs by the label in the legend.
     path : Path
-        Of the PNG.
+        PNG file to write.
 
     Raises
     ------
@@ -180,7 +221,7 @@ def plot_rdf(
         panel.tick_params(labelsize=FONT_SIZE - 1, labelbottom=True)
         panel.spines[["top", "right"]].set_visible(False)
     figure.supxlabel("distance (angstrom)", fontsize=FONT_SIZE)
-    figure.supylabel("g(r); of an open system, density of distances (1/angstrom)", fontsize=9)
+    figure.supylabel("g(r); open system: density of distances (1/angstrom)", fontsize=9)
     handles, labels = panels[0].get_legend_handles_labels()
     figure.legend(
         handles, labels, fontsize=FONT_SIZE, loc="outside upper left", ncols=4, frameon=False
@@ -190,14 +231,31 @@ def plot_rdf(
 
 
 class SpectrumCurve(NamedTuple):
-    """Vibrational density of states of one run."""
+    """Vibrational density of states of a run.
 
-    frequency_per_cm: NDArray[np.float64]  # (W,)
-    power: NDArray[np.float64]  # (W,), cm
+    Attributes
+    ----------
+    frequency_per_cm : NDArray[np.float64]
+        Wavenumbers, (W,), 1/cm.
+    power : NDArray[np.float64]
+        Density of states, (W,), cm.
+    """
+
+    frequency_per_cm: NDArray[np.float64]
+    power: NDArray[np.float64]
 
 
 def plot_spectra(runs: Mapping[str, SpectrumCurve], highest_per_cm: float, path: Path) -> None:
-    """PNG of vibrational spectra of runs by label, up to a wavenumber.
+    """Plot the vibrational spectra of runs.
+
+    Parameters
+    ----------
+    runs : Mapping[str, SpectrumCurve]
+        Runs by the label in the legend.
+    highest_per_cm : float
+        Largest wavenumber that is shown, 1/cm.
+    path : Path
+        PNG file to write.
 
     Raises
     ------
@@ -211,7 +269,17 @@ def plot_spectra(runs: Mapping[str, SpectrumCurve], highest_per_cm: float, path:
 
 
 class Plot(NamedTuple):
-    """An image, and its title and explanation for the page."""
+    """An image for a page, with its title and its explanation.
+
+    Attributes
+    ----------
+    title : str
+        Title above the image.
+    caption : str
+        Explanation below the image.
+    uri : str
+        The image as a data URI.
+    """
 
     title: str
     caption: str
@@ -220,11 +288,25 @@ class Plot(NamedTuple):
 
 @contextmanager
 def svg_figure(x: str, y: str, sink: list[str]) -> Iterator[Axes]:
-    """Axes of a figure of one message, labelled; its data URI is put into `sink` at the end."""
+    """Yield the axes of a plot for a page, and append its data URI to a list when the block ends.
+
+    Parameters
+    ----------
+    x, y : str
+        Labels of the axes, with units.
+    sink : list[str]
+        List to which the SVG image is appended, as a data URI.
+
+    Yields
+    ------
+    Axes
+        Axes to draw on.
+    """
     figure = Canvas(figsize=(6.4, 3.6), layout="constrained")
     axes = figure.subplots()
     axes.set_prop_cycle(color=COLOURS)
-    with matplotlib.rc_context({"path.simplify_threshold": 1.0}):  # pixels: nobody sees them
+    # Details smaller than a pixel are left out, which makes the image smaller.
+    with matplotlib.rc_context({"path.simplify_threshold": 1.0}):
         yield axes
     axes.set_xlabel(x, fontsize=FONT_SIZE)
     axes.set_ylabel(y, fontsize=FONT_SIZE)
@@ -248,7 +330,15 @@ def svg_figure(x: str, y: str, sink: list[str]) -> Iterator[Axes]:
 
 
 def logarithmic(axes: Axes, name: str) -> None:
-    """An axis with plain numbers at 1, 2 and 5: the range is often less than a decade."""
+    """Make an axis logarithmic, with plain numbers at 1, 2 and 5 of each decade.
+
+    Parameters
+    ----------
+    axes : Axes
+        Axes to change.
+    name : str
+        "x" or "y".
+    """
     axes.set(**{f"{name}scale": "log"})
     axis = getattr(axes, f"{name}axis")
     axis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))

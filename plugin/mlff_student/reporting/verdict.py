@@ -1,4 +1,4 @@
-"""The one verdict: figures compared with thresholds, and the table a user reads."""
+"""Compare figures with thresholds, and print the table of the verdict."""
 
 from collections.abc import Iterable, Mapping
 from enum import StrEnum
@@ -31,7 +31,7 @@ DRIFT_ROWS = (
 
 
 class Outcome(StrEnum):
-    """What a judgement ends in; a figure that is not resolved does not pass either."""
+    """Result of a comparison with a threshold. A figure that is not resolved does not pass."""
 
     PASSED = "passed"
     FAILED = "failed"
@@ -39,7 +39,17 @@ class Outcome(StrEnum):
 
 
 class Check(NamedTuple):
-    """One figure compared with its threshold."""
+    """A figure compared with its threshold.
+
+    Attributes
+    ----------
+    figure : Figure
+        The measured number.
+    threshold : Threshold
+        The limit.
+    outcome : Outcome
+        The result.
+    """
 
     figure: Figure
     threshold: Threshold
@@ -47,21 +57,21 @@ class Check(NamedTuple):
 
     @property
     def key(self) -> str:
-        """Of the figure, in a record."""
+        """The key of the figure in a record."""
         return self.figure.key
 
     @property
     def passed(self) -> bool:
-        """Whether the figure is within its threshold for certain."""
+        """Whether the figure is within its threshold by at least a standard error."""
         return self.outcome is Outcome.PASSED
 
     @property
     def resolved(self) -> bool:
-        """Whether the run is long enough to say on which side of the threshold the figure is."""
+        """Whether the run is long enough to know on which side of the threshold the figure is."""
         return self.outcome is not Outcome.NOT_RESOLVED
 
     def as_record(self) -> dict[str, Any]:
-        """As `mlff-student validate` writes it."""
+        """Return the check as `mlff-student validate` writes it."""
         figure, threshold = self.figure, self.threshold
         return {
             "name": figure.key,
@@ -80,28 +90,38 @@ class Check(NamedTuple):
         if self.resolved:
             return text
         spread = _largest(self.figure.standard_error, self.figure.noise)
-        why = f"noise of {spread:.2g} {self.threshold.unit}" if spread >= 0 else "error not known"
-        return f"{text}, not resolved: {why}, run longer"
+        why = (
+            f"a standard error or noise of {spread:.2g} {self.threshold.unit}"
+            if spread >= 0
+            else "an unknown standard error"
+        )
+        return f"{text}, not resolved because of {why}: run longer"
 
 
 def judge(
     figures: Iterable[Figure], thresholds: Mapping[str, Threshold], ensemble: str = ""
 ) -> list[Check]:
-    """One check for each threshold that has its figure among those given.
+    """Compare the figures of a run with their thresholds.
 
     Parameters
     ----------
     figures : Iterable[Figure]
-        Iterable of Figure Of one run; those without a threshold are left out.
+        Figures of a run. Figures without a threshold are not judged.
     thresholds : Mapping[str, Threshold]
-        Mapping of str to Threshold By the figures' keys.
+        Thresholds by the keys of the figures.
     ensemble : str
-        "nve", "nvt" or "npt": thresholds of other ensembles are left out. Empty: all apply.
+        Ensemble of the run: "nve", "nvt" or "npt". Thresholds of other ensembles are left out.
+        Empty: all thresholds apply.
+
+    Returns
+    -------
+    list[Check]
+        A check for each threshold whose figure was measured.
 
     Raises
     ------
     InputError
-        If none of the figures is there: nothing would be judged.
+        If no figure has a threshold, so that nothing would be judged.
     """
     by_key = {figure.key: figure for figure in figures}
     checks = [
@@ -111,17 +131,32 @@ def judge(
         and (not (threshold.ensembles and ensemble) or ensemble in threshold.ensembles)
     ]
     if not checks:
-        raise InputError(f"none of the figures {', '.join(thresholds)} is there to judge")
+        raise InputError(
+            "none of the figures has a threshold, so there is nothing to judge; the thresholds are "
+            f"those of {', '.join(thresholds)}"
+        )
     return checks
 
 
 def judge_figure(figure: Figure, threshold: Threshold) -> Check:
-    """Whether a figure passes, fails, or is not resolved.
+    """Return whether a figure passes, fails, or is not resolved.
 
-    It passes at the limit or within it by one standard error, and fails where it is not finite, or
-    beyond the limit by more than `Threshold.errors_to_fail` standard errors and by more than its
-    noise. Between these it is not resolved, nor within the limit with a standard error that is not
-    known.
+    A figure passes if it is within the limit by a standard error or more; without a standard error
+    it also passes at the limit. It fails if it is not finite, or beyond the limit by more than
+    `Threshold.errors_to_fail` standard errors and by more than its noise. In all other cases it is
+    not resolved, such as within the limit with an unknown standard error.
+
+    Parameters
+    ----------
+    figure : Figure
+        The measured number.
+    threshold : Threshold
+        Its limit.
+
+    Returns
+    -------
+    Check
+        The figure with the result.
     """
     margin, error = threshold.margin(figure.value), figure.standard_error
     if margin >= 0:
@@ -133,7 +168,20 @@ def judge_figure(figure: Figure, threshold: Threshold) -> Check:
 
 
 def overall(checks: Iterable[Check]) -> Outcome:
-    """Of several checks: failed where one of them failed, else not resolved where one is not."""
+    """Return the result of several checks together.
+
+    It is failed if a check failed, else not resolved if a check is not resolved, else passed.
+
+    Parameters
+    ----------
+    checks : Iterable[Check]
+        The checks.
+
+    Returns
+    -------
+    Outcome
+        The result.
+    """
     outcomes = {check.outcome for check in checks}
     for outcome in (Outcome.FAILED, Outcome.NOT_RESOLVED):
         if outcome in outcomes:
@@ -144,12 +192,30 @@ def overall(checks: Iterable[Check]) -> Outcome:
 def drift_table(
     records: Mapping[str, Mapping[str, Any]], checks: Mapping[str, list[Check]]
 ) -> Table:
-    """Table with one column a run and one row a figure; records and checks by the run's label."""
+    """Return a table with a column for each run and a row for each figure of the drift.
+
+    Parameters
+    ----------
+    records : Mapping[str, Mapping[str, Any]]
+        Record of each run, by the label of the run.
+    checks : Mapping[str, list[Check]]
+        Checks of each run, by the label of the run.
+
+    Returns
+    -------
+    Table
+        Table to print on a console.
+    """
     table = Table("figure", "unit")
     for label in records:
         table.add_column(Text(label), justify="right")
-    figures = {label: {one.key: one for one in figures_of(run)} for label, run in records.items()}
-    outcomes = {label: {one.key: one.outcome for one in of_run} for label, of_run in checks.items()}
+    figures = {
+        label: {figure.key: figure for figure in figures_of(record)}
+        for label, record in records.items()
+    }
+    outcomes = {
+        label: {check.key: check.outcome for check in of_run} for label, of_run in checks.items()
+    }
     for key in DRIFT_ROWS:
         cells = []
         for label, of_run in figures.items():
@@ -160,14 +226,25 @@ def drift_table(
         known = known_figures()[key]
         table.add_row(known.title, known.unit, *cells)
     bonds = (Text(record.get("bond_deviation_atoms", "-")) for record in records.values())
-    table.add_row("bond that deviates", "", *bonds)
+    table.add_row("bond with that deviation", "", *bonds)
     table.add_section()
     table.add_row("verdict", "", *(mark(overall(checks[label])) for label in records))
     return table
 
 
 def mark(outcome: Outcome) -> Text:
-    """A word for an outcome, with its colour."""
+    """Return the word for an outcome, with its colour.
+
+    Parameters
+    ----------
+    outcome : Outcome
+        Result of a check.
+
+    Returns
+    -------
+    Text
+        Word with its colour.
+    """
     return {
         Outcome.PASSED: Text(" pass", style="green"),
         Outcome.FAILED: Text(" FAIL", style="bold red"),
@@ -176,5 +253,5 @@ def mark(outcome: Outcome) -> Text:
 
 
 def _largest(*numbers: float | None) -> float:
-    """NaN where none is known."""
-    return float(np.fmax.reduce([np.nan if one is None else one for one in numbers]))
+    """Return the largest of the known numbers, or NaN if all are None or NaN."""
+    return float(np.fmax.reduce([np.nan if number is None else number for number in numbers]))

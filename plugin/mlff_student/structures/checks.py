@@ -1,4 +1,4 @@
-"""Checks that refuse a structure of which no student can know the energy; bonds by distances."""
+"""Refuse structures for which a student's energy would be meaningless; find bonds by distance."""
 
 from collections.abc import Sequence
 
@@ -13,27 +13,27 @@ from mlff_student.core.errors import InputError
 from mlff_student.model.elements import ELEMENTS
 
 SHORTEST_DISTANCE = 0.3  # angstrom; no two nuclei come closer in any simulation
-BOND_TOLERANCE = 1.2  # bonded when closer than this times the sum of covalent radii
-HOT_BOND_TOLERANCE = 1.3  # as far do C-H bonds stretch at 1000 K
-FARTHEST = 1e5  # angstrom from the origin; vesin divides by zero from 1e6 on
+BOND_TOLERANCE = 1.2  # atoms are bonded if closer than this times the sum of covalent radii
+HOT_BOND_TOLERANCE = 1.3  # the same for hot structures: C-H bonds stretch as far at 1000 K
+FARTHEST = 1e5  # largest coordinate, angstrom; vesin divides by zero from 1e6 on
 
 
 def check_structure(atoms: Atoms, elements: Sequence[str] = tuple(ELEMENTS)) -> None:
-    """Refuse a structure that would give a meaningless number.
+    """Raise an error if the energy of a structure would be meaningless.
 
     Parameters
     ----------
     atoms : Atoms
-        The structure.
+        Structure to check.
     elements : Sequence[str]
-        Symbols the student knows.
+        Chemical symbols of the elements that the student knows.
 
     Raises
     ------
     InputError
-        No atoms, positions that are NaN, infinite or absurdly far from the origin, unknown
-        elements, a periodic cell of zero volume, atoms closer than 0.3 angstrom, or missing
-        hydrogens.
+        There are no atoms; a coordinate is NaN, infinite or above 1e5 angstrom; an element is
+        unknown; a periodic cell has no volume; two atoms are closer than 0.3 angstrom; or hydrogens
+        are missing.
     """
     if len(atoms) == 0:
         raise InputError("the structure has no atoms")
@@ -41,7 +41,8 @@ def check_structure(atoms: Atoms, elements: Sequence[str] = tuple(ELEMENTS)) -> 
     if misplaced.any():
         index = int(misplaced.argmax())
         raise InputError(
-            f"atom {index} ({atoms.symbols[index]}) has the position {atoms.positions[index]}"
+            f"atom {index} ({atoms.symbols[index]}) has the position {atoms.positions[index]}; "
+            f"expected are finite coordinates below {FARTHEST:g} angstrom"
         )
     unknown = sorted(set(atoms.symbols) - set(elements))
     if unknown:
@@ -54,18 +55,24 @@ def check_structure(atoms: Atoms, elements: Sequence[str] = tuple(ELEMENTS)) -> 
     _check_distances(atoms, index, vectors)
     if len(bare := bare_atoms(atoms.numbers, index, vectors, np.zeros(len(atoms), dtype=np.int64))):
         raise InputError(
-            f"atom {bare[0]} ({atoms.symbols[bare[0]]}) lacks hydrogens by its geometry; a student "
-            "is trained on complete molecules. Add them, e.g. with RDKit, Open Babel or PDBFixer"
+            f"atom {bare[0]} ({atoms.symbols[bare[0]]}) lacks hydrogens, judged by its geometry; "
+            "students are trained on complete molecules. Add the hydrogens, for example with "
+            "RDKit, Open Babel or PDBFixer"
         )
 
 
 def check_cell(atoms: Atoms) -> None:
-    """The part of `check_structure` that another cell may fail.
+    """Check the cell of a structure; a part of `check_structure` for when only the cell changed.
+
+    Parameters
+    ----------
+    atoms : Atoms
+        Structure to check.
 
     Raises
     ------
     InputError
-        NaN or infinite lattice vectors, or a periodic cell of zero volume.
+        A lattice vector is NaN or infinite, or a periodic cell has no volume.
     """
     if not np.isfinite(atoms.cell.array).all():
         raise InputError(f"the cell {atoms.cell.array.tolist()} is not finite")
@@ -73,17 +80,23 @@ def check_cell(atoms: Atoms) -> None:
         not atoms.cell.array[atoms.pbc].any(1).all() or abs(atoms.cell.complete().volume) < 1e-3
     ):
         raise InputError(
-            f"periodic along {atoms.pbc}, but the cell {atoms.cell.array.tolist()} has no volume"
+            f"the structure is periodic along {atoms.pbc}, but its cell "
+            f"{atoms.cell.array.tolist()} has no volume"
         )
 
 
 def check_distances(atoms: Atoms) -> None:
-    """The part of `check_structure` that another set of positions may fail.
+    """Check the distances; a part of `check_structure` for when only the positions changed.
+
+    Parameters
+    ----------
+    atoms : Atoms
+        Structure to check, with finite positions.
 
     Raises
     ------
     InputError
-        Atoms closer than 0.3 angstrom.
+        Two atoms are closer than 0.3 angstrom.
     """
     _check_distances(atoms, *edges_of(atoms, SHORTEST_DISTANCE))
 
@@ -106,24 +119,29 @@ def bare_atoms(
     vectors: NDArray[np.float64],
     owner: NDArray[np.int64],
 ) -> NDArray[np.int64]:
-    """Atoms whose neighbours leave room for hydrogens that are not there, in ascending order.
+    """Find the atoms that lack hydrogens, judged by the geometry of their bonds.
 
-    By geometry, since most files carry no bond orders: a carbon with three neighbours is planar,
-    one with two is linear, one with a single neighbour does not occur in stable closed-shell
-    molecules but in carbon monoxide and isocyanides. The angles allow for thermal motion at 1000 K.
-    Of other elements than hydrogen an atom without any bond is bare (the oxygen of a water without
-    its hydrogens), unless it is all there is of a structure.
+    Most files have no bond orders. In stable closed-shell molecules, however, a carbon with three
+    neighbours is planar, a carbon with two is linear, and a carbon with one occurs only in carbon
+    monoxide and isocyanides. The limits of the angles allow for thermal motion at 1000 K. An atom
+    other than hydrogen that has no bond at all lacks hydrogens too (for example the oxygen of a
+    water molecule), unless it is the only atom of its structure.
 
     Parameters
     ----------
     numbers : NDArray[np.int64]
-        (N,) atomic numbers.
+        (N,), atomic numbers.
     index : NDArray[np.int64]
-        (2, E) and (E, 3), edges as `edges_of` gives, farther than any bond.
+        (2, E), edges as `edges_of` returns them, with a cutoff longer than any bond.
     vectors : NDArray[np.float64]
-        (2, E) and (E, 3), edges as `edges_of` gives, farther than any bond.
+        (E, 3), vectors of these edges, angstrom.
     owner : NDArray[np.int64]
-        (N,) number of the structure each atom is of.
+        (N,), index of the structure that each atom belongs to.
+
+    Returns
+    -------
+    NDArray[np.int64]
+        Indices of the atoms that lack hydrogens, in ascending order.
     """
     from_heavy = numbers[index[0]] > 1
     (receiver, sender), vectors = index[:, from_heavy], vectors[from_heavy]
@@ -146,8 +164,8 @@ def bare_atoms(
     bare[single] = ~np.isin(partner[begin[single]], (7, 8))
     cosine = np.einsum("cx,cx->c", bonds_of(two, 0), bonds_of(two, 1))
     bare[two] = np.degrees(np.arccos(np.clip(cosine, -1.0, 1.0))) <= 140.0
-    # Height above the plane of three points one bond direction away each: 0.33 for sp3, near 0 for
-    # sp2, three-membered rings included.
+    # Height of the carbon above the plane through the ends of its three unit vectors: 0.33 for sp3,
+    # near 0 for sp2, also in three-membered rings.
     a, b, c = (bonds_of(three, bond) for bond in range(3))
     normal = np.cross(b - a, c - a)
     height = np.abs(np.einsum("cx,cx->c", normal, a))
@@ -156,7 +174,20 @@ def bare_atoms(
 
 
 def perceive_bonds(atoms: Atoms) -> list[tuple[int, int]]:
-    """Pairs closer than 1.2 times the sum of their covalent radii (Cordero et al. 2008)."""
+    """Find the pairs of atoms closer than 1.2 times the sum of their covalent radii.
+
+    The radii are those of Cordero et al. 2008, doi:10.1039/b801115j.
+
+    Parameters
+    ----------
+    atoms : Atoms
+        Open or periodic structure.
+
+    Returns
+    -------
+    list[tuple[int, int]]
+        Pairs of atom indices (i < j) in ascending order; empty if a position is not finite.
+    """
     if len(atoms) == 0 or not np.isfinite(atoms.positions).all():
         return []
     first, second = neighbor_list("ij", atoms, natural_cutoffs(atoms, mult=BOND_TOLERANCE))
@@ -164,7 +195,20 @@ def perceive_bonds(atoms: Atoms) -> list[tuple[int, int]]:
 
 
 def connected_fragments(atoms: int, bonds: list[tuple[int, int]]) -> NDArray[np.int_]:
-    """Number of the bonded fragment each atom belongs to, (atoms,), counted in atom order."""
+    """Return the index of the bonded fragment that each atom belongs to.
+
+    Parameters
+    ----------
+    atoms : int
+        Number of atoms.
+    bonds : list[tuple[int, int]]
+        Pairs of bonded atoms.
+
+    Returns
+    -------
+    NDArray[np.int_]
+        (atoms,), index of the fragment. Fragments are counted in the order of their first atoms.
+    """
     from scipy.sparse import coo_array
     from scipy.sparse.csgraph import connected_components
 

@@ -10,23 +10,44 @@ from scipy.spatial.transform import Rotation
 
 from mlff_student.core.errors import InputError
 
-# Shortest contact of two molecules as a fraction of the sum of van der Waals radii: a hydrogen bond
-# is at 0.7, liquids have their first shell about 1.
+# Shortest contacts of two molecules, as fractions of the sum of van der Waals radii: a hydrogen
+# bond is at 0.7, the first shell of a liquid at about 1.
 DIMER_CONTACTS = (0.68, 0.8, 0.95, 1.15, 1.5)
 CLUSTER_CONTACT = 0.9
 LIQUID_CONTACT = 0.72
-LIQUID_PACKING = 0.58  # van der Waals volume over volume, of organic liquids
+LIQUID_PACKING = 0.58  # van der Waals volume of the molecules / volume, of organic liquids
 
 
 def dimer_scan(first: Atoms, second: Atoms, rng: np.random.Generator) -> list[Atoms]:
-    """Two molecules in one random orientation, at the distances of `DIMER_CONTACTS`."""
+    """Place two molecules in one random orientation at the distances of `DIMER_CONTACTS`.
+
+    Parameters
+    ----------
+    first, second : Atoms
+        Molecules.
+    rng : np.random.Generator
+        Random numbers for the orientation.
+
+    Returns
+    -------
+    list[Atoms]
+        One dimer for each contact, the atoms of `first` before those of `second`.
+    """
     second = _turned(second, rng)
     direction = rng.normal(size=3)
     return [first + _touching(first, second, direction, contact) for contact in DIMER_CONTACTS]
 
 
 def cluster(molecules: Sequence[Atoms], rng: np.random.Generator) -> Atoms:
-    """Molecules added one by one, from random directions, until they touch."""
+    """Build a cluster by moving molecules in from random directions until they touch.
+
+    Parameters
+    ----------
+    molecules : Sequence[Atoms]
+        Molecules, in the order in which they are added.
+    rng : np.random.Generator
+        Random numbers for directions and orientations.
+    """
     whole = _turned(molecules[0], rng)
     for molecule in molecules[1:]:
         whole = whole + _touching(
@@ -36,39 +57,58 @@ def cluster(molecules: Sequence[Atoms], rng: np.random.Generator) -> Atoms:
 
 
 def liquid_box(molecules: Sequence[Atoms], volume: float, rng: np.random.Generator) -> Atoms:
-    """Molecules at random places and orientations in a cubic periodic box.
+    """Place molecules at random positions and in random orientations in a cubic periodic box.
 
     Parameters
     ----------
+    molecules : Sequence[Atoms]
+        Molecules, in the order in which they are placed.
     volume : float
-        angstrom^3; grows by 5 % whenever no place is found for a molecule.
+        Volume of the box, angstrom^3. Whenever there is no place for a molecule, it is increased by
+        5 % and the packing starts again.
+    rng : np.random.Generator
+        Random numbers for positions and orientations.
 
     Raises
     ------
     InputError
-        None was found in a box ten times as large.
+        No packing was found even in a box of ten times the volume.
     """
     for growth in 1.05 ** np.arange(48):
         edge = (growth * volume) ** (1 / 3)
         box = Atoms(cell=[edge] * 3, pbc=True)
         for molecule in molecules:
             for _ in range(200):
-                guest = _turned(molecule, rng)
-                guest.translate(rng.uniform(0, edge, 3))
-                apart = not len(box) or _contact(box, guest, edge) > LIQUID_CONTACT
-                if apart and _image_contact(guest, edge) > LIQUID_CONTACT:
-                    box += guest
+                placed = _turned(molecule, rng)
+                placed.translate(rng.uniform(0, edge, 3))
+                apart = not len(box) or _contact(box, placed, edge) > LIQUID_CONTACT
+                if apart and _image_contact(placed, edge) > LIQUID_CONTACT:
+                    box += placed
                     break
             else:
                 break
         else:
             box.set_cell([edge] * 3)
             return box
-    raise InputError(f"no packing found for {len(molecules)} molecules in {volume:.0f} angstrom^3")
+    raise InputError(
+        f"no packing found for {len(molecules)} molecules in {volume:.0f} angstrom^3, nor in ten "
+        "times as much"
+    )
 
 
 def molecular_volume(smiles: str) -> float:
-    """Van der Waals volume of a molecule, angstrom^3 (RDKit's grid)."""
+    """Return the van der Waals volume of a molecule, computed by RDKit on a grid.
+
+    Parameters
+    ----------
+    smiles : str
+        SMILES string of the molecule.
+
+    Returns
+    -------
+    float
+        Volume, angstrom^3.
+    """
     from rdkit import Chem
     from rdkit.Chem import AllChem
 
@@ -85,8 +125,9 @@ def _turned(molecule: Atoms, rng: np.random.Generator) -> Atoms:
 
 
 def _contact(first: Atoms, second: Atoms, edge: float = 0.0) -> float:
-    """Shortest distance of two molecules over the sum of the atoms' van der Waals radii; to the
-    nearest image in a cubic box where there is an edge.
+    """Return the shortest distance of two molecules, in sums of the atoms' van der Waals radii.
+
+    If the edge of a cubic box is not 0, distances are those to the nearest images.
     """
     radii = vdw_radii[first.numbers][:, None] + vdw_radii[second.numbers]
     if edge:
@@ -98,7 +139,7 @@ def _contact(first: Atoms, second: Atoms, edge: float = 0.0) -> float:
 
 
 def _image_contact(molecule: Atoms, edge: float) -> float:
-    """`_contact` of a molecule with its own nearest images in a cubic box."""
+    """Return the `_contact` of a molecule with its own nearest images in a cubic box."""
     shifts = np.array([shift for shift in np.ndindex(3, 3, 3) if shift != (1, 1, 1)]) - 1
     images = Atoms(np.tile(molecule.numbers, len(shifts)))
     images.positions = (molecule.positions + edge * shifts[:, None]).reshape(-1, 3)
@@ -106,7 +147,7 @@ def _image_contact(molecule: Atoms, edge: float) -> float:
 
 
 def _touching(first: Atoms, second: Atoms, direction: np.ndarray, contact: float) -> Atoms:
-    """`second` moved in from afar along a direction until its closest contact is `contact`."""
+    """Return `second`, moved in from a distance along a direction to the contact `contact`."""
     direction = direction / np.linalg.norm(direction)
     moved = second.copy()
     near, far = 0.0, 60.0  # angstrom

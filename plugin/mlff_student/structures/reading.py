@@ -1,49 +1,69 @@
-"""Structures with their bonds, read from any file a chemist has; and the topology file of a run."""
+"""Read structures with their bonds from files and SMILES strings, and write topology files."""
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-import mdtraj
 import numpy as np
 from ase import Atoms
 from ase.io import read as ase_read
-from mdtraj.core.topology import Residue
-from mdtraj.formats.pdbx import load_pdbx
 
 from mlff_student.core.errors import InputError, MissingDependencyError
 from mlff_student.structures.checks import connected_fragments, perceive_bonds
 from mlff_student.structures.smiles import atoms_and_bonds, embed, rdkit_chem
 
+if TYPE_CHECKING:
+    import mdtraj
+    from mdtraj.core.topology import Residue
+
 
 class Structure(NamedTuple):
-    """Atoms with their topology, in the same order."""
+    """Atoms with their topology, in the same order.
+
+    Attributes
+    ----------
+    atoms : Atoms
+        Structure, angstrom.
+    topology : mdtraj.Topology
+        Residues and bonds.
+    """
 
     atoms: Atoms
-    topology: mdtraj.Topology
+    topology: "mdtraj.Topology"
 
 
 def read_structure(source: str) -> Structure:
-    """Structure of a PDB, PDBx/mmCIF, SDF, MOL, XYZ or extended XYZ file (or any other that ASE
-    reads), or of a SMILES string.
+    """Read a structure from a file, or make it from a SMILES string.
 
-    Bonds come from the file; where it has none they are perceived from distances.
+    The file may be PDB, PDBx/mmCIF, SDF, MOL, XYZ, extended XYZ or any other format that ASE reads.
+    Bonds come from the file; if it has none, they are found by distance (`perceive_bonds`).
+
+    Parameters
+    ----------
+    source : str
+        Path of a file, or SMILES string.
 
     Raises
     ------
     InputError
-        No such file and not a SMILES string, or a file that cannot be read.
+        There is no such file and the text is not a SMILES string, or the file cannot be read.
+    MissingDependencyError
+        A package that reads this format is not installed.
     """
     path = Path(source)
     if not path.exists():
         if path.suffix or ("/" in source and not _may_be_smiles(source)):
-            raise InputError(f"no file {source}")
+            raise InputError(f"there is no file {source}")
         return _from_smiles(source)
     suffix = path.suffix.lower()
     try:
         if suffix == ".pdb":
+            import mdtraj
+
             return _from_mdtraj(mdtraj.load_pdb(str(path)))
         if suffix in (".cif", ".mmcif", ".pdbx") and _is_macromolecular(path):
+            from mdtraj.formats.pdbx import load_pdbx
+
             return _from_mdtraj(load_pdbx(str(path)))
         if suffix in (".sdf", ".mol"):
             return _from_mol_file(path)
@@ -52,27 +72,30 @@ def read_structure(source: str) -> Structure:
         raise
     except ImportError as error:
         raise MissingDependencyError(f"reading {path} needs another package: {error}") from error
-    except Exception as error:  # the readers raise whatever their parsers run into
-        detail = str(error).strip().splitlines() or [type(error).__name__]
-        raise InputError(f"cannot read {path}: {detail[0]}") from error
+    except Exception as error:  # the readers raise errors of any kind
+        raise InputError(f"cannot read {path}: {_first_line(error)}") from error
     return Structure(atoms, make_topology(atoms, perceive_bonds(atoms)))
 
 
 def read_frame(trajectory: str, topology: str = "", frame: int = 0) -> Structure:
-    """One frame of any file that MDTraj reads.
+    """Read one frame of any file that MDTraj reads.
 
     Parameters
     ----------
+    trajectory : str
+        Trajectory file.
     topology : str
-        File with the atoms, for a trajectory that names none.
+        File with the atoms, for a trajectory that does not contain them.
     frame : int
-        Counted from 0; from the end if negative.
+        Index of the frame, counted from 0; a negative index counts from the end.
 
     Raises
     ------
     InputError
-        A file that cannot be read, or has no such frame.
+        The file cannot be read or has no such frame.
     """
+    import mdtraj
+
     options = {"top": topology} if topology else {}
     try:
         if frame < 0:
@@ -80,29 +103,47 @@ def read_frame(trajectory: str, topology: str = "", frame: int = 0) -> Structure
         return _from_mdtraj(mdtraj.load_frame(trajectory, frame, **options))
     except InputError:
         raise
-    except Exception as error:  # the readers raise whatever their parsers run into
-        detail = str(error).strip().splitlines() or [type(error).__name__]
-        raise InputError(f"cannot read frame {frame} of {trajectory}: {detail[0]}") from error
+    except Exception as error:  # the readers raise errors of any kind
+        raise InputError(
+            f"cannot read frame {frame} of {trajectory}: {_first_line(error)}"
+        ) from error
 
 
-def make_topology(atoms: Atoms, bonds: list[tuple[int, int]]) -> mdtraj.Topology:
-    """MDTraj topology with one residue for each bonded fragment."""
+def _first_line(error: Exception) -> str:
+    """Return the first line of a message, or the name of the error if there is no message."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
+def make_topology(atoms: Atoms, bonds: list[tuple[int, int]]) -> "mdtraj.Topology":
+    """Make an MDTraj topology with one residue for each bonded fragment.
+
+    If the atoms of the fragments are not in consecutive order, there is one residue only.
+
+    Parameters
+    ----------
+    atoms : Atoms
+        Structure.
+    bonds : list[tuple[int, int]]
+        Pairs of bonded atoms.
+    """
+    import mdtraj
+
     fragment = connected_fragments(len(atoms), bonds)
     topology = mdtraj.Topology()
     chain = topology.add_chain()
     residues: dict[int, Residue] = {}
     counts: dict[tuple[int, str], int] = {}
-    # A topology lists atoms residue by residue; fragments that interleave share one residue.
+    # A topology lists atoms residue by residue.
     interleaved = bool((np.diff(fragment) < 0).any())
     for index, symbol in enumerate(atoms.symbols):
-        home = 0 if interleaved else int(fragment[index])
-        if home not in residues:
-            residues[home] = topology.add_residue("MOL", chain, resSeq=home + 1)
-        counts[home, symbol] = counts.get((home, symbol), 0) + 1
+        number = 0 if interleaved else int(fragment[index])
+        if number not in residues:
+            residues[number] = topology.add_residue("MOL", chain, resSeq=number + 1)
+        counts[number, symbol] = counts.get((number, symbol), 0) + 1
         topology.add_atom(
-            f"{symbol}{counts[home, symbol]}",
+            f"{symbol}{counts[number, symbol]}",
             mdtraj.element.Element.getBySymbol(symbol),
-            residues[home],
+            residues[number],
         )
     members = list(topology.atoms)
     for i, j in bonds:
@@ -111,8 +152,15 @@ def make_topology(atoms: Atoms, bonds: list[tuple[int, int]]) -> mdtraj.Topology
 
 
 def in_engine_orientation(structure: Structure) -> Structure:
-    """The same structure turned so that its cell is lower triangular and reduced, the one form that
-    OpenMM and LAMMPS both take; an open structure as it is.
+    """Rotate a periodic structure so that its cell is lower triangular and reduced.
+
+    This is the form that both OpenMM and LAMMPS accept. A structure that is open or has no volume
+    is returned as it is.
+
+    Parameters
+    ----------
+    structure : Structure
+        Structure to rotate; it is not changed.
     """
     atoms = structure.atoms.copy()
     if not atoms.pbc.all() or not abs(atoms.cell.volume) > 0:
@@ -129,10 +177,20 @@ def in_engine_orientation(structure: Structure) -> Structure:
 
 
 def write_topology(structure: Structure, path: Path) -> None:
-    """PDB file with CONECT records, for any program that reads the trajectory.
+    """Write a PDB file with CONECT records, for programs that read the trajectory.
 
-    A PDB file gives a cell by lengths and angles: a periodic structure is turned to fit them.
+    A PDB file describes a cell by lengths and angles. Therefore a periodic structure is written in
+    the orientation of `in_engine_orientation`.
+
+    Parameters
+    ----------
+    structure : Structure
+        Structure to write.
+    path : Path
+        PDB file.
     """
+    import mdtraj
+
     structure = in_engine_orientation(structure)
     atoms = structure.atoms
     lengths = angles = None
@@ -160,11 +218,13 @@ def _is_macromolecular(path: Path) -> bool:
     return "_atom_site.label_asym_id" in path.read_text(errors="replace")
 
 
-def _from_mdtraj(trajectory: mdtraj.Trajectory) -> Structure:
+def _from_mdtraj(trajectory: "mdtraj.Trajectory") -> Structure:
     symbols = []
     for atom in trajectory.topology.atoms:
         if atom.element is None or atom.element.symbol == "VS":
-            raise InputError(f"atom {atom.index} ({atom}) has no element")
+            raise InputError(
+                f"atom {atom.index} ({atom}) has no element; expected is an element for every atom"
+            )
         symbols.append(atom.element.symbol)
     atoms = Atoms(symbols, positions=trajectory.xyz[0].astype(float) * 10.0)
     if trajectory.unitcell_vectors is not None:
@@ -179,14 +239,24 @@ def _from_mdtraj(trajectory: mdtraj.Trajectory) -> Structure:
 
 
 def read_molecules(path: Path) -> Iterator[Any]:
-    """RDKit molecules of an SDF or MOL file in their order, each with a geometry.
+    """Read the molecules of an SDF or MOL file in their order with RDKit.
+
+    Parameters
+    ----------
+    path : Path
+        SDF or MOL file.
+
+    Yields
+    ------
+    Any
+        RDKit molecule with a geometry.
 
     Raises
     ------
     InputError
-        If RDKit cannot read a molecule, or it has no geometry.
+        RDKit cannot read a molecule, or a molecule has no geometry.
     MissingDependencyError
-        If RDKit is not installed.
+        RDKit is not installed.
     """
     chem = rdkit_chem()
     from rdkit import rdBase
@@ -199,7 +269,8 @@ def read_molecules(path: Path) -> Iterator[Any]:
             molecule = supplier[index]
         if molecule is None or not molecule.GetNumConformers():
             raise InputError(
-                f"{path}, structure {index}: RDKit cannot read it or it has no geometry"
+                f"{path}, structure {index} (the first is 0): RDKit cannot read it, or it has no "
+                "geometry"
             )
         yield molecule
 
@@ -207,7 +278,7 @@ def read_molecules(path: Path) -> Iterator[Any]:
 def _from_mol_file(path: Path) -> Structure:
     molecule = next(read_molecules(path), None)
     if molecule is None:
-        raise InputError(f"{path} holds no molecule")
+        raise InputError(f"{path} contains no molecule")
     implicit = [atom.GetIdx() for atom in molecule.GetAtoms() if atom.GetTotalNumHs()]
     if implicit:
         atom = molecule.GetAtomWithIdx(implicit[0])

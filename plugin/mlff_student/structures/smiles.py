@@ -1,4 +1,4 @@
-"""Molecules by RDKit: their identity, and structures of SMILES strings."""
+"""Molecules with RDKit: canonical SMILES, and three-dimensional structures of SMILES strings."""
 
 from typing import Any
 
@@ -8,24 +8,33 @@ from mlff_student.core.errors import InputError, MissingDependencyError
 
 
 def identity(smiles: str) -> str:
-    """Canonical SMILES without stereochemistry: isomers that differ in it alone are one molecule
-    when molecules are held out.
+    """Return the canonical SMILES without stereochemistry.
+
+    Isomers that differ only in their stereochemistry count as one molecule when molecules are held
+    out of training.
+
+    Parameters
+    ----------
+    smiles : str
+        SMILES string.
 
     Raises
     ------
     InputError
-        Not a SMILES string.
+        The text is not a SMILES string.
+    MissingDependencyError
+        RDKit is not installed.
     """
     return rdkit_chem().MolToSmiles(_parse(smiles), isomericSmiles=False)
 
 
 def rdkit_chem() -> Any:
-    """The module `rdkit.Chem`.
+    """Import and return the module `rdkit.Chem`.
 
     Raises
     ------
     MissingDependencyError
-        If RDKit is not installed.
+        RDKit is not installed.
     """
     try:
         from rdkit import Chem
@@ -37,7 +46,20 @@ def rdkit_chem() -> Any:
 
 
 def atoms_and_bonds(molecule: Any) -> tuple[Atoms, list[tuple[int, int]]]:
-    """ASE structure (angstrom) and pairs of bonded atoms of an RDKit molecule with a conformer."""
+    """Convert an RDKit molecule.
+
+    Parameters
+    ----------
+    molecule : Any
+        RDKit molecule with a conformer.
+
+    Returns
+    -------
+    atoms : Atoms
+        ASE structure, angstrom.
+    bonds : list[tuple[int, int]]
+        Pairs of bonded atoms.
+    """
     symbols = [atom.GetSymbol() for atom in molecule.GetAtoms()]
     atoms = Atoms(symbols, positions=molecule.GetConformer().GetPositions())
     return atoms, [(bond.GetBeginAtomIdx(), bond.GetEndAtomIdx()) for bond in molecule.GetBonds()]
@@ -49,27 +71,34 @@ def _parse(smiles: str) -> Any:
     with rdBase.BlockLogs():
         molecule = rdkit_chem().MolFromSmiles(smiles)
     if molecule is None or molecule.GetNumAtoms() == 0:
-        raise InputError(f"not a SMILES string: {smiles!r}")
+        raise InputError(f"{smiles!r} is not a SMILES string")
     return molecule
 
 
 def embed(smiles: str, seed: int = 1) -> tuple[Atoms, list[tuple[int, int]]]:
-    """Three-dimensional structure and bonds of a SMILES string, hydrogens added.
+    """Make a three-dimensional structure with hydrogens from a SMILES string.
 
-    ETKDG embedding (Riniker & Landrum 2015, doi:10.1021/acs.jcim.5b00654), relaxed with MMFF94
-    where RDKit has parameters.
+    The structure is an ETKDG conformer (Riniker & Landrum 2015, doi:10.1021/acs.jcim.5b00654),
+    relaxed with MMFF94 if RDKit has parameters for the molecule.
+
+    Parameters
+    ----------
+    smiles : str
+        SMILES string.
+    seed : int
+        Seed of the random numbers for the embedding.
 
     Returns
     -------
     atoms : Atoms
         ASE structure, angstrom.
     bonds : list[tuple[int, int]]
-        Pairs of atom indices.
+        Pairs of bonded atoms.
 
     Raises
     ------
     InputError
-        Not a SMILES string, or no conformer could be made.
+        The text is not a SMILES string, or RDKit finds no conformer.
     MissingDependencyError
         RDKit is not installed.
     """
@@ -79,7 +108,9 @@ def embed(smiles: str, seed: int = 1) -> tuple[Atoms, list[tuple[int, int]]]:
 
     with rdBase.BlockLogs():
         if AllChem.EmbedMolecule(molecule, randomSeed=seed) != 0:
-            raise InputError(f"RDKit found no conformer for {smiles!r}; give a 3-D file instead")
+            raise InputError(
+                f"RDKit found no conformer for {smiles!r}; give a file with coordinates instead"
+            )
         if AllChem.MMFFHasAllMoleculeParams(molecule):
             AllChem.MMFFOptimizeMolecule(molecule, maxIters=500)
     return atoms_and_bonds(molecule)

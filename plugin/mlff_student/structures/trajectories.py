@@ -1,4 +1,4 @@
-"""Frames of a trajectory of any program, in pieces that fit into memory."""
+"""Read the frames of a trajectory of any program in chunks that fit into memory."""
 
 import ctypes
 import os
@@ -8,10 +8,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import h5py
-import mdtraj
 import numpy as np
 from ase import Atoms, units
 from ase.geometry.cell import cellpar_to_cell
@@ -25,35 +23,57 @@ from mlff_student.core.units import LAMMPS_UNITS
 from mlff_student.structures.checks import connected_fragments
 from mlff_student.structures.reading import Structure, read_structure
 
-ATOMS_AT_ONCE = 300_000  # of all frames of a piece: 7 MB for each array of its positions
-PS = 1e3 * units.fs  # ASE's unit of time
-KEEPS_TIME = (".xtc", ".trr", ".nc", ".ncdf", ".netcdf")  # those MDTraj reads
+if TYPE_CHECKING:
+    import mdtraj
+
+ATOMS_AT_ONCE = 300_000  # in all frames of a chunk: 7 MB for the positions
+PS = 1e3 * units.fs  # picosecond in ASE's unit of time
+KEEPS_TIME = (".xtc", ".trr", ".nc", ".ncdf", ".netcdf")  # formats whose times MDTraj reads
 
 
 @dataclass(frozen=True)
 class Frames:
-    """Consecutive frames: F of N atoms, float64. None is what the file does not have."""
+    """F consecutive frames of N atoms, float64; None stands for data that the file does not have.
 
-    positions: NDArray[np.float64]  # (F, N, 3), angstrom
-    cells: NDArray[np.float64] | None  # (F, 3, 3), angstrom; None: not periodic
-    velocities: NDArray[np.float64] | None = None  # (F, N, 3), angstrom/ps
-    forces: NDArray[np.float64] | None = None  # (F, N, 3), eV/angstrom
-    time_ps: NDArray[np.float64] | None = None  # (F,)
+    Attributes
+    ----------
+    positions : NDArray[np.float64]
+        (F, N, 3), angstrom.
+    cells : NDArray[np.float64] or None
+        (F, 3, 3), lattice vectors as rows, angstrom; None if the structure is not periodic.
+    velocities : NDArray[np.float64] or None
+        (F, N, 3), angstrom/ps.
+    forces : NDArray[np.float64] or None
+        (F, N, 3), eV/angstrom.
+    time_ps : NDArray[np.float64] or None
+        (F,), time, ps.
+    """
+
+    positions: NDArray[np.float64]
+    cells: NDArray[np.float64] | None
+    velocities: NDArray[np.float64] | None = None
+    forces: NDArray[np.float64] | None = None
+    time_ps: NDArray[np.float64] | None = None
 
     def __len__(self) -> int:
         return len(self.positions)
 
 
 def read_topology(path: Path) -> Structure:
-    """Reference structure of a trajectory.
+    """Read the reference structure of a trajectory.
+
+    Parameters
+    ----------
+    path : Path
+        File with the structure, as `read_structure` reads it.
 
     Raises
     ------
     InputError
-        No such file, or one that cannot be read.
+        There is no such file, or it cannot be read.
     """
     if not Path(path).is_file():
-        raise InputError(f"no topology file {path}")
+        raise InputError(f"there is no topology file {path}")
     return read_structure(str(path))
 
 
@@ -64,31 +84,42 @@ def stream_frames(
     chunk: int | None = None,
     lammps_units: str = "metal",
 ) -> Iterator[Frames]:
-    """Frames in their order, `chunk` at a time and fewer at the end.
+    """Read the frames of a trajectory in their order, in chunks.
 
-    LAMMPS text dumps (sorted by id), ASE trajectories and extended XYZ are read by ASE, and DCD,
-    XTC, TRR, NetCDF and what else it knows by MDTraj. The topology decides what is periodic: where
-    it has no cell, boxes in the trajectory are the bounds that LAMMPS draws around open systems,
-    and are left out; where it has one and the trajectory has none, the cell does not change.
+    ASE reads LAMMPS text dumps (sorted by id), ASE trajectories and extended XYZ; h5py reads
+    MDTraj's HDF5; MDTraj reads DCD, XTC, TRR, NetCDF and all other formats that it knows. The
+    topology decides whether the frames are periodic. If it is open, boxes in the trajectory are
+    left out: LAMMPS writes bounds around open systems as well. If it is periodic and the trajectory
+    has no cells, all frames have the cell of the topology.
 
     Parameters
     ----------
+    trajectory : Path
+        Trajectory file.
     topology : Structure | Path
-        Structure with the trajectory's atoms in its order, or the file of one.
+        Structure with the atoms of the trajectory in the same order, or its file.
     chunk : int | None
-        Frames at a time; by default as many as have 300,000 atoms together.
+        Number of frames in a chunk; the last chunk may have fewer. By default the frames of a chunk
+        have up to 300,000 atoms together.
     lammps_units : str
-        "metal" or "real", of the velocities and forces in a LAMMPS dump without a line ITEM: UNITS.
+        Units of the velocities and forces in a LAMMPS dump without a line ITEM: UNITS, "metal" or
+        "real".
+
+    Yields
+    ------
+    Frames
+        Frames of one chunk.
 
     Raises
     ------
     InputError
-        A missing, unreadable or empty file, another number of atoms, or other elements.
+        The file is missing, empty or cannot be read, or it has another number of atoms or other
+        elements than the topology.
     """
     path = Path(trajectory)
     structure = topology if isinstance(topology, Structure) else read_topology(topology)
     if not path.is_file():
-        raise InputError(f"no trajectory file {path}")
+        raise InputError(f"there is no trajectory file {path}")
     atoms = len(structure.atoms)
     if structure.atoms.pbc.any() and not structure.atoms.get_volume() > 0.0:
         raise InputError(
@@ -105,7 +136,7 @@ def stream_frames(
             yield replace(part, cells=_cells(part, structure.atoms))
     except InputError:
         raise
-    except Exception as error:  # the readers raise whatever they run into
+    except Exception as error:  # the readers raise errors of any kind
         stored = _count_atoms(path)
         if stored not in (None, atoms):
             raise InputError(_other_atoms(path, stored, atoms)) from error
@@ -115,37 +146,79 @@ def stream_frames(
 
 
 def every_nth(frames: Iterable[Frames], n: int) -> Iterator[Frames]:
-    """Every n-th frame, the first one included."""
+    """Select every n-th frame, beginning with the first.
+
+    Parameters
+    ----------
+    frames : Iterable[Frames]
+        Chunks of frames.
+    n : int
+        Distance of the selected frames.
+
+    Yields
+    ------
+    Frames
+        Selected frames of one chunk; chunks without any are left out.
+    """
     count = 0
     for part in frames:
         kept = slice(-count % n, None, n)
         count += len(part)
-        thinned: dict[str, Any] = {
-            key: None if value is None else value[kept] for key, value in vars(part).items()
-        }
-        if len(thinned["positions"]):
-            yield Frames(**thinned)
+        if len(selected := _select(part, kept)):
+            yield selected
 
 
 def between_frames(frames: Iterable[Frames], first: int, last: int) -> Iterator[Frames]:
-    """Frames from index `first` up to, but not including, `last`."""
-    start = 0  # of the piece
+    """Select the frames from index `first` up to, but not including, index `last`.
+
+    Parameters
+    ----------
+    frames : Iterable[Frames]
+        Chunks of frames.
+    first, last : int
+        Indices of frames, counted from 0 over all chunks.
+
+    Yields
+    ------
+    Frames
+        Selected frames of one chunk; chunks without any are left out.
+    """
+    start = 0  # index of the chunk's first frame
     for part in frames:
         kept = slice(max(0, first - start), max(0, last - start))
         start += len(part)
-        chosen: dict[str, Any] = {
-            key: None if value is None else value[kept] for key, value in vars(part).items()
-        }
-        if len(chosen["positions"]):
-            yield Frames(**chosen)
+        if len(selected := _select(part, kept)):
+            yield selected
         if start >= last:
             return
+
+
+def _select(frames: Frames, kept: slice) -> Frames:
+    values: dict[str, Any] = {
+        key: None if value is None else value[kept] for key, value in vars(frames).items()
+    }
+    return Frames(**values)
 
 
 def nearest_image(
     vectors: NDArray[np.float64], cells: NDArray[np.float64], periodic: Sequence[bool]
 ) -> NDArray[np.float64]:
-    """Vectors (F, V, 3) to the nearest image in cells (F, 3, 3), along what is periodic of them."""
+    """Return the vectors to the nearest images.
+
+    Parameters
+    ----------
+    vectors : NDArray[np.float64]
+        (F, V, 3), V vectors in each frame, angstrom.
+    cells : NDArray[np.float64]
+        (F, 3, 3), lattice vectors as rows, angstrom.
+    periodic : Sequence[bool]
+        (3,), directions in which the structure is periodic.
+
+    Returns
+    -------
+    NDArray[np.float64]
+        (F, V, 3), angstrom.
+    """
     return vectors - (np.round(vectors @ np.linalg.inv(cells)) * np.asarray(periodic)) @ cells
 
 
@@ -155,10 +228,26 @@ def make_whole(
     bonds: NDArray[np.int_],
     periodic: Sequence[bool] = (True, True, True),
 ) -> NDArray[np.float64]:
-    """Positions (F, N, 3) with the atoms of each molecule beside each other, not across the cell.
+    """Move atoms by lattice vectors so that no bond goes through a face of the cell.
 
-    Each atom is put at the image nearest to one it is bonded to, from the molecule's first atom
-    outwards: bonds (B, 2) must be shorter than half the cell.
+    From the first atom of each molecule outwards, each atom is moved to the image that is nearest
+    to an atom it is bonded to. Bonds must be shorter than half the cell.
+
+    Parameters
+    ----------
+    positions : NDArray[np.float64]
+        (F, N, 3), angstrom.
+    cells : NDArray[np.float64] or None
+        (F, 3, 3), lattice vectors as rows, angstrom; None for open structures.
+    bonds : NDArray[np.int_]
+        (B, 2), indices of bonded atoms.
+    periodic : Sequence[bool]
+        (3,), directions in which the structure is periodic.
+
+    Returns
+    -------
+    NDArray[np.float64]
+        (F, N, 3), angstrom.
     """
     if cells is None or len(bonds) == 0:
         return positions
@@ -177,9 +266,7 @@ def make_whole(
 
 
 def _reader(path: Path, lammps_units: str) -> Callable[[Path, Structure, int], Iterator[Frames]]:
-    """Reader of a file, by its name, and by its first lines where they say LAMMPS dump or extended
-    XYZ.
-    """
+    """Choose the reader of a file by its name and its first lines."""
     suffix = path.suffix.lower()
     with path.open("rb") as file:
         first, second = file.readline(200), file.readline(200)
@@ -202,7 +289,9 @@ def _from_mdtraj(path: Path, structure: Structure, chunk: int) -> Iterator[Frame
 
 
 def _from_hdf5(path: Path, structure: Structure, chunk: int) -> Iterator[Frames]:
-    """MDTraj's HDF5 convention 1.1 (nm, ps, degrees), with the velocities that its reader drops."""
+    """Read MDTraj's HDF5 format 1.1 (nm, ps, degrees) with velocities, which MDTraj leaves out."""
+    import h5py
+
     with h5py.File(path) as file:
         for first in range(0, len(file["coordinates"]), chunk):
             part = {
@@ -224,11 +313,11 @@ def _from_hdf5(path: Path, structure: Structure, chunk: int) -> Iterator[Frames]
 
 
 def _read_dump(path: Path, lammps_units: str) -> Iterator[Atoms]:
-    """Frames of a LAMMPS text dump; without elements they are of the unknown element X."""
+    """Read the frames of a LAMMPS text dump; atoms have the element X if the dump has none."""
     columns: list[str] = []
     before = ""
     with path.open() as file:
-        for line in file:  # up to the first atom: the header has as many items as were asked for
+        for line in file:  # up to the first atom; the number of lines in a header varies
             if before.startswith("ITEM: UNITS"):
                 lammps_units = line.strip()
             if line.startswith("ITEM: ATOMS"):
@@ -236,13 +325,15 @@ def _read_dump(path: Path, lammps_units: str) -> Iterator[Atoms]:
                 break
             before = line
     if lammps_units not in LAMMPS_UNITS:
-        raise InputError(f"{path}: units {lammps_units}; expected {' or '.join(LAMMPS_UNITS)}")
+        raise InputError(
+            f"{path} has the units {lammps_units}, expected {' or '.join(LAMMPS_UNITS)}"
+        )
     with path.open() as file:
         for atoms in iread_lammps_dump_text(file, units=lammps_units):
-            if "element" not in columns:  # ASE takes the type for an atomic number
+            if "element" not in columns:  # ASE uses the type as the atomic number
                 velocities = atoms.get_velocities()
                 atoms.numbers[:] = 0
-                if velocities is not None:  # ASE keeps momenta, by the element's mass
+                if velocities is not None:  # ASE stores momenta, with the element's mass
                     atoms.set_velocities(velocities)
             yield atoms
 
@@ -283,6 +374,8 @@ def _cells(part: Frames, reference: Atoms) -> NDArray[np.float64] | None:
 
 
 def _count_atoms(path: Path) -> int | None:
+    import mdtraj
+
     try:
         with mdtraj.open(str(path)) as file:
             data = file.read(n_frames=1)
@@ -293,15 +386,32 @@ def _count_atoms(path: Path) -> int | None:
 
 def _other_atoms(path: Path, count: int, expected: int) -> str:
     return (
-        f"{path} has {count} atoms, the topology has {expected}. Give the topology that the run "
+        f"{path} has {count} atoms, the topology has {expected}; give the topology that the run "
         "started from"
     )
 
 
 def iterate_frames(
-    path: Path, topology: mdtraj.Topology, chunk: int
-) -> Iterator[mdtraj.Trajectory]:
-    """Chunks of at most `chunk` frames by `mdtraj.iterload`, whose DCD reader prints to stdout."""
+    path: Path, topology: "mdtraj.Topology", chunk: int
+) -> Iterator["mdtraj.Trajectory"]:
+    """Read a trajectory in chunks with `mdtraj.iterload`, without what it prints to stdout.
+
+    Parameters
+    ----------
+    path : Path
+        Trajectory file in a format that MDTraj reads.
+    topology : mdtraj.Topology
+        Topology of the trajectory.
+    chunk : int
+        Largest number of frames in a chunk.
+
+    Yields
+    ------
+    mdtraj.Trajectory
+        Frames of one chunk.
+    """
+    import mdtraj
+
     frames = mdtraj.iterload(str(path), top=topology, chunk=chunk)
     while True:
         with _silent_stdout():
@@ -313,7 +423,7 @@ def iterate_frames(
 
 @contextmanager
 def _silent_stdout() -> Iterator[None]:
-    """Send file descriptor 1, which C code writes to, nowhere."""
+    """Discard what C code writes to file descriptor 1, as MDTraj's DCD reader does."""
     sys.stdout.flush()
     kept = os.dup(1)
     with open(os.devnull, "w") as nowhere:
@@ -321,6 +431,6 @@ def _silent_stdout() -> Iterator[None]:
     try:
         yield
     finally:
-        ctypes.CDLL(None).fflush(None)  # C keeps back what it prints to a file or a pipe
+        ctypes.CDLL(None).fflush(None)  # C buffers its output to a file or a pipe
         os.dup2(kept, 1)
         os.close(kept)

@@ -1,4 +1,4 @@
-"""Teachers: whatever labels structures with energies and forces, as ASE calculators by name."""
+"""Teachers, which label structures with energies and forces: ASE calculators by name."""
 
 from mlff_student.teachers.registry import (
     TEACHERS,

@@ -1,4 +1,4 @@
-"""The teacher `file:PATH`: labels of a file of structures."""
+"""The teacher `file:PATH`, which returns the labels that a file of structures contains."""
 
 from collections import defaultdict
 from pathlib import Path
@@ -11,27 +11,37 @@ from scipy.spatial import KDTree
 
 from mlff_student.core.errors import InputError
 
-SAME_STRUCTURE = 1e-3  # angstrom, largest difference of a coordinate: files round their positions
+SAME_STRUCTURE = 1e-3  # largest difference of a coordinate, angstrom; files round their positions
 
 
 def labelled_frames(path: Path) -> list[Atoms]:
-    """All frames of a file that ASE reads, each with the energy (eV) and forces (eV/angstrom) that
-    the file holds in `atoms.calc.results`. Labels that are not finite are returned as they are.
+    """Read all frames of a file with their labels.
+
+    Parameters
+    ----------
+    path : Path
+        File that ASE reads.
+
+    Returns
+    -------
+    list[Atoms]
+        Frames with the energy (eV) and forces (N, 3) in eV/angstrom of the file in
+        `atoms.calc.results`. Labels that are not finite are returned as they are.
 
     Raises
     ------
     InputError
-        No such file, not readable, no frames, or a frame without a finite geometry, an energy or
-        forces.
+        There is no such file, it cannot be read or has no frames, or a frame has no energy, no
+        forces, or positions or a cell that are not finite.
     """
     if not path.is_file():
-        raise InputError(f"no file of labelled structures {path}")
+        raise InputError(f"there is no file of labelled structures {path}")
     try:
         frames = read(path, index=":")
-    except Exception as error:  # ASE's readers raise whatever their parsers run into
+    except Exception as error:  # ASE's readers raise errors of any kind
         raise InputError(f"cannot read {path}: {error}") from error
     if not frames:
-        raise InputError(f"{path} holds no structures")
+        raise InputError(f"{path} contains no structures")
     for index, atoms in enumerate(frames):
         labels = atoms.calc.results if atoms.calc else {}
         missing = [key for key in ("energy", "forces") if key not in labels]
@@ -39,22 +49,32 @@ def labelled_frames(path: Path) -> list[Atoms]:
             other = [*labels, *atoms.info, *(set(atoms.arrays) - {"numbers", "positions"})]
             raise InputError(
                 f"{path}, frame {index} (the first is 0): no {' and no '.join(missing)}. Expected "
-                "are energy (eV) and forces (eV/angstrom) under these names; others, as REF_energy "
-                f"and REF_forces, must be renamed. Found: {', '.join(other) or 'no labels'}"
+                "are energy (eV) and forces (eV/angstrom) under these names; others, such as "
+                f"REF_energy and REF_forces, must be renamed. Found: "
+                f"{', '.join(other) or 'no labels'}"
             )
         if not (np.isfinite(atoms.positions).all() and np.isfinite(atoms.cell.array).all()):
-            raise InputError(f"{path}, frame {index} (the first is 0): positions are not finite")
+            raise InputError(
+                f"{path}, frame {index} (the first is 0): positions are not finite, or the cell"
+            )
     return frames
 
 
 class LabelledFile(Calculator):
-    """The labels of a file, for the structures in it: those with the same atoms in the same order,
-    and positions and periodic cell vectors within `SAME_STRUCTURE`.
+    """ASE calculator that returns the labels of a file for the structures in that file.
+
+    A structure is in the file if a frame has the same atoms in the same order, and positions and
+    periodic cell vectors that differ by less than `SAME_STRUCTURE`.
 
     Parameters
     ----------
     path : Path
-        As `labelled_frames` reads it, with the same exceptions.
+        File of labelled structures, as `labelled_frames` reads it.
+
+    Raises
+    ------
+    InputError
+        The file cannot be used; see `labelled_frames`.
     """
 
     def __init__(self, path: Path):
@@ -78,7 +98,22 @@ class LabelledFile(Calculator):
         properties: list[str] | None = None,
         system_changes: list[str] = all_changes,
     ) -> None:
-        """Look the structure up; InputError if the file does not hold it."""
+        """Find the structure in the file and set its labels as results.
+
+        Parameters
+        ----------
+        atoms : Atoms
+            Structure to find.
+        properties : list[str] or None
+            Not used; all labels of the file are set.
+        system_changes : list[str]
+            Changes since the last call, as ASE passes them.
+
+        Raises
+        ------
+        InputError
+            The structure is not in the file.
+        """
         super().calculate(atoms, properties, system_changes)
         tree, frames = self._groups.get(_kind(atoms), (None, []))
         if tree is not None:
@@ -89,9 +124,9 @@ class LabelledFile(Calculator):
                 self.results = dict(frames[index].calc.results)
                 return
         raise InputError(
-            f"{self.path} holds no such structure of {atoms.get_chemical_formula()} "
-            f"({len(frames)} of the same atoms, none within {SAME_STRUCTURE} angstrom); sampling "
-            "new ones needs a teacher that computes, such as gfn2-xtb"
+            f"{self.path} contains no such structure of {atoms.get_chemical_formula()} "
+            f"({len(frames)} frames have the same atoms, none of them within {SAME_STRUCTURE} "
+            "angstrom); new structures need a teacher that computes, such as gfn2-xtb"
         )
 
 
@@ -100,5 +135,5 @@ def _kind(atoms: Atoms) -> tuple[bytes, bytes]:
 
 
 def _geometry(atoms: Atoms) -> np.ndarray:
-    """Positions and the cell vectors that matter, (3 N + 9,) angstrom."""
+    """Return positions and periodic cell vectors as one array (3 N + 9,), angstrom."""
     return np.concatenate([atoms.positions, atoms.cell.array * atoms.pbc[:, None]]).ravel()

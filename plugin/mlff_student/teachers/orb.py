@@ -1,4 +1,4 @@
-"""The teachers `orb-v2` and `orb-v3`: an ASE calculator of a pretrained Orb model."""
+"""The teachers `orb-v2` and `orb-v3`, ASE calculators of pretrained Orb models."""
 
 from typing import Any
 
@@ -7,15 +7,16 @@ from ase.calculators.calculator import Calculator, all_changes
 
 
 def orb_calculator(loaded: Any) -> Calculator:
-    """Calculator of neutral singlets by a pretrained Orb model.
+    """Make an ASE calculator of a pretrained Orb model that treats structures as neutral singlets.
 
-    Orb v3 OMol needs a charge and a spin multiplicity, which are given here.
+    Orb v3 OMol needs a charge and a spin multiplicity. The calculator sets them to 0 and 1 unless
+    `atoms.info` has "charge" and "spin".
 
     Parameters
     ----------
     loaded : Any
-        What the loader of orb-models returns: the model, or the model and its atoms adapter since
-        orb-models 0.6.
+        Return value of a loader of orb-models: the model, or since orb-models 0.6 the model and its
+        atoms adapter.
     """
     try:
         from orb_models.forcefield.inference.calculator import ORBCalculator

@@ -1,4 +1,4 @@
-"""Teachers by name: each is an ASE calculator with energy (eV) and forces (eV/angstrom)."""
+"""Make teachers by name: ASE calculators with energy (eV) and forces (eV/angstrom)."""
 
 import sys
 from collections.abc import Callable
@@ -17,19 +17,39 @@ from mlff_student.teachers.orb import orb_calculator
 
 
 class Teacher(NamedTuple):
-    """How a named teacher is built, and what its labels are."""
+    """How to make a named teacher, and a description of its labels.
 
-    factory: str  # module:attribute, imported when the teacher is built
+    Attributes
+    ----------
+    factory : str
+        Class or function as "module:attribute"; it is imported when the teacher is made.
+    arguments : dict[str, Any]
+        Arguments of the factory.
+    package : str
+        Package in the form that pip installs.
+    description : str
+        Method and elements, in words.
+    source : str
+        Publication.
+    licence : str
+        Licence of the parameters or weights.
+    cache : str
+        Folder that downloaded weights are kept in; empty if nothing is downloaded.
+    finish : Callable[[Any], Calculator] or None
+        Function that makes a calculator from the factory's return value; None if that is one.
+    """
+
+    factory: str
     arguments: dict[str, Any]
-    package: str  # what pip installs
+    package: str
     description: str
     source: str
-    licence: str  # of the parameters or weights
-    cache: str = ""  # where downloaded weights are kept
-    finish: Callable[[Any], Calculator] | None = None  # makes a calculator of what factory gives
+    licence: str
+    cache: str = ""
+    finish: Callable[[Any], Calculator] | None = None
 
 
-# Without torch.compile, which needs a C++ compiler and minutes, and without TF32 in the labels.
+# No torch.compile, which needs a C++ compiler and some minutes, and no TF32, for exact labels.
 _ORB = {"precision": "float32-highest", "compile": False}
 
 TEACHERS = {
@@ -61,7 +81,7 @@ TEACHERS = {
         "orb_models.forcefield.pretrained:orb_v2",
         _ORB,
         "'orb-models>=0.5.5'",
-        "PBE crystals; its forces are no gradient of its energy, so its MD drifts",
+        "PBE crystals; the forces are not the gradient of the energy, so that MD drifts",
         "Neumann et al. 2024, arXiv:2410.22570",
         "Apache-2.0",
         "~/.cache/cached_path",
@@ -108,17 +128,23 @@ TEACHERS = {
 
 
 def teacher_names() -> tuple[str, ...]:
-    """Every form of name that `make_teacher` takes."""
+    """Return the names of `TEACHERS` and an example of each other form of a teacher's name."""
     return *TEACHERS, "file:labels.extxyz", "python:package.module:factory"
 
 
 def is_teacher(name: str) -> bool:
-    """Whether a name has one of the forms that `make_teacher` takes."""
+    """Return whether a name has one of the forms that `make_teacher` accepts.
+
+    Parameters
+    ----------
+    name : str
+        Name to check; it need not be that of an existing file or module.
+    """
     return name in TEACHERS or name.startswith(("file:", "python:"))
 
 
 def make_teacher(name: str) -> Calculator:
-    """Calculator of a teacher, for neutral singlets.
+    """Make the ASE calculator of a teacher, for neutral closed-shell structures.
 
     Parameters
     ----------
@@ -129,10 +155,10 @@ def make_teacher(name: str) -> Calculator:
     Raises
     ------
     InputError
-        The name is not known, the file cannot be used, the factory fails, or what it returns does
-        not give energy and forces.
+        The name is unknown, the file cannot be used, the factory fails, or its calculator does not
+        compute energy and forces.
     MissingDependencyError
-        The package behind the name does not import, or its weights cannot be downloaded.
+        The teacher's package cannot be imported, or its weights cannot be downloaded.
     """
     kind, _, target = name.partition(":")
     if kind == "file" and target:
@@ -147,17 +173,30 @@ def make_teacher(name: str) -> Calculator:
 
 
 def load_attribute(path: str) -> Any:
-    """Object at `module:attribute`."""
+    """Import a module and return one of its attributes.
+
+    Parameters
+    ----------
+    path : str
+        "module:attribute".
+
+    Raises
+    ------
+    ImportError
+        The module cannot be imported.
+    AttributeError
+        The module has no such attribute.
+    """
     module, _, attribute = path.partition(":")
     return getattr(import_module(module), attribute)
 
 
 def _named_calculator(name: str, teacher: Teacher) -> Calculator:
     try:
-        with redirect_stdout(sys.stderr):  # stdout is for results; libraries announce themselves
+        with redirect_stdout(sys.stderr):  # stdout is for results, and libraries print on import
             made = load_attribute(teacher.factory)(**teacher.arguments)
             return teacher.finish(made) if teacher.finish else made
-    except (ImportError, AttributeError) as error:  # not installed, or too old to have it
+    except (ImportError, AttributeError) as error:  # not installed, or too old
         raise MissingDependencyError(
             f"teacher {name!r} needs: pip install {teacher.package} ({error})"
         ) from error
@@ -166,20 +205,21 @@ def _named_calculator(name: str, teacher: Teacher) -> Calculator:
             raise
         raise MissingDependencyError(
             f"the weights of teacher {name!r} could not be loaded "
-            f"({type(error).__name__}: {shorten(str(error), 150)}). They are downloaded when first "
-            f"used: use it once where there is internet, then copy {teacher.cache} to here"
+            f"({type(error).__name__}: {shorten(str(error), 150)}). They are downloaded at the "
+            f"first use: use the teacher once on a machine with internet, then copy "
+            f"{teacher.cache} from there"
         ) from error
 
 
 def _user_calculator(name: str, target: str) -> Calculator:
     module, _, attribute = target.partition(":")
     if not module or not attribute:
-        raise InputError(f"teacher {name!r}: expected python:package.module:factory")
+        raise InputError(f"teacher {name!r} is incomplete: expected python:package.module:factory")
     try:
         factory = load_attribute(target)
     except ImportError as error:
         raise MissingDependencyError(
-            f"teacher {name!r}: cannot import {module} ({error}); install it or put its folder in "
+            f"teacher {name!r}: cannot import {module} ({error}); install it, or add its folder to "
             "PYTHONPATH"
         ) from error
     except AttributeError as error:
@@ -194,7 +234,7 @@ def _user_calculator(name: str, target: str) -> Calculator:
 
 
 def _checked(name: str, calculator: Any) -> Calculator:
-    """`calculator`, if it gives energy and forces."""
+    """Return `calculator`, after checking that it computes energy and forces."""
     offered = getattr(calculator, "implemented_properties", ())
     if not {"energy", "forces"} <= set(offered):
         raise InputError(

@@ -1,4 +1,4 @@
-"""May this force field be trusted in MD? Protocols of runs, their verdict and the evidence."""
+"""Run protocols of simulations with a model, and judge whether it can be trusted in MD."""
 
 from typing import TYPE_CHECKING, Any
 
@@ -9,7 +9,7 @@ __all__ = ["NVEResult", "nve"]
 
 
 def __getattr__(name: str) -> Any:
-    """The harness when it is used: the command line must not wait for torch."""
+    """Import the harness only if it is used, because the command line must not wait for torch."""
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     from mlff_student.validation import harness

@@ -1,9 +1,9 @@
-"""Carry out a protocol's tasks, several at once, into a folder that a killed campaign resumes from.
+"""Run the tasks of a protocol, several at once, in a folder from which a killed campaign resumes.
 
-campaign.json     what is tested by what: another start must be the same
-structures/       boxes that were made
-runs/NAME/        trajectories, logs and checkpoints; not to be committed
-results/NAME.json record and series of a task, written whole
+campaign.json     protocol, models, engines and teacher; a resumed campaign must have the same
+structures/       packed boxes
+runs/NAME/        trajectories, logs and checkpoints, which git ignores
+results/NAME.json record and series of a task, written atomically
 """
 
 import json
@@ -33,51 +33,94 @@ from mlff_student.core.processes import end_with_parent
 from mlff_student.core.results import write_json
 from mlff_student.engines.protocol import RunFolder
 from mlff_student.engines.run import engine_of, run_md
+from mlff_student.structures.checks import check_structure
+from mlff_student.structures.reading import read_structure
 from mlff_student.teachers.registry import is_teacher, make_teacher
 from mlff_student.validation.measure import MEASURES, measure_comparison, measure_run
 from mlff_student.validation.protocol import Liquid, Protocol
+from mlff_student.validation.reference_monte_carlo import run_reference_monte_carlo
 from mlff_student.validation.tasks import (
+    CampaignTarget,
     CompareTask,
     RunTask,
-    Subject,
     Task,
     prepare_structures,
     tasks_of,
+    with_held_out,
 )
 
-POLL_S = 1.0  # between looks at the runs' logs
-# What engines and readers say where the machine, and not the model, is to blame.
+POLL_S = 1.0  # time between updates of the progress bars
+# Words in errors of engines and readers whose cause is the machine and not the model.
 TRANSIENT = re.compile(
     "no space left|bad_alloc|out of memory|cannot allocate|input/output error|cannot read", re.I
 )
-Result = dict[str, Any]  # keys record (flat) and series
+Result = dict[str, Any]  # has the keys "record" and "series"
 
 
 @dataclass(frozen=True)
 class Folder:
-    """Where a campaign keeps its files."""
+    """The folder of a campaign.
+
+    Attributes
+    ----------
+    path : Path
+        Path of the folder.
+    """
 
     path: Path
 
     @property
     def identity(self) -> Path:
-        """What is tested by what."""
+        """The file with protocol, models, engines and teacher."""
         return self.path / "campaign.json"
 
     def run(self, name: str) -> RunFolder:
-        """Files of a run."""
+        """Return the folder of a run.
+
+        Parameters
+        ----------
+        name : str
+            Name of the task.
+
+        Returns
+        -------
+        RunFolder
+            Folder with its files.
+        """
         return RunFolder(self.path / "runs" / name)
 
     def result(self, name: str) -> Path:
-        """Result of a task."""
+        """Return the file with the result of a task.
+
+        Parameters
+        ----------
+        name : str
+            Name of a task.
+
+        Returns
+        -------
+        Path
+            JSON file.
+        """
         return self.path / "results" / f"{name}.json"
 
     def read(self, name: str) -> Result | None:
-        """Result of a task, if it is done and has what is measured today (`MEASURES`).
+        """Read the result of a task.
+
+        Parameters
+        ----------
+        name : str
+            Name of the task.
+
+        Returns
+        -------
+        Result | None
+            The result. None if the task is not done, or an older version measured it (`MEASURES`).
 
         Raises
         ------
-        InputError : the file is damaged.
+        InputError
+            If the file is damaged.
         """
         path = self.result(name)
         if not path.exists():
@@ -88,43 +131,60 @@ class Folder:
                 return None
             return {"record": content["record"], "series": content["series"]}
         except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise InputError(f"{path} is damaged; remove it, and it is made anew") from error
+            raise InputError(f"{path} is damaged; delete it, and it is computed again") from error
 
 
 class Campaign:
-    """A protocol applied to models, in a folder.
+    """A protocol that is run for models, with results in a folder.
+
+    All errors below are raised before anything runs.
 
     Parameters
     ----------
-    protocol, subject : what is run, of whom.
-    output : folder; one begun with the same protocol and models is gone on with.
+    protocol : Protocol
+        The runs and comparisons.
+    target : CampaignTarget
+        Models, engines and teacher.
+    output : Path
+        Folder of the campaign. If it has a campaign with the same protocol and models, that is
+        resumed.
 
     Raises
     ------
-    InputError : nothing to run, a structure or teacher that cannot be had, or a folder that holds
-        another campaign. ArchiveError : no such model. MissingDependencyError : an engine is not
-        installed. All before anything runs.
+    InputError
+        If there is nothing to run, a structure or teacher cannot be found, a structure has elements
+        that a model does not know, or the folder has another campaign.
+    ArchiveError
+        If there is no such model.
+    MissingDependencyError
+        If an engine is not installed.
     """
 
-    def __init__(self, protocol: Protocol, subject: Subject, output: Path) -> None:
-        self.protocol, self.subject = protocol, subject
+    def __init__(self, protocol: Protocol, target: CampaignTarget, output: Path) -> None:
+        self.target = target
         self.folder = Folder(output)
-        if subject.teacher:
-            make_teacher(subject.teacher)
-        for model in subject.models:
+        if target.teacher:
+            make_teacher(target.teacher)
+        known_elements = []
+        for model in target.models:
             if not is_teacher(model):
-                archive_of(model)
-            elif set(subject.engines) != {"ase"}:
-                raise InputError(f"{model} is no student: it runs with --engine ase alone")
+                known_elements.append(archive_of(model).metadata["elements"])
+            elif set(target.engines) != {"ase"}:
+                raise InputError(f"{model} is no student and needs --engine ase")
             else:
                 make_teacher(model)
-        self.guides = {
-            step.guide
-            for step in protocol.steps
-            if isinstance(step, Liquid) and step.guide and step.teacher_ps and subject.teacher
-        }
-        for guide in self.guides:
-            archive_of(guide)
+        self.protocol = protocol = with_held_out(protocol, target.models)
+        self.proposal_models = (
+            {
+                step.proposal_model
+                for step in protocol.steps
+                if isinstance(step, Liquid) and step.proposal_model and step.teacher_ps
+            }
+            if target.teacher
+            else set()
+        )
+        for model in self.proposal_models:
+            archive_of(model)
         try:
             output.mkdir(parents=True, exist_ok=True)
         except OSError as error:
@@ -134,88 +194,108 @@ class Campaign:
         self._weights = identity["models"]
         self._check_identity(identity)
         sources = prepare_structures(protocol, output / "structures")
+        for source in sources.values():
+            atoms = read_structure(source).atoms
+            for elements in known_elements:
+                check_structure(atoms, elements)
         identity["structures"] = {name: _digest_of(source) for name, source in sources.items()}
         begun = self._check_identity(identity)
-        self.tasks = tasks_of(protocol, subject, sources)
-        for engine in dict.fromkeys(task.settings.engine for task in self.runs()):
-            engine_of(next(t.settings for t in self.runs() if t.settings.engine == engine))
+        self.tasks = tasks_of(protocol, target, sources)
+        for settings in {
+            (task.settings.engine, task.settings.ensemble): task.settings for task in self.runs()
+        }.values():
+            engine_of(settings)
         if not begun:
             write_json(self.folder.identity, identity)
         (output / "runs").mkdir(exist_ok=True)
         (output / "runs" / ".gitignore").write_text("*\n")
 
     def runs(self) -> list[RunTask]:
-        """All runs."""
+        """Return all tasks that are runs."""
         return [task for task in self.tasks if isinstance(task, RunTask)]
 
     def pending(self) -> list[Task]:
-        """Tasks without a result."""
+        """Return the tasks that have no result yet."""
         return [task for task in self.tasks if self.folder.read(task.name) is None]
 
     def results(self) -> dict[str, Result]:
-        """Results there are, by the task's name."""
-        found = {task.name: self.folder.read(task.name) for task in self.tasks}
-        return {name: result for name, result in found.items() if result is not None}
+        """Return the results of finished tasks by the name of the task."""
+        results = {task.name: self.folder.read(task.name) for task in self.tasks}
+        return {name: result for name, result in results.items() if result is not None}
 
     def _identity(self) -> dict[str, Any]:
         return {
-            "protocol": self.protocol.digest,  # whatever it is called, and said to be about
-            "teacher": self.subject.teacher,
-            "engines": list(self.subject.engines),
+            "protocol": self.protocol.digest,  # does not depend on its name and description
+            "teacher": self.target.teacher,
+            "engines": list(self.target.engines),
             "models": self._digests(),
         }
 
     def _digests(self) -> dict[str, str]:
-        """SHA-256 of the students' files; of a teacher its name."""
+        """Return the SHA-256 of each student's file, and the name of each teacher."""
         return {
             model: model if is_teacher(model) else sha256(model_file(model))
-            for model in (*self.subject.models, *sorted(self.guides))
+            for model in (*self.target.models, *sorted(self.proposal_models))
         }
 
     def _require_weights(self) -> None:
-        """Refuse models whose files are no longer those that the campaign began with."""
-        if changed := [m for m, digest in self._digests().items() if self._weights[m] != digest]:
-            raise InputError(f"the weights of {', '.join(changed)} changed while the campaign ran")
+        """Refuse models whose files have changed since the campaign began."""
+        digests = self._digests()
+        if changed := [model for model in digests if self._weights[model] != digests[model]]:
+            raise InputError(
+                f"the weights of {', '.join(changed)} changed while the campaign ran; restore "
+                "them, or start a campaign in another folder"
+            )
 
     def _check_identity(self, wanted: dict[str, Any]) -> bool:
-        """Whether the folder holds this campaign begun; InputError if it holds another."""
+        """Return whether the folder has this campaign; raise InputError if it has another."""
         path = self.folder.identity
         if not path.exists():
             if any((self.folder.path / name).exists() for name in ("runs", "results")):
                 raise InputError(
-                    f"{self.folder.path} holds runs or results, and no {path.name} that says of "
-                    "what; choose another --output or remove them"
+                    f"{self.folder.path} has runs or results, but no {path.name} that describes "
+                    "them; choose another --output or delete them"
                 )
             return False
         try:
-            found = json.loads(path.read_text())
+            begun = json.loads(path.read_text())
         except ValueError as error:
             raise InputError(f"{path} is damaged ({error}); choose another --output") from error
-        if changed := [key for key in wanted if found.get(key) != wanted[key]]:
+        if changed := [key for key in wanted if begun.get(key) != wanted[key]]:
             raise InputError(
-                f"{self.folder.path} holds another campaign ({', '.join(changed)} differ; a model "
-                "differs when its weights do, a structure when its file does); choose another "
-                "--output or remove that folder"
+                f"{self.folder.path} has another campaign: {', '.join(changed)} differ (models are "
+                "compared by their weights, structures by their files). Choose another --output or "
+                "delete that folder"
             )
         return True
 
     def run(
         self, workers: int, cost: Callable[[Task], float] = lambda task: 1.0, quiet: bool = False
     ) -> None:
-        """Carry out what is pending; Ctrl-C loses at most what runs did since a checkpoint. One
-        process at a time, which holds the folder's lock.
+        """Run all tasks that have no result yet.
+
+        A lock on the folder keeps other processes away. Ctrl-C loses at most the work of each run
+        since its last checkpoint.
 
         Parameters
         ----------
-        workers : processes, one thread each.
-        cost : expected seconds of a task, for the bar and the order.
+        workers : int
+            Number of processes. Each has a thread, unless the protocol has another number.
+        cost : Callable[[Task], float]
+            Function that returns the expected time of a task, s, for the progress bar and the
+            order.
+        quiet : bool
+            Whether to show no progress bars.
 
         Raises
         ------
-        InputError : another process is at it, or a model's file changed meanwhile.
-        MissingDependencyError : a worker lacks a package.
-        StudentError : a worker was killed; or tasks could not be done (see `perform`), the first of
-            them named, after all others were.
+        InputError
+            If another process runs this campaign, or a model's file changed.
+        MissingDependencyError
+            If a package is missing in a worker.
+        StudentError
+            If a worker was killed, or tasks raised errors (see `perform`). In the second case, all
+            other tasks are done first.
         """
         undone: dict[str, Exception] = {}
         waiting = sorted(self.pending(), key=cost, reverse=True)
@@ -231,7 +311,7 @@ class Campaign:
                 _bars(waiting, cost, self.folder, quiet) as show,
             ):
                 while waiting or running:
-                    for task in [t for t in waiting if set(t.needs) <= done]:
+                    for task in [task for task in waiting if set(task.needs) <= done]:
                         if len(running) == workers:
                             break
                         self._require_weights()
@@ -246,15 +326,15 @@ class Campaign:
                         except (BrokenProcessPool, MissingDependencyError):
                             running[future] = task
                             raise
-                        except Exception as error:  # a calculator's may be anything
+                        except Exception as error:  # a calculator may raise anything
                             undone[task.name] = error
                     waiting = [task for task in waiting if not set(task.needs) & set(undone)]
                     show(list(running.values()), done)
         except BrokenProcessPool as error:
             names = ", ".join(task.name for task in running.values())
             raise StudentError(
-                f"a worker was killed by a crash or want of memory at {names or 'its start'}; "
-                "the same command goes on from there"
+                f"a worker was killed at {names or 'its start'}, by a crash or because of missing "
+                "memory; run the same command again to resume"
             ) from error
         finally:
             for process in list((pool._processes or {}).values()):
@@ -263,26 +343,36 @@ class Campaign:
             pool.shutdown(wait=True, cancel_futures=True)
         if undone:
             name, error = next(iter(undone.items()))
-            what = error if isinstance(error, StudentError) else f"{type(error).__name__}: {error}"
+            reason = (
+                error if isinstance(error, StudentError) else f"{type(error).__name__}: {error}"
+            )
             raise StudentError(
-                f"{len(undone)} task(s) could not be done, and those that need them, {name} the "
-                f"first: {what}; the same command tries them again"
+                f"{len(undone)} task(s) did not finish, and tasks that need them were left out. "
+                f"The first is {name}: {reason}. Run the same command to try them again"
             ) from error
 
 
 def perform(task: Task, output: Path) -> None:
-    """Carry out one task and write its result; in a worker.
+    """Run a task in a worker, and write its result.
 
-    A failure is a result, the worst there is, where it says something of the model: the engine gave
-    the run up (OpenMM's and LAMMPS's own errors, a calculator that stops), the analysis refused its
-    files (atoms in another order, a log that is not the frames', a model that cannot do a frame),
-    or a run that is compared had failed so. It has the run's identity, so that nobody overlooks it.
+    Failures of the model are stored as failed results. These are errors of OpenMM, LAMMPS or a
+    calculator during a run, files of a run that the analysis refuses (atoms in another order, a log
+    of other frames, a frame that the model cannot evaluate), and comparisons with a failed run.
+    Failures of the machine are raised and retried.
+
+    Parameters
+    ----------
+    task : Task
+        The task.
+    output : Path
+        Folder of the campaign.
 
     Raises
     ------
-    StudentError, OSError : whatever else went wrong says nothing of the model, and nothing is
-        written: a worker or `lmp` that was killed, a full disk, want of memory, files that are
-        gone, a package or teacher that is missing. The same command tries again.
+    StudentError, OSError
+        If a failure says nothing about the model: a killed worker or `lmp`, a full disk, missing
+        memory, deleted files, a missing package or teacher. Nothing is written, and the same
+        command tries again.
     """
     folder = Folder(output)
     model, engine = task.name.split("/")[:2]
@@ -292,9 +382,14 @@ def perform(task: Task, output: Path) -> None:
     if isinstance(task, RunTask):
         run = folder.run(task.name)
         try:
-            run_md(task.settings, run.path, quiet=True)
+            if task.proposal_model:
+                run_reference_monte_carlo(task.settings, task.proposal_model, run.path, quiet=True)
+            else:
+                run_md(task.settings, run.path, quiet=True)
         except StudentError as error:
-            if type(error) is not StudentError:  # of the input or the installation
+            if (
+                type(error) is not StudentError
+            ):  # its subclasses are errors of input or installation
                 raise
             failure = _of_the_model(error)
         else:
@@ -324,30 +419,30 @@ def perform(task: Task, output: Path) -> None:
 
 
 def _of_the_model(error: StudentError) -> str:
-    """What an error says of a model; InterruptedRunError if it is the machine's."""
+    """Return the message of a model's failure; raise InterruptedRunError if the machine failed."""
     if TRANSIENT.search(str(error)):
         raise InterruptedRunError(str(error)) from error
     return str(error)
 
 
 def _failure(folder: Folder, name: str) -> str:
-    """Why a task failed; empty if it did not."""
+    """Return why a task failed, or an empty text if it did not."""
     result = folder.read(name)
     return result["record"]["failure"] if result else ""
 
 
 def _require_files(run: RunFolder) -> None:
-    """Refuse a run whose files are gone (InterruptedRunError)."""
+    """Raise InterruptedRunError if files of a run are missing."""
     for path in (run.trajectory, run.topology, run.thermo):
         if not path.is_file():
             raise InterruptedRunError(
-                f"{path} is gone; remove the folder {run.path} and the run's result, and it is "
-                "made anew"
+                f"{path} is missing; delete the folder {run.path} and the result of the run, and "
+                "the run is made again"
             )
 
 
 def _digest_of(source: str) -> str:
-    """SHA-256 of a structure's file; of a SMILES string itself."""
+    """Return the SHA-256 of a structure's file, or a SMILES string itself."""
     return sha256(Path(source)) if Path(source).is_file() else source
 
 
@@ -355,7 +450,7 @@ def _digest_of(source: str) -> str:
 def _bars(
     pending: list[Task], cost: Callable[[Task], float], folder: Folder, quiet: bool
 ) -> Iterator[Callable[[list[Task], set[str]], None]]:
-    """One bar over all tasks in expected seconds, one for each task that runs."""
+    """Show a progress bar for all tasks in expected seconds, and one for each running task."""
     costs = {task.name: cost(task) for task in pending}
     columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[note]}"))
     with Progress(
@@ -381,7 +476,7 @@ def _bars(
 
 
 def _share_done(task: Task, folder: Folder) -> float:
-    """Of a run's production, from the rows of its last segment's log."""
+    """Return the finished share of a run, from the rows in the log of its newest segment."""
     if isinstance(task, CompareTask):
         return 0.0
     segments = folder.run(task.name).segments()
@@ -390,5 +485,5 @@ def _share_done(task: Task, folder: Folder) -> float:
     try:
         rows = segments[-1].thermo.read_bytes().count(b"\n") - 1
     except OSError:
-        return 1.0  # they were joined meanwhile
+        return 1.0  # the segments were joined, so the run is finished
     return min(1.0, (segments[-1].first_step + rows * task.settings.every) / task.settings.steps)

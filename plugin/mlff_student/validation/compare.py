@@ -1,4 +1,4 @@
-"""Is a new model worse than the last one? Two reports of `mlff-student validate`, case by case."""
+"""Compare two reports of `mlff-student validate` to find out whether a new model is worse."""
 
 import json
 from collections import defaultdict
@@ -9,28 +9,49 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from mlff_student.core.errors import InputError
-from mlff_student.core.figures import Threshold
-from mlff_student.reporting.verdict import stderr_of
+from mlff_student.core.figures import Threshold, figure_of
 
-SIGMAS = 3.0  # combined standard errors that a change must exceed
-RELEVANT = 0.05  # of the threshold: a smaller change matters to nobody, unless it is
-TIMES = 2.0  # as large as before
-NOTABLE = 0.25  # of the threshold: a growth that counts where no standard error tells chance
-COMPARABLE = 2.0  # as large as before, a standard error still tells what the old one did
-FEWEST_CASES = 3  # that a mean change has a standard error of
-CRASHES = ("failed_runs", "nonfinite_rows")  # also of cases that the verdict leaves out
+SIGMAS = 3.0  # a change must exceed this many combined standard errors
+RELEVANT = 0.05  # a change smaller than this share of the threshold does not matter, unless the
+TIMES = 2.0  # figure is this many times as large as before
+NOTABLE = 0.25  # without a standard error, a growth must exceed this share of the threshold
+COMPARABLE = 2.0  # a standard error may be at most this many times as large as before
+FEWEST_CASES = 3  # cases that the standard error of a mean change needs
+CRASHES = ("failed_runs", "nonfinite_rows")  # compared also in cases that are not judged
 
 
 class Read(NamedTuple):
-    """What a report is compared by."""
+    """The parts of a report that are compared.
 
-    cases: dict[str, dict[str, Any]]  # records by case, the model's name left out of it
+    Attributes
+    ----------
+    cases : dict[str, dict[str, Any]]
+        Records by case. The name of the model is left out of the case.
+    teacher : str
+        Name of the teacher.
+    protocol : str
+        SHA-256 of what was run.
+    """
+
+    cases: dict[str, dict[str, Any]]
     teacher: str
-    protocol: str  # digest of what was run
+    protocol: str
 
 
 class Worse(NamedTuple):
-    """One way in which the new model is worse."""
+    """A way in which the new model is worse.
+
+    Attributes
+    ----------
+    figure : str
+        Key of the figure. Empty for a missing case.
+    case : str
+        Case in which it is worse.
+    old, new : float
+        Absolute values of the figure in the two reports, in the unit of the figure's key.
+    reason : str
+        Why this counts as worse.
+    """
 
     figure: str
     case: str
@@ -40,46 +61,80 @@ class Worse(NamedTuple):
 
 
 def read_report(path: Path) -> Read:
-    """What `compare` needs of a report.
+    """Read a JSON report for `compare`.
+
+    Parameters
+    ----------
+    path : Path
+        A report-MODEL.json of `mlff-student validate`.
+
+    Returns
+    -------
+    Read
+        Records, teacher and protocol.
 
     Raises
     ------
-    InputError : not such a file, or one with several models.
+    InputError
+        If it is no such file, or a report of several models.
     """
     try:
         content = json.loads(Path(path).read_text())
         if content["command"] != "validate":
-            raise ValueError(f"it is of {content['command']!r}")
+            raise ValueError(f"it is a file of the command {content['command']!r}")
         records = content["results"]
-        models = {one["model"] for one in records if one["judged"]}
-        found = {one["case"].split("/", 1)[1]: one for one in records if one["model"] in models}
-        read = Read(found, content["teacher"], content["protocol_sha256"])
+        models = {record["model"] for record in records if record["judged"]}
+        cases = {
+            record["case"].split("/", 1)[1]: record
+            for record in records
+            if record["model"] in models
+        }
+        read = Read(cases, content["teacher"], content["protocol_sha256"])
     except OSError as error:
         raise InputError(f"cannot read {path}: {error.strerror}") from error
     except (ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
         raise InputError(f"{path} is no report of mlff-student validate: {error}") from error
     if len(models) != 1:
         raise InputError(
-            f"{path} has {len(models)} models ({', '.join(sorted(models))}); compare those of one"
+            f"{path} has {len(models)} models ({', '.join(sorted(models))}); "
+            "give a report of a single model"
         )
     return read
 
 
 def compare(old: Read, new: Read, thresholds: Mapping[str, Threshold]) -> list[Worse]:
-    """All ways in which `new` is worse than `old` beyond the uncertainty; empty if none.
+    """Return all ways in which a new report is worse than an old one beyond the uncertainty.
 
-    Worse is: a case that is missing; a figure that was within its threshold and is not, or was
-    beyond it already and grew; a figure that grew by more than three combined standard errors, and
-    by a twentieth of its threshold or to twice its size; one that has no standard error and grew to
-    more than twice its size and by more than a quarter of its threshold; one that grew on average
-    over three cases or more, by the scatter between the cases; a standard error so much larger than
-    before that it would hide all this; and a run that breaks off and did not, also where the
-    verdict does not count it.
+    Each of these counts as worse:
+
+    - a case is missing;
+    - a figure was within its threshold and is not any more, or was beyond it and grew;
+    - a figure grew by more than three combined standard errors, and by more than a twentieth of its
+      threshold or to more than twice its size;
+    - a figure without a standard error grew to more than twice its size and by more than a quarter
+      of its threshold;
+    - a figure grew on average over three cases or more, by more than three standard errors from the
+      scatter between the cases and by more than a twentieth of its threshold;
+    - a standard error became so large that it would hide a growth;
+    - a run stops with an error that did not before, also if it is not judged.
+
+    Parameters
+    ----------
+    old, new : Read
+        The two reports, from `read_report`.
+    thresholds : Mapping[str, Threshold]
+        Thresholds by the keys of the figures.
+
+    Returns
+    -------
+    list[Worse]
+        Every way in which the new report is worse. Empty if it is not worse.
 
     Raises
     ------
-    InputError : the reports are of different teachers or protocols (by what is run, not by name),
-        or have no case in common.
+    InputError
+        If the reports are of different teachers or protocols (by what is run, not by name), or have
+        no case in common.
     """
     for what, before, after in (
         ("teachers", old.teacher, new.teacher),
@@ -88,26 +143,26 @@ def compare(old: Read, new: Read, thresholds: Mapping[str, Threshold]) -> list[W
         if before != after:
             raise InputError(
                 f"the reports are of different {what}, {before[:12] or 'none'} and "
-                f"{after[:12] or 'none'}; validate both models by the same"
+                f"{after[:12] or 'none'}; validate both models with the same"
             )
-    judged = {case: one for case, one in old.cases.items() if one["judged"]}
+    judged = {case: record for case, record in old.cases.items() if record["judged"]}
     if not set(judged) & set(new.cases):
-        raise InputError("the reports have no case in common: they are of different engines")
-    found: list[Worse] = []
+        raise InputError("the reports have no case in common; give reports of the same engine")
+    worse: list[Worse] = []
     changes: dict[str, list[tuple[float, float]]] = defaultdict(list)
     for case, before in judged.items():
         if case not in new.cases:
-            found.append(Worse("", case, np.nan, np.nan, "missing in the new report"))
+            worse.append(Worse("", case, np.nan, np.nan, "missing in the new report"))
             continue
-        for name, (limit, _, _) in thresholds.items():
+        for name, threshold in thresholds.items():
             after = new.cases[case]
             if name not in before and name not in after:
                 continue
             a, b = _size(before, name), _size(after, name)
             if np.isfinite([a, b]).all():
                 changes[name].append((a, b))
-            if reason := _growth(before, after, name, limit):
-                found.append(Worse(name, case, a, b, reason))
+            if reason := _growth(before, after, name, threshold.value):
+                worse.append(Worse(name, case, a, b, reason))
     for name, pairs in changes.items():
         growth = np.array([b - a for a, b in pairs])
         if len(growth) >= FEWEST_CASES:
@@ -115,28 +170,30 @@ def compare(old: Read, new: Read, thresholds: Mapping[str, Threshold]) -> list[W
             if growth.mean() > max(SIGMAS * error, RELEVANT * thresholds[name].value):
                 a, b = np.mean(pairs, axis=0)
                 reason = f"grew by {growth.mean():.3g} ± {error:.2g} on average"
-                found.append(Worse(name, f"{len(growth)} cases", float(a), float(b), reason))
+                worse.append(Worse(name, f"{len(growth)} cases", float(a), float(b), reason))
     for case, before in old.cases.items():
         after = new.cases.get(case, {})
         for name in CRASHES:
             a, b = _size(before, name), _size(after, name)
             if not before["judged"] and a == 0 and b > 0:
-                found.append(Worse(name, case, a, b, "breaks off now, and did not"))
-    return found
+                worse.append(Worse(name, case, a, b, "stops with an error now, and did not before"))
+    return worse
 
 
 def _growth(before: dict[str, Any], after: dict[str, Any], name: str, limit: float) -> str:
-    """How a figure of one case is worse now; empty if it is not."""
+    """Return why a figure of a case is worse now, or an empty text if it is not."""
     a, b = _size(before, name), _size(after, name)
     if not b <= limit and (name not in before or a <= limit):
-        return f"now beyond the threshold {limit:g}"
+        return f"is now beyond the threshold {limit:g}"
     if not np.isfinite(b):
-        return "no longer measured" if np.isfinite(a) else ""
+        return "is not measured any more" if np.isfinite(a) else ""
     if not np.isfinite(a):
         return ""
-    error, error_now = stderr_of(before, name), stderr_of(after, name)
+    error, error_now = _error(before, name), _error(after, name)
     if np.isfinite(error) and not error_now <= max(COMPARABLE * error, RELEVANT * limit):
-        return f"its standard error, {error_now:.2g} after {error:.2g}, would hide a growth"
+        return (
+            f"has a standard error of {error_now:.2g}, before {error:.2g}, which may hide a growth"
+        )
     combined = float(np.hypot(error, min(error_now, COMPARABLE * error)))
     least = RELEVANT * max(limit, a)
     if a > limit and b - a > np.fmax(SIGMAS * combined, least):
@@ -149,6 +206,13 @@ def _growth(before: dict[str, Any], after: dict[str, Any], name: str, limit: flo
     return ""
 
 
-def _size(record: dict[str, Any], name: str) -> float:
-    value = record.get(name)
-    return np.nan if value is None else abs(float(value))
+def _size(record: dict[str, Any], key: str) -> float:
+    """Return the absolute value of a figure, or NaN if the record does not have it."""
+    figure = figure_of(record, key)
+    return np.nan if figure is None else abs(float(figure.value))
+
+
+def _error(record: dict[str, Any], key: str) -> float:
+    """Return the standard error of a figure, or NaN if there is none or it is not known."""
+    figure = figure_of(record, key)
+    return np.nan if figure is None or figure.standard_error is None else figure.standard_error

@@ -1,4 +1,4 @@
-"""Recipe, protocol and thresholds behind the evidence of the shipped students, as hashes."""
+"""Compute the hashes of recipe, protocol and thresholds behind the evidence of a student."""
 
 from pathlib import Path
 
@@ -14,7 +14,18 @@ CAMPAIGN = PROTOCOLS / "campaign.yaml"
 
 
 def evidence_inputs(model: str) -> dict[str, str]:
-    """Today's hashes of what the evidence of a shipped student is made from, by file name."""
+    """Return the present hashes of the files that the evidence of a shipped student is made from.
+
+    Parameters
+    ----------
+    model : str
+        Name of a shipped student.
+
+    Returns
+    -------
+    dict[str, str]
+        SHA-256 by the name of the file.
+    """
     return {
         ORGANIC_RECIPE.name: recipe_content_sha256(ORGANIC_RECIPE, model),
         CAMPAIGN.name: protocol_sha256(CAMPAIGN),
@@ -23,15 +34,40 @@ def evidence_inputs(model: str) -> dict[str, str]:
 
 
 def protocol_sha256(path: Path) -> str:
-    """Hash of what a protocol runs: its steps and their boxes, not what is said about them."""
+    """Return the hash of what a protocol runs: its steps and boxes, without its description.
+
+    Parameters
+    ----------
+    path : Path
+        YAML file of the protocol.
+
+    Returns
+    -------
+    str
+        SHA-256.
+    """
     values = yaml.safe_load(path.read_text())
     return content_sha256({key: values.get(key) for key in ("steps", "boxes")})
 
 
 def thresholds_sha256(path: Path) -> str:
-    """Hash of the limits in a table of thresholds and how they apply, not of their sources."""
+    """Return the hash of the limits in a table of thresholds, without their sources and units.
+
+    Parameters
+    ----------
+    path : Path
+        YAML file of the thresholds.
+
+    Returns
+    -------
+    str
+        SHA-256.
+    """
     table = yaml.safe_load(path.read_text())
     words = ("source", "unit")
     return content_sha256(
-        {name: {k: v for k, v in row.items() if k not in words} for name, row in table.items()}
+        {
+            name: {key: value for key, value in row.items() if key not in words}
+            for name, row in table.items()
+        }
     )

@@ -1,4 +1,4 @@
-"""Is energy conserved? In three lines of Python, for any ASE calculator.
+"""Test whether any ASE calculator conserves energy in MD, in three lines of Python.
 
 from mlff_student.validation import nve
 
@@ -21,25 +21,28 @@ from rich.console import Console
 
 from mlff_student.analysis.thermo import FEWEST_ROWS
 from mlff_student.core.errors import InputError, StudentError
-from mlff_student.core.figures import load_thresholds
 from mlff_student.engines.protocol import MDSettings, RunFolder
 from mlff_student.engines.run import run_md
-from mlff_student.reporting.verdict import Check, drift_table, judge
+from mlff_student.reporting.analyze import judge_run
+from mlff_student.reporting.verdict import Check, Outcome, drift_table, overall
 from mlff_student.validation.measure import measure_nve
 
 FRAMES = 500
-WIDTH = 120  # characters, of the table
+WIDTH = 120  # of the printed table, characters
 
 
 @dataclass(frozen=True)
 class NVEResult:
-    """Figures of a constant-energy run, held against the thresholds.
+    """Figures of a run at constant energy, compared with the thresholds.
 
     Attributes
     ----------
-    record : flat, units in the keys; empty where the run broke off.
-    checks : of the figures that have a threshold.
-    failure : why the run broke off; empty where it did not.
+    record : dict[str, Any]
+        All figures, with units in the keys. Empty if the run stopped with an error.
+    checks : list[Check]
+        Checks of the figures that have a threshold.
+    failure : str
+        Why the run stopped with an error. Empty if it did not.
     """
 
     record: dict[str, Any]
@@ -48,20 +51,22 @@ class NVEResult:
 
     @property
     def passed(self) -> bool:
-        """Whether the run came to its end with every figure within its threshold."""
-        return not self.failure and all(check.passed for check in self.checks)
+        """Whether the run finished and every figure passes its threshold."""
+        return not self.failure and overall(self.checks) is Outcome.PASSED
 
     @property
     def failed(self) -> list[str]:
-        """Names of the figures beyond their thresholds."""
-        return [check.name for check in self.checks if not check.passed]
+        """The keys of the figures that do not pass."""
+        return [check.key for check in self.checks if not check.passed]
 
     def __str__(self) -> str:
         if self.failure:
-            return f"the run broke off: {self.failure}"
-        console = Console(file=StringIO(), width=WIDTH)
-        console.print(drift_table({"NVE": self.record}, {"NVE": self.checks}))
-        return "\n" + console.file.getvalue()
+            return f"the run stopped with an error: {self.failure}"
+        text = StringIO()
+        Console(file=text, width=WIDTH).print(
+            drift_table({"NVE": self.record}, {"NVE": self.checks})
+        )
+        return "\n" + text.getvalue()
 
 
 def nve(
@@ -75,20 +80,37 @@ def nve(
     seed: int = 1,
     folder: Path | None = None,
 ) -> NVEResult:
-    """Minimise, thermalise and run at constant energy in ASE; hold the run against the thresholds.
+    """Minimise, thermalise and run atoms at constant energy in ASE, and judge the run.
 
     Parameters
     ----------
-    atoms : open or fully periodic; left as it is. Bonds are perceived from its distances.
-    calculator : gives energy and forces; it must be no other atoms' at the time.
-    ps, thermalise_ps : lengths of production and of Langevin dynamics before. The error of a drift
-        falls as ps^-1.5: a run too short for its energy noise fails by it, which is no proof
-        against the calculator.
-    folder : keeps the run's files (run.dcd, run.pdb, run.csv); nothing is kept if None.
+    atoms : Atoms
+        Structure, open or fully periodic, which is not changed. Bonds are found from distances.
+    calculator : Calculator
+        Calculator with energy and forces. It must not be in use for other atoms at the same time.
+    ps : float
+        Length of the run, ps. The standard error of the drift falls as ps^-1.5: if a figure is not
+        resolved, a longer run is needed.
+    timestep_fs : float
+        Timestep, fs.
+    temperature_K : float
+        Temperature of the thermalisation, K.
+    thermalise_ps : float
+        Length of Langevin dynamics before the run, ps.
+    seed : int
+        Random seed of velocities and thermostat.
+    folder : Path | None
+        Folder that keeps the files of the run (run.dcd, run.pdb, run.csv). None: no file is kept.
+
+    Returns
+    -------
+    NVEResult
+        Figures and checks of the run.
 
     Raises
     ------
-    InputError : no atoms, lengths that are no run, or a folder that holds one already.
+    InputError
+        If there are no atoms, a length is too short, or the folder already has a run.
     """
     for name, value in (("ps", ps), ("timestep_fs", timestep_fs), ("temperature_K", temperature_K)):
         if not 0.0 < value < math.inf:
@@ -99,14 +121,14 @@ def nve(
     every = max(1, steps // FRAMES)
     if not len(atoms) or steps < FEWEST_ROWS:
         raise InputError(
-            f"{len(atoms)} atoms for {ps} ps of {timestep_fs} fs: a run has an atom and "
-            f"{FEWEST_ROWS} steps or more"
+            f"got {len(atoms)} atoms and {ps} ps with a timestep of {timestep_fs} fs; expected an "
+            f"atom or more, and {FEWEST_ROWS} steps or more"
         )
     with ExitStack() as stack:
         if folder is None:
             folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
-        if (folder / "run").exists():  # of other atoms or another calculator, for all one can tell
-            raise InputError(f"{folder} holds a run already; give another folder, or none")
+        if (folder / "run").exists():  # it may be a run of other atoms or another calculator
+            raise InputError(f"{folder} already has a run; give another folder, or none")
         folder.mkdir(parents=True, exist_ok=True)
         start = folder / "start.extxyz"
         bare = Atoms(atoms.numbers, atoms.positions, cell=atoms.cell, pbc=atoms.pbc)
@@ -135,15 +157,24 @@ def nve(
 
 
 def judge_nve(run: RunFolder, calculator: Calculator | None = None) -> NVEResult:
-    """Figures of a finished run that claims constant energy, held against the thresholds.
+    """Judge a finished run at constant energy by the thresholds.
 
     Parameters
     ----------
-    calculator : what its forces came from: its energies must be the log's.
+    run : RunFolder
+        Files of the run.
+    calculator : Calculator | None
+        Model of the run, whose energies must be those in the log. None: no comparison.
+
+    Returns
+    -------
+    NVEResult
+        Figures and checks of the run.
 
     Raises
     ------
-    InputError : files that cannot be one run's: a log of another, atoms in another order.
+    InputError
+        If the files are of different runs, or the atoms are in another order.
     """
-    record = measure_nve(run, calculator)
-    return NVEResult(record, judge(record, load_thresholds()))
+    analysis = measure_nve(run, calculator)
+    return NVEResult(analysis.as_record(), judge_run(analysis))

@@ -1,6 +1,7 @@
-"""What is measured of a run, and of several runs together: the analysis applied to a task."""
+"""Measure the figures of a task: those of a run, or those of several runs together."""
 
 from collections.abc import Iterator
+from dataclasses import replace
 from itertools import chain
 from typing import Any
 
@@ -10,12 +11,14 @@ from ase.calculators.calculator import Calculator
 from numpy.typing import NDArray
 
 from mlff_student.analysis import Analysis, analyze
-from mlff_student.analysis.blocks import BLOCKS, Estimate, mean_of_blocks, mean_of_runs
+from mlff_student.analysis.blocks import BLOCKS, mean_of_blocks, mean_of_runs
 from mlff_student.analysis.ensemble import convergence
 from mlff_student.analysis.rdf import compare_rdf, measure_suitable_rdf
 from mlff_student.analysis.spectrum import HIGHEST, compare_spectra, measure_spectrum
 from mlff_student.analysis.thermo import FEWEST_ROWS, read_thermo
+from mlff_student.analysis.transport import Density, measure_density
 from mlff_student.core.errors import InputError
+from mlff_student.core.figures import Figure, record_of
 from mlff_student.engines.ase.calculator import StudentForceFieldCalculator
 from mlff_student.engines.protocol import RunFolder
 from mlff_student.structures.reading import Structure
@@ -27,22 +30,35 @@ from mlff_student.structures.trajectories import (
     stream_frames,
 )
 from mlff_student.teachers.registry import is_teacher, make_teacher
+from mlff_student.validation.protocol import known_liquids
 from mlff_student.validation.tasks import CompareTask, RunTask
 
-MEASURES = 2  # raise it where what is measured changes: older results are then made again
-POINTS = 400  # of a series kept for plots
+MEASURES = 2  # raise it if what is measured changes; older results are then computed again
+POINTS = 400  # most points of a series that is kept for plots
 PRESSURES = 400  # frames of a student's run whose pressure is computed
-OF_DIFFUSION = ("diffusion_cm2_per_s", "diffusion_stderr_cm2_per_s", "msd_exponent")
 Record = dict[str, Any]
 Series = dict[str, list[float]]
 
 
 def measure_run(task: RunTask, run: RunFolder) -> tuple[Record, Series]:
-    """Figures of a finished run, and series for plots.
+    """Measure a finished run.
+
+    Parameters
+    ----------
+    task : RunTask
+        Task of the run.
+    run : RunFolder
+        Files of the run.
+
+    Returns
+    -------
+    tuple[Record, Series]
+        Figures with units in the keys, and series for plots.
 
     Raises
     ------
-    InputError : files that cannot be one run's.
+    InputError
+        If the files are of different runs, or cannot be used.
     """
     settings = task.settings
     of_student = not is_teacher(settings.model)
@@ -57,52 +73,119 @@ def measure_run(task: RunTask, run: RunFolder) -> tuple[Record, Series]:
         calculator=calculator,
         teacher_frames=max(1, task.teacher_frames),
     )
-    record = analysis.as_record()
-    if of_student and "drift_percent" in record:
-        record["seed_drift_percent"] = record["drift_percent"]
-    if settings.guide:  # momenta are drawn anew at each move: nothing diffuses
-        record = {key: value for key, value in record.items() if key not in OF_DIFFUSION}
-    elif settings.ensemble != "nve" and "diffusion_cm2_per_s" in record:  # friction slows it
-        record["diffusion_friction_per_ps"] = settings.friction_per_ps
+    course = _course(analysis)
+    further: list[Figure] = []
+    facts: dict[str, str] = {}
+    if of_student and settings.ensemble == "nve":
+        further.append(Figure("seed_drift", analysis.drift.drift_percent, "% of |E|"))
+    if task.proposal_model:  # each move draws new momenta, so there is no diffusion
+        analysis = replace(analysis, diffusion=None)
+    elif settings.ensemble != "nve" and analysis.diffusion:  # friction slows diffusion
+        further.append(Figure("diffusion_friction", settings.friction_per_ps, "1/ps"))
     if analysis.density:
-        record |= density_change(analysis.volumes, read_topology(run.topology))
+        packed = read_topology(run.topology)
+        density = equilibrium_density(task, analysis, packed)
+        analysis = replace(analysis, density=density)
+        further.append(density_change(analysis.volumes, packed))
+        if task.experiment:
+            experiment = known_liquids()[task.experiment]
+            further += density_deviation(density, experiment.density_g_per_cm3)
+            facts["experiment_source"] = experiment.source
     if analysis.notes:
-        record["notes"] = "; ".join(analysis.notes)
-    return record, _course(analysis)
+        facts["notes"] = "; ".join(analysis.notes)
+    return analysis.as_record() | record_of(further) | facts, course
 
 
-def density_change(volume: NDArray[np.float64], packed: Structure) -> Record:
-    """Mean density after the first half of a run at constant pressure, in percent above that of the
-    box it was packed in; a gas has -100.
+def equilibrium_density(task: RunTask, analysis: Analysis, structure: Structure) -> Density:
+    """Measure the density and its trend after the equilibration of a run.
 
     Parameters
     ----------
-    volume : of each frame, angstrom^3.
-    packed : with the cell of that box.
+    task : RunTask
+        Task of the run, with the length of the equilibration.
+    analysis : Analysis
+        Analysis of the run.
+    structure : Structure
+        Structure of the same atoms.
+
+    Returns
+    -------
+    Density
+        Mean density and its trend.
+    """
+    time_ps = analysis.thermo.time_ps
+    counted = _counted(time_ps, task.equilibrate_ps, np.inf)
+    mass = float(structure.atoms.get_masses().sum())
+    return measure_density(time_ps[counted], analysis.volumes[counted], mass)
+
+
+def density_deviation(density: Density, experiment_g_per_cm3: float) -> list[Figure]:
+    """Return the experimental density, and the deviation of a run's density from it.
+
+    Parameters
+    ----------
+    density : Density
+        Density of the run.
+    experiment_g_per_cm3 : float
+        Experimental density, g/cm^3.
+
+    Returns
+    -------
+    list[Figure]
+        Experimental density, g/cm^3, and deviation with its standard error, percent.
+    """
+    scale = 100.0 / experiment_g_per_cm3
+    deviation = scale * density.density_g_per_cm3 - 100.0
+    return [
+        Figure("experiment", experiment_g_per_cm3, "g/cm^3"),
+        Figure("density_deviation", deviation, "%", scale * density.density_stderr_g_per_cm3),
+    ]
+
+
+def density_change(volume: NDArray[np.float64], packed: Structure) -> Figure:
+    """Return the change of the density from the packed box to the second half of a run.
+
+    Parameters
+    ----------
+    volume : NDArray[np.float64]
+        Volume of each frame of a run at constant pressure, (F,), angstrom^3.
+    packed : Structure
+        The box in which the molecules were packed.
+
+    Returns
+    -------
+    Figure
+        Change in percent of the density of the packed box. A gas has -100.
     """
     ratio = mean_of_blocks(packed.atoms.get_volume() / volume[len(volume) // 2 :])
-    return {
-        "density_change_percent": 100.0 * (ratio.value - 1.0),
-        "density_change_stderr_percent": 100.0 * ratio.stderr,
-    }
+    return Figure("density_change", 100.0 * (ratio.value - 1.0), "%", 100.0 * ratio.stderr)
 
 
-def measure_nve(run: RunFolder, calculator: Calculator | None = None) -> Record:
-    """Figures of a run that claims constant energy.
+def measure_nve(run: RunFolder, calculator: Calculator | None = None) -> Analysis:
+    """Measure a run at constant energy.
 
     Parameters
     ----------
-    calculator : what its forces came from, to tell a log that is another run's.
+    run : RunFolder
+        Files of the run.
+    calculator : Calculator | None
+        Model of the run, whose energies must be those in the log. None: no comparison.
+
+    Returns
+    -------
+    Analysis
+        All figures of the run.
 
     Raises
     ------
-    InputError : files that cannot be one run's.
+    InputError
+        If the files are of different runs, or cannot be used.
     """
-    return analyze(run.trajectory, run.topology, run.thermo, calculator=calculator).as_record()
+    return analyze(run.trajectory, run.topology, run.thermo, calculator=calculator)
 
 
 def _course(analysis: Analysis) -> Series:
-    """What happened in the course of a run, thinned for plots."""
+    """Return the series of a run, thinned for plots."""
     thermo = analysis.thermo
     series = {"time_ps": thermo.time_ps, "temperature_k": thermo.temperature_k}
     if analysis.ensemble == "nve":
@@ -122,11 +205,24 @@ def _course(analysis: Analysis) -> Series:
 def measure_comparison(
     task: CompareTask, runs: list[RunFolder], references: list[RunFolder]
 ) -> tuple[Record, Series]:
-    """Figures of several runs together.
+    """Compare several finished runs.
+
+    Parameters
+    ----------
+    task : CompareTask
+        Task of the comparison.
+    runs, references : list[RunFolder]
+        Files of the student's runs and of the teacher's runs.
+
+    Returns
+    -------
+    tuple[Record, Series]
+        Figures with units in the keys, and series for plots.
 
     Raises
     ------
-    InputError : runs that cannot be compared.
+    InputError
+        If the runs cannot be compared.
     """
     if task.kind == "rdf":
         archive = runs[0].archive
@@ -141,31 +237,42 @@ def measure_comparison(
         if counted.sum() < FEWEST_ROWS:
             raise InputError(
                 f"{run.thermo} has {counted.sum()} rows in the {task.window_ps:g} ps that are "
-                f"compared, expected {FEWEST_ROWS}; give the protocol's step more frames"
+                f"compared, expected {FEWEST_ROWS} or more; raise frames in the protocol's step"
             )
         energies[timestep_fs] = (log.time_ps[counted], log.total_ev[counted])
     return convergence(energies, atoms=task.atoms).as_record(), {}
 
 
 def compare_vibrations(run: RunFolder, reference: RunFolder) -> tuple[Record, Series]:
-    """Vibrational spectrum of a run against that of the teacher's own.
+    """Compare the vibrational spectrum of a run with that of the teacher's run.
+
+    Parameters
+    ----------
+    run, reference : RunFolder
+        Files of the student's run and of the teacher's run.
+
+    Returns
+    -------
+    tuple[Record, Series]
+        Figures of the comparison, and the two spectra.
 
     Raises
     ------
-    InputError : frames too far apart, or runs too short, for a spectrum.
+    InputError
+        If the frames are too far apart, or a run is too short for a spectrum.
     """
     structure = read_topology(run.topology)
     spectra = []
-    for one in (run, reference):
-        time = read_thermo(one.thermo).time_ps
+    for folder in (run, reference):
+        time = read_thermo(folder.thermo).time_ps
         frame_ps = float(time[-1] - time[0]) / (len(time) - 1)
-        frames = stream_frames(one.trajectory, structure)
+        frames = stream_frames(folder.trajectory, structure)
         spectra.append(measure_spectrum(frames, structure, frame_ps=frame_ps))
     frequency = spectra[1].frequency_per_cm
     shown = frequency <= HIGHEST
     series = {"frequency_per_cm": [float(f"{x:.6g}") for x in frequency[shown]]}
-    for name, one in zip(("student", "teacher"), spectra, strict=True):
-        power = np.interp(frequency[shown], one.frequency_per_cm, one.power)
+    for name, spectrum in zip(("student", "teacher"), spectra, strict=True):
+        power = np.interp(frequency[shown], spectrum.frequency_per_cm, spectrum.power)
         series[f"power_{name}"] = [float(f"{x:.4g}") for x in power]
     return compare_spectra(*spectra).as_record(), series
 
@@ -177,45 +284,62 @@ def compare_liquids(
     window_ps: float,
     calculator: Calculator | None = None,
 ) -> tuple[Record, Series]:
-    """Radial distributions between molecules, of all replicas against the teacher's, and the
-    pressures of both.
+    """Compare the radial distribution functions and pressures of a liquid with the teacher's.
 
     Parameters
     ----------
-    burn_in_ps : that is left out at the start of each run.
-    window_ps : of each run that counts, from there: as much of the student's as of the teacher's,
-        so that both have come as far from the packing they started with.
-    calculator : the student, whose pressure is compared; None leaves it out.
+    runs, references : list[RunFolder]
+        Files of all replicas of the student and of the teacher.
+    burn_in_ps : float
+        Length at the start of each run that is left out, ps.
+    window_ps : float
+        Length of each run after `burn_in_ps` that is compared, ps. It is the same for student and
+        teacher, because both start from the same packed box and forget it with time.
+    calculator : Calculator | None
+        The student, for its pressure. None: pressures are not compared.
+
+    Returns
+    -------
+    tuple[Record, Series]
+        Figures of the comparison, and the radial distribution functions.
+
+    Raises
+    ------
+    InputError
+        If the runs cannot be compared.
     """
     structure = read_topology(runs[0].topology)
     student, teacher = (
         measure_suitable_rdf(
-            chain.from_iterable(_window(run, structure, burn_in_ps, window_ps) for run in some),
+            chain.from_iterable(_window(run, structure, burn_in_ps, window_ps) for run in folders),
             structure,
         )
-        for some in (runs, references)
+        for folders in (runs, references)
     )
     series: dict[str, NDArray[np.float64]] = {"r_angstrom": student.r}
     for k, pair in enumerate(student.pairs):
         series |= {f"g_student_{pair}": student.g[k], f"g_teacher_{pair}": teacher.g[k]}
-    record = compare_rdf(student, teacher).as_record()
-    logs, of_teacher = ([read_thermo(run.thermo) for run in some] for some in (runs, references))
+    error = compare_rdf(student, teacher)
+    logs, of_teacher = (
+        [read_thermo(run.thermo) for run in folders] for folders in (runs, references)
+    )
     moved = [np.diff(log.potential_ev) != 0.0 for log in of_teacher]
     longest = max(float(log.time_ps[-1]) for log in logs)
-    record |= {
-        "burn_in_ps": burn_in_ps,
-        "window_ps": min(window_ps, longest - burn_in_ps),
-        "teacher_window_ps": min(
-            window_ps, max(float(log.time_ps[-1]) for log in of_teacher) - burn_in_ps
-        ),
-        "replicas": len(references),
-        # Of hybrid Monte Carlo: of the replica that moved least, and its longest rest; of MD 1.
-        "teacher_acceptance": float(min(one.mean() for one in moved)),
-        "teacher_longest_rest": max(map(_longest_rest, moved)),
-    }
+    longest_of_teacher = max(float(log.time_ps[-1]) for log in of_teacher)
+    figures = [
+        *error.figures(),
+        Figure("burn_in", burn_in_ps, "ps"),
+        Figure("window", min(window_ps, longest - burn_in_ps), "ps"),
+        Figure("teacher_window", min(window_ps, longest_of_teacher - burn_in_ps), "ps"),
+        Figure("replicas", len(references)),
+        # The lowest acceptance of a replica, and the most moves rejected in a row. MD has 1 and 0.
+        Figure("teacher_acceptance", float(min(accepted.mean() for accepted in moved))),
+        Figure("teacher_longest_rest", max(map(_longest_rest, moved))),
+    ]
     if calculator and all(log.pressure_gpa is not None for log in of_teacher):
-        record |= compare_pressures(runs, references, structure, calculator, burn_in_ps, window_ps)
-    return record, {name: thinned(values) for name, values in series.items()}
+        figures += compare_pressures(runs, references, structure, calculator, burn_in_ps, window_ps)
+    thin = {name: thinned(values) for name, values in series.items()}
+    return record_of(figures) | error.facts(), thin
 
 
 def compare_pressures(
@@ -225,10 +349,27 @@ def compare_pressures(
     calculator: Calculator,
     burn_in_ps: float,
     window_ps: float,
-) -> Record:
-    """Pressures at one density and temperature, GPa, where the kinetic part is the same: the
-    teacher's in its own ensemble; how far the student's in its own ensemble is off; and how far its
-    virial is off on the teacher's frames: how right it is there, not what it would do by itself.
+) -> list[Figure]:
+    """Compare the pressures of student and teacher at the same density and temperature.
+
+    The kinetic parts are equal, so only the virials are compared.
+
+    Parameters
+    ----------
+    runs, references : list[RunFolder]
+        Files of all replicas of the student and of the teacher.
+    structure : Structure
+        Structure of the same atoms, with the cell.
+    calculator : Calculator
+        The student.
+    burn_in_ps, window_ps : float
+        Length that is left out at the start of each run, and length that is compared, ps.
+
+    Returns
+    -------
+    list[Figure]
+        Pressure of the teacher in its own ensemble; difference of the student's pressure in the
+        student's ensemble; and error of the student's virial on the teacher's frames. All in GPa.
     """
     atoms = structure.atoms.copy()
     atoms.calc = calculator
@@ -249,6 +390,7 @@ def compare_pressures(
         log = read_thermo(run.thermo)
         counted = _counted(log.time_ps, burn_in_ps, window_ps)
         kinetic = 2.0 / 3.0 * log.kinetic_ev[counted] / atoms.get_volume() / units.GPa
+        assert log.pressure_gpa is not None  # `compare_liquids` checks it
         pressures.append(log.pressure_gpa[counted])
         virials.append(pressures[-1] - kinetic)
         of_student: list[float] = []
@@ -258,21 +400,19 @@ def compare_pressures(
     student, teacher = mean_of_runs(own), mean_of_runs(virials)
     rest = _longest_rest(np.diff(pressures[0]) != 0.0)
     if len(references) == 1 and BLOCKS * rest > len(pressures[0]):
-        teacher = teacher._replace(stderr=np.nan)  # a chain that rests for longer than a block
-    found = {
-        "pressure_teacher": mean_of_runs(pressures),
-        "pressure_error": Estimate(
-            student.value - teacher.value, float(np.hypot(student.stderr, teacher.stderr))
-        ),
-        "virial_error_on_teacher_frames": mean_of_runs(errors),
-    }
-    return {f"{name}_gpa": one.value for name, one in found.items()} | {
-        f"{name}_stderr_gpa": one.stderr for name, one in found.items()
-    }
+        teacher = teacher._replace(stderr=np.nan)  # moves were rejected for longer than a block
+    own_pressure, virial_error = mean_of_runs(pressures), mean_of_runs(errors)
+    difference = student.value - teacher.value
+    error = float(np.hypot(student.stderr, teacher.stderr))
+    return [
+        Figure("pressure_teacher", own_pressure.value, "GPa", own_pressure.stderr),
+        Figure("pressure_error", difference, "GPa", error),
+        Figure("virial_error_on_teacher_frames", virial_error.value, "GPa", virial_error.stderr),
+    ]
 
 
 def _longest_rest(moved: NDArray[np.bool_]) -> int:
-    """Most rejected moves in a row."""
+    """Return the largest number of rejected moves in a row."""
     accepted = np.flatnonzero(np.concatenate([[True], moved, [True]]))
     return int(np.diff(accepted).max()) - 1
 
@@ -280,19 +420,30 @@ def _longest_rest(moved: NDArray[np.bool_]) -> int:
 def _window(
     run: RunFolder, structure: Structure, burn_in_ps: float, window_ps: float
 ) -> Iterator[Frames]:
-    """Frames after the burn-in, up to the window's end."""
+    """Yield the frames after the burn-in, up to the end of the window."""
     counted = _counted(read_thermo(run.thermo).time_ps, burn_in_ps, window_ps)
     frames = stream_frames(run.trajectory, structure)
     return between_frames(frames, counted.start, counted.stop)
 
 
 def _counted(time_ps: NDArray[np.float64], burn_in_ps: float, window_ps: float) -> slice:
-    """Rows, which are frames, of the window."""
+    """Return the slice of the rows in the window. A log has a row for each frame."""
     ends = (burn_in_ps, burn_in_ps + window_ps)
     return slice(*(int((time_ps <= end * (1.0 + 1e-9)).sum()) for end in ends))
 
 
 def thinned(values: NDArray[np.float64]) -> list[float]:
-    """At most `POINTS` values, evenly spread, the last among them."""
+    """Return at most 400 evenly spaced values of a series, the last included, for plots.
+
+    Parameters
+    ----------
+    values : NDArray[np.float64]
+        Series, (rows,).
+
+    Returns
+    -------
+    list[float]
+        Values with six digits.
+    """
     chosen = np.linspace(0, len(values) - 1, min(POINTS, len(values))).round().astype(int)
     return [float(f"{value:.6g}") for value in values[chosen]]

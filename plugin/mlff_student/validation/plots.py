@@ -1,121 +1,160 @@
-"""The report's plots: one message each, as SVG in a data URI. They are made of results alone."""
+"""Draw the plots of a validation report from stored results, as SVG images in data URIs."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
 
-from mlff_student.core.figures import Threshold
+from mlff_student.core.figures import Figure, Threshold, figure_of, known_figures, symbols
 from mlff_student.reporting.plots import COLOURS, Plot, logarithmic, svg_figure
-from mlff_student.reporting.verdict import stderr_of
 
-MOST_MARKERS = 1000  # in a figure: beyond, frames are lines alone, which take a tenth of the room
+MOST_MARKERS = 1000  # a plot with more frames has lines only, which makes it ten times smaller
 MARKERS = {"openmm": "o", "lammps": "s", "ase": "D"}
-Result = Mapping[str, Any]  # record and series
+Result = Mapping[str, Any]  # has the keys "record" and "series"
 
 
 class Palette:
-    """A colour for each model and a marker for each engine; colours by engine, or by structure,
-    where there is one of the others.
+    """Colours and labels of the results in a plot.
+
+    Colours distinguish models and engines, or structures if there is a single model and engine.
+
+    Parameters
+    ----------
+    results : list[Result]
+        All results in the plot.
     """
 
     def __init__(self, results: list[Result]) -> None:
-        records = [one["record"] for one in results]
-        keys = [key for key in ("model", "engine") if len({one[key] for one in records}) > 1]
+        records = [result["record"] for result in results]
+        keys = [key for key in ("model", "engine") if len({record[key] for record in records}) > 1]
         self._keys = keys or ["structure"]
-        labels = dict.fromkeys(self.label(one) for one in records)
+        labels = dict.fromkeys(self.label(record) for record in records)
         self._colours = {label: COLOURS[k % len(COLOURS)] for k, label in enumerate(labels)}
 
     def label(self, record: Mapping[str, Any]) -> str:
-        """What a record's points are called."""
+        """Return the label of a record in the legend.
+
+        Parameters
+        ----------
+        record : Mapping[str, Any]
+            Record of a task.
+
+        Returns
+        -------
+        str
+            Label, such as "tiny, openmm".
+        """
         return ", ".join(str(record[key]) for key in self._keys)
 
     def style(self, record: Mapping[str, Any]) -> dict[str, Any]:
-        """Of points and lines."""
+        """Return colour and label of a record's points and lines, as arguments of `Axes.plot`.
+
+        Parameters
+        ----------
+        record : Mapping[str, Any]
+            Record of a task.
+
+        Returns
+        -------
+        dict[str, Any]
+            Keyword arguments with colour and label.
+        """
         return {"color": self._colours[self.label(record)], "label": self.label(record)}
 
 
-def plots_of(step: str, results: list[Result], thresholds: Mapping[str, Threshold]) -> list[Plot]:
-    """All plots of a step's results, those without data left out."""
+def plots_of(
+    step: str, results: Sequence[Result], thresholds: Mapping[str, Threshold]
+) -> list[Plot]:
+    """Draw all plots of a step for which there are data.
+
+    Parameters
+    ----------
+    step : str
+        Name of the step.
+    results : Sequence[Result]
+        Results of the step.
+    thresholds : Mapping[str, Threshold]
+        Thresholds by the keys of the figures, which are drawn as dashed lines.
+
+    Returns
+    -------
+    list[Plot]
+        The plots.
+    """
     by_kind: dict[str, list[Result]] = {}
-    for one in results:
-        record = one["record"]
-        by_kind.setdefault(record.get("ensemble", "comparison"), []).append(one)
+    for result in results:
+        by_kind.setdefault(result["record"].get("ensemble", "comparison"), []).append(result)
     nve = by_kind.get("nve", [])
-    found: list[Plot | None] = []
+    plots: list[Plot | None] = []
     axis = {
-        "temperature_ladder": ("target_temperature_k", "temperature asked for (K)", "linear"),
+        "temperature_ladder": ("target_temperature_k", "starting temperature (K)", "linear"),
         "timestep_ladder": ("timestep_fs", "timestep (fs)", "log"),
-        "size_ladder": ("atoms", "atoms", "log"),
+        "size_ladder": ("atoms", "number of atoms", "log"),
     }.get(step)
     if axis and nve:
-        found += [_ladder(nve, thresholds, figure, *axis) for figure in LADDER_FIGURES]
+        plots += [_series(nve, thresholds, figure, *axis) for figure in SERIES_FIGURES]
         if step == "timestep_ladder":
-            found.append(_convergence(nve))
+            plots.append(_convergence(nve))
     elif nve:
-        found += [
+        plots += [
             _energy(nve),
             _dots(nve, thresholds, "drift_mev_per_atom_ps"),
             _dots(nve, thresholds, "force_rmse_ev_per_angstrom"),
             _force_time(nve),
         ]
-    found.append(_density(by_kind.get("npt", [])))
-    found += _rdf(by_kind.get("comparison", []))
-    found += _spectra(by_kind.get("comparison", []))
-    return [plot for plot in found if plot]
+    plots.append(_density(by_kind.get("npt", [])))
+    plots += _rdf(by_kind.get("comparison", []))
+    plots += _spectra(by_kind.get("comparison", []))
+    return [plot for plot in plots if plot]
 
 
-TITLES = {
-    "drift_mev_per_atom_ps": ("Energy drift", "|drift| (meV/atom/ps)"),
-    "force_rmse_ev_per_angstrom": ("Force error against the teacher", "RMSE (eV/Å)"),
-    "bond_deviation_angstrom": ("Largest bond deviation", "deviation (Å)"),
-}
-LADDER_FIGURES = tuple(TITLES)
+SERIES_FIGURES = ("drift_mev_per_atom_ps", "force_rmse_ev_per_angstrom", "bond_deviation_angstrom")
 
 
 def _energy(results: list[Result]) -> Plot | None:
-    with_series = [one for one in results if one["series"].get("energy_mev_per_atom")]
-    if not with_series:
+    kept = [result for result in results if result["series"].get("energy_mev_per_atom")]
+    if not kept:
         return None
-    palette, sink = Palette(with_series), []
+    palette, sink = Palette(kept), []
     with svg_figure("time (ps)", "total energy - start (meV/atom)", sink) as axes:
-        for one in with_series:
-            time, energy = one["series"]["time_ps"], one["series"]["energy_mev_per_atom"]
+        for result in kept:
+            time, energy = result["series"]["time_ps"], result["series"]["energy_mev_per_atom"]
             axes.plot(
-                time, _floats(energy), linewidth=0.7, alpha=0.7, **palette.style(one["record"])
+                time, _floats(energy), linewidth=0.7, alpha=0.7, **palette.style(result["record"])
             )
     return Plot("Total energy", "Each line is a run at constant energy.", sink[0])
 
 
 def _dots(results: list[Result], thresholds: Mapping[str, Threshold], name: str) -> Plot | None:
-    records = [one["record"] for one in results if one["record"].get(name) is not None]
-    if not records:
+    kept = [result for result in results if result["record"].get(name) is not None]
+    if not kept:
         return None
-    palette, sink = Palette([one for one in results if one["record"] in records]), []
-    cases = list(dict.fromkeys(_case(one) for one in records))
-    title, unit = TITLES[name]
-    with svg_figure(unit, "", sink) as axes:
-        for one in records:
-            style = palette.style(one)
-            error = _stderr(one, name)
+    palette, sink = Palette(kept), []
+    records = [result["record"] for result in kept]
+    cases = list(dict.fromkeys(map(_case, records)))
+    title, label = _words(name)
+    with svg_figure(label, "", sink) as axes:
+        for record in records:
+            figure = figure_of(record, name)
+            assert figure is not None  # all `records` have it
             axes.errorbar(
-                abs(one[name]),
-                cases.index(_case(one)),
-                xerr=None if error is None else error,
-                marker=MARKERS[one["engine"]],
+                abs(figure.value),
+                cases.index(_case(record)),
+                xerr=figure.standard_error,
+                marker=MARKERS[record["engine"]],
                 markersize=5,
                 linestyle="none",
-                **style,
+                **palette.style(record),
             )
         _limit(axes, thresholds, name, vertical=True)
         axes.set_yticks(range(len(cases)), cases)
         axes.invert_yaxis()
         axes.set_xlim(left=0)
-    return Plot(title, "Dashed: the threshold. Bars: one standard error.", sink[0])
+    return Plot(title, "The dashed line is the threshold. Bars are standard errors.", sink[0])
 
 
-def _ladder(
+def _series(
     results: list[Result],
     thresholds: Mapping[str, Threshold],
     name: str,
@@ -123,22 +162,22 @@ def _ladder(
     label: str,
     scale: str,
 ) -> Plot | None:
-    kept = [one for one in results if one["record"].get(name) is not None]
+    kept = [result for result in results if result["record"].get(name) is not None]
     if not kept:
         return None
     palette, sink = Palette(kept), []
-    title, unit = TITLES[name]
+    title, unit = _words(name)
     with svg_figure(label, unit, sink) as axes:
         lines: dict[tuple[str, ...], list[Mapping[str, Any]]] = {}
-        for one in kept:
-            record = one["record"]
+        for result in kept:
+            record = result["record"]
             case = "" if key == "atoms" else record["structure"]
             lines.setdefault((record["model"], record["engine"], case), []).append(record)
         for records in lines.values():
-            records = sorted(records, key=lambda one: one[key])
+            records = sorted(records, key=lambda record: record[key])
             axes.plot(
-                [one[key] for one in records],
-                [abs(one[name]) for one in records],
+                [record[key] for record in records],
+                [abs(record[name]) for record in records],
                 marker=MARKERS[records[0]["engine"]],
                 markersize=5,
                 linewidth=1.0,
@@ -148,77 +187,79 @@ def _ladder(
         if scale == "log":
             logarithmic(axes, "x")
         logarithmic(axes, "y")
-    return Plot(f"{title} along the ladder", "Dashed: the threshold.", sink[0])
+    quantity = label.split(" (")[0]
+    return Plot(f"{title} against {quantity}", "The dashed line is the threshold.", sink[0])
 
 
 def _convergence(results: list[Result]) -> Plot | None:
     key, name = "timestep_fs", "energy_fluctuation_mev_per_atom"
-    kept = [one for one in results if one["record"].get(name)]
+    kept = [result for result in results if result["record"].get(name)]
     if not kept:
         return None
     palette, sink = Palette(kept), []
     with svg_figure("timestep (fs)", "energy fluctuation (meV/atom)", sink) as axes:
         lines: dict[tuple[str, ...], list[Mapping[str, Any]]] = {}
-        for one in kept:
-            record = one["record"]
+        for result in kept:
+            record = result["record"]
             lines.setdefault((record["model"], record["engine"], record["structure"]), []).append(
                 record
             )
         for records in lines.values():
-            records = sorted(records, key=lambda one: one[key])
-            steps = np.array([one[key] for one in records])
-            values = np.array([one[name] for one in records])
+            records = sorted(records, key=lambda record: record[key])
+            steps = np.array([record[key] for record in records])
+            values = np.array([record[name] for record in records])
             axes.plot(
                 steps, values, marker=MARKERS[records[0]["engine"]], **palette.style(records[0])
             )
             axes.plot(steps, values[0] * (steps / steps[0]) ** 2, color="0.6", linestyle=":")
         logarithmic(axes, "x")
         logarithmic(axes, "y")
-    caption = "Dotted: proportional to the square of the timestep, from the shortest one."
+    caption = "Dotted lines grow as the square of the timestep, from the shortest timestep."
     return Plot("Energy fluctuation against timestep", caption, sink[0])
 
 
 def _force_time(results: list[Result]) -> Plot | None:
-    kept = [one for one in results if one["series"].get("force_rmse_ev_per_angstrom")]
+    kept = [result for result in results if result["series"].get("force_rmse_ev_per_angstrom")]
     if not kept:
         return None
     palette, sink = Palette(kept), []
-    few = sum(len(one["series"]["force_time_ps"]) for one in kept) <= MOST_MARKERS
+    few = sum(len(result["series"]["force_time_ps"]) for result in kept) <= MOST_MARKERS
     with svg_figure("time (ps)", "force RMSE of a frame (eV/Å)", sink) as axes:
-        for one in kept:
-            series = one["series"]
+        for result in kept:
+            series, record = result["series"], result["record"]
             axes.plot(
                 series["force_time_ps"],
                 series["force_rmse_ev_per_angstrom"],
-                marker=MARKERS[one["record"]["engine"]] if few else "",
+                marker=MARKERS[record["engine"]] if few else "",
                 markersize=3,
                 linewidth=0.7,
-                **palette.style(one["record"]),
+                **palette.style(record),
             )
         axes.set_ylim(bottom=0)
-    what = "Each point is a frame." if few else "Each line is a run."
-    return Plot("Force error along the runs", what, sink[0])
+    caption = "Each point is a frame." if few else "Each line is a run."
+    return Plot("Force error along the runs", caption, sink[0])
 
 
 def _density(results: list[Result]) -> Plot | None:
-    kept = [one for one in results if one["series"].get("density_g_per_cm3")]
+    kept = [result for result in results if result["series"].get("density_g_per_cm3")]
     if not kept:
         return None
     palette, sink = Palette(kept), []
     with svg_figure("time (ps)", "density (g/cm³)", sink) as axes:
-        for one in kept:
-            series = one["series"]
-            time = np.linspace(
-                series["time_ps"][0], series["time_ps"][-1], len(series["density_g_per_cm3"])
-            )
-            axes.plot(
-                time, series["density_g_per_cm3"], linewidth=0.9, **palette.style(one["record"])
-            )
-    return Plot("Density at constant pressure", "Each line is a run.", sink[0])
+        for result in kept:
+            series = result["series"]
+            density = series["density_g_per_cm3"]
+            time = np.linspace(series["time_ps"][0], series["time_ps"][-1], len(density))
+            axes.plot(time, density, linewidth=0.9, **palette.style(result["record"]))
+        measured = {result["record"].get("experiment_g_per_cm3") for result in kept} - {None}
+        for experiment in measured:
+            axes.axhline(experiment, color="black", linestyle="dashed", linewidth=0.9)
+    caption = "Each line is a run." + (" The dashed line is the experiment." if measured else "")
+    return Plot("Density at constant pressure", caption, sink[0])
 
 
 def _rdf(results: list[Result]) -> list[Plot]:
-    kept = [one for one in results if one["series"].get("r_angstrom")]
+    kept = [result for result in results if result["series"].get("r_angstrom")]
     if not kept:
         return []
     palette = Palette(kept)
@@ -233,56 +274,59 @@ def _rdf(results: list[Result]) -> list[Plot]:
             axes.fill_between(
                 first["r_angstrom"], first[f"g_teacher_{pair}"], color="0.8", label="teacher"
             )
-            for one in kept:
-                series = one["series"]
+            for result in kept:
+                series = result["series"]
                 axes.plot(
                     series["r_angstrom"],
                     series[f"g_student_{pair}"],
                     linewidth=1.0,
-                    **palette.style(one["record"]),
+                    **palette.style(result["record"]),
                 )
             axes.set_ylim(bottom=0)
             axes.margins(x=0)
-        errors = [one["record"].get(f"rdf_error_{pair}_percent") for one in kept]
+        error_key = Figure(f"rdf_error_{pair}", np.nan, "%").key
         text = ", ".join(
-            f"{palette.label(one['record'])} {error:.1f} %"
-            for one, error in zip(kept, errors, strict=True)
-            if error is not None
+            f"{palette.label(result['record'])} {result['record'][error_key]:.1f} %"
+            for result in kept
+            if result["record"].get(error_key) is not None
         )
         title = f"Radial distribution of {pair} between molecules"
-        plots.append(Plot(title, f"Error: {text}.", sink[0]))
+        plots.append(Plot(title, f"Error of g(r): {text}.", sink[0]))
     return plots
 
 
 def _spectra(results: list[Result]) -> list[Plot]:
-    """One for each structure, students over the teacher."""
-    kept = [one for one in results if one["series"].get("frequency_per_cm")]
+    """Draw the spectra of the students above the teacher's, in a plot for each structure."""
+    kept = [result for result in results if result["series"].get("frequency_per_cm")]
     plots = []
-    for structure in dict.fromkeys(one["record"]["structure"] for one in kept):
-        of_one = [one for one in kept if one["record"]["structure"] == structure]
-        palette, sink = Palette(of_one), []
+    for structure in dict.fromkeys(result["record"]["structure"] for result in kept):
+        shown = [result for result in kept if result["record"]["structure"] == structure]
+        palette, sink = Palette(shown), []
         with svg_figure("wavenumber (1/cm)", "density of states (cm)", sink) as axes:
-            first = of_one[0]["series"]
+            first = shown[0]["series"]
             axes.fill_between(
                 first["frequency_per_cm"], first["power_teacher"], color="0.8", label="teacher"
             )
-            for one in of_one:
-                series = one["series"]
+            for result in shown:
+                series = result["series"]
                 axes.plot(
                     series["frequency_per_cm"],
                     series["power_student"],
                     linewidth=1.0,
-                    **palette.style(one["record"]),
+                    **palette.style(result["record"]),
                 )
             axes.set_ylim(bottom=0)
             axes.margins(x=0)
         text = ", ".join(
-            f"{palette.label(one['record'])} {one['record']['spectrum_overlap_percent']:.0f} %"
-            for one in of_one
+            f"{palette.label(record)} {record['spectrum_overlap_percent']:.0f} %"
+            for record in (result["record"] for result in shown)
         )
-        noise = of_one[0]["record"]["spectrum_overlap_noise_percent"]
-        caption = f"Overlap: {text}; of the teacher's halves {noise:.0f} %."
-        plots.append(Plot(f"Vibrations of {structure}", caption, sink[0]))
+        noise = shown[0]["record"]["spectrum_overlap_noise_percent"]
+        caption = (
+            f"Overlap with the teacher's spectrum: {text}. The two halves of the teacher's run "
+            f"overlap by {noise:.0f} %."
+        )
+        plots.append(Plot(f"Vibrational spectrum of {structure}", caption, sink[0]))
     return plots
 
 
@@ -296,9 +340,11 @@ def _case(record: Mapping[str, Any]) -> str:
     return f"{record['structure']}, {record['duration_ps']:.0f} ps"
 
 
-def _stderr(record: Mapping[str, Any], name: str) -> float | None:
-    error = stderr_of(record, name)
-    return error if np.isfinite(error) else None
+def _words(key: str) -> tuple[str, str]:
+    """Return the title of a figure, and the label of an axis with its absolute value."""
+    known = known_figures()[key]
+    title = known.title[0].upper() + known.title[1:]
+    return title, f"{known.title}, absolute ({symbols(known.unit)})"
 
 
 def _floats(values: list[float | None]) -> list[float]:

@@ -1,46 +1,53 @@
-"""Protocols: which runs a model must stand, read from YAML files."""
+"""Read protocols, the YAML files that say which runs a validation makes."""
 
 import re
 from dataclasses import asdict, dataclass, field, replace
 from hashlib import sha256
 from itertools import pairwise
 from pathlib import Path
+from typing import NamedTuple
+
+import yaml
 
 from mlff_student.analysis.thermo import FEWEST_ROWS
 from mlff_student.core.errors import InputError, check_key
 from mlff_student.core.settings import read_settings
 from mlff_student.engines.protocol import ENGINES
+from mlff_student.structures.smiles import identity
 
 PROTOCOLS = Path(__file__).with_name("protocols")
+LIQUIDS = Path(__file__).with_name("liquids.yaml")
 SPECTRUM_FRAME_FS = 4.0  # resolves the O-H stretch
-# Welch windows of 10 1/cm last 3.34 ps and overlap by half: one for the run, and two, whose
-# difference is the noise, for the teacher's.
+# Welch windows for 10 1/cm are 3.34 ps long and overlap by half. The run needs a window; the
+# teacher's run needs two, whose difference is the noise.
 SPECTRUM_PS, SPECTRUM_TEACHER_PS = 3.4, 5.1
-# Runs of several timesteps from one state are one trajectory for as long: only then do their energy
-# errors differ by the timestep alone.
+# Runs with several timesteps from the same state follow the same trajectory for this time. Only
+# there do their energy errors differ by the timestep alone.
 CONVERGENCE_PS = 0.3
-LEAST_RATIO = 2.0  # of neighbouring timesteps, for which convergence_deviation's threshold is set
-NONE = ("thermalise_ps", "teacher_frames", "spectrum_teacher_ps")  # that may be 0
-NONE += ("nvt_ps", "npt_ps", "teacher_ps", "teacher_thermalise_ps", "burn_in_ps", "judged")
+LEAST_RATIO = 2.0  # of neighbouring timesteps; the threshold of convergence_deviation assumes it
+MAY_BE_ZERO = ("thermalise_ps", "teacher_frames", "spectrum_teacher_ps", "held_out")
+MAY_BE_ZERO += ("nvt_ps", "npt_ps", "teacher_ps", "teacher_thermalise_ps", "burn_in_ps", "judged")
+MAY_BE_ZERO += ("equilibrate_ps", "threads")
 FILE_NAME = re.compile(r"\w[\w.+-]*")
 
 
 def _check_numbers(step: "Box | Runs | Liquid") -> None:
     for name, value in asdict(step).items():
-        for one in value if isinstance(value, tuple) else (value,):
-            if isinstance(one, str):
+        for number in value if isinstance(value, tuple) else (value,):
+            if isinstance(number, str) or name == "pressure_bar":
                 continue
-            if not (one >= 0 if name in NONE else one > 0):
-                kind = "not be negative" if name in NONE else "be positive"
-                raise InputError(f"{name} must {kind}, got {one}")
-            if one == float("inf") and not name.startswith("judged_to"):
-                raise InputError(f"{name} must be finite, got {one}")
+            if not (number >= 0 if name in MAY_BE_ZERO else number > 0):
+                kind = "not be negative" if name in MAY_BE_ZERO else "be positive"
+                raise InputError(f"{name} must {kind}, got {number}")
+            if number == float("inf") and not name.startswith("judged_to"):
+                raise InputError(f"{name} must be finite, got {number}")
 
 
 def _check_name(name: str, of: str) -> None:
     if not FILE_NAME.fullmatch(name):
         raise InputError(
-            f"{of} {name!r} is a folder's name as well; take letters, digits, '_', '-', '+' and '.'"
+            f"{of} {name!r} cannot be the name of a folder; use letters, digits, '_', '-', '+' and "
+            "'.' only"
         )
 
 
@@ -50,39 +57,59 @@ class Box:
 
     Attributes
     ----------
-    smiles : of the molecule.
-    count : of molecules.
+    smiles : str
+        SMILES of the molecule.
+    count : int
+        Number of molecules.
+    seed : int
+        Random seed of the packing.
     """
 
     smiles: str
     count: int
+    seed: int = 1
 
     __post_init__ = _check_numbers
 
 
 @dataclass(frozen=True)
 class Runs:
-    """Constant-energy runs: every structure at every length, temperature and timestep.
+    """Runs at constant energy: every structure with every length, temperature and timestep.
 
     Attributes
     ----------
-    step : name of the step; `temperature_ladder`, `timestep_ladder` and `size_ladder` are read as
-        ladders along that quantity.
-    structures : names of the protocol's boxes or the library's molecules, SMILES, or files.
-    ps : lengths of production.
-    temperatures_K, timesteps_fs : as they say.
-    thermalise_ps : of Langevin dynamics before.
-    frames : of trajectory and log, of each run.
-    teacher_frames : of these, evenly spread, whose forces are compared with the teacher's.
-    spectrum_teacher_ps : length of the teacher's own run of each structure, at the same
-        temperature and timestep, whose vibrational spectrum the run's is held against; 0 for none.
-        Both then need a frame every 4 fs or less.
-    judged_to_K, judged_to_fs, judged_to_atoms : the verdict counts runs up to these; what is beyond
-        is reported, to say where a model ends.
+    step : str
+        Name of the step. In steps with the names `temperature_ladder`, `timestep_ladder` and
+        `size_ladder`, the report shows how figures depend on that quantity.
+    structures : tuple[str, ...]
+        Names of boxes of the protocol, names of molecules of the library, SMILES, or files.
+    held_out : int
+        Number of molecules to add to `structures`. They are taken from the test set in the cards of
+        the models, evenly spaced from the shortest to the longest SMILES.
+    ps : tuple[float, ...]
+        Lengths of the production runs, ps.
+    temperatures_K : tuple[float, ...]
+        Temperatures of the thermalisation, K.
+    timesteps_fs : tuple[float, ...]
+        Timesteps, fs.
+    thermalise_ps : float
+        Length of Langevin dynamics before production, ps.
+    frames : int
+        Number of frames of the trajectory and rows of the log in each run.
+    teacher_frames : int
+        Number of evenly spaced frames whose forces are compared with the teacher's.
+    spectrum_teacher_ps : float
+        Length of a run of the teacher for each structure, ps, with the same temperature and
+        timestep. Its vibrational spectrum is compared with the run's. Both need a frame every 4 fs
+        or more often. 0: no such run.
+    judged_to_K, judged_to_fs, judged_to_atoms : float
+        Largest temperature (K), timestep (fs) and number of atoms of the runs that are judged. Runs
+        beyond are reported but not judged, and show up to where a model works.
     """
 
     step: str
-    structures: tuple[str, ...]
+    structures: tuple[str, ...] = ()
+    held_out: int = 0
     ps: tuple[float, ...] = (10.0,)
     temperatures_K: tuple[float, ...] = (300.0,)
     timesteps_fs: tuple[float, ...] = (0.5,)
@@ -96,11 +123,13 @@ class Runs:
 
     def __post_init__(self) -> None:
         _check_numbers(self)
+        if not self.structures and not self.held_out:
+            raise InputError(f"step {self.step}: missing structures; give structures or held_out")
         frame_fs = 1e3 * max(self.ps) / self.frames
         if self.spectrum_teacher_ps and frame_fs > SPECTRUM_FRAME_FS:
             raise InputError(
                 f"step {self.step}: a spectrum needs a frame every {SPECTRUM_FRAME_FS:g} fs, got "
-                f"one every {frame_fs:g}; raise frames"
+                f"a frame every {frame_fs:g} fs; raise frames"
             )
         if 0.0 < self.spectrum_teacher_ps < SPECTRUM_TEACHER_PS:
             raise InputError(
@@ -111,26 +140,40 @@ class Runs:
             raise InputError(
                 f"step {self.step}: a spectrum needs {SPECTRUM_PS:g} ps, got ps {min(self.ps):g}"
             )
-        for what, least in (("K", min(self.temperatures_K)), ("fs", min(self.timesteps_fs))):
-            if least > (limit := getattr(self, f"judged_to_{what}")):
+        for unit, least in (("K", min(self.temperatures_K)), ("fs", min(self.timesteps_fs))):
+            if least > (limit := getattr(self, f"judged_to_{unit}")):
                 raise InputError(
-                    f"step {self.step}: judged_to_{what} {limit:g} leaves nothing to judge, the "
-                    f"lowest is {least:g} {what}"
+                    f"step {self.step}: judged_to_{unit} {limit:g} leaves nothing to judge, the "
+                    f"lowest is {least:g} {unit}"
                 )
-        ladder = sorted(one for one in self.timesteps_fs if one <= self.judged_to_fs)
-        if any(b < LEAST_RATIO * a for a, b in pairwise(ladder)):
+        judged = sorted(fs for fs in self.timesteps_fs if fs <= self.judged_to_fs)
+        if any(b < LEAST_RATIO * a for a, b in pairwise(judged)):
             raise InputError(
-                f"step {self.step}: timesteps {', '.join(f'{one:g}' for one in ladder)} fs are too "
-                "close to tell the order of their errors; take twice the one before, or more"
+                f"step {self.step}: timesteps {', '.join(f'{fs:g}' for fs in judged)} fs are too "
+                "close to measure the order of their errors; each must be at least twice the one "
+                "before"
             )
         for ps in self.ps:
             for timestep_fs in self.timesteps_fs:
                 self._check_rows(ps, timestep_fs, "a run")
-            for timestep_fs in ladder if len(ladder) > 1 else ():
+            for timestep_fs in judged if len(judged) > 1 else ():
                 self._check_rows(min(ps, CONVERGENCE_PS), timestep_fs, "convergence", ps)
 
     def every(self, ps: float, timestep_fs: float) -> int:
-        """Steps between frames of a run of that length."""
+        """Return the number of steps between frames.
+
+        Parameters
+        ----------
+        ps : float
+            Length of the run, ps.
+        timestep_fs : float
+            Timestep, fs.
+
+        Returns
+        -------
+        int
+            Number of steps, at least 1.
+        """
         return max(1, round(1e3 * ps / timestep_fs / self.frames))
 
     def _check_rows(
@@ -139,45 +182,84 @@ class Runs:
         rows = int(1e3 * ps / timestep_fs / self.every(of_ps or ps, timestep_fs) + 1e-6)
         if rows < FEWEST_ROWS:
             raise InputError(
-                f"step {self.step}: {what} is told by {FEWEST_ROWS} frames or more, got {rows} in "
+                f"step {self.step}: {what} needs {FEWEST_ROWS} frames or more, got {rows} in "
                 f"{ps:g} ps at {timestep_fs:g} fs; raise frames or ps"
             )
 
 
 @dataclass(frozen=True)
 class Liquid:
-    """A periodic box at constant temperature, and at constant pressure; the teacher's own run
-    through the same protocol.
+    """Runs of a periodic box at constant temperature and at constant pressure.
+
+    The teacher can run the same box at constant temperature, for comparison.
 
     Attributes
     ----------
-    step : name of the step.
-    box : name of one of the protocol's boxes.
-    nvt_ps, npt_ps : lengths; 0 leaves one out.
-    replicas : of the NVT run, with seeds of their own: as many of the student as of the teacher.
-    teacher_ps : length of each of the teacher's runs; 0 for none. Radial distributions of the
-        student are taken over as long a stretch of each replica.
-    teacher_thermalise_ps : of the teacher's runs, where a guide does it and it costs little; 0
-        takes thermalise_ps.
-    burn_in_ps : at the start of each NVT run, of the student and of the teacher (of its hybrid
-        Monte Carlo: of the moves' length in all), that radial distributions leave out.
-    guide : student on whose trajectories of `move_fs` hybrid Monte Carlo samples the teacher's
-        ensemble, in place of the teacher's own MD: `teacher_ps` is then their length in all.
-        Radial distributions are taken over all frames after `burn_in_ps`.
-    frame_fs : between frames.
-    judged : whether the verdict counts the step.
-    temperature_K, timestep_fs, thermalise_ps, teacher_frames : as of `Runs`.
+    step : str
+        Name of the step.
+    box : str
+        Name of a box of the protocol.
+    nvt_ps, npt_ps : float
+        Lengths of the runs at constant volume and at constant pressure, ps. 0: no such run.
+    equilibrate_ps : float
+        Length at constant pressure before `npt_ps`, ps. The density is measured after it.
+    pressure_bar : float
+        Pressure of the run at constant pressure, bar.
+    experiment : str
+        Name of a liquid in liquids.yaml. Its experimental density at 298.15 K and 1 bar is compared
+        with that of the run. Empty: no comparison.
+    replicas : int
+        Number of runs at constant volume with different random seeds, of the student and of the
+        teacher each.
+    seed : int
+        Random seed of the first replica and of the run at constant pressure. The other replicas
+        have the next numbers.
+    threads : int
+        Number of threads, as in `MDSettings`. 0: all cores for large boxes.
+    teacher_ps : float
+        Length of each run of the teacher, ps. 0: no such run. The radial distribution functions of
+        the student are computed from a part of the same length of each replica.
+    teacher_thermalise_ps : float
+        Length of the thermalisation of the teacher's runs, ps. It takes little time with a proposal
+        model. 0: `thermalise_ps`.
+    burn_in_ps : float
+        Length at the start of each run at constant volume that radial distribution functions leave
+        out, ps. In hybrid Monte Carlo it is the length of all moves together.
+    proposal_model : str
+        Student whose trajectories of the length `move_fs` are the moves of hybrid Monte Carlo: a
+        shipped name, checkpoint or archive. Hybrid Monte Carlo samples the teacher's ensemble in
+        place of MD with the teacher. `teacher_ps` is then the length of all moves together, and
+        radial distribution functions are computed from all frames after `burn_in_ps`. Empty: MD.
+    move_fs : float
+        Mean length of the moves of hybrid Monte Carlo, fs.
+    temperature_K : float
+        Temperature, K.
+    timestep_fs : float
+        Timestep, fs.
+    thermalise_ps : float
+        Length of Langevin dynamics before production, ps.
+    frame_fs : float
+        Time between frames, fs.
+    teacher_frames : int
+        Number of evenly spaced frames whose forces are compared with the teacher's.
+    judged : bool
+        Whether the step is judged.
     """
 
     step: str
     box: str
     nvt_ps: float = 10.0
     npt_ps: float = 10.0
+    equilibrate_ps: float = 0.0
+    pressure_bar: float = 1.01325
+    experiment: str = ""
     replicas: int = 2
+    seed: int = 1
+    threads: int = 1
     teacher_ps: float = 0.0
     teacher_thermalise_ps: float = 0.0
     burn_in_ps: float = 0.0
-    guide: str = ""
+    proposal_model: str = ""
     move_fs: float = 40.0
     temperature_K: float = 300.0
     timestep_fs: float = 0.5
@@ -189,37 +271,49 @@ class Liquid:
     def __post_init__(self) -> None:
         _check_numbers(self)
         if not self.nvt_ps and not self.npt_ps:
-            raise InputError(f"step {self.step}: nvt_ps and npt_ps are 0, there is nothing to run")
+            raise InputError(
+                f"step {self.step}: nvt_ps and npt_ps are 0, so there is nothing to run"
+            )
         for name in ("nvt_ps", "npt_ps"):
             ps = getattr(self, name)
             if ps and 1e3 * ps < FEWEST_ROWS * self.frame_fs:
                 raise InputError(
-                    f"step {self.step}: a run is told by {FEWEST_ROWS} frames or more, got {name} "
-                    f"{ps:g} with one every {self.frame_fs:g} fs"
+                    f"step {self.step}: a run needs {FEWEST_ROWS} frames or more, got {name} "
+                    f"{ps:g} with a frame every {self.frame_fs:g} fs"
                 )
-        of_teacher = self.move_fs if self.guide else self.frame_fs
+        if self.experiment:
+            check_key([self.experiment], known_liquids(), f"step {self.step}, experiment")
+        of_teacher = self.move_fs if self.proposal_model else self.frame_fs
         for name, frame_fs in (("nvt_ps", self.frame_fs), ("teacher_ps", of_teacher)):
             left_fs = 1e3 * (getattr(self, name) - self.burn_in_ps)
             if self.teacher_ps and self.nvt_ps and left_fs < FEWEST_ROWS * frame_fs:
                 raise InputError(
                     f"step {self.step}: burn_in_ps {self.burn_in_ps:g} leaves less than "
-                    f"{FEWEST_ROWS} frames of {name} {getattr(self, name):g}, with one every "
+                    f"{FEWEST_ROWS} frames of {name} {getattr(self, name):g}, with a frame every "
                     f"{frame_fs:g} fs"
                 )
 
 
 @dataclass(frozen=True)
 class Protocol:
-    """What `mlff-student validate` does.
+    """The steps that `mlff-student validate` runs.
 
     Attributes
     ----------
-    steps : in order.
-    name : of the file.
-    source : what it was loaded by, for the command that does so again.
-    about : what it is for, one paragraph.
-    boxes : that steps may name.
-    models, engines : what is run where the command names none.
+    steps : tuple[Runs | Liquid, ...]
+        Steps in their order.
+    name : str
+        Name of the file without its ending.
+    about : str
+        A paragraph that says what the protocol is for.
+    boxes : dict[str, Box]
+        Boxes by the names that steps use.
+    models, engines : tuple[str, ...]
+        Models and engines that are run if the command names none.
+    source : str
+        Name or file from which the protocol was loaded.
+    command : str
+        Command line that makes the protocol from options. Empty: `validate --protocol source`.
     """
 
     steps: tuple[Runs | Liquid, ...]
@@ -229,26 +323,63 @@ class Protocol:
     models: tuple[str, ...] = ()
     engines: tuple[str, ...] = ("openmm",)
     source: str = field(default="", repr=False, compare=False)
+    command: str = field(default="", repr=False, compare=False)
 
     @property
     def digest(self) -> str:
-        """SHA-256 of what is run: the steps and their boxes."""
+        """The SHA-256 of what is run: the steps and their boxes."""
         return sha256(repr((self.steps, sorted(self.boxes.items()))).encode()).hexdigest()
 
 
+class KnownLiquid(NamedTuple):
+    """A liquid whose density is known from experiment at 298.15 K and 1 bar.
+
+    Attributes
+    ----------
+    smiles : str
+        SMILES of the molecule.
+    density_g_per_cm3 : float
+        Density, g/cm^3.
+    source : str
+        Publication of the density.
+    """
+
+    smiles: str
+    density_g_per_cm3: float
+    source: str
+
+
+def known_liquids() -> dict[str, KnownLiquid]:
+    """Return the liquids of liquids.yaml by their names."""
+    entries = yaml.safe_load(LIQUIDS.read_text())
+    return {name: KnownLiquid(**entry) for name, entry in entries.items()}
+
+
 def protocol_names() -> list[str]:
-    """The protocols that come with the package."""
+    """Return the names of the protocols in the package."""
     return sorted(path.stem for path in PROTOCOLS.glob("*.yaml"))
 
 
 def load_protocol(source: str) -> Protocol:
-    """Protocol of a name (`protocol_names`) or a YAML file.
+    """Load a protocol.
+
+    Parameters
+    ----------
+    source : str
+        Name of a protocol of the package (`protocol_names`), or a YAML file.
+
+    Returns
+    -------
+    Protocol
+        The checked protocol.
 
     Raises
     ------
-    InputError : no such file, or what `read_settings` refuses; numbers that are no run, too few
-        frames or too short a run for what is to be measured, nothing to judge; names that no folder
-        may have, two steps of one name, unknown boxes or engines.
+    InputError
+        If there is no such file, `read_settings` refuses it, a number is impossible, a run is too
+        short or has too few frames for what is to be measured, nothing would be judged, a name
+        cannot be that of a folder, two steps have the same name, or a box, liquid or engine is
+        unknown.
     """
     path = PROTOCOLS / f"{source}.yaml"
     if not path.is_file():
@@ -260,12 +391,115 @@ def load_protocol(source: str) -> Protocol:
     protocol = replace(read_settings(path, Protocol), name=path.stem, source=source)
     names = [step.step for step in protocol.steps]
     if twice := {name for name in names if names.count(name) > 1}:
-        raise InputError(f"two steps are called {min(twice)!r}")
+        raise InputError(f"two steps have the name {min(twice)!r}; rename one of them")
     for box in protocol.boxes:
         _check_name(box, "box")
     for step in protocol.steps:
         _check_name(step.step, "step")
         if isinstance(step, Liquid):
             check_key([step.box], protocol.boxes, f"step {step.step}, box")
+            _check_experiment(step, protocol.boxes[step.box])
     check_key(protocol.engines, ENGINES, "engines")
     return protocol
+
+
+def _check_experiment(step: Liquid, box: Box) -> None:
+    if step.experiment:
+        smiles = known_liquids()[step.experiment].smiles
+        if identity(smiles) != identity(box.smiles):
+            raise InputError(
+                f"step {step.step}: the experiment is of {step.experiment} ({smiles}), but the box "
+                f"{step.box} is of {box.smiles}"
+            )
+
+
+def liquid_protocol(
+    liquid: str,
+    *,
+    molecules: int | None = None,
+    equilibrate_ps: float | None = None,
+    ps: float | None = None,
+    temperature_K: float | None = None,
+    pressure_bar: float | None = None,
+    seed: int | None = None,
+) -> Protocol:
+    """Return the protocol `liquid` with another liquid or other conditions.
+
+    A parameter that is None keeps the value of the protocol.
+
+    Parameters
+    ----------
+    liquid : str
+        Name of a liquid in liquids.yaml, whose experimental density is compared with that of the
+        run, or SMILES.
+    molecules : int | None
+        Number of molecules in the box.
+    equilibrate_ps, ps : float | None
+        Lengths at constant pressure before the density is measured, and while it is measured, ps.
+    temperature_K : float | None
+        Temperature, K.
+    pressure_bar : float | None
+        Pressure, bar.
+    seed : int | None
+        Random seed of packing, velocities and thermostat.
+
+    Returns
+    -------
+    Protocol
+        The changed protocol.
+
+    Raises
+    ------
+    InputError
+        If a number is impossible, or a run is too short.
+    """
+    protocol = load_protocol("liquid")
+    (step,) = protocol.steps
+    assert isinstance(step, Liquid)
+    box = protocol.boxes[step.box]
+    known = known_liquids().get(liquid)
+    changes = {
+        "equilibrate_ps": equilibrate_ps,
+        "npt_ps": ps,
+        "temperature_K": temperature_K,
+        "pressure_bar": pressure_bar,
+        "seed": seed,
+    }
+    changes = {name: value for name, value in changes.items() if value is not None}
+    box = Box(
+        known.smiles if known else liquid,
+        box.count if molecules is None else molecules,
+        seed=box.seed if seed is None else seed,
+    )
+    if box.count < 2:
+        raise InputError(f"a liquid needs two molecules or more, got {box.count}")
+    name = liquid if known else "liquid"
+    step = replace(step, box=name, experiment=liquid if known else "", **changes)
+    return replace(protocol, boxes={name: box}, steps=(step,))
+
+
+def stability_protocol(*, molecules: int | None = None, ps: float | None = None) -> Protocol:
+    """Return the protocol `stability` with another number of held-out molecules or another length.
+
+    Parameters
+    ----------
+    molecules : int | None
+        Number of held-out molecules. None: that of the protocol.
+    ps : float | None
+        Length of each run, ps. None: that of the protocol.
+
+    Returns
+    -------
+    Protocol
+        The changed protocol.
+
+    Raises
+    ------
+    InputError
+        If a number is impossible, or a run is too short.
+    """
+    protocol = load_protocol("stability")
+    (step,) = protocol.steps
+    changes = {"held_out": molecules, "ps": None if ps is None else (ps,)}
+    step = replace(step, **{name: value for name, value in changes.items() if value is not None})
+    return replace(protocol, steps=(step,))

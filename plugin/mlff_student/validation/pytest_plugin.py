@@ -1,5 +1,7 @@
-"""For tests of force fields: the decorator `energy_conserved`, or the fixture `conserves_energy`,
-which tests take as an argument once this is in conftest.py:
+"""Provide a decorator and a fixture for pytest that test whether a force field conserves energy.
+
+The decorator is `energy_conserved`. The fixture is `conserves_energy`; it needs this line in
+conftest.py:
 
     pytest_plugins = ["mlff_student.validation.pytest_plugin"]
 """
@@ -18,11 +20,23 @@ from mlff_student.validation.harness import NVEResult, nve
 
 
 def energy_conserved(**options: Any) -> Callable[..., Callable[..., None]]:
-    """Make a test of a function that returns atoms and a calculator: `nve` runs them with these
-    options. The function may take fixtures and parameters.
+    """Turn a function that returns atoms and a calculator into a test of energy conservation.
 
-    Example
+    The function may take fixtures and parameters. The test runs `mlff_student.validation.nve`, and
+    fails with the table of figures if a figure does not pass.
+
+    Parameters
+    ----------
+    **options : Any
+        Keyword arguments of `mlff_student.validation.nve`.
+
+    Returns
     -------
+    Callable[..., Callable[..., None]]
+        The decorator.
+
+    Examples
+    --------
     @energy_conserved(ps=1)
     def test_my_model():
         return molecule("CH3CH2OH"), MyCalculator()
@@ -41,24 +55,32 @@ def energy_conserved(**options: Any) -> Callable[..., Callable[..., None]]:
 
 @pytest.fixture
 def conserves_energy(tmp_path: Path) -> Callable[..., NVEResult]:
-    """Run `nve` and fail the test, with the table of figures, where a threshold does.
+    """Fixture: a function that runs `nve`, and fails the test if a figure does not pass.
 
-    Example
+    The function takes the arguments of `mlff_student.validation.nve`. The message of a failed test
+    is the table of figures.
+
+    Returns
     -------
+    Callable[..., NVEResult]
+        The function.
+
+    Examples
+    --------
     def test_my_model(conserves_energy):
         conserves_energy(molecule("CH3CH2OH"), MyCalculator(), ps=1)
     """
 
-    def check(*arguments, **options) -> NVEResult:
+    def check(*arguments: Any, **options: Any) -> NVEResult:
         __tracebackhide__ = True
-        folder = Path(tempfile.mkdtemp(prefix="nve-", dir=tmp_path))
-        return _require(nve(*arguments, **{"folder": folder} | options))
+        options.setdefault("folder", Path(tempfile.mkdtemp(prefix="nve-", dir=tmp_path)))
+        return _require(nve(*arguments, **options))
 
     return check
 
 
 def _require(result: NVEResult) -> NVEResult:
-    """The result of a run that passed; of any other the test fails, with the table."""
+    """Return the result of a run that passed; fail the test with the table if it did not."""
     __tracebackhide__ = True
     if not result.passed:
         pytest.fail(f"energy is not conserved: {result}", pytrace=False)

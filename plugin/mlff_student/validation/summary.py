@@ -1,4 +1,4 @@
-"""The verdict over all results of a campaign, and what a model is good for by them."""
+"""Judge all results of a campaign, and say what a model can be used for."""
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -6,63 +6,104 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from mlff_student.analysis.run import TELLING_PS
+from mlff_student.analysis.run import MIN_THERMOSTAT_TEST_PS
 from mlff_student.core.errors import InputError
-from mlff_student.core.figures import Threshold
-from mlff_student.reporting.verdict import Check, judge
+from mlff_student.core.figures import Figure, Threshold, figures_of, known_figures
+from mlff_student.reporting.verdict import Check, Outcome, judge, overall
 
 Record = Mapping[str, Any]
-# Figures that a full validation has, and what is needed to measure them.
+# Figures that a full validation has, and what is needed to measure each.
 EXPECTED = {
     "drift_mev_per_atom_ps": "runs at constant energy",
     "heating_percent": "runs at constant energy",
     "exchange_ratio": "runs at constant energy",
     "bond_deviation_angstrom": "any run",
     "force_rmse_ev_per_angstrom": "a teacher (--teacher)",
-    "convergence_deviation": "a ladder of timesteps",
-    "kinetic_mean_percent": "a liquid box at constant temperature, for 5 ps or more",
+    "convergence_deviation": "runs with several timesteps",
+    "kinetic_mean_percent": "a liquid box at constant temperature for 5 ps or more",
     "density_g_per_cm3": "a liquid box at constant pressure",
     "density_change_percent": "a liquid box at constant pressure",
-    "rdf_error_percent": "a liquid box and a teacher's run of it",
-    "pressure_error_gpa": "a liquid box and a run of it by a teacher that has stresses",
-    "spectrum_overlap_percent": "a spectrum_teacher_ps of the protocol",
-    "equipartition_sigma": "velocities in the trajectory, as mlff-student analyze reads them",
+    "rdf_error_percent": "a liquid box and a run of the teacher of the same box",
+    "pressure_error_gpa": "a liquid box and a run of it by a teacher that computes stresses",
+    "spectrum_overlap_percent": "a step with spectrum_teacher_ps in the protocol",
+    "equipartition_sigma": "a trajectory with velocities and mlff-student analyze",
 }
-# Figures that every finished run of an ensemble has: one that is missing fails.
+# Figures that every finished run of an ensemble must have. A missing figure fails.
 OF_NVE = ("drift_mev_per_atom_ps", "heating_percent", "exchange_ratio")
 OF_NVE += ("bond_deviation_angstrom", "nonfinite_rows")
-OF_THERMOSTAT = ("kinetic_mean_percent", "kinetic_width_percent")  # of runs of `TELLING_PS`
-OF_BAROSTAT = ("density_change_percent",)  # of these, at constant pressure, as well
+# Runs with a thermostat must have them from `MIN_THERMOSTAT_TEST_PS` on.
+OF_THERMOSTAT = ("kinetic_mean_percent", "kinetic_width_percent")
+OF_BAROSTAT = ("density_change_percent",)
 NEEDED = {"rdf": ("rdf_error_percent",), "convergence": ("convergence_deviation",)}
 
 
 class CaseCheck(NamedTuple):
-    """A figure of one case held against its threshold."""
+    """A figure of a case compared with its threshold.
+
+    Attributes
+    ----------
+    case : str
+        Name of the task.
+    model, engine : str
+        Model and MD engine of the case.
+    judged : bool
+        Whether the verdict counts the case.
+    check : Check
+        Figure, threshold and result.
+    failure : str
+        Why the case does not have the figure. Empty if it does.
+    """
 
     case: str
     model: str
     engine: str
     judged: bool
     check: Check
-    failure: str = ""  # why the case has no such figure
+    failure: str = ""
 
     def __str__(self) -> str:
         return self.failure or str(self.check)
 
 
 class Advice(NamedTuple):
-    """What the evidence says a model is for, what not, and what it cannot say; sentences."""
+    """What a model can be used for by the results of a campaign.
+
+    Attributes
+    ----------
+    use_for : list[str]
+        Uses that the runs support, each with the reason.
+    not_for : list[str]
+        Uses that the runs speak against, each with the reason.
+    not_resolved : list[str]
+        Uses that the runs are too short to decide about, each with the reason.
+    """
 
     use_for: list[str]
     not_for: list[str]
     not_resolved: list[str]
 
+    def lists(self) -> list[tuple[str, list[str]]]:
+        """Return the three lists, each with the sentence that introduces it in a report."""
+        return [
+            ("The runs show that the model can be used for:", self.use_for),
+            ("The runs do not support its use for:", self.not_for),
+            ("The runs are too short to decide about:", self.not_resolved),
+        ]
+
 
 class Reason(NamedTuple):
-    """Why a case does not pass."""
+    """Why a case does not pass.
+
+    Attributes
+    ----------
+    text : str
+        The figure with its value, or the error of the run.
+    resolved : bool
+        Whether the run is long enough to decide.
+    """
 
     text: str
-    resolved: bool  # False: its run is too short to say
+    resolved: bool
 
     def __str__(self) -> str:
         return self.text
@@ -74,9 +115,12 @@ class Summary:
 
     Attributes
     ----------
-    checks : every figure with a threshold, of every case.
-    not_measured : figure and what it would have needed.
-    advice : by model.
+    checks : list[CaseCheck]
+        Checks of all figures with a threshold in all cases.
+    not_measured : dict[str, str]
+        What is needed to measure a figure, by the key of each figure that was not measured.
+    advice : dict[str, Advice]
+        What each model can be used for, by the name of the model.
     """
 
     checks: list[CaseCheck]
@@ -85,81 +129,111 @@ class Summary:
 
     @property
     def passed(self) -> bool:
-        """Whether all that the verdict counts is within the thresholds."""
+        """Whether all judged figures pass."""
         return not self.failures
 
     @property
-    def verdict(self) -> str:
-        """passed, failed, or not resolved, where nothing fails that was resolved."""
-        if self.passed:
-            return "passed"
-        return "failed" if any(one.check.resolved for one in self.failures) else "not resolved"
+    def verdict(self) -> Outcome:
+        """The result of all judged figures together."""
+        return overall(case.check for case in self.checks if case.judged)
 
     @property
     def failures(self) -> list[CaseCheck]:
-        """What the verdict counts and is not within its threshold."""
-        return [one for one in self.checks if one.judged and not one.check.passed]
+        """The judged figures that do not pass."""
+        return [case for case in self.checks if case.judged and not case.check.passed]
 
     def worst(self, model: str, engine: str) -> dict[str, CaseCheck]:
-        """The figure farthest up of those the verdict counts, by name; what does not pass first."""
-        found: dict[str, CaseCheck] = {}
-        for one in self.checks:
-            if (one.model, one.engine) == (model, engine) and one.judged:
-                name = one.check.name
-                if name not in found or _badness(one) > _badness(found[name]):
-                    found[name] = one
-        return found
+        """Return the worst judged case of each figure.
+
+        A case that does not pass is worse than one that passes. Among equal cases, the one with the
+        smaller margin to the threshold is worse.
+
+        Parameters
+        ----------
+        model, engine : str
+            Model and MD engine.
+
+        Returns
+        -------
+        dict[str, CaseCheck]
+            Worst case by the key of the figure.
+        """
+        worst: dict[str, CaseCheck] = {}
+        for case in self.checks:
+            if (case.model, case.engine) == (model, engine) and case.judged:
+                key = case.check.key
+                if key not in worst or _badness(case) > _badness(worst[key]):
+                    worst[key] = case
+        return worst
 
 
-def _badness(one: CaseCheck) -> tuple[bool, float]:
-    value = abs(one.check.value)
-    return not one.check.passed, np.inf if np.isnan(value) else value
+def _badness(case: CaseCheck) -> tuple[bool, float]:
+    margin = case.check.threshold.margin(case.check.figure.value)
+    return not case.check.passed, np.inf if np.isnan(margin) else -margin
 
 
 def summarise(records: Iterable[Record], thresholds: Mapping[str, Threshold]) -> Summary:
-    """Verdict over the records of a campaign's results.
+    """Judge the records of a campaign.
+
+    Parameters
+    ----------
+    records : Iterable[Record]
+        Records of the finished tasks.
+    thresholds : Mapping[str, Threshold]
+        Thresholds by the keys of the figures.
+
+    Returns
+    -------
+    Summary
+        Checks, verdict and advice.
 
     Raises
     ------
-    InputError : no record that the verdict counts.
+    InputError
+        If no record is judged.
     """
     records = list(records)
     checks = [
-        CaseCheck(one["case"], one["model"], one["engine"], one["judged"], check, _why(one, check))
-        for one in records
-        for check in judge(_numbers(one), thresholds)
+        CaseCheck(
+            record["case"],
+            record["model"],
+            record["engine"],
+            record["judged"],
+            check,
+            _why(record, check),
+        )
+        for record in records
+        for check in judge(_figures(record), thresholds, record.get("ensemble", ""))
     ]
-    if not any(one.judged for one in checks):
-        raise InputError("no result that a verdict could be made of")
-    measured = {key for one in records if one["judged"] for key in one}
-    missing = {name: what for name, what in EXPECTED.items() if name not in measured}
-    models = dict.fromkeys(one.model for one in checks if one.judged)
+    if not any(case.judged for case in checks):
+        raise InputError("there is no result to judge")
+    measured = {key for record in records if record["judged"] for key in record}
+    missing = {name: need for name, need in EXPECTED.items() if name not in measured}
+    models = dict.fromkeys(case.model for case in checks if case.judged)
     advice = {model: _advice(model, records, checks, missing) for model in models}
     return Summary(checks, missing, advice)
 
 
 def _why(record: Record, check: Check) -> str:
-    """Why a case has no figure, where its record says so."""
-    if record["failure"] or not np.isnan(check.value) or not record.get("notes"):
+    """Return why a case does not have a figure, if its record says so."""
+    if record["failure"] or not np.isnan(check.figure.value) or not record.get("notes"):
         return record["failure"]
-    return f"{check.name} is not there: {record['notes']}"
+    return f"{check.key} was not measured: {record['notes']}"
 
 
-def _numbers(record: Record) -> Record:
-    """The record with null, which is how JSON has NaN, as NaN, and with NaN for figures that such a
-    run must have and that are not there.
-    """
-    numbers = {key: np.nan if value is None else value for key, value in record.items()}
-    return dict.fromkeys(_needed(record), np.nan) | numbers
+def _figures(record: Record) -> list[Figure]:
+    """Return the figures of a record, with NaN for figures that are required and missing."""
+    missing = [key for key in _needed(record) if key not in record]
+    return figures_of(record) + [known_figures()[key].figure(np.nan) for key in missing]
 
 
 def _needed(record: Record) -> tuple[str, ...]:
-    """Figures that a record must have."""
+    """Return the keys of the figures that a record must have."""
     if record["failed_runs"]:
         return ()
     ensemble = record.get("ensemble")
     if ensemble in ("nvt", "npt"):
-        if record["duration_ps"] < TELLING_PS:
+        if record["duration_ps"] < MIN_THERMOSTAT_TEST_PS:
             return ()
         return OF_THERMOSTAT + (OF_BAROSTAT if ensemble == "npt" else ())
     return OF_NVE if ensemble == "nve" else NEEDED.get(record.get("kind", ""), ())
@@ -169,84 +243,91 @@ def _advice(
     model: str, records: list[Record], checks: list[CaseCheck], missing: Mapping[str, str]
 ) -> Advice:
     failed = _reasons(checks)
-    mine = [one for one in records if one["model"] == model]
-    runs = [one for one in mine if one.get("ensemble") == "nve"]
+    own = [record for record in records if record["model"] == model]
+    runs = [record for record in own if record.get("ensemble") == "nve"]
     use, avoid, unclear = [], [], []
-    kept = [one for one in runs if one["judged"] and one["case"] not in failed]
-    if kept:
+    passed = [record for record in runs if record["judged"] and record["case"] not in failed]
+    if passed:
         use.append(
-            f"constant-energy MD of {_sizes(kept)}{_measured(kept)}: {len(kept)} of "
-            f"{sum(one['judged'] for one in runs)} runs held, the longest "
-            f"{max(one['duration_ps'] for one in kept):.0f} ps"
+            f"MD at constant energy of {_sizes(passed)}{_measured(passed)}: {len(passed)} of "
+            f"{sum(record['judged'] for record in runs)} runs pass, and the longest has "
+            f"{max(record['duration_ps'] for record in passed):.0f} ps"
         )
-    for key, unit, what in (
+    for key, unit, quantity in (
         ("target_temperature_k", "K", "temperature"),
         ("timestep_fs", "fs", "timestep"),
         ("atoms", "atoms", "size"),
     ):
-        rungs = [one for one in runs if one["step"] == f"{what}_ladder"]
-        held, doubtful, broke = _ladder(rungs, key, failed)
-        if held is not None and what != "size":
-            top = [one for one in rungs if one[key] == held]
-            heat = _measured(top, "the last: ") if what == "temperature" else ""
-            span = _span([one[key] for one in rungs if one[key] <= held])
-            use.append(f"{what} of {span} {unit}{heat}: all held up to this")
-        elif held is not None:
-            sizes = _sizes([one for one in rungs if one["atoms"] <= held])
-            use.append(f"sizes of {sizes}: all held up to this")
+        series = [record for record in runs if record["step"] == f"{quantity}_ladder"]
+        highest, doubtful, lowest_failed = _limits(series, key, failed)
+        if highest is not None:
+            good = [record for record in series if record[key] <= highest]
+            if quantity == "size":
+                use.append(f"a size of {_sizes(good)}: all runs pass")
+            else:
+                top = [record for record in good if record[key] == highest]
+                mean = _measured(top, " in the hottest runs") if quantity == "temperature" else ""
+                span = _span([record[key] for record in good])
+                use.append(f"a {quantity} of {span} {unit}{mean}: all runs pass")
         if doubtful is not None:
-            value, why = doubtful
-            unclear.append(f"{what} of {value:g} {unit}: {why}")
-        if broke is not None:
-            value, why = broke
-            avoid.append(f"{what} of {value:g} {unit} and more: {why}")
-    for line in _liquids(mine, failed):
+            value, reason = doubtful
+            unclear.append(f"a {quantity} of {value:g} {unit}: {reason}")
+        if lowest_failed is not None:
+            value, reason = lowest_failed
+            avoid.append(f"a {quantity} of {value:g} {unit} or more: {reason}")
+    for line in _liquids(own, failed):
         (use if line.reason is None else avoid if line.reason.resolved else unclear).append(
             line.text
         )
-    single = [one for one in runs if one["judged"] and not one["step"].endswith("_ladder")]
-    single += [one for one in mine if one.get("kind") in ("convergence", "spectrum")]
-    for one in single:
-        if reason := failed.get(one["case"]):
-            where = ", ".join(filter(None, (one["engine"], one.get("kind"))))
-            line = f"{one['structure']} ({where}): {reason}"
-            (avoid if reason.resolved else unclear).append(line)
+    single = [
+        record for record in runs if record["judged"] and not record["step"].endswith("_ladder")
+    ]
+    single += [record for record in own if record.get("kind") in ("convergence", "spectrum")]
+    for record in single:
+        if reason := failed.get(record["case"]):
+            where = ", ".join(filter(None, (record["engine"], record.get("kind"))))
+            text = f"{record['structure']} ({where}): {reason}"
+            (avoid if reason.resolved else unclear).append(text)
     if "force_rmse_ev_per_angstrom" in missing:
-        avoid.append("anything that depends on the teacher's forces: not compared")
+        avoid.append("work that needs the teacher's forces: they were not compared")
     return Advice(*(list(dict.fromkeys(lines)) for lines in (use, avoid, unclear)))
 
 
 class _Line(NamedTuple):
     text: str
-    reason: Reason | None  # None: it held
+    reason: Reason | None  # None: all runs pass
 
 
 def _liquids(records: list[Record], failed: Mapping[str, Reason]) -> list[_Line]:
-    """What a model did with liquids: by box and engine what held, and each run that did not."""
+    """Return a line for each box and engine that passes, and for each case that does not."""
     liquid = [
-        one for one in records if one.get("ensemble") in ("nvt", "npt") or one.get("kind") == "rdf"
+        record
+        for record in records
+        if record.get("ensemble") in ("nvt", "npt") or record.get("kind") == "rdf"
     ]
     if not liquid:
-        return [_Line("liquids: not tested", Reason("", resolved=True))]
+        return [_Line("liquids: they were not tested", Reason("", resolved=True))]
     lines = []
-    for name, engine in dict.fromkeys((one["structure"], one["engine"]) for one in liquid):
-        of_box = [one for one in liquid if (one["structure"], one["engine"]) == (name, engine)]
-        bad = [one for one in of_box if one["case"] in failed]
-        for one in bad:
-            why = failed[one["case"]]
-            what = one.get("ensemble") or "g(r)"
-            lines.append(_Line(f"liquids such as {name} ({engine}, {what}): {why}", why))
+    boxes = dict.fromkeys((record["structure"], record["engine"]) for record in liquid)
+    for name, engine in boxes:
+        of_box = [
+            record for record in liquid if (record["structure"], record["engine"]) == (name, engine)
+        ]
+        bad = [record for record in of_box if record["case"] in failed]
+        for record in bad:
+            reason = failed[record["case"]]
+            kind = record.get("ensemble") or "g(r)"
+            lines.append(_Line(f"liquids such as {name} ({engine}, {kind}): {reason}", reason))
         if not bad:
             lengths = ", ".join(
-                f"{one['duration_ps']:.0f} ps {one['ensemble']}{_density(one)}"
-                for one in of_box
-                if "ensemble" in one
+                f"{record['duration_ps']:.0f} ps {record['ensemble']}{_density(record)}"
+                for record in of_box
+                if "ensemble" in record
             )
-            size = f"{of_box[0]['molecules']} molecules, {of_box[0]['atoms']} atoms"
-            against = "" if any(one.get("kind") == "rdf" for one in of_box) else NO_RDF
-            lines.append(
-                _Line(f"liquids such as {name} ({engine}): {size}, {lengths}{against}", None)
-            )
+            size = f"{of_box[0]['molecules']} molecules ({of_box[0]['atoms']} atoms)"
+            rdf = "" if any(record.get("kind") == "rdf" for record in of_box) else NO_RDF
+            text = f"liquids such as {name} ({engine}): runs of {size} pass, {lengths}{rdf}"
+            lines.append(_Line(text, None))
     return lines
 
 
@@ -255,56 +336,62 @@ def _density(record: Record) -> str:
     return "" if value is None else f" at {value:.2f} g/cm³"
 
 
-NO_RDF = "; its structure was not held against the teacher's"
+NO_RDF = "; radial distribution functions were not compared with the teacher's"
 
 
 def _reasons(checks: list[CaseCheck]) -> dict[str, Reason]:
-    """Why each case that does not pass does not: the first figure that is beyond its threshold by a
-    number, where there is one; else one that is no number, else one that is not resolved.
+    """Return the reason of each case that does not pass.
+
+    It is the first figure with a number that fails, else a figure that is NaN, else a figure that
+    is not resolved.
     """
-    bad = [one for one in checks if not one.check.passed]
+    bad = [case for case in checks if not case.check.passed]
+    bad.sort(key=lambda case: (not case.check.resolved, np.isnan(case.check.figure.value)))
     reasons: dict[str, Reason] = {}
-    for one in sorted(bad, key=lambda one: (not one.check.resolved, np.isnan(one.check.value))):
-        reasons.setdefault(one.case, Reason(str(one), one.check.resolved))
+    for case in bad:
+        reasons.setdefault(case.case, Reason(str(case), case.check.resolved))
     return reasons
 
 
 def _sizes(records: list[Record]) -> str:
-    """Atoms of runs, and which of them were in boxes of several molecules, in words."""
-    boxes = [one["atoms"] for one in records if one["molecules"] > 1]
-    among = f", those of {_span(boxes)} several molecules in a box" if boxes else ""
-    return f"{_span([one['atoms'] for one in records])} atoms{among}"
+    """Return the numbers of atoms in words, and those of boxes of several molecules."""
+    boxes = [record["atoms"] for record in records if record["molecules"] > 1]
+    in_boxes = f", including boxes of {_span(boxes)} atoms" if boxes else ""
+    return f"{_span([record['atoms'] for record in records])} atoms{in_boxes}"
 
 
-def _measured(records: list[Record], of: str = "") -> str:
-    """Mean temperatures that runs had, in words; those asked for are no measurement."""
-    means = [one["temperature_k"] for one in records if one.get("temperature_k") is not None]
+def _measured(records: list[Record], where: str = "") -> str:
+    """Return the measured mean temperatures in words."""
+    means = [
+        record["temperature_k"] for record in records if record.get("temperature_k") is not None
+    ]
     if not means:
         return ""
     low, high = round(min(means)), round(max(means))
-    return f" ({of}mean temperature {low if low == high else f'{low} to {high}'} K)"
+    return f" (mean temperature {low if low == high else f'{low} to {high}'} K{where})"
 
 
-_Rung = tuple[float, Reason]
+_Limit = tuple[float, Reason]
 
 
-def _ladder(
-    rungs: list[Record], key: str, failed: Mapping[str, Reason]
-) -> tuple[float | None, _Rung | None, _Rung | None]:
-    """Highest rung up to which all held; the next, with why, where it is not resolved; and the
-    lowest that did not hold.
+def _limits(
+    series: list[Record], key: str, failed: Mapping[str, Reason]
+) -> tuple[float | None, _Limit | None, _Limit | None]:
+    """Return up to where all runs of a series pass, and the first values that are not resolved and
+    that fail, with their reasons.
     """
-    held: float | None = None
-    doubtful: _Rung | None = None
-    for value in sorted({one[key] for one in rungs}):
-        bad = [failed[one["case"]] for one in rungs if one[key] == value and one["case"] in failed]
-        if broken := [reason for reason in bad if reason.resolved]:
-            return held, doubtful, (value, broken[0])
+    highest: float | None = None
+    doubtful: _Limit | None = None
+    for value in sorted({record[key] for record in series}):
+        cases = [record["case"] for record in series if record[key] == value]
+        bad = [failed[case] for case in cases if case in failed]
+        if resolved := [reason for reason in bad if reason.resolved]:
+            return highest, doubtful, (value, resolved[0])
         if bad:
             doubtful = doubtful or (value, bad[0])
         elif doubtful is None:
-            held = value
-    return held, doubtful, None
+            highest = value
+    return highest, doubtful, None
 
 
 def _span(values: list[float]) -> str:

@@ -1,40 +1,75 @@
-"""A protocol as tasks: runs, and comparisons of finished runs, each with one result."""
+"""Turn a protocol into tasks: runs and comparisons of finished runs, each with a result."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from mlff_student.analysis.bonds import bond_pairs
+from mlff_student.archive.registry import model_file, read_card
 from mlff_student.core.errors import InputError
 from mlff_student.core.files import atomic_write
-from mlff_student.distill.molecules import LIBRARY, read_library
+from mlff_student.distill.molecules import LIBRARY, Molecule, read_library
 from mlff_student.engines.protocol import MDSettings
 from mlff_student.structures.checks import connected_fragments
 from mlff_student.structures.packing import LIQUID_PACKING, liquid_box, molecular_volume
 from mlff_student.structures.reading import Structure, make_topology, read_structure, write_topology
 from mlff_student.structures.smiles import embed
-from mlff_student.validation.protocol import CONVERGENCE_PS, Liquid, Protocol, Runs
+from mlff_student.teachers.registry import is_teacher
+from mlff_student.validation.protocol import CONVERGENCE_PS, Box, Liquid, Protocol, Runs
 
-FRICTION_PER_PS = 10.0  # of Langevin dynamics: heat comes in within some tenths of a picosecond
-Sizes = dict[str, dict[str, int]]  # atoms and molecules of each structure
+FRICTION_PER_PS = 10.0  # of Langevin dynamics; it heats within some tenths of a picosecond
+
+
+class Size(NamedTuple):
+    """Size of a structure.
+
+    Attributes
+    ----------
+    atoms, molecules : int
+        Number of atoms and of molecules.
+    """
+
+    atoms: int
+    molecules: int
+
+
+Sizes = dict[str, Size]  # by the name of the structure
 
 
 @dataclass(frozen=True)
 class RunTask:
-    """A run and what is measured of it.
+    """A run, and what is measured of it.
 
     Attributes
     ----------
-    name : MODEL/ENGINE/STEP/CASE, the folder of the run and the file of its result.
-    step : of the protocol.
-    structure : its short name.
-    settings : of the run.
-    judged : whether the verdict counts it.
-    teacher : whose forces are compared on `teacher_frames` frames; empty for none.
-    atoms, molecules : of the structure.
+    name : str
+        MODEL/ENGINE/STEP/CASE, which is also the folder of the run and the file of its result.
+    step : str
+        Name of the step of the protocol.
+    structure : str
+        Short name of the structure.
+    settings : MDSettings
+        Settings of the run.
+    judged : bool
+        Whether the run is judged.
+    teacher : str
+        Teacher whose forces are compared. Empty: no comparison.
+    teacher_frames : int
+        Number of frames on which forces are compared.
+    proposal_model : str
+        Student that proposes the moves of hybrid Monte Carlo, which samples the ensemble of the
+        settings' model (`mlff_student.validation.reference_monte_carlo`). Empty: MD.
+    equilibrate_ps : float
+        Length at the start of a run at constant pressure that the density leaves out, ps.
+    experiment : str
+        Liquid of liquids.yaml whose density is compared with that of the run. Empty: no comparison.
+    needs : tuple[str, ...]
+        Names of tasks that must be done before. A run needs none.
+    atoms, molecules : int
+        Number of atoms and of molecules of the structure.
     """
 
     name: str
@@ -44,13 +79,18 @@ class RunTask:
     judged: bool = True
     teacher: str = ""
     teacher_frames: int = 0
+    proposal_model: str = ""
+    equilibrate_ps: float = 0.0
+    experiment: str = ""
     needs: tuple[str, ...] = ()
     atoms: int = 0
     molecules: int = 1
 
     def identity(self) -> dict[str, Any]:
-        """What the run is, whatever becomes of it: keys of its record. A length that was reached
-        is the analysis's to say.
+        """Return what the run is, as a part of its record that exists also if the run fails.
+
+        `duration_ps` is the planned length. The analysis replaces it by the length that was
+        reached.
         """
         return {
             "kind": "run",
@@ -65,17 +105,33 @@ class RunTask:
 
 @dataclass(frozen=True)
 class CompareTask:
-    """What is measured of several runs together.
+    """A comparison of several finished runs.
 
     Attributes
     ----------
-    name, step, structure, judged : as of `RunTask`.
-    kind : "convergence" of the energy with the timestep, "rdf" or "spectrum" against the teacher.
-    needs : names of the runs.
-    references : names of the teacher's runs.
-    burn_in_ps, window_ps : what is left out of each run, and how much counts from there.
-    timesteps_fs : of each run.
-    atoms, molecules : of the structure.
+    name : str
+        MODEL/ENGINE/STEP/CASE, which is also the file of its result.
+    step : str
+        Name of the step of the protocol.
+    structure : str
+        Short name of the structure.
+    kind : str
+        "convergence" of the energy with the timestep, or comparison of "rdf" or "spectrum" with the
+        teacher's.
+    needs : tuple[str, ...]
+        Names of the runs, those of the teacher included.
+    references : tuple[str, ...]
+        Names of the teacher's runs.
+    burn_in_ps : float
+        Length at the start of each run that is left out, ps.
+    window_ps : float
+        Length of each run after `burn_in_ps` that is compared, ps.
+    timesteps_fs : tuple[float, ...]
+        Timestep of each run, fs.
+    judged : bool
+        Whether the comparison is judged.
+    atoms, molecules : int
+        Number of atoms and of molecules of the structure.
     """
 
     name: str
@@ -92,7 +148,7 @@ class CompareTask:
     molecules: int = 1
 
     def identity(self) -> dict[str, Any]:
-        """What is compared: keys of the record."""
+        """Return what is compared, as a part of the record that exists also if the task fails."""
         return {"kind": self.kind, "atoms": self.atoms, "molecules": self.molecules}
 
 
@@ -100,14 +156,17 @@ Task = RunTask | CompareTask
 
 
 @dataclass(frozen=True)
-class Subject:
-    """Who is tested, and against whom.
+class CampaignTarget:
+    """The models, engines and teacher of a campaign.
 
     Attributes
     ----------
-    models : shipped names, checkpoints, archives; teachers' names with the engine "ase".
-    engines : of MD.
-    teacher : name that `mlff_student.teachers.registry.make_teacher` takes, or empty.
+    models : tuple[str, ...]
+        Shipped names, checkpoints or archives. With the engine "ase" also names of teachers.
+    engines : tuple[str, ...]
+        MD engines: "openmm", "lammps" or "ase".
+    teacher : str
+        Name for `mlff_student.teachers.registry.make_teacher`. Empty: no comparison with a teacher.
     """
 
     models: tuple[str, ...]
@@ -115,14 +174,95 @@ class Subject:
     teacher: str = ""
 
 
-def prepare_structures(protocol: Protocol, folder: Path) -> dict[str, str]:
-    """What `read_structure` takes for each structure of a protocol, by its name there.
+def held_out_molecules(models: tuple[str, ...], count: int) -> list[Molecule]:
+    """Return molecules of the library that are in the test sets of all models' cards.
 
-    Boxes are written into the folder, once.
+    Parameters
+    ----------
+    models : tuple[str, ...]
+        Models with cards. Teachers have none.
+    count : int
+        Number of molecules. They are evenly spaced from the shortest to the longest SMILES.
+
+    Returns
+    -------
+    list[Molecule]
+        The molecules, by increasing length of their SMILES.
 
     Raises
     ------
-    InputError : a structure that is no box, no molecule of the library, no file and no SMILES.
+    InputError
+        If the cards have fewer such molecules in common.
+    ArchiveError
+        If there is no such model.
+    """
+    names = {molecule.name for molecule in read_library(LIBRARY)}
+    for model in models:
+        card = {} if is_teacher(model) else read_card(model_file(model))
+        names &= set(card.get("held_out", {}).get("test", []))
+    molecules = sorted(
+        (molecule for molecule in read_library(LIBRARY) if molecule.name in names),
+        key=lambda molecule: len(molecule.smiles),
+    )
+    if len(molecules) < count:
+        raise InputError(
+            f"{count} held-out molecules are asked for, but the cards of {', '.join(models)} have "
+            f"only {len(molecules)} molecules of the library in common"
+        )
+    chosen = np.linspace(0, len(molecules) - 1, count).round().astype(int)
+    return [molecules[k] for k in chosen]
+
+
+def with_held_out(protocol: Protocol, models: tuple[str, ...]) -> Protocol:
+    """Return the protocol with the names of held-out molecules in place of their number.
+
+    Parameters
+    ----------
+    protocol : Protocol
+        Protocol whose steps may have a number of held-out molecules.
+    models : tuple[str, ...]
+        Models with cards.
+
+    Returns
+    -------
+    Protocol
+        Protocol whose steps have names of structures only.
+
+    Raises
+    ------
+    InputError, ArchiveError
+        As from `held_out_molecules`.
+    """
+    steps = []
+    for step in protocol.steps:
+        if isinstance(step, Runs) and step.held_out:
+            names = [molecule.name for molecule in held_out_molecules(models, step.held_out)]
+            step = replace(step, structures=(*step.structures, *names), held_out=0)
+        steps.append(step)
+    return replace(protocol, steps=tuple(steps))
+
+
+def prepare_structures(protocol: Protocol, folder: Path) -> dict[str, str]:
+    """Return the source that `read_structure` reads for each structure of a protocol.
+
+    Boxes are packed and written into the folder if they are not there yet.
+
+    Parameters
+    ----------
+    protocol : Protocol
+        Protocol from `with_held_out`.
+    folder : Path
+        Folder for boxes.
+
+    Returns
+    -------
+    dict[str, str]
+        File or SMILES by the name of the structure in the protocol.
+
+    Raises
+    ------
+    InputError
+        If a structure is no box, no molecule of the library, no file and no SMILES.
     """
     library = {molecule.name: molecule.smiles for molecule in read_library(LIBRARY)}
     folder.mkdir(parents=True, exist_ok=True)
@@ -136,53 +276,95 @@ def prepare_structures(protocol: Protocol, folder: Path) -> dict[str, str]:
         if name in protocol.boxes:
             path = folder / f"{name}.pdb"
             if not path.exists():
-                write_box(protocol.boxes[name].smiles, protocol.boxes[name].count, path)
+                write_box(protocol.boxes[name], path)
             sources[name] = str(path)
         else:
             sources[name] = library.get(name, name)
-            read_structure(sources[name])  # raises here where it cannot be had
+            read_structure(sources[name])  # raises an error here if it cannot be read
     return sources
 
 
-def write_box(smiles: str, count: int, path: Path, seed: int = 1) -> None:
-    """PDB file of `count` molecules packed at random into a periodic box of a liquid's density."""
-    molecule, bonds = embed(smiles)
-    volume = count * molecular_volume(smiles) / LIQUID_PACKING
-    atoms = liquid_box([molecule] * count, volume, np.random.default_rng(seed))
-    bonds = [(i + k * len(molecule), j + k * len(molecule)) for k in range(count) for i, j in bonds]
+def write_box(box: Box, path: Path) -> None:
+    """Write a PDB file of molecules packed at random into a periodic box at a liquid's density.
+
+    Parameters
+    ----------
+    box : Box
+        Molecule, number of molecules and random seed.
+    path : Path
+        PDB file to write.
+
+    Raises
+    ------
+    InputError
+        If the SMILES cannot be read, or the molecules do not fit.
+    """
+    molecule, bonds = embed(box.smiles)
+    volume = box.count * molecular_volume(box.smiles) / LIQUID_PACKING
+    atoms = liquid_box([molecule] * box.count, volume, np.random.default_rng(box.seed))
+    size = len(molecule)
+    bonds = [(i + k * size, j + k * size) for k in range(box.count) for i, j in bonds]
     with atomic_write(path) as temporary:
-        pdb = temporary.with_suffix(".pdb")  # the writer goes by the ending
+        pdb = temporary.with_suffix(".pdb")  # the writer takes the format from the ending
         write_topology(Structure(atoms, make_topology(atoms, bonds)), pdb)
         pdb.replace(temporary)
 
 
-def tasks_of(protocol: Protocol, subject: Subject, sources: dict[str, str]) -> list[Task]:
-    """All tasks of a protocol, comparisons after what they compare.
+def tasks_of(protocol: Protocol, target: CampaignTarget, sources: dict[str, str]) -> list[Task]:
+    """Return all tasks of a protocol, with comparisons after the runs that they compare.
+
+    Parameters
+    ----------
+    protocol : Protocol
+        Protocol from `with_held_out`.
+    target : CampaignTarget
+        Models, engines and teacher.
+    sources : dict[str, str]
+        Sources of the structures from `prepare_structures`.
+
+    Returns
+    -------
+    list[Task]
+        The tasks.
 
     Raises
     ------
-    InputError : nothing to run or to judge, or lengths that are no run.
+    InputError
+        If there is nothing to run or to judge, two runs have the same name, or a length is
+        impossible.
     """
-    if not subject.models:
-        raise InputError("no model to validate; give one, as in: mlff-student validate tiny")
+    if not target.models:
+        raise InputError("there is no model to validate; give a model: mlff-student validate tiny")
     tasks: dict[str, Task] = {}
     sizes = {name: _size(source) for name, source in sources.items()}
     for step in protocol.steps:
-        for model in subject.models:
-            for engine in subject.engines:
-                make = _runs if isinstance(step, Runs) else _liquid
-                for task in make(step, model, engine, subject.teacher, sources, sizes):
+        for model in target.models:
+            for engine in target.engines:
+                others = (model, engine, target.teacher, sources, sizes)
+                of_step = _runs(step, *others) if isinstance(step, Runs) else _liquid(step, *others)
+                for task in of_step:
                     if tasks.setdefault(task.name, task) != task:
                         raise InputError(
-                            f"two runs are called {task.name}; rename a structure or a step"
+                            f"two runs have the name {task.name}; rename a structure or a step"
                         )
     if not any(task.judged for task in tasks.values()):
-        raise InputError("the protocol has nothing that a verdict could be made of")
+        raise InputError("the protocol has nothing to judge; raise its judged_to_... or set judged")
     return list(tasks.values())
 
 
 def label_of(model: str) -> str:
-    """A model's name in names of tasks and in tables."""
+    """Return the short name of a model in names of tasks and in tables.
+
+    Parameters
+    ----------
+    model : str
+        Shipped name, checkpoint, archive or name of a teacher.
+
+    Returns
+    -------
+    str
+        Name that can be that of a folder.
+    """
     path = Path(model)
     stem = path.parent.name if path.name == "model.pt" else path.stem
     return stem.replace(":", "-").replace("/", "-") or "model"
@@ -191,7 +373,7 @@ def label_of(model: str) -> str:
 def _settings(
     model: str, engine: str, source: str, ensemble: str, ps: float, timestep_fs: float,
     temperature_K: float, thermalise_ps: float, every: int, seed: int = 1,
-    thermalise_timestep_fs: float = 0.0, guide: str = "",
+    thermalise_timestep_fs: float = 0.0, threads: int = 1, pressure_bar: float = 1.01325,
 ) -> MDSettings:  # fmt: skip
     steps = round(1000.0 * ps / timestep_fs / every) * every
     return MDSettings(
@@ -208,9 +390,9 @@ def _settings(
         ),
         friction_per_ps=FRICTION_PER_PS,
         seed=seed,
-        threads=1,
+        threads=threads,
         thermalise_timestep_fs=thermalise_timestep_fs,
-        guide=guide,
+        pressure_bar=pressure_bar,
     )
 
 
@@ -221,7 +403,7 @@ def _runs(
     for structure in step.structures:
         label = label_of(structure)
         size = sizes[structure]
-        few = size["atoms"] <= step.judged_to_atoms
+        few = size.atoms <= step.judged_to_atoms
         for ps in step.ps:
             for temperature in step.temperatures_K:
                 cold = temperature <= step.judged_to_K
@@ -244,7 +426,8 @@ def _runs(
                         judged=cold and few and timestep <= step.judged_to_fs,
                         teacher=teacher if step.teacher_frames else "",
                         teacher_frames=step.teacher_frames,
-                        **size,
+                        atoms=size.atoms,
+                        molecules=size.molecules,
                     )  # fmt: skip
                     yield run
                     if teacher and step.spectrum_teacher_ps:
@@ -269,7 +452,8 @@ def _runs(
                             needs=(run.name, reference.name),
                             references=(reference.name,),
                             judged=run.judged,
-                            **size,
+                            atoms=size.atoms,
+                            molecules=size.molecules,
                         )
                 if len(names) > 1:
                     yield CompareTask(
@@ -281,16 +465,16 @@ def _runs(
                         window_ps=CONVERGENCE_PS,
                         timesteps_fs=tuple(names),
                         judged=cold and few,
-                        **size,
+                        atoms=size.atoms,
+                        molecules=size.molecules,
                     )
 
 
-def _size(source: str) -> dict[str, int]:
-    """Atoms and molecules of a structure."""
+def _size(source: str) -> Size:
     structure = read_structure(source)
     atoms = len(structure.atoms)
     fragments = connected_fragments(atoms, bond_pairs(structure.topology).tolist())
-    return {"atoms": atoms, "molecules": int(fragments.max()) + 1}
+    return Size(atoms, int(fragments.max()) + 1)
 
 
 def _liquid(
@@ -300,8 +484,8 @@ def _liquid(
     size = sizes[step.box]
 
     def run(
-        model: str, engine: str, ensemble: str, ps: float, replica: int, against: str, judged: bool,
-        every: int = every, guide: str = "", thermalise_ps: float = step.thermalise_ps,
+        model: str, engine: str, ensemble: str, ps: float, replica: int, every: int,
+        thermalise_ps: float = step.thermalise_ps, **options: Any,
     ) -> RunTask:  # fmt: skip
         return RunTask(
             name=f"{label_of(model)}/{engine}/{step.step}/{label_of(step.box)}-{ensemble}-{replica}",
@@ -309,34 +493,43 @@ def _liquid(
             structure=label_of(step.box),
             settings=_settings(
                 model, engine, sources[step.box], ensemble, ps, step.timestep_fs,
-                step.temperature_K, thermalise_ps, every, seed=replica, guide=guide,
+                step.temperature_K, thermalise_ps, every,
+                seed=step.seed + replica - 1, threads=step.threads, pressure_bar=step.pressure_bar,
             ),
-            judged=judged,
-            teacher=against if step.teacher_frames else "",
-            teacher_frames=step.teacher_frames,
-            **size,
+            **options,
+            atoms=size.atoms,
+            molecules=size.molecules,
         )  # fmt: skip
 
     replicas = range(1, step.replicas + 1)
     constant_volume: list[str] = []
     if step.nvt_ps:
         for k in replicas:
-            against = teacher if k == 1 else ""
-            task = run(model, engine, "nvt", step.nvt_ps, k, against, step.judged)
+            against = teacher if k == 1 and step.teacher_frames else ""
+            task = run(
+                model, engine, "nvt", step.nvt_ps, k, every,
+                judged=step.judged, teacher=against, teacher_frames=step.teacher_frames,
+            )  # fmt: skip
             constant_volume.append(task.name)
             yield task
-    if step.npt_ps and engine != "ase":
-        yield run(model, engine, "npt", step.npt_ps, 1, "", step.judged)
+    # ASE has no constant pressure. The run is left out beside NVT; alone, it raises an error.
+    if step.npt_ps and (engine != "ase" or not step.nvt_ps):
+        yield run(
+            model, engine, "npt", step.equilibrate_ps + step.npt_ps, 1, every, judged=step.judged,
+            equilibrate_ps=step.equilibrate_ps, experiment=step.experiment,
+        )  # fmt: skip
     if teacher and step.teacher_ps and constant_volume:
+        if step.proposal_model:
+            every = max(1, round(step.move_fs / step.timestep_fs))
         references = []
         for k in replicas:
             task = run(
-                teacher, "ase", "nvt", step.teacher_ps, k, "", False,
-                max(1, round(step.move_fs / step.timestep_fs)) if step.guide else every, step.guide,
-                step.teacher_thermalise_ps or step.thermalise_ps,
+                teacher, "ase", "nvt", step.teacher_ps, k, every, judged=False,
+                proposal_model=step.proposal_model,
+                thermalise_ps=step.teacher_thermalise_ps or step.thermalise_ps,
             )  # fmt: skip
             references.append(task.name)
-            yield replace(task, teacher="", teacher_frames=0)
+            yield task
         yield CompareTask(
             name=f"{label_of(model)}/{engine}/{step.step}/{label_of(step.box)}-rdf",
             step=step.step,
@@ -346,8 +539,9 @@ def _liquid(
             references=tuple(references),
             burn_in_ps=step.burn_in_ps,
             window_ps=float("inf")
-            if step.guide
+            if step.proposal_model
             else min(step.teacher_ps, step.nvt_ps) - step.burn_in_ps,
             judged=step.judged,
-            **size,
+            atoms=size.atoms,
+            molecules=size.molecules,
         )

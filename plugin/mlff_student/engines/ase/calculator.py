@@ -1,4 +1,4 @@
-"""ASE calculator over an archive."""
+"""ASE calculator that evaluates a student from a checkpoint or an archive."""
 
 import io
 from array import array
@@ -7,7 +7,7 @@ from functools import lru_cache
 from inspect import signature
 from pathlib import Path
 from time import perf_counter
-from typing import Any, ClassVar
+from typing import Any
 from weakref import ref
 
 import numpy as np
@@ -33,6 +33,7 @@ from mlff_student.archive.graph import (
 from mlff_student.archive.native import with_backend
 from mlff_student.archive.registry import archive_of
 from mlff_student.core.errors import InputError, check_key
+from mlff_student.model.student import DTYPES
 from mlff_student.structures.checks import (
     FARTHEST,
     SHORTEST_DISTANCE,
@@ -42,14 +43,24 @@ from mlff_student.structures.checks import (
     check_structure,
 )
 
-SKIN = 1.0  # angstrom; as that of the native kernels
-# Of a batch on the CPU: the fastest measured, of 2 to 128 MB, or near to it on both backends.
+SKIN = 1.0  # skin of the neighbour list, angstrom; as in the native kernels
+# Memory of a batch on the CPU: of 2 to 128 MB, the fastest or close to it with both backends.
 CPU_BATCH_MB = 32.0
-GPU_BATCH_SHARE = 0.25  # of the free memory
+GPU_BATCH_SHARE = 0.25  # memory of a batch on a GPU, as a fraction of the free memory
 
 
 def evaluate(archive: Archive, atoms: Atoms, device: str = "cpu") -> tuple[Tensor, Tensor, Tensor]:
-    """Energy of each atom (N,), forces (N, 3) and virial (3, 3); see `ArchiveModule.evaluate`."""
+    """Evaluate an archive on a structure; see `ArchiveModule.evaluate`.
+
+    Returns
+    -------
+    energies : Tensor
+        Energy of each atom (N,), eV.
+    forces : Tensor
+        Forces (N, 3), eV/angstrom.
+    virial : Tensor
+        Virial (3, 3), eV.
+    """
     return archive.module.evaluate(
         torch.tensor(atoms.positions, dtype=torch.float64, device=device),
         torch.tensor(atoms.numbers, dtype=torch.int64, device=device),
@@ -59,44 +70,58 @@ def evaluate(archive: Archive, atoms: Atoms, device: str = "cpu") -> tuple[Tenso
 
 
 class StudentForceFieldCalculator(Calculator):
-    """Energy, forces, stress, and the share of each atom in energy and stress, of a student.
+    """ASE calculator of a student: energy, forces, stress, energies and stresses of atoms.
 
-    Native kernels search neighbours themselves, and so does the archive on a GPU; for the portable
-    backend on the CPU vesin does, which is 1.1 to 1.7 times as fast. All but the GPU's keep a list
-    with a skin, so that few steps of MD search at all.
+    Native kernels and an archive on a GPU search neighbours themselves. The portable backend on the
+    CPU uses vesin, which makes it 1.1 to 1.7 times as fast. On the CPU the neighbour list has a
+    skin, so that most steps of MD need no search.
 
-    A calculator can be pickled and sent to other processes: its weights go along.
+    A calculator can be pickled and sent to other processes; the weights are included.
 
-    A structure is checked when it is first seen (`mlff_student.structures.checks.check_structure`). On the
-    way of a run only what cannot be evaluated is refused: an Atoms object that was evaluated last
-    may bring its atoms closer than 0.3 angstrom, and one of the same elements may have its bonds
-    stretched, because minimisers try such steps.
+    A new structure is checked (`mlff_student.structures.checks.check_structure`). During a run only
+    a structure that cannot be evaluated is an error: the atoms of the Atoms object that was
+    evaluated last may come closer than 0.3 angstrom, and atoms of the same elements may have
+    stretched bonds, because minimisers try such steps.
 
     Parameters
     ----------
-    model : name of a shipped model, or path of a checkpoint or archive; "original" if neither this
-        nor `checkpoint_path` is given.
-    device : torch device.
-    dtype : torch.float32 or torch.float64 (or their names), that a checkpoint is compiled in;
-        float32 if not given. An exported archive has its own, and another one is refused.
-    backend : kernels, "native", "portable" or "auto"; see `mlff_student.archive.native.with_backend`.
-    checkpoint_path : the same as `model`.
-    enable_stress : whether to give stress and stresses.
-    enable_timing : whether to keep the time of every calculation; see `get_timing_stats`.
-    batch_memory_mb : memory of `calculate_batch`; 32 on the CPU and a quarter of a GPU's free
-        memory where not given.
-    kwargs : of ase.calculators.calculator.Calculator; any other name is refused.
+    model : str | Path, optional
+        Shipped name, or path of a checkpoint or archive; "original" if neither this nor
+        `checkpoint_path` is given.
+    device : str
+        Torch device, such as "cpu" or "cuda".
+    dtype : torch.dtype | str, optional
+        Precision of the network when a checkpoint is compiled, torch.float32 (default) or
+        torch.float64, or their names. An exported archive has a precision already; another one is
+        an error.
+    backend : str
+        Compute backend, "native", "portable" or "auto"; see
+        `mlff_student.archive.native.with_backend`.
+    checkpoint_path : str | Path, optional
+        Another name of `model`; only one of the two may be given.
+    enable_stress : bool
+        Whether the results include stress and stresses.
+    enable_timing : bool
+        Whether to store the time of every calculation; see `get_timing_stats`.
+    batch_memory_mb : float, optional
+        Memory that `calculate_batch` uses for a batch, MB. The default is 32 on the CPU, and a
+        quarter of the free memory on a GPU.
+    **kwargs : Any
+        Options of ase.calculators.calculator.Calculator; any other name is an error.
 
     Raises
     ------
-    ArchiveError : the model cannot be found or read.
-    MissingDependencyError : the native kernels cannot be used, and "native" was asked for.
-    InputError : an option that makes no sense, and, on calculation, a structure the student must
-        not be given.
+    ArchiveError
+        The model cannot be found or read.
+    MissingDependencyError
+        `backend` is "native" and the native kernels cannot be used.
+    InputError
+        An option is unusable or, in a calculation, the structure is.
     """
 
     name = "mlff_student"
-    implemented_properties: ClassVar[list[str]] = [
+    parameters: dict[str, Any]
+    implemented_properties: list[str] = [  # noqa: RUF012 (as ASE has it)
         "energy",
         "free_energy",
         "forces",
@@ -123,31 +148,37 @@ class StudentForceFieldCalculator(Calculator):
         check_key(kwargs, [name for name in options if name != "kwargs"], type(self).__name__)
         super().__init__(**kwargs)
         if model is not None and checkpoint_path is not None:
-            raise InputError(f"give model={model!r} or checkpoint_path={checkpoint_path!r}")
+            raise InputError(
+                f"give model={model!r} or checkpoint_path={checkpoint_path!r}, not both"
+            )
         if batch_memory_mb is not None and not 0.0 < batch_memory_mb < float("inf"):
             raise InputError(f"batch_memory_mb must be positive, got {batch_memory_mb}")
-        chosen = model if model is not None else checkpoint_path
-        chosen = "original" if chosen is None else chosen
+        source = model if model is not None else checkpoint_path
+        source = "original" if source is None else source
         self.device = str(device)
         self.enable_stress = enable_stress
         self.enable_timing = enable_timing
         self.batch_memory_mb = batch_memory_mb
-        precision = None if dtype is None else getattr(torch, _precision(dtype))
-        self._portable = archive_of(chosen, precision, self.device)
-        own = self._portable.metadata["dtype"]
-        self.parameters.update(model=str(chosen), device=self.device, dtype=own, backend=backend)
+        precision = None if dtype is None else DTYPES[_precision(dtype)]
+        self._portable = archive_of(source, precision, self.device)
+        self.parameters.update(
+            model=str(source),
+            device=self.device,
+            dtype=self._portable.metadata["dtype"],
+            backend=backend,
+        )
         self._seconds = array("d")
         self._start()
         if not enable_stress:
             without = {"stress", "stresses"}
             self.implemented_properties = [
-                one for one in type(self).implemented_properties if one not in without
+                name for name in type(self).implemented_properties if name not in without
             ]
 
     def _start(self) -> None:
-        """What is made anew in another process."""
+        """Make the members that are not pickled."""
         self.archive = with_backend(self._portable, self.parameters["backend"], self.device)
-        self._seen: ref[Atoms] | None = None  # what was evaluated last
+        self._seen: ref[Atoms] | None = None  # the object that was evaluated last
         self.backend = "portable" if self.archive is self._portable else "native"
         self._search = NeighborList(
             cutoff=self.archive.metadata["cutoff"], full_list=True, skin=SKIN, n_threads=1
@@ -176,16 +207,17 @@ class StudentForceFieldCalculator(Calculator):
         )
 
     def set(self, **kwargs: Any) -> dict[str, Any]:
-        """Called by ASE. Parameters are those of the network that was loaded, and stay.
+        """Refuse changes of parameters, which belong to the loaded network; ASE calls this.
 
         Raises
         ------
-        InputError : one that would change.
+        InputError
+            A parameter would change.
         """
         known = self.parameters
         if changed := [k for k, v in kwargs.items() if k not in known or known[k] != v]:
             raise InputError(
-                f"{', '.join(changed)} cannot be set afterwards; make another {type(self).__name__}"
+                f"{', '.join(changed)} cannot be set afterwards; make a new {type(self).__name__}"
             )
         return {}
 
@@ -195,7 +227,13 @@ class StudentForceFieldCalculator(Calculator):
         properties: list[str] | None = None,
         system_changes: list[str] = all_changes,
     ) -> None:
-        """Fill `results`; called by ASE."""
+        """Compute the properties of a structure and store them in `results`; ASE calls this.
+
+        Raises
+        ------
+        InputError
+            The structure is unusable.
+        """
         start = perf_counter()
         super().calculate(atoms, properties, system_changes)
         assert self.atoms is not None
@@ -203,24 +241,24 @@ class StudentForceFieldCalculator(Calculator):
             self._check(atoms, system_changes)
             self.results = self._results(self.atoms, "stresses" in (properties or ()))
         except Exception:
-            self.atoms = self._seen = None  # else, asked again, it would pass for checked
+            self.atoms = self._seen = None  # so that the next call checks it again
             self.reset()
             raise
         if self.enable_timing:
             self._seconds.append(perf_counter() - start)
 
-    def _check(self, given: Atoms | None, system_changes: list[str]) -> None:
-        """All of a structure that is new; of one known, only what cannot be evaluated.
+    def _check(self, caller: Atoms | None, system_changes: list[str]) -> None:
+        """Check everything of a new structure; of a known one, only whether it can be evaluated.
 
-        In the course of a run atoms may come closer, and bonds stretch more, than in any structure
-        that one starts with: a minimiser tries such steps, and the repulsion sends it back.
+        During a run atoms may come closer, and bonds may stretch more, than in a structure at the
+        start: a minimiser tries such steps, and the repulsion drives the atoms apart again.
         """
         assert self.atoms is not None
-        known = self._seen is not None and given is self._seen()
-        self._seen = None if given is None else ref(given)
+        known = self._seen is not None and caller is self._seen()
+        self._seen = None if caller is None else ref(caller)
         changed = set(system_changes)
-        sound = np.abs(self.atoms.positions).max(initial=0.0) < FARTHEST  # NaN is not
-        if not sound or changed & {"numbers", "pbc"} or ("cell" in changed and not known):
+        placed = np.abs(self.atoms.positions).max(initial=0.0) < FARTHEST  # False for NaN
+        if not placed or changed & {"numbers", "pbc"} or ("cell" in changed and not known):
             check_structure(self.atoms, self.archive.metadata["elements"])
         elif "cell" in changed:
             check_cell(self.atoms)
@@ -228,24 +266,24 @@ class StudentForceFieldCalculator(Calculator):
             check_distances(self.atoms)
 
     def _results(self, atoms: Atoms, with_stresses: bool) -> dict[str, Any]:
-        """ASE's results for one structure."""
+        """Return the results of one structure with the keys of ASE."""
         stresses = None
         on_gpu = torch.device(self.device).type != "cpu"
         if with_stresses or (self.backend == "portable" and not on_gpu):
             index, vectors = edges_of(atoms, self._search.cutoff, self._search)
             owner = np.zeros(len(atoms), dtype=np.int64)
             graph = Graph(vectors, index, atoms.numbers, owner, 1)
-            found = evaluate_graph(self.archive, graph, self.device)
-            energies, forces = found.energies, found.forces
-            virial = structure_virials(graph, found.gradient)[0]
+            evaluation = evaluate_graph(self.archive, graph, self.device)
+            energies, forces = evaluation.energies, evaluation.forces
+            virial = structure_virials(graph, evaluation.gradient)[0]
             if with_stresses:
-                stresses = atom_virials(graph, found.gradient).cpu().numpy()
+                stresses = atom_virials(graph, evaluation.gradient).cpu().numpy()
         else:
             try:
                 energies, forces, virial = evaluate(self.archive, atoms, self.device)
             except (RuntimeError, ValueError) as error:
-                _, refused, reason = str(error).rpartition("mlff_student: ")
-                if not refused:
+                _, prefix, reason = str(error).rpartition("mlff_student: ")
+                if not prefix:
                     raise
                 raise InputError(reason.strip()) from error
         results = self._as_results(
@@ -262,52 +300,56 @@ class StudentForceFieldCalculator(Calculator):
     ) -> dict[str, Any]:
         energy = float(energies.sum())
         results = {"energy": energy, "free_energy": energy, "energies": energies, "forces": forces}
-        # As in ASE's own calculators: a slab's stress is over the volume of the cell it is given.
+        # As in ASE's own calculators, the stress of a slab refers to the volume of its cell.
         if self.enable_stress and atoms.pbc.any() and atoms.cell.rank == 3:
             results["stress"] = full_3x3_to_voigt_6_stress(-virial / atoms.get_volume())
         return results
 
     def calculate_batch(self, structures: Iterable[Atoms]) -> list[dict[str, Any]]:
-        """Results of many structures, of any sizes and periodicity, evaluated together.
+        """Evaluate many structures, of any sizes and periodicity, in batches.
 
-        Structures are joined to graphs of `batch_memory_mb`; one that is larger goes alone. Neither
-        `results` nor the structures are touched.
+        Structures are joined to graphs of at most `batch_memory_mb`; a larger structure is a batch
+        of its own. Neither `results` nor the structures are changed.
 
         Parameters
         ----------
-        structures : of ASE.
+        structures : Iterable[Atoms]
+            ASE structures.
 
         Returns
         -------
-        For each structure, in their order: energy, free_energy, energies, forces, and stress where
-        it is periodic.
+        list[dict[str, Any]]
+            Results of each structure, in the same order: energy and free_energy in eV, energies
+            (N,) in eV, forces (N, 3) in eV/angstrom and, if it is periodic, stress (6,) in
+            eV/angstrom^3.
 
         Raises
         ------
-        InputError : a structure that the student must not be given, with its number.
+        InputError
+            A structure is unusable; the message contains its number.
         """
         structures = list(structures)
         elements = self.archive.metadata["elements"]
         _check_batch(structures, elements)
         results: list[dict[str, Any]] = []
-        for chosen in self.batches(structures):
-            some = structures[chosen]
-            graph = join(some, self.archive.metadata["cutoff"])
+        for rows in self.batches(structures):
+            batch = structures[rows]
+            graph = join(batch, self.archive.metadata["cutoff"])
             if (bad := _suspect(graph)) is not None:
-                _check_one(some[bad], chosen.start + bad, elements)
-            found = evaluate_graph(self.archive, graph, self.device)
-            energies, forces = found.energies.cpu().numpy(), found.forces.cpu().numpy()
-            virials = np.zeros((len(some), 3, 3))
-            if any(atoms.pbc.any() for atoms in some):
-                virials = structure_virials(graph, found.gradient).cpu().numpy()
+                _check_one(batch[bad], rows.start + bad, elements)
+            evaluation = evaluate_graph(self.archive, graph, self.device)
+            energies, forces = evaluation.energies.cpu().numpy(), evaluation.forces.cpu().numpy()
+            virials = np.zeros((len(batch), 3, 3))
+            if any(atoms.pbc.any() for atoms in batch):
+                virials = structure_virials(graph, evaluation.gradient).cpu().numpy()
             begin = 0
-            for atoms, virial in zip(some, virials, strict=True):
-                rows = slice(begin, begin := begin + len(atoms))
-                results.append(self._as_results(atoms, energies[rows], forces[rows], virial))
+            for atoms, virial in zip(batch, virials, strict=True):
+                own = slice(begin, begin := begin + len(atoms))
+                results.append(self._as_results(atoms, energies[own], forces[own], virial))
         return results
 
     def batches(self, structures: Sequence[Atoms]) -> list[slice]:
-        """How `calculate_batch` divides structures by the memory they take."""
+        """Return the batches into which `calculate_batch` divides structures, by their memory."""
         memory_mb = self.batch_memory_mb
         if memory_mb is None and torch.device(self.device).type == "cuda":
             memory_mb = GPU_BATCH_SHARE * 1e-6 * torch.cuda.mem_get_info(self.device)[0]
@@ -316,11 +358,13 @@ class StudentForceFieldCalculator(Calculator):
         return list(within_memory(structures, self.archive.metadata, budget_bytes, by_edges))
 
     def get_timing_stats(self) -> dict[str, float]:
-        """Time of the calculations of single structures since the last `reset_timing`.
+        """Return the times of calculations of single structures since the last `reset_timing`.
 
         Returns
         -------
-        count, min_ms, mean_ms, median_ms, max_ms, last_ms; only count, of 0, where there are none.
+        dict[str, float]
+            The keys are count, min_ms, mean_ms, median_ms, max_ms and last_ms. Without a
+            calculation there is only count, which is 0.
         """
         times = 1e3 * np.array(self._seconds)
         if not len(times):
@@ -330,24 +374,24 @@ class StudentForceFieldCalculator(Calculator):
         return {"count": len(times), **stats, "last_ms": float(times[-1])}
 
     def reset_timing(self) -> None:
-        """Forget the times of earlier calculations. (`reset` forgets their results.)"""
+        """Delete the times of earlier calculations. (`reset` deletes their results.)"""
         self._seconds = array("d")
 
 
 def _precision(dtype: torch.dtype | str) -> str:
     name = str(dtype).removeprefix("torch.")
-    if name not in ("float32", "float64"):
-        raise InputError(f"dtype must be float32 or float64, got {dtype!r}")
+    if name not in DTYPES:
+        raise InputError(f"dtype must be {' or '.join(DTYPES)}, got {dtype!r}")
     return name
 
 
-@lru_cache(maxsize=4)  # a pool of processes gets the same calculator with every task
+@lru_cache(maxsize=4)  # a pool of processes unpickles the same calculator for every task
 def _module_of(content: bytes, device: str) -> torch.jit.ScriptModule:
     return torch.jit.load(io.BytesIO(content), map_location=device)
 
 
 def _check_batch(structures: list[Atoms], elements: list[str]) -> None:
-    """All that `check_structure` finds, but for distances in open structures."""
+    """Check structures as `check_structure` does, except for distances in open structures."""
     known = np.zeros(len(covalent_radii), dtype=bool)
     known[[atomic_numbers[symbol] for symbol in elements]] = True
     for number, atoms in enumerate(structures):
@@ -355,7 +399,7 @@ def _check_batch(structures: list[Atoms], elements: list[str]) -> None:
             raise InputError(
                 f"structure {number} is {type(atoms).__name__}, expected an ase.Atoms object"
             )
-        placed = np.abs(atoms.positions).max(initial=0.0) < FARTHEST  # NaN is not
+        placed = np.abs(atoms.positions).max(initial=0.0) < FARTHEST  # False for NaN
         placed &= np.isfinite(atoms.cell.array).all()
         if len(atoms) == 0 or not known[atoms.numbers].all() or not placed or atoms.pbc.any():
             _check_one(atoms, number, elements)
@@ -369,10 +413,11 @@ def _check_one(atoms: Atoms, number: int, elements: list[str]) -> None:
 
 
 def _suspect(graph: Graph) -> int | None:
-    """First structure with atoms too close or hydrogens missing, or None: `check_structure`'s last
-    two findings, from edges that are there already.
+    """Return the first structure with atoms too close or hydrogens missing; None if there is none.
+
+    These are the last two checks of `check_structure`, computed from the edges of the graph.
     """
     too_close = np.linalg.norm(graph.edge_vectors, axis=1) < SHORTEST_DISTANCE
     bare = bare_atoms(graph.numbers, graph.edge_index, graph.edge_vectors, graph.owner)
-    found = graph.owner[np.concatenate([graph.edge_index[0][too_close], bare])]
-    return int(found.min()) if len(found) else None
+    suspects = graph.owner[np.concatenate([graph.edge_index[0][too_close], bare])]
+    return int(suspects.min()) if len(suspects) else None

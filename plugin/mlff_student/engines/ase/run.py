@@ -1,4 +1,4 @@
-"""The MD protocol of mlff_student.engines.protocol in ASE, for a student, a teacher or any other calculator."""
+"""Runs molecular dynamics in ASE, with a student, a teacher or any other calculator."""
 
 import json
 import math
@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import mdtraj
 import numpy as np
@@ -24,7 +24,7 @@ from mlff_student.core.errors import InputError, StudentError
 from mlff_student.core.files import atomic_write
 from mlff_student.engines.ase.calculator import StudentForceFieldCalculator
 from mlff_student.engines.protocol import (
-    COLDEST_START,
+    MIN_START_KINETIC_FRACTION,
     THERMO_COLUMNS,
     Engine,
     MDSettings,
@@ -33,29 +33,50 @@ from mlff_student.engines.protocol import (
 )
 from mlff_student.structures.reading import Structure
 from mlff_student.teachers.registry import is_teacher, make_teacher
-from mlff_student.validation.reference_monte_carlo import HybridMonteCarlo
 
-MINIMISE_FORCE = 0.1  # eV/angstrom, the largest component left
+MINIMISE_FORCE = 0.1  # largest force on an atom at which minimisation ends, eV/angstrom
 MINIMISE_STEPS = 200
-PRESSURE = "pressure_gpa"  # column of the log where the calculator gives a stress
+PRESSURE = "pressure_gpa"  # column of the log if the calculator computes a stress
 CHECKPOINT = "checkpoint.npz"
 
 
 class State(NamedTuple):
-    """What production goes on from."""
+    """Contents of a checkpoint.
+
+    Attributes
+    ----------
+    step : int
+        Number of production steps done.
+    positions : np.ndarray
+        Positions (N, 3), angstrom.
+    momenta : np.ndarray
+        Momenta (N, 3), ASE's units.
+    randomness : str
+        State of the random number generator as JSON.
+    """
 
     step: int
-    positions: np.ndarray  # (N, 3), angstrom
-    momenta: np.ndarray  # (N, 3), ASE's units
-    randomness: str  # the generator's state as JSON
+    positions: np.ndarray
+    momenta: np.ndarray
+    randomness: str
+
+
+class Dynamics(Protocol):
+    """An object that moves atoms, such as ASE's `MolecularDynamics`."""
+
+    atoms: Atoms
+
+    def run(self, steps: int) -> Any:
+        """Move the atoms by a number of steps."""
 
 
 def engine_with(calculator: Calculator | None) -> Engine:
-    """Engine of `mlff_student.engines.run.run_md` (see `mlff_student.engines.protocol.Engine`).
+    """Return the ASE engine of `run_md`; see `mlff_student.engines.protocol.Engine`.
 
     Parameters
     ----------
-    calculator : what gives energy and forces; the settings' model, student or teacher, if None.
+    calculator : Calculator, optional
+        ASE calculator of the run; None uses the model of the settings, a student or a teacher.
     """
 
     def run_ase(
@@ -64,18 +85,21 @@ def engine_with(calculator: Calculator | None) -> Engine:
         folder: RunFolder,
         progress: Callable[[int], None],
     ) -> float:
-        torch.set_num_threads(settings.threads_for(len(structure.atoms)))
         atoms = structure.atoms.copy()
-        atoms.calc = calculator or _calculator_of(settings, folder)
-        return _run(settings, atoms, folder, progress)
+        atoms.calc = calculator or calculator_of(settings, folder)
+        step, rng = start(settings, atoms, folder)
+        dynamics = make_dynamics(settings, atoms, rng, settings.ensemble, settings.timestep_fs)
+        return produce(settings, dynamics, step, rng, folder, progress)
 
     return run_ase
 
 
 @contextmanager
-def _charged_to_calculator() -> Iterator[None]:
-    """StudentError of whatever a calculator raises, which may be anything; but what the machine is
-    to blame for passes, and what this package says of the installation.
+def _calculator_errors() -> Iterator[None]:
+    """Raise a StudentError for any error of a calculator.
+
+    Errors of the machine (OSError, MemoryError) and this package's errors about the installation
+    are raised unchanged.
     """
     try:
         yield
@@ -84,61 +108,116 @@ def _charged_to_calculator() -> Iterator[None]:
     except Exception as error:
         if isinstance(error, StudentError) and not isinstance(error, InputError):
             raise
-        what = str(error) or type(error).__name__
-        raise StudentError(f"the calculator stopped: {what}") from error
+        reason = str(error) or type(error).__name__
+        raise StudentError(f"the calculator stopped: {reason}") from error
 
 
-def _calculator_of(settings: MDSettings, folder: RunFolder) -> Calculator:
+def calculator_of(settings: MDSettings, folder: RunFolder) -> Calculator:
+    """Return the calculator of the settings' teacher, or of the student in the run's folder."""
     if is_teacher(settings.model):
         return make_teacher(settings.model)
     return StudentForceFieldCalculator(model=folder.archive, backend=settings.backend)
 
 
-def _run(
-    settings: MDSettings, atoms: Atoms, folder: RunFolder, progress: Callable[[int], None]
-) -> float:
+def start(settings: MDSettings, atoms: Atoms, folder: RunFolder) -> tuple[int, np.random.Generator]:
+    """Set atoms to the state of the newest checkpoint.
+
+    Without a checkpoint, minimise and thermalise the atoms first and write one.
+
+    Parameters
+    ----------
+    settings : MDSettings
+        Settings of the run.
+    atoms : Atoms
+        Atoms with their calculator; positions and momenta are changed.
+    folder : RunFolder
+        Folder of the run.
+
+    Returns
+    -------
+    step : int
+        Number of production steps done.
+    rng : np.random.Generator
+        Random number generator in the state of the checkpoint.
+
+    Raises
+    ------
+    StudentError
+        The calculator raised an error.
+    """
+    torch.set_num_threads(settings.threads_for(len(atoms)))
     checkpoint = folder.path / CHECKPOINT
     rng = np.random.Generator(np.random.PCG64(settings.seed))
-    guide = StudentForceFieldCalculator(settings.guide) if settings.guide else None
     if not checkpoint.exists():
-        target, atoms.calc = atoms.calc, guide or atoms.calc
-        with _charged_to_calculator():
-            _thermalise(settings, atoms, rng)
-        atoms.calc = target
+        with _calculator_errors():
+            thermalise(settings, atoms, rng)
         _save(checkpoint, 0, atoms, rng)
     with np.load(checkpoint) as content:
         state = State(**content)
     atoms.positions = state.positions
     atoms.set_momenta(state.momenta)
     rng.bit_generator.state = json.loads(str(state.randomness))
-    first = step = int(state.step)
-    timestep_fs = settings.timestep_fs
-    if guide:
-        dynamics = HybridMonteCarlo(
-            atoms, guide, timestep_fs * units.fs, temperature_K=settings.temperature_K, rng=rng
-        )
-    else:
-        dynamics = _dynamics(settings, atoms, rng, settings.ensemble, timestep_fs)
+    return int(state.step), rng
+
+
+def produce(
+    settings: MDSettings,
+    dynamics: Dynamics,
+    first: int,
+    rng: np.random.Generator,
+    folder: RunFolder,
+    progress: Callable[[int], None],
+) -> float:
+    """Run production to its end, with a checkpoint after each segment.
+
+    Parameters
+    ----------
+    settings : MDSettings
+        Settings of the run.
+    dynamics : Dynamics
+        Object that moves the atoms.
+    first : int
+        Number of production steps done; see `start`.
+    rng : np.random.Generator
+        Random number generator of `dynamics`; its state is stored in the checkpoints.
+    folder : RunFolder
+        Folder that receives segments and checkpoints.
+    progress : Callable[[int], None]
+        Function that is called with the number of completed steps.
+
+    Returns
+    -------
+    float
+        Wall time of a step, ms.
+
+    Raises
+    ------
+    StudentError
+        The calculator raised an error.
+    """
     began = time.perf_counter()
     progress(first)
-    while step < settings.steps:  # one segment to a checkpoint: a DCD file is whole once closed
+    step = first
+    # Each checkpoint ends a segment, because a DCD file is complete only after it is closed.
+    while step < settings.steps:
         last = min(step + settings.checkpoint_every, settings.steps)
-        with _charged_to_calculator():
-            _write_segment(settings, dynamics, folder.segment(step), step, last, progress)
-        _save(checkpoint, last, atoms, rng)
+        with _calculator_errors():
+            write_segment(settings, dynamics, folder.segment(step), step, last, progress)
+        _save(folder.path / CHECKPOINT, last, dynamics.atoms, rng)
         step = last
     steps = settings.steps - first
     return 1e3 * (time.perf_counter() - began) / steps if steps else math.nan
 
 
-def _write_segment(
+def write_segment(
     settings: MDSettings,
-    dynamics: MolecularDynamics | HybridMonteCarlo,
+    dynamics: Dynamics,
     segment: Segment,
     first: int,
     last: int,
     progress: Callable[[int], None],
 ) -> None:
+    """Run from step `first` to step `last`; write a frame and a log row every `settings.every`."""
     atoms = dynamics.atoms
     degrees = max(1, 3 * len(atoms) - 3)
     box = _box(atoms)
@@ -167,7 +246,7 @@ def _write_segment(
 
 
 def _has_stress(atoms: Atoms) -> bool:
-    """Whether the calculator gives it along with the forces."""
+    """Return whether the calculator computes the stress together with the forces."""
     atoms.get_forces()
     return bool(atoms.pbc.all()) and "stress" in atoms.calc.results
 
@@ -179,14 +258,16 @@ def _box(atoms: Atoms) -> dict[str, np.ndarray]:
     return {"cell_lengths": lengths, "cell_angles": angles}
 
 
-def _thermalise(settings: MDSettings, atoms: Atoms, rng: np.random.Generator) -> None:
-    """Minimise, then Langevin dynamics; a constant-energy run then has the temperature asked for
-    (see `MDSettings.thermalise_steps`).
+def thermalise(settings: MDSettings, atoms: Atoms, rng: np.random.Generator) -> None:
+    """Minimise atoms and run Langevin dynamics, before production at any ensemble.
+
+    The kinetic energy at the end is such that a run at constant energy has the temperature of the
+    settings; see `MDSettings.thermalise_steps`.
     """
-    LBFGS(atoms, logfile=None).run(fmax=MINIMISE_FORCE, steps=MINIMISE_STEPS)
+    LBFGS(atoms, logfile=os.devnull).run(fmax=MINIMISE_FORCE, steps=MINIMISE_STEPS)
     thermalize_momenta(atoms, temperature_K=settings.temperature_K, rng=rng)
     Stationary(atoms)
-    dynamics = _dynamics(settings, atoms, rng, "nvt", settings.start_timestep_fs)
+    dynamics = make_dynamics(settings, atoms, rng, "nvt", settings.start_timestep_fs)
     dynamics.run(settings.thermalise_steps // 2)
     potentials: list[float] = []
     dynamics.attach(lambda: potentials.append(atoms.get_potential_energy()))
@@ -195,19 +276,20 @@ def _thermalise(settings: MDSettings, atoms: Atoms, rng: np.random.Generator) ->
     degrees = max(1, 3 * len(atoms) - 3)
     thermal = 0.5 * degrees * units.kB * settings.temperature_K
     missing = float(np.mean(potentials)) - atoms.get_potential_energy()
-    wanted = max(thermal + missing, COLDEST_START * thermal)
+    wanted = max(thermal + missing, MIN_START_KINETIC_FRACTION * thermal)
     if (kinetic := atoms.get_kinetic_energy()) > 0:
         atoms.set_momenta(atoms.get_momenta() * np.sqrt(wanted / kinetic))
 
 
-def _dynamics(
+def make_dynamics(
     settings: MDSettings, atoms: Atoms, rng: np.random.Generator, ensemble: str, timestep_fs: float
 ) -> MolecularDynamics:
+    """Return ASE's velocity Verlet dynamics for "nve" and Langevin dynamics for "nvt"."""
     timestep = timestep_fs * units.fs
     if ensemble == "nve":
         return VelocityVerlet(atoms, timestep)
     friction = settings.friction_per_ps / (1000.0 * units.fs)
-    # Not fixcm, which heats small molecules; the centre of mass is brought to rest every step.
+    # The option fixcm heats small molecules, so the centre of mass is set to rest after each step.
     dynamics = Langevin(
         atoms, timestep, temperature_K=settings.temperature_K, friction=friction, fixcm=False,
         rng=rng,

@@ -1,4 +1,4 @@
-"""LAMMPS input of a student, ready to run: data file, archive and the script of an ensemble."""
+"""Writes LAMMPS input for a student: the data file, the archive and the script of an ensemble."""
 
 import math
 import re
@@ -16,15 +16,25 @@ from mlff_student.core.paths import in_checkout_or_package
 from mlff_student.engines.lammps.run import boundary, check_data, element_order, write_data
 from mlff_student.structures.checks import check_structure
 
-# In a source tree the scripts lie beside the pair style; an installed package carries them inside.
+# The scripts are beside the pair style in a source tree, and inside an installed package.
 FOLDERS = in_checkout_or_package("lammps", "lammps_inputs")
 DATA, MODEL = "system.data", "model.pt"
 VARIABLE = re.compile(r"^variable +(\w+) +index +(\"[^\"]*\"|\S+)", re.MULTILINE)
-PERIODIC = ("npt", "melt")  # these change the box
+PERIODIC = ("npt", "melt")  # scripts that change the box
 
 
 class LammpsInput(NamedTuple):
-    """Files written."""
+    """Paths of the files that `write_lammps_input` writes.
+
+    Attributes
+    ----------
+    script : Path
+        Input script.
+    data : Path
+        Data file with the atoms.
+    archive : Path
+        Archive of the student.
+    """
 
     script: Path
     data: Path
@@ -32,18 +42,19 @@ class LammpsInput(NamedTuple):
 
 
 def templates() -> dict[str, Path]:
-    """Input scripts by ensemble: melt, minimise, npt, nve, nvt.
+    """Return the paths of the input scripts by ensemble: melt, minimise, npt, nve, nvt.
 
     Raises
     ------
-    MissingDependencyError : an installation without them.
+    MissingDependencyError
+        The scripts are not installed.
     """
     for folder in FOLDERS:
-        if found := {path.suffix[1:]: path for path in sorted(folder.glob("in.*"))}:
-            return found
+        if scripts := {path.suffix[1:]: path for path in sorted(folder.glob("in.*"))}:
+            return scripts
     raise MissingDependencyError(
-        "the LAMMPS input scripts are not installed; pip install --no-build-isolation . in a "
-        "checkout"
+        "the LAMMPS input scripts are not installed; run: pip install --no-build-isolation . in "
+        "a checkout"
     )
 
 
@@ -56,27 +67,36 @@ def write_lammps_input(
     units: str = "metal",
     variables: Mapping[str, str] | None = None,
 ) -> LammpsInput:
-    """Write what `lmp -in in.<ensemble>` needs into a folder.
+    """Write the files that `lmp -in in.<ensemble>` needs into a folder.
 
-    The script is the one in `lammps/`, after lines that define its variables for this system:
-    LAMMPS does not define them again. Velocities of the atoms go into the data file, and the run
-    starts from them.
+    The script is a copy of the script in `lammps/` after lines that set its variables for this
+    system. The data file contains the velocities of the atoms, if they have any; the run then
+    starts with them.
 
     Parameters
     ----------
-    atoms : the structure; LAMMPS types are its elements in alphabetical order, and its cell is
-        turned into the orientation that LAMMPS wants.
-    model : shipped name, checkpoint or archive.
-    ensemble : "nve", "nvt", "npt", "minimise" or "melt".
-    units : "metal" or "real".
-    variables : others than the script's own, such as {"temperature": "350"}; their units are in the
-        script.
+    atoms : Atoms
+        The structure. Its elements in alphabetical order are the atom types of LAMMPS, and its cell
+        is rotated to the orientation that LAMMPS requires.
+    model : str
+        Shipped name, or path of a checkpoint or archive.
+    ensemble : str
+        Script: "nve", "nvt", "npt", "minimise" or "melt".
+    folder : Path
+        Folder that receives the files.
+    units : str
+        Units of the LAMMPS run: "metal" or "real".
+    variables : Mapping[str, str], optional
+        Values of variables of the script, such as {"temperature": "350"}; the comments of the
+        script give their units.
 
     Raises
     ------
-    InputError : unusable structure, ensemble, units or variable, or a folder that cannot be
-        written; before anything is written.
-    ArchiveError : no such model.
+    InputError
+        The structure, ensemble, units or a variable is unusable, or the folder cannot be written.
+        Nothing is written in this case.
+    ArchiveError
+        The model does not exist or is unusable.
     """
     scripts = templates()
     check_key([ensemble], scripts, "ensemble")
@@ -91,9 +111,9 @@ def write_lammps_input(
     }
     if "start" in defaults:
         own["start"] = "data" if atoms.has("momenta") else "create"
-    chosen = dict(variables or {})
-    check_key(chosen, [name for name in defaults if name not in own], f"in.{ensemble}")
-    for name, value in chosen.items():
+    changes = dict(variables or {})
+    check_key(changes, [name for name in defaults if name not in own], f"in.{ensemble}")
+    for name, value in changes.items():
         if _is_number(defaults[name]) and not _is_number(value):
             raise InputError(f"in.{ensemble}: {name} must be a number, got {value!r}")
     archive = archive_of(model)
@@ -102,7 +122,7 @@ def write_lammps_input(
     if ensemble in PERIODIC and not atoms.pbc.all():
         raise InputError(
             f"in.{ensemble} changes the box, but the structure is periodic along "
-            f"{atoms.pbc.tolist()}; give it a cell, or take nve or nvt"
+            f"{atoms.pbc.tolist()}; give it a cell, or use nve or nvt"
         )
     written = LammpsInput(folder / f"in.{ensemble}", folder / DATA, folder / MODEL)
     try:
@@ -112,7 +132,7 @@ def write_lammps_input(
     write_data(atoms, written.data, units)
     with atomic_write(written.archive) as temporary:
         save_archive(archive, temporary)
-    lines = [f'variable {name:<11} index "{value}"' for name, value in (own | chosen).items()]
+    lines = [f'variable {name:<11} index "{value}"' for name, value in (own | changes).items()]
     head = f"# {atoms.get_chemical_formula()}, {len(atoms)} atoms\n" + "\n".join(lines)
     with atomic_write(written.script) as temporary:
         temporary.write_text(f"{head}\n\n{template}")

