@@ -1,4 +1,4 @@
-"""Draw the small sample of held-out frames that the evidence tests use."""
+"""Draw the small sample of held-out frames that tests use from the dataset of the students."""
 
 from pathlib import Path
 from typing import Annotated
@@ -15,17 +15,17 @@ from mlff_student.distill.dataset import (
     read_dataset,
 )
 
-FRAMES = 4  # of each structure
+FRAMES = 4  # number of frames of each structure
 
 
 def main(
-    source: Annotated[Path, typer.Argument(help="Dataset that the students were trained on.")],
-    output: Annotated[Path, typer.Argument(help="HDF5 file to write.")],
+    source: Annotated[Path, typer.Argument(help="Dataset (HDF5) of the students.")],
+    output: Annotated[Path, typer.Argument(help="Dataset (HDF5) to write.")],
 ) -> None:
-    """Draw the small sample of held-out frames that the evidence tests use.
+    """Draw the small sample of held-out frames that tests use from the dataset of the students.
 
-    Four frames of each structure of the test split, evenly spread over its frames: of molecules,
-    two of MD at 300 K and two at 600 K; of dimers, clusters and liquids, what there is.
+    The sample has four frames of each structure of the test split, evenly spread over its frames.
+    For molecules these are two frames of MD at 300 K and two at 600 K.
 
     Example: python benchmarks/draw_held_out.py runs/organic/dataset.h5 tests/data/held_out.h5
     """
@@ -33,15 +33,15 @@ def main(
 
 
 def draw(source: Path, output: Path) -> int:
-    """Write the sample, and return how many frames it has.
+    """Write the sample, and return its number of frames.
 
     Raises
     ------
     InputError
-        If the output exists, or the source cannot be read.
+        The output exists, or the source cannot be read.
     """
     if output.exists():
-        raise InputError(f"{output} exists; remove it to draw it anew")
+        raise InputError(f"{output} exists; remove it to draw it again")
     summary, frames = read_dataset(source)
     total = 0
     with open_dataset(output, **summary.attributes) as writer:
@@ -55,7 +55,7 @@ def draw(source: Path, output: Path) -> int:
 
 
 def structure_of(frames: LabelledFrames, row: int, chosen: np.ndarray) -> LabelledStructure:
-    """Chosen frames of a structure of the test split."""
+    """Return chosen frames of a structure of the test split."""
     atoms = [np.arange(*frames.start[k : k + 2].tolist()) for k in chosen]
     return LabelledStructure(
         name=frames.names[row],

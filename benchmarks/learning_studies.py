@@ -1,4 +1,4 @@
-"""What limits the accuracy of the students: data, steps, width, labels of a larger student."""
+"""Train short variations of a recipe, to see what limits the accuracy of the students."""
 
 import csv
 from dataclasses import replace
@@ -18,18 +18,34 @@ from mlff_student.distill.relabel import relabel
 from mlff_student.distill.train import train
 from mlff_student.reporting.plots import single_figure
 
-COPIES = 1  # of each frame, labelled by the larger student
+COPIES = 1  # number of copies of each frame that the larger student labels
 
 
 class Study(NamedTuple):
-    """One training that differs from the reference in one thing."""
+    """A training that differs from the reference in one setting.
+
+    Attributes
+    ----------
+    study : str
+        What is varied: "data", "steps", "relabelling" or "width"; "reference" if nothing.
+    name : str
+        Name of the training and of its folder.
+    preset : str
+        Preset that is trained.
+    steps_factor : float
+        Number of steps over that of the reference.
+    structures_fraction : float
+        Fraction of the structures of the dataset.
+    relabelled : bool
+        Whether frames that `original` has labelled are added.
+    """
 
     study: str
     name: str
     preset: str = "ultra_tiny"
     steps_factor: float = 1.0
     structures_fraction: float = 1.0
-    relabelled: bool = False  # with frames that the original student has labelled
+    relabelled: bool = False
 
 
 REFERENCE = Study("reference", "reference")
@@ -46,22 +62,27 @@ STUDIES = (
 
 
 def main(
-    dataset: Annotated[Path, typer.Argument(help="Labelled dataset: dataset.h5 of a recipe.")],
+    dataset: Annotated[Path, typer.Argument(help="Dataset (HDF5) of a recipe.")],
     output: Annotated[
-        Path, typer.Option("-o", "--output", help="Folder for trainings, results.csv, results.png.")
+        Path,
+        typer.Option(
+            "-o", "--output", help="Folder for the trainings, results.csv and results.png."
+        ),
     ] = Path("studies"),
     recipe: Annotated[
-        Path, typer.Option(help="Recipe that the dataset was made by; the shipped one by default.")
+        Path, typer.Option(help="Recipe of the dataset; the shipped one if not given.")
     ] = ORGANIC_RECIPE,
-    steps: Annotated[int, typer.Option(min=3, help="Steps of the reference training.")] = 6000,
+    steps: Annotated[
+        int, typer.Option(min=3, help="Number of steps of the reference training.")
+    ] = 6000,
     only: Annotated[
-        str, typer.Option(help="Names of studies, with commas; all of them if not given.")
+        str, typer.Option(help="Names of trainings, separated by commas; all if not given.")
     ] = "",
 ) -> None:
-    """Train short variations of a recipe, and compare their force errors on unseen molecules.
+    """Train short variations of a recipe, and compare their force errors on held-out molecules.
 
-    A training takes some minutes, that of the original student longest; each resumes where a killed
-    run stopped. Making the data takes hours.
+    A training takes some minutes; that of `original` takes longest. The same command resumes after
+    a kill. Making the data takes hours.
 
     Example: mlff-student distill sample organic.yaml --data runs/organic &&
     python benchmarks/learning_studies.py runs/organic/dataset.h5 -o runs/studies
@@ -92,7 +113,7 @@ def main(
 def measure(
     study: Study, recipe: Recipe, dataset: Path, steps: int, output: Path
 ) -> dict[str, Any]:
-    """Train, and evaluate on the test split; a row of the table."""
+    """Train one variation and measure it on the test split; return a row of the table."""
     if study.preset not in recipe.training:
         raise InputError(
             f"the recipe has no training of {study.preset!r}, which {study.name} needs"
@@ -138,7 +159,7 @@ def measure(
 
 
 def plot(rows: list[dict[str, Any]], path: Path) -> None:
-    """PNG of force errors against what was varied, relative to the first row."""
+    """Plot force errors against what was varied, relative to the first row."""
     reference = rows[0]
     with single_figure(path, "times the reference", "force RMSE (eV/Å)") as axes:
         axes.set_xscale("log")

@@ -1,8 +1,7 @@
-"""Networks of other packages with random weights and a student's size, as forces of OpenMM.
+"""Networks of other packages with random weights and the size of a student, as forces of OpenMM.
 
-Each reaches OpenMM in the way in which its own users run it: TensorNet and MACE through their
-potentials in openmm-ml; ANI through TorchANI's calculator for ASE, because openmm-ml takes only the
-published weights of ANI.
+TensorNet and MACE run through their potentials in openmm-ml, as their users run them. ANI runs
+through the ASE calculator of TorchANI, because openmm-ml takes only the published weights of ANI.
 """
 
 from collections.abc import Callable
@@ -20,9 +19,9 @@ from torch import nn
 from mlff_student.core.errors import InputError, MissingDependencyError
 from mlff_student.model.elements import ELEMENTS
 
-CUTOFF = 5.0  # angstrom, as the students'
-NEIGHBOURS = 15.0  # an atom, by which MACE divides its sums
-# The shape published for molecules: Simeon and De Fabritiis 2023, arXiv:2306.06482.
+CUTOFF = 5.0  # angstrom, as in the students
+NEIGHBOURS = 15.0  # number of neighbours of an atom, by which MACE divides its sums
+# The published shape for molecules: Simeon and De Fabritiis 2023, arXiv:2306.06482.
 TENSORNET = {
     "model": "tensornet",
     "output_model": "Scalar",
@@ -51,17 +50,41 @@ ANI_2X = ("H", "C", "N", "O", "S", "F", "Cl")
 
 
 class Architecture(NamedTuple):
-    """How a network is built from a width."""
+    """An architecture whose size depends on a width.
+
+    Attributes
+    ----------
+    build : callable
+        Makes a network of a given width.
+    step : int
+        Difference between allowed widths.
+    elements : tuple of str
+        Chemical symbols that the network knows.
+    module : str
+        Module that is imported to see whether the package is installed.
+    package : str
+        Name of the package for pip.
+    """
 
     build: Callable[[int], nn.Module]
-    step: int  # between widths
+    step: int
     elements: tuple[str, ...]
-    module: str  # imported to see whether it is there
-    package: str  # what pip installs
+    module: str
+    package: str
 
 
 class Rival(NamedTuple):
-    """A network with random weights."""
+    """A network with random weights.
+
+    Attributes
+    ----------
+    architecture : str
+        Key of `ARCHITECTURES`.
+    network : Module
+        The network.
+    width : int
+        Its width.
+    """
 
     architecture: str
     network: nn.Module
@@ -73,11 +96,11 @@ class Rival(NamedTuple):
         return _count(self.network)
 
     def calculator(self) -> Calculator | None:
-        """ASE calculator, where OpenMM takes the network through one."""
+        """Return the ASE calculator through which OpenMM runs the network, if there is one."""
         return self.network.ase() if self.architecture == "ani" else None
 
     def create_system(self, topology: Any, atoms: Atoms) -> Any:
-        """System of openmm-ml whose only force is the network."""
+        """Make a System of openmm-ml whose only force is the network."""
         from openmmml import MLPotential
 
         with TemporaryDirectory() as folder:
@@ -97,14 +120,14 @@ class Rival(NamedTuple):
 
 
 def make_rival(name: str, parameters: int, atoms: Atoms) -> Rival:
-    """Network of an architecture, as wide as it takes to have about that many parameters.
+    """Make a network of an architecture with about a given number of parameters.
 
     Parameters
     ----------
     name : str
         Key of `ARCHITECTURES`.
     parameters : int
-        Number of parameters to come near to.
+        Wanted number of parameters.
     atoms : Atoms
         Molecule whose elements the network must know.
 
@@ -149,13 +172,15 @@ def _tensornet(width: int) -> nn.Module:
     import warp
     from torchmdnet.models.model import create_model
 
-    warp.config.log_level = warp.LOG_WARNING  # else it prints the name of each kernel
+    warp.config.log_level = warp.LOG_WARNING  # by default it prints the name of each kernel
     return create_model(TENSORNET | {"embedding_dimension": width})
 
 
 def _mace(width: int) -> nn.Module:
-    """The shape of MACE-OFF23(S): two layers with scalar features, correlation of three neighbours
-    (Kovacs et al. 2023, arXiv:2312.15211).
+    """Make a network of the shape of MACE-OFF23(S).
+
+    It has two layers with scalar features and a correlation of three neighbours (Kovacs et al.
+    2023, arXiv:2312.15211).
     """
     from mace.modules import ScaleShiftMACE, interaction_classes
 
@@ -182,8 +207,10 @@ def _mace(width: int) -> nn.Module:
 
 
 def _ani(width: int) -> nn.Module:
-    """One network an element on the features of ANI-2x, hidden layers as those of its hydrogen
-    (Devereux et al. 2020, doi:10.1021/acs.jctc.0c00121).
+    """Make a network for each element on the features of ANI-2x.
+
+    The hidden layers are as those of hydrogen in ANI-2x (Devereux et al. 2020,
+    doi:10.1021/acs.jctc.0c00121).
     """
     from torchani.aev import AEVComputer
     from torchani.arch import ANI

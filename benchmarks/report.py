@@ -1,6 +1,6 @@
-"""All students beside their teacher: how fast, how accurate, where the time goes, in one page.
+"""Compare all students with their teacher in one HTML page: speed, accuracy, memory.
 
-Positions move before every call, so that no call is answered from a cache.
+Positions move before each call, so that no result comes from a cache.
 """
 
 import tempfile
@@ -51,38 +51,38 @@ from mlff_student.teachers.registry import is_teacher, make_teacher
 
 COMMAND = "benchmarks/report.py"
 HERE = Path(__file__).parent
-GAP = 3.0  # angstrom, between molecules side by side
-SMALL_MOVE, BEYOND_SKIN = 0.01, 1.0  # angstrom: a neighbour list lasts, or must be made anew
-PLACES = 16  # displaced copies that calls take turns with
-FEWEST_FOR_EXPONENT = 100  # atoms; below, calls cost more than atoms
-MEMORY_ATOMS = 1000
-TEACHER_STEPS = 10
-LONGEST_CALL = 60.0  # s; a teacher is not asked for a structure that would take longer
-TEACHERS_EXPONENT = 3.0  # of time against atoms, by which that is predicted: dense linear algebra
+GAP = 3.0  # angstrom, between copies of a molecule
+SMALL_MOVE, BEYOND_SKIN = 0.01, 1.0  # angstrom: moves that keep a neighbour list, or need a new one
+PLACES = 16  # number of displaced copies that calls take in turn
+FEWEST_FOR_EXPONENT = 100  # atoms; below, the time of a call does not depend on the atoms
+MEMORY_ATOMS = 1000  # number of atoms for the memory of a student
+TEACHER_STEPS = 10  # number of MD steps of a teacher
+LONGEST_CALL = 60.0  # s; a teacher does not compute a structure that would take longer
+TEACHERS_EXPONENT = 3.0  # predicts that time as atoms^3, as for dense linear algebra
 
 
 @dataclass(frozen=True)
 class ReportSettings:
-    """What is measured.
+    """Settings of the comparison.
 
     Attributes
     ----------
     models : tuple[str, ...]
-        Students.
+        Names of shipped students, or paths.
     teacher : str
-        Name that `mlff_student.teachers.registry.make_teacher` takes, or empty.
+        Name of the teacher; empty for none.
     molecule : str
-        File or SMILES string.
+        Structure file or SMILES string.
     atoms : tuple[int, ...]
-        Sizes of thermal structures, for the scaling.
+        Numbers of atoms of thermal structures, for the dependence on size.
     batches : tuple[int, ...]
         Numbers of displaced copies of the molecule in one call.
     engines : tuple[str, ...]
-        Engines of MD.
+        MD engines.
     steps : int
-        Steps of MD that are timed, for each engine.
+        Number of MD steps that are timed with each engine.
     seconds : float
-        Time for each structure's latencies.
+        Least time of the calls for each structure, s.
     """
 
     models: tuple[str, ...]
@@ -104,7 +104,7 @@ class ReportSettings:
 
 
 class ReportJob(NamedTuple):
-    """A measurement by its name."""
+    """A measurement, known by its name."""
 
     job: str
 
@@ -114,26 +114,35 @@ class ReportJob(NamedTuple):
 
 def main(
     models: Annotated[
-        str, typer.Option(help="Shipped names or paths, with commas; all: every shipped model.")
+        str,
+        typer.Option(help="Shipped names or paths, separated by commas; all: every shipped model."),
     ] = "all",
     teacher: Annotated[
-        str, typer.Option(help="Teacher measured beside them; empty for none.")
+        str, typer.Option(help="Teacher to compare with; empty for none.")
     ] = "gfn2-xtb",
-    molecule: Annotated[str, typer.Option(help="File or SMILES of a molecule.")] = MOLECULE,
+    molecule: Annotated[
+        str, typer.Option(help="Structure file or SMILES string of a molecule.")
+    ] = MOLECULE,
     atoms: Annotated[
-        str, typer.Option(help="Numbers of atoms for the scaling, with commas.")
+        str, typer.Option(help="Numbers of atoms of random structures, separated by commas.")
     ] = "22,100,300,1000,3000",
-    batches: Annotated[str, typer.Option(help="Sizes of batches, with commas.")] = "1,8,64",
-    engines: Annotated[str, typer.Option(help="MD engines, with commas.")] = "openmm,lammps",
+    batches: Annotated[
+        str, typer.Option(help="Numbers of structures of a batch, separated by commas.")
+    ] = "1,8,64",
+    engines: Annotated[
+        str, typer.Option(help="MD engines, separated by commas: openmm, lammps, ase.")
+    ] = "openmm,lammps",
     steps: Annotated[int, typer.Option(help="Number of MD steps that are timed.")] = 2000,
-    seconds: Annotated[float, typer.Option(help="Time for each structure's latencies.")] = 5.0,
+    seconds: Annotated[
+        float, typer.Option(help="Least time of the calls for each structure, s.")
+    ] = 5.0,
     output: Annotated[
         Path, typer.Option("-o", "--output", help="Folder for benchmark.html and benchmark.json.")
     ] = Path("benchmark"),
 ) -> None:
-    """Measure all students beside their teacher: speed, accuracy, memory, where the time goes.
+    """Compare all students with their teacher in one HTML page: speed, accuracy and memory.
 
-    A killed run resumes with the same command. Measure on a quiet machine.
+    The same command resumes after a kill. Measure on a machine that does nothing else.
 
     Example: python benchmarks/report.py --models tiny,ultra_tiny -o benchmark
     """
@@ -155,17 +164,26 @@ def main(
 def benchmark_report(
     settings: ReportSettings, output: Path, progress: Progress = no_progress
 ) -> list[Record]:
-    """Measure, and write benchmark.html and benchmark.json into a folder.
+    """Measure all students, and write benchmark.html and benchmark.json into a folder.
+
+    Parameters
+    ----------
+    settings : ReportSettings
+        What to measure.
+    output : Path
+        Folder.
+    progress : callable
+        Called with the name of the job, the number of jobs done and the number of jobs.
 
     Returns
     -------
-    list[Record]
+    list of dict
         Flat records; `measurement` is single, batch, md, scaling, memory or stages.
 
     Raises
     ------
     InputError
-        Settings that cannot be measured, or a folder that holds another benchmark.
+        The folder cannot be written to, or holds another benchmark.
     ArchiveError
         There is no such model.
     MissingDependencyError
@@ -217,7 +235,7 @@ def _measurements(
 
 
 def side_by_side(molecule: Atoms, copies: int) -> Atoms:
-    """Copies of a molecule on a lattice, `GAP` apart, without a cell."""
+    """Place copies of a molecule on a lattice, `GAP` apart, without a cell."""
     edge = int(np.ceil(round(copies ** (1 / 3), 9)))
     extent = np.ptp(molecule.positions, axis=0) + GAP
     boxed = Atoms(molecule.numbers, positions=molecule.positions, cell=extent)
@@ -227,7 +245,7 @@ def side_by_side(molecule: Atoms, copies: int) -> Atoms:
 
 
 def displaced(atoms: Atoms, width: float, count: int = PLACES) -> list[Atoms]:
-    """Copies whose atoms are off by a normal deviate of that standard deviation, angstrom."""
+    """Make copies with normal displacements of standard deviation `width`, angstrom."""
     rng = np.random.default_rng(1)
     copies = [atoms.copy() for _ in range(count)]
     for copy in copies:
@@ -236,7 +254,7 @@ def displaced(atoms: Atoms, width: float, count: int = PLACES) -> list[Atoms]:
 
 
 def moving(function: Callable[[Any], object], places: list[Any]) -> Callable[[], object]:
-    """Call without arguments that gives the function another place every time."""
+    """Return a call without arguments that passes the next place to the function each time."""
     turn = cycle(places)
     return lambda: function(next(turn))
 
@@ -257,34 +275,36 @@ def _forces_at(calculator: Calculator, atoms: Atoms) -> Callable[[np.ndarray], n
 
 
 def _single(potentials: list[str], molecule: Atoms, seconds: float) -> list[Record]:
-    """Energy and forces of one molecule through the ASE calculator."""
+    """Time energy and forces of one molecule through the ASE calculator."""
     places = [copy.positions for copy in displaced(molecule, SMALL_MOVE)]
-    calls = {one: moving(_forces_at(_calculator(one), molecule), places) for one in potentials}
+    calls = {
+        model: moving(_forces_at(_calculator(model), molecule), places) for model in potentials
+    }
     for call in calls.values():
-        for _ in range(2):  # TorchScript compiles
+        for _ in range(2):  # TorchScript compiles in the second call
             call()
     times = in_turns(calls, seconds)
     return [
         {
             "measurement": "single",
-            "model": one,
+            "model": model,
             "atoms": len(molecule),
-            "ms": times[one].ms,
-            "ms_iqr": times[one].ms_iqr,
+            "ms": times[model].ms,
+            "ms_iqr": times[model].ms_iqr,
         }
-        for one in potentials
+        for model in potentials
     ]
 
 
 def _batches(model: str, molecule: Atoms, settings: ReportSettings) -> list[Record]:
-    """Structures in one call; one after another where the calculator has no batches."""
+    """Time several structures in one call, and one by one."""
     calculator = _calculator(model)
     batched = getattr(calculator, "calculate_batch", None)
     forces = _forces_at(calculator, molecule)
 
     def one_by_one(batch: list[Atoms]) -> None:
-        for one in batch:
-            forces(one.positions)
+        for atoms in batch:
+            forces(atoms.positions)
 
     calls = {}
     for size in settings.batches:
@@ -310,8 +330,10 @@ def _batches(model: str, molecule: Atoms, settings: ReportSettings) -> list[Reco
 
 
 def _scaling(archives: dict[str, Archive], size: int, seconds: float) -> list[Record]:
-    """Energy and forces by size: `ms` while the neighbour list lasts, as in most steps of MD, and
-    `ms_with_search` where it is made anew.
+    """Time energy and forces by size.
+
+    `ms` is the time with an earlier neighbour list, as in most MD steps, and `ms_with_search` the
+    time with a new one.
     """
     calls, searches = {}, {}
     for model, archive in archives.items():
@@ -339,9 +361,10 @@ def _scaling(archives: dict[str, Archive], size: int, seconds: float) -> list[Re
 
 
 def _teachers_scaling(teacher: str, molecule: Atoms, settings: ReportSettings) -> list[Record]:
-    """Energy, forces and memory of copies of the molecule side by side, up to the size where a call
-    would take longer than `LONGEST_CALL`. Not the students' thermal structures: atoms that no
-    molecule has are what a self-consistent field may not converge for.
+    """Measure time and memory of a teacher by size, up to calls of `LONGEST_CALL`.
+
+    The structures are copies of the molecule side by side. In thermal structures, which are not
+    molecules, a self-consistent field may not converge.
     """
     calculator = make_teacher(teacher)
     records: list[Record] = []
@@ -370,7 +393,7 @@ def _teachers_scaling(teacher: str, molecule: Atoms, settings: ReportSettings) -
 
 
 def _md(model: str, engine: str, molecule: Atoms, settings: ReportSettings) -> list[Record]:
-    """Steps of real dynamics."""
+    """Time steps of MD."""
     steps = TEACHER_STEPS if is_teacher(model) else settings.steps
     md = MDSettings(
         engine=engine,
@@ -389,10 +412,10 @@ def _md(model: str, engine: str, molecule: Atoms, settings: ReportSettings) -> l
     record: Record = {"measurement": "md", "model": model, "engine": engine, "atoms": len(molecule)}
     with tempfile.TemporaryDirectory() as folder:
         try:
-            made = run_md(md, Path(folder) / "run", quiet=True)
+            run_record = run_md(md, Path(folder) / "run", quiet=True)
         except MissingDependencyError as error:
             return [record | {"ms_per_step": None, "ns_per_day": None, "note": str(error)}]
-    figures = {key: made[key] for key in ("ms_per_step", "ns_per_day", "timestep_fs")}
+    figures = {key: run_record[key] for key in ("ms_per_step", "ns_per_day", "timestep_fs")}
     return [record | figures | {"note": ""}]
 
 
@@ -409,12 +432,12 @@ def _peak(measure: Callable[[], int]) -> Record:
 
 
 def _stages(archive: Archive, model: str, molecule: Atoms, seconds: float) -> list[Record]:
-    """Where the time of a call goes: the network, the search for neighbours, ASE around both."""
+    """Measure the parts of the time of a call: network, neighbour search, and ASE."""
     module = with_backend(archive, "auto").module
     copies = displaced(molecule, SMALL_MOVE)
     near = [archive_arguments(copy) for copy in copies]
     for number, copy in enumerate(copies):
-        copy.positions += (number % 2) * BEYOND_SKIN  # the same edges, and no list that still holds
+        copy.positions += (number % 2) * BEYOND_SKIN  # all atoms move: equal edges, but a new list
     far = [archive_arguments(copy) for copy in copies]
     calls = {
         "network": moving(lambda place: module.evaluate(*place), near),
@@ -441,12 +464,12 @@ def _stages(archive: Archive, model: str, molecule: Atoms, seconds: float) -> li
 
 
 def scaling_exponent(records: list[Record], model: str) -> float:
-    """Of time against atoms, from 100 atoms on; NaN of fewer than two sizes."""
+    """Fit time ~ atoms^exponent from 100 atoms on; NaN if there are fewer than two sizes."""
     points = {
-        one["atoms"]: one["ms"]
-        for one in records
-        if one["measurement"] == "scaling" and one["model"] == model
-        if one["atoms"] >= FEWEST_FOR_EXPONENT
+        row["atoms"]: row["ms"]
+        for row in records
+        if row["measurement"] == "scaling" and row["model"] == model
+        if row["atoms"] >= FEWEST_FOR_EXPONENT
     }
     if len(points) < 2:
         return np.nan
@@ -455,7 +478,7 @@ def scaling_exponent(records: list[Record], model: str) -> float:
 
 
 def page(records: list[Record], archives: dict[str, Archive], settings: ReportSettings) -> str:
-    """One self-contained HTML page."""
+    """Return the comparison as one self-contained HTML page."""
     models = [*archives, *([settings.teacher] if settings.teacher else [])]
     accuracy = {model: _force_rmse(archive) for model, archive in archives.items()}
     plots = [
@@ -466,26 +489,26 @@ def page(records: list[Record], archives: dict[str, Archive], settings: ReportSe
     ]
     rows = []
     for model in models:
-        mine = [one for one in records if one["model"] == model]
+        of_model = [row for row in records if row["model"] == model]
         rows.append(
             {
                 "model": model,
                 "rmse": accuracy.get(model),
-                "single": _value(mine, "ms", measurement="single"),
+                "single": _value(of_model, "ms", measurement="single"),
                 "batch": min(
-                    (one["ms_per_structure"] for one in mine if one["measurement"] == "batch"),
+                    (row["ms_per_structure"] for row in of_model if row["measurement"] == "batch"),
                     default=None,
                 ),
                 "md": {
                     engine: (
-                        _value(mine, "ms_per_step", measurement="md", engine=engine),
-                        _value(mine, "ns_per_day", measurement="md", engine=engine),
+                        _value(of_model, "ms_per_step", measurement="md", engine=engine),
+                        _value(of_model, "ns_per_day", measurement="md", engine=engine),
                     )
                     for engine in (*settings.engines, "ase")
                 },
                 "exponent": scaling_exponent(records, model),
-                "memory": _value(mine, "peak_memory_mb", measurement="memory"),
-                "memory_atoms": _value(mine, "atoms", measurement="memory"),
+                "memory": _value(of_model, "peak_memory_mb", measurement="memory"),
+                "memory_atoms": _value(of_model, "atoms", measurement="memory"),
             }
         )
     environment = jinja2.Environment(
@@ -499,7 +522,7 @@ def page(records: list[Record], archives: dict[str, Archive], settings: ReportSe
         rows=rows,
         engines=[*settings.engines, "ase"],
         plots=[plot for plot in plots if plot],
-        notes=list(dict.fromkeys(one["note"] for one in records if one.get("note"))),
+        notes=list(dict.fromkeys(row["note"] for row in records if row.get("note"))),
         settings=settings,
         molecule_atoms=next((r["atoms"] for r in records if r["measurement"] == "single"), 0),
         machine=machine_facts(),
@@ -515,36 +538,39 @@ def _force_rmse(archive: Archive) -> float | None:
 
 
 def _value(records: list[Record], key: str, **wanted: Any) -> float | None:
-    for one in records:
-        if all(one.get(name) == value for name, value in wanted.items()):
-            return one[key]
+    for row in records:
+        if all(row.get(name) == value for name, value in wanted.items()):
+            return row[key]
     return None
 
 
 def _speed_against_accuracy(
     records: list[Record], accuracy: dict[str, float | None], teacher: str
 ) -> Plot | None:
-    steps = [one for one in records if one["measurement"] == "md" and one["ms_per_step"]]
+    steps = [row for row in records if row["measurement"] == "md" and row["ms_per_step"]]
     sink: list[str] = []
-    with svg_figure("ms/step of MD", "force RMSE on unseen molecules (eV/Å)", sink) as axes:
-        for one in steps:
-            if accuracy.get(one["model"]) is None:
+    with svg_figure(
+        "time of an MD step (ms)", "force RMSE on held-out molecules (eV/Å)", sink
+    ) as axes:
+        for row in steps:
+            if accuracy.get(row["model"]) is None:
                 continue
-            colour = COLOURS[list(accuracy).index(one["model"]) % len(COLOURS)]
-            marker = {"openmm": "o", "lammps": "s", "ase": "D"}[one["engine"]]
-            label = f"{Path(one['model']).stem}, {one['engine']}"
-            axes.plot(one["ms_per_step"], accuracy[one["model"]], marker, color=colour, label=label)
-        for one in steps:
-            if one["model"] == teacher:
-                axes.axvline(one["ms_per_step"], color="0.4", linestyle="--", label=teacher)
+            colour = COLOURS[list(accuracy).index(row["model"]) % len(COLOURS)]
+            marker = {"openmm": "o", "lammps": "s", "ase": "D"}[row["engine"]]
+            label = f"{Path(row['model']).stem}, {row['engine']}"
+            axes.plot(row["ms_per_step"], accuracy[row["model"]], marker, color=colour, label=label)
+        for row in steps:
+            if row["model"] == teacher:
+                axes.axvline(row["ms_per_step"], color="0.4", linestyle="--", label=teacher)
         logarithmic(axes, "x")
         axes.set_ylim(0.0, 1.2 * max(filter(None, accuracy.values()), default=1.0))
-    return Plot("Speed against accuracy", "Left and low is better. Dashed: the teacher.", sink[0])
+    caption = "Faster models are on the left, more accurate ones are lower. Dashed: the teacher."
+    return Plot("Speed and accuracy", caption, sink[0])
 
 
 def _scaling_plot(records: list[Record], models: list[str]) -> Plot | None:
     sink: list[str] = []
-    with svg_figure("atoms", "energy and forces (ms)", sink) as axes:
+    with svg_figure("number of atoms", "time of energy and forces (ms)", sink) as axes:
         for model, colour in zip(models, COLOURS, strict=False):
             exponent = f"exponent {scaling_exponent(records, model):.2f}"
             for key, line, what in (
@@ -552,9 +578,9 @@ def _scaling_plot(records: list[Record], models: list[str]) -> Plot | None:
                 ("ms_with_search", ":", "with neighbour search"),
             ):
                 points = sorted(
-                    (one["atoms"], one[key])
-                    for one in records
-                    if one["measurement"] == "scaling" and one["model"] == model and key in one
+                    (row["atoms"], row[key])
+                    for row in records
+                    if row["measurement"] == "scaling" and row["model"] == model and key in row
                 )
                 if points:
                     label = f"{Path(model).stem}: {what}"
@@ -564,21 +590,22 @@ def _scaling_plot(records: list[Record], models: list[str]) -> Plot | None:
         logarithmic(axes, "x")
         logarithmic(axes, "y")
     caption = (
-        f"Random thermal structures, one thread; exponents from {FEWEST_FOR_EXPONENT} atoms on. "
-        "Most steps of MD use the last neighbour list. A teacher's are copies of the molecule."
+        "Random thermal structures, one thread; the teacher computes copies of the molecule. The "
+        f"exponents are for {FEWEST_FOR_EXPONENT} atoms or more. Most steps of MD use an earlier "
+        "neighbour list."
     )
-    return Plot("Time against size", caption, sink[0])
+    return Plot("Time and size", caption, sink[0])
 
 
 def _batch_plot(records: list[Record], models: list[str]) -> Plot | None:
     sink: list[str] = []
-    with svg_figure("structures in a call", "ms a structure", sink) as axes:
+    with svg_figure("number of structures in a call", "time per structure (ms)", sink) as axes:
         for model, colour in zip(models, COLOURS, strict=False):
             for how, line in (("batch", "-"), ("one by one", ":")):
                 points = sorted(
-                    (one["structures"], one["ms_per_structure"])
-                    for one in records
-                    if one["measurement"] == "batch" and (one["model"], one["how"]) == (model, how)
+                    (row["structures"], row["ms_per_structure"])
+                    for row in records
+                    if row["measurement"] == "batch" and (row["model"], row["how"]) == (model, how)
                 )
                 if points:
                     label = f"{Path(model).stem}, {how}"
@@ -587,21 +614,21 @@ def _batch_plot(records: list[Record], models: list[str]) -> Plot | None:
                     )
         logarithmic(axes, "x")
         logarithmic(axes, "y")
-    return Plot("Many structures at once", "Through the ASE calculator.", sink[0])
+    return Plot("Many structures in one call", "Calls of the ASE calculator.", sink[0])
 
 
 def _stage_plot(records: list[Record], models: list[str]) -> Plot | None:
-    stages = [one for one in records if one["measurement"] == "stages"]
-    names = list(dict.fromkeys(one["stage"] for one in stages))
+    stages = [row for row in records if row["measurement"] == "stages"]
+    names = list(dict.fromkeys(row["stage"] for row in stages))
     sink: list[str] = []
-    with svg_figure("ms", "", sink) as axes:
+    with svg_figure("time (ms)", "", sink) as axes:
         left = np.zeros(len(models))
         for name, colour in zip(names, COLOURS, strict=False):
             width = np.array([_value(stages, "ms", model=m, stage=name) or 0.0 for m in models])
             axes.barh([Path(m).stem for m in models], width, left=left, color=colour, label=name)
             left += width
         axes.invert_yaxis()
-    return Plot("Where a call's time goes", "Of one molecule.", sink[0])
+    return Plot("Parts of the time of a call", "Energy and forces of one molecule.", sink[0])
 
 
 if __name__ == "__main__":

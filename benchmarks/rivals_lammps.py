@@ -1,4 +1,4 @@
-"""Time of a step in LAMMPS of ReaxFF and SNAP beside the students."""
+"""Measure a step in LAMMPS of ReaxFF, SNAP and the students."""
 
 from dataclasses import dataclass
 from importlib import util
@@ -20,32 +20,37 @@ from mlff_student.cli.common import whole_numbers
 from mlff_student.core.errors import InputError, MissingDependencyError
 
 COMMAND = "benchmarks/rivals_lammps.py"
-TANTALUM_A = 3.316  # angstrom, bcc lattice constant of Ta06A.snap
+TANTALUM_A = 3.316  # angstrom, lattice constant of bcc tantalum with Ta06A.snap
 RIVALS = ("reaxff", "snap")
 
 
 @dataclass(frozen=True)
 class RivalSettings(LammpsSettings):
-    """What is measured, with the potentials of this script."""
+    """Settings of `benchmark lammps` with the potentials of this script."""
 
     rivals: tuple[str, ...] = ()
 
 
 def main(
-    rivals: Annotated[str, typer.Option(help="reaxff and snap, with commas.")] = "reaxff,snap",
-    models: Annotated[str, typer.Option(help="Students, with commas; or all.")] = "all",
+    rivals: Annotated[
+        str, typer.Option(help="Potentials, separated by commas: reaxff, snap.")
+    ] = "reaxff,snap",
+    models: Annotated[str, typer.Option(help="Students, separated by commas; or all.")] = "all",
     atoms: Annotated[
-        str, typer.Option(help="Numbers of atoms of the boxes, multiples of ten, with commas.")
+        str,
+        typer.Option(help="Numbers of atoms of the boxes, multiples of ten, separated by commas."),
     ] = "1000,10000,100000",
-    ranks: Annotated[str, typer.Option(help="Numbers of MPI ranks, with commas.")] = "1,2",
-    seconds: Annotated[float, typer.Option(help="Time of the steps, for each combination.")] = 10.0,
+    ranks: Annotated[str, typer.Option(help="Numbers of MPI ranks, separated by commas.")] = "1,2",
+    seconds: Annotated[
+        float, typer.Option(help="Time of the steps for each combination, s.")
+    ] = 10.0,
     json: Annotated[
-        Path, typer.Option(help="File for the records; a killed run resumes from it.")
+        Path, typer.Option(help="JSON file for the records; a killed run resumes from it.")
     ] = Path("rivals-lammps.json"),
 ) -> None:
-    """Measure a step in LAMMPS of ReaxFF (acetone) and SNAP (tantalum) beside the students.
+    """Measure a step in LAMMPS of ReaxFF (acetone), SNAP (tantalum) and the students.
 
-    Both potentials come with LAMMPS. Measure on a quiet machine.
+    Both potentials come with LAMMPS. Measure on a machine that does nothing else.
 
     Example: python benchmarks/rivals_lammps.py --models tiny --atoms 1000 --json rivals.json
     """
@@ -67,12 +72,12 @@ def main(
 
 
 def potential(name: str) -> Potential:
-    """A potential that LAMMPS brings.
+    """Return a potential that comes with LAMMPS.
 
     Raises
     ------
     InputError
-        This script knows no such potential.
+        The name is not "reaxff" or "snap".
     MissingDependencyError
         LAMMPS was installed without the files of potentials.
     """
@@ -102,7 +107,7 @@ def potential(name: str) -> Potential:
 
 
 def potential_files(*names: str) -> tuple[Path, ...]:
-    """Parameter files that come with LAMMPS.
+    """Return the paths of parameter files that come with LAMMPS.
 
     Raises
     ------
@@ -121,7 +126,7 @@ def potential_files(*names: str) -> tuple[Path, ...]:
 
 
 def tantalum_box(atoms: int) -> Atoms:
-    """Body-centred cubic tantalum, with up to a few percent of vacancies."""
+    """Make a box of body-centred cubic tantalum, with up to a few percent of vacancies."""
     cubic = bulk("Ta", "bcc", a=TANTALUM_A, cubic=True)
     places, cell = lattice(-(-atoms // 2), np.full(3, TANTALUM_A))
     positions = (places[:, None] + cubic.positions).reshape(-1, 3)[:atoms]

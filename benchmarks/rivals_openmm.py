@@ -1,4 +1,4 @@
-"""Time of a step in OpenMM of other networks beside the students: TensorNet, MACE and ANI."""
+"""Measure a step in OpenMM of TensorNet, MACE and ANI networks and of the students."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,31 +28,36 @@ COMMAND = "benchmarks/rivals_openmm.py"
 
 @dataclass(frozen=True)
 class RivalSettings(StepSettings):
-    """What is measured, with the architectures of `networks.py`."""
+    """Settings of `benchmark openmm` with the architectures of `networks.py`."""
 
     rivals: tuple[str, ...] = ()
 
 
 def main(
     rivals: Annotated[
-        str, typer.Option(help="Architectures, with commas: tensornet, mace, ani.")
+        str, typer.Option(help="Architectures, separated by commas: tensornet, mace, ani.")
     ] = ",".join(ARCHITECTURES),
     models: Annotated[
-        str, typer.Option(help="Students whose sizes the networks have, with commas; or all.")
+        str,
+        typer.Option(help="Students whose sizes the networks have, separated by commas; or all."),
     ] = "all",
-    also: Annotated[str, typer.Option(help="Teachers, with commas, such as gfn2-xtb.")] = "",
-    molecule: Annotated[str, typer.Option(help="File or SMILES of a molecule.")] = MOLECULE,
-    platforms: Annotated[str, typer.Option(help="OpenMM platforms, with commas.")] = "CPU",
-    threads: Annotated[str, typer.Option(help="Numbers of threads, with commas.")] = "1",
-    seconds: Annotated[float, typer.Option(help="Least time for all steps.")] = 5.0,
+    also: Annotated[
+        str, typer.Option(help="Teachers, separated by commas, such as gfn2-xtb.")
+    ] = "",
+    molecule: Annotated[
+        str, typer.Option(help="Structure file or SMILES string of a molecule.")
+    ] = MOLECULE,
+    platforms: Annotated[str, typer.Option(help="OpenMM platforms, separated by commas.")] = "CPU",
+    threads: Annotated[str, typer.Option(help="Numbers of threads, separated by commas.")] = "1",
+    seconds: Annotated[float, typer.Option(help="Least time for all steps, s.")] = 5.0,
     json: Annotated[
-        Path, typer.Option(help="File for the records; a killed run resumes from it.")
+        Path, typer.Option(help="JSON file for the records; a killed run resumes from it.")
     ] = Path("rivals-openmm.json"),
 ) -> None:
-    """Measure a step in OpenMM of other networks with random weights beside the students.
+    """Measure a step in OpenMM of other networks with random weights and of the students.
 
-    Each network has about as many parameters as a student. Random weights would blow the molecule
-    up, so the steps are so short that it does not move. TensorNet compiles for a minute first.
+    Each network has about as many parameters as a student. With random weights a molecule is not
+    stable, so the steps are so short that it does not move. TensorNet first compiles for a minute.
     Needs: pip install mace-torch torchani torchmd-net
 
     Example: python benchmarks/rivals_openmm.py --rivals mace --models tiny --json mace.json
@@ -75,7 +80,7 @@ def main(
 
 
 def alternatives(settings: RivalSettings) -> list[Alternative]:
-    """A network of each architecture for the size of each student.
+    """Make a network of each architecture with the size of each student.
 
     Raises
     ------

@@ -1,4 +1,4 @@
-"""Roofline plot of the records of `mlff-student benchmark kernels`."""
+"""Draw a roofline plot of the records of `mlff-student benchmark kernels`."""
 
 from pathlib import Path
 from statistics import median
@@ -15,13 +15,13 @@ from mlff_student.reporting.plots import COLOURS, FONT_SIZE, single_figure
 
 def main(
     records: Annotated[Path, typer.Argument(help="JSON of `mlff-student benchmark kernels`.")],
-    output: Annotated[Path, typer.Option("-o", "--output", help="PNG file.")] = Path(
+    output: Annotated[Path, typer.Option("-o", "--output", help="PNG file to write.")] = Path(
         "roofline.png"
     ),
 ) -> None:
-    """Plot the arithmetic rate of each model against its arithmetic intensity, below the limits.
+    """Plot the arithmetic rate of each model against its arithmetic intensity, with the limits.
 
-    The limits are the machine's matrix product and its copy of memory, measured in the same run.
+    The limits are the rates of a matrix product and of a copy of memory, measured in the same run.
 
     Example: mlff-student benchmark kernels --json kernels.json
     && python benchmarks/roofline.py kernels.json -o roofline.png
@@ -32,7 +32,7 @@ def main(
 
 
 def plot_roofline(records: list[Record], path: Path) -> None:
-    """PNG of rate against arithmetic intensity, of the smallest number of threads.
+    """Plot the rates with the smallest number of threads against the arithmetic intensity.
 
     Raises
     ------
@@ -41,7 +41,7 @@ def plot_roofline(records: list[Record], path: Path) -> None:
     """
     kernels = [row for row in records if row["measurement"] == "kernels" and row["ms"]]
     if not kernels:
-        raise InputError("no record of the kernels has a time")
+        raise InputError("no record of the kernels has a time; give a file of benchmark kernels")
     threads = min(row["threads"] for row in kernels)
     kernels = [row for row in kernels if row["threads"] == threads]
     sgemm = median(row["sgemm_gflop_per_s"] for row in kernels)

@@ -1,4 +1,4 @@
-"""Measure the shipped students on the committed sample, and their harmonic frequencies."""
+"""Measure errors of the shipped students on the sample in tests/data, and their frequencies."""
 
 import tempfile
 from collections.abc import Iterator
@@ -22,14 +22,14 @@ from mlff_student.teachers.registry import is_teacher, make_teacher
 
 SAMPLE = Path(__file__).parents[1] / "tests" / "data" / "held_out.h5"
 TEACHER = "gfn2-xtb"
-TORSIONS_BELOW = 350.0  # 1/cm: the two torsions of ethanol, and nothing else of it
+TORSIONS_BELOW = 350.0  # 1/cm; of the modes of ethanol only its two torsions are lower
 
 
 def main(
-    json: Annotated[Path, typer.Option(help="File for the figures.")] = Path("shipped.json"),
-    sample: Annotated[Path, typer.Option(help="Labelled frames; all are used.")] = SAMPLE,
+    json: Annotated[Path, typer.Option(help="JSON file for the figures.")] = Path("shipped.json"),
+    sample: Annotated[Path, typer.Option(help="Dataset (HDF5); all its frames are used.")] = SAMPLE,
 ) -> None:
-    """Measure the shipped students on the committed sample, and their harmonic frequencies.
+    """Measure errors of the shipped students on a sample, and their harmonic frequencies.
 
     Example: python benchmarks/shipped_figures.py --json shipped.json
     && python benchmarks/summarise_evidence.py shipped.json
@@ -44,7 +44,7 @@ def main(
 
 
 def sample_errors(model: str, sample: Path) -> Iterator[dict[str, Any]]:
-    """Errors of a student on the frames of a dataset: of molecules, and of each kind of complex."""
+    """Measure the errors of a student on molecules and on each kind of complex of a dataset."""
     student, _ = load_student(available_models()[model] / "model.pt")
     errors = evaluate_student(student, read_frames(sample))
     facts = {"model": model, "file": sample.name, "sha256": sha256(sample)}
@@ -59,7 +59,7 @@ def sample_errors(model: str, sample: Path) -> Iterator[dict[str, Any]]:
 
 
 def frequency_errors(model: str, folder: Path) -> Iterator[dict[str, Any]]:
-    """Largest deviations of harmonic frequencies from the teacher's, in percent of them."""
+    """Measure the largest deviations of harmonic frequencies from those of the teacher, percent."""
     for name, formula in (("water", "H2O"), ("ethanol", "CH3CH2OH")):
         expected = frequencies(formula, TEACHER, folder)
         deviations = 100.0 * np.abs(frequencies(formula, model, folder) / expected - 1.0)
@@ -76,8 +76,21 @@ def frequency_errors(model: str, folder: Path) -> Iterator[dict[str, Any]]:
 
 
 def frequencies(formula: str, model: str, folder: Path) -> np.ndarray:
-    """Harmonic frequencies of a relaxed molecule of ASE's G2 set, without rotations and
-    translations, 1/cm.
+    """Compute the harmonic frequencies of a relaxed molecule.
+
+    Parameters
+    ----------
+    formula : str
+        Name of the molecule in the G2 set of ASE.
+    model : str
+        Name of a student or teacher.
+    folder : Path
+        Folder for temporary files.
+
+    Returns
+    -------
+    ndarray
+        (3 N - 6,) frequencies without rotations and translations, 1/cm.
     """
     atoms = molecule(formula)
     atoms.calc = make_teacher(model) if is_teacher(model) else StudentForceFieldCalculator(model)

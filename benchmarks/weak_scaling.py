@@ -1,4 +1,4 @@
-"""Prediction of weak scaling in LAMMPS from what one rank computes and would send."""
+"""Predict weak scaling in LAMMPS from a run on one rank."""
 
 import math
 from collections.abc import Iterator
@@ -17,38 +17,56 @@ from mlff_student.cli import run
 from mlff_student.core.errors import InputError
 
 RANKS = (1, 2, 8, 64, 1000)
-GHOST_BYTES = 24  # a position there, a force back: three doubles each
-# Messages of LAMMPS itself a step, for each of an exchange of the pair style: positions, forces.
+GHOST_BYTES = 24  # a position or a force: three doubles
+# Exchanges of LAMMPS itself in a step: positions of ghosts forward, forces back.
 OWN_EXCHANGES = 2
 
 
 class Network(NamedTuple):
-    """Between any two ranks, all of them sending at once."""
+    """The network between the ranks, when all ranks send at once.
+
+    Attributes
+    ----------
+    latency_us : float
+        Latency of a message, microseconds.
+    bandwidth_gb_per_s : float
+        Bandwidth of each rank, GB/s.
+    """
 
     latency_us: float
-    bandwidth_gb_per_s: float  # of each rank
+    bandwidth_gb_per_s: float
 
 
 class Prediction(NamedTuple):
-    """A step of one rank's atoms, among so many ranks."""
+    """The predicted time of a step.
+
+    Attributes
+    ----------
+    ranks : int
+        Number of ranks.
+    ms_per_step : float
+        Time of a step, ms.
+    efficiency : float
+        Time of a step on one rank over this time.
+    """
 
     ranks: int
     ms_per_step: float
-    efficiency: float  # time of one rank over this
+    efficiency: float
 
 
 def main(
-    records: Annotated[Path, typer.Argument(help="JSON of `mlff-student benchmark lammps`.")],
-    latency_us: Annotated[float, typer.Option(help="Latency of the network, µs.")] = 2.0,
+    records: Annotated[Path, typer.Argument(help="JSON file of `mlff-student benchmark lammps`.")],
+    latency_us: Annotated[float, typer.Option(help="Latency of a message, µs.")] = 2.0,
     bandwidth: Annotated[
-        float, typer.Option("--bandwidth-gb-per-s", help="Bandwidth of each rank.")
+        float, typer.Option("--bandwidth-gb-per-s", help="Bandwidth of each rank, GB/s.")
     ] = 1.0,
 ) -> None:
-    """Print how long a step would take in LAMMPS on up to 1,000 ranks, each with as many atoms.
+    """Predict the time of a step in LAMMPS on up to 1,000 ranks with equal numbers of atoms.
 
-    The records must have runs on one rank. The model: t(P) = t(1) + d/3 (n a + b/w) +
-    ceil(log2 P) a, for n messages of b bytes, latency a and bandwidth w, and d of three directions
-    divided among ranks.
+    The records must have runs on one rank. The model is t(P) = t(1) + d/3 (n a + b/w) +
+    ceil(log2 P) a, for n messages of b bytes together, latency a, bandwidth w, and d directions
+    (of three) that are divided among the ranks.
 
     Example: mlff-student benchmark lammps --models tiny --json lammps.json
     && python benchmarks/weak_scaling.py lammps.json --latency-us 2
@@ -60,7 +78,7 @@ def main(
 
 
 def scaling_table(records: list[Record], network: Network) -> str:
-    """Markdown table of the predictions.
+    """Return a Markdown table of the predictions.
 
     Raises
     ------
@@ -73,36 +91,43 @@ def scaling_table(records: list[Record], network: Network) -> str:
         if alone and row["swaps_per_step"]:
             exchanges = 2 * (archive_of(row["model"]).metadata["layers"] - 1)
             cells = (
-                f"{guess.ms_per_step:.3g} ms, {guess.efficiency:.0%}"
-                for guess in predict(row, exchanges, network)
+                f"{prediction.ms_per_step:.3g} ms, {prediction.efficiency:.0%}"
+                for prediction in predict(row, exchanges, network)
             )
             rows.append([pair_label(row), f"{row['atoms']:,}", *cells])
     if not rows:
-        raise InputError("no record is of a student on one rank with native kernels")
+        raise InputError(
+            "no record is of a student on one rank with native kernels; measure with --ranks 1"
+        )
     return table(["model", "atoms/rank", *(f"{ranks:,} ranks" for ranks in RANKS)], rows)
 
 
 def predict(record: Record, exchanges: int, network: Network) -> Iterator[Prediction]:
-    """Times of larger and larger systems, with the atoms of `record` on each rank.
+    """Predict the times of systems in which each rank has the atoms of `record`.
 
-    A rank's time alone, t(1), is measured, and so are the swaps and bytes that it copies onto
-    itself across the periodic boundaries of its box: among P ranks they are messages to others, one
-    after another as `Comm` sends them, hidden behind nothing. With n messages and b bytes of the
-    pair style and of LAMMPS's own positions and forces, latency a and bandwidth w,
+    The time of one rank alone, t(1), is measured. So are the swaps and bytes that it copies to
+    itself across the periodic boundaries of its box. Among P ranks these are messages to other
+    ranks, which `Comm` sends one after another while nothing else is computed. With n messages and
+    b bytes of the pair style and of the positions and forces of LAMMPS, latency a and bandwidth w,
 
         t(P) = t(1) + d(P)/3 (n a + b / w) + ceil(log2 P) a
 
     where d directions are divided among ranks: 1 for two ranks, 3 from eight on. The last term is
-    the reduction that decides on new neighbour lists. Ranks are taken to have equal work.
+    the reduction that decides on new neighbour lists. All ranks are assumed to have equal work.
 
     Parameters
     ----------
-    record : Record
-        Record of `benchmark lammps`, one rank.
+    record : dict
+        Record of `benchmark lammps` with one rank.
     exchanges : int
-        Exchanges of the pair style a step, 2 (L - 1) for a student of L layers.
+        Number of exchanges of the pair style in a step, 2 (L - 1) for a student with L layers.
     network : Network
-        What connects the ranks.
+        The network between the ranks.
+
+    Yields
+    ------
+    Prediction
+        For each number of ranks in `RANKS`.
     """
     swaps = record["swaps_per_step"] * (1.0 + OWN_EXCHANGES / exchanges)
     size = (

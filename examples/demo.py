@@ -1,5 +1,7 @@
-"""The whole road: export the original student, run alanine dipeptide (22 atoms) at constant energy
-in OpenMM and in LAMMPS, and print the drift of both beside their speed and their agreement.
+"""Export a student, run alanine dipeptide in OpenMM and LAMMPS, and compare both.
+
+The molecule has 22 atoms and runs at constant energy. The script prints drift and speed of both
+engines, and how far their energies and forces differ from those in ASE.
 
     python examples/demo.py            # 5 ps in each engine, about five minutes
     python examples/demo.py --ps 50
@@ -37,7 +39,7 @@ EVERY = 20
 
 
 def openmm_point(positions: np.ndarray, archive: Path) -> tuple[float, np.ndarray]:
-    """Energy (eV) and forces (eV/angstrom) of the demo's molecule in OpenMM."""
+    """Return energy (eV) and forces (N, 3) (eV/angstrom) of the molecule in OpenMM."""
     topology, _ = load_structure(MOLECULE)
     context = openmm.Context(create_system(topology, archive), openmm.VerletIntegrator(0.001))
     context.setPositions(positions * unit.angstrom)
@@ -49,16 +51,17 @@ def openmm_point(positions: np.ndarray, archive: Path) -> tuple[float, np.ndarra
 
 def demo(
     ps: Annotated[float, typer.Option(help="Length of each run, ps.")] = 5.0,
-    model: Annotated[str, typer.Option(help="Shipped model.")] = "original",
-    output: Annotated[Path, typer.Option(help="Folder.")] = Path("runs/demo"),
+    model: Annotated[str, typer.Option(help="Name of a shipped model.")] = "original",
+    output: Annotated[Path, typer.Option(help="Folder for all files.")] = Path("runs/demo"),
 ) -> None:
-    """Export a student, run it in both engines, compare."""
+    """Export a student, run it in OpenMM and LAMMPS, and compare the two engines."""
     output.mkdir(parents=True, exist_ok=True)
     archive = output / f"{model}.pt"
     agreements = export(checkpoint_path(model), archive)
-    worst = max(one.forces_ev_per_angstrom for one in agreements)
+    worst = max(agreement.forces_ev_per_angstrom for agreement in agreements)
     console.print(
-        f"exported {archive}; largest force difference from eager {worst:.1e} eV/angstrom"
+        f"exported {archive}; its forces differ from those of the checkpoint by at most "
+        f"{worst:.1e} eV/angstrom"
     )
 
     atoms = read_structure(MOLECULE).atoms
@@ -68,7 +71,7 @@ def demo(
         "lammps": single_point(atoms, archive, output)[:2],
     }
     analyses: dict[str, Analysis] = {}
-    further: dict[str, list[Figure]] = {}
+    agreement_and_speed: dict[str, list[Figure]] = {}
     for engine in points:
         settings = MDSettings(
             engine=engine,
@@ -89,7 +92,7 @@ def demo(
         energy, forces = points[engine]
         energy_parity = abs(energy - atoms.get_potential_energy()) / len(atoms)
         force_parity = float(abs(forces - atoms.get_forces()).max())
-        further[engine] = [
+        agreement_and_speed[engine] = [
             Figure("ms_per_step", speed["ms_per_step"]),
             Figure("ns_per_day", speed["ns_per_day"]),
             Figure("energy_parity", energy_parity, "eV/atom"),
@@ -99,14 +102,14 @@ def demo(
     checks = {engine: judge_run(analysis) for engine, analysis in analyses.items()}
     records = {engine: analysis.as_record() for engine, analysis in analyses.items()}
     table = drift_table(records, checks)
-    for of_engines in zip(*further.values(), strict=True):
+    for of_engines in zip(*agreement_and_speed.values(), strict=True):
         title, unit_name = of_engines[0].title, of_engines[0].unit
         table.add_row(title, unit_name, *(f"{figure.value:.2g}" for figure in of_engines))
     console.print(table)
     courses = {engine: energy_course(analysis) for engine, analysis in analyses.items()}
     plot_drift(courses, output / "drift.png")
     results = [
-        {"engine": engine} | record | record_of(further[engine])
+        {"engine": engine} | record | record_of(agreement_and_speed[engine])
         for engine, record in records.items()
     ]
     write_results(output / "demo.json", "demo", model, results)

@@ -1,7 +1,7 @@
-"""Did energy stay and did bonds hold, in a run that this package had no part in?
+"""Check energy and bonds in a run of another program.
 
-The run here is OpenMM's, with the AMBER force field. Any other will do: `mlff-student analyze`
-wants a trajectory that MDTraj reads, a PDB of the same atoms, and the log of OpenMM, LAMMPS or ASE.
+Here the run is made with OpenMM and the AMBER force field. `mlff-student analyze` takes any run
+with a trajectory that MDTraj reads, a PDB file of its atoms, and a log of OpenMM, LAMMPS or ASE.
 
     python examples/drift_of_a_dcd.py
 """
@@ -20,7 +20,7 @@ options = parser.parse_args()
 options.output.mkdir(parents=True, exist_ok=True)
 topology, trajectory, log = (options.output / name for name in ("run.pdb", "run.dcd", "run.csv"))
 
-# The other program.
+# The run of the other program.
 pdb = PDBFile(str(Path(__file__).with_name("ace_ala_nme.pdb")))
 system = ForceField("amber14-all.xml").createSystem(pdb.topology)
 warm = Simulation(pdb.topology, system, LangevinMiddleIntegrator(300, 10, 0.0005))
@@ -30,8 +30,8 @@ warm.step(4000)
 simulation = Simulation(pdb.topology, system, VerletIntegrator(0.0005))
 simulation.context.setState(warm.context.getState(positions=True, velocities=True))
 simulation.reporters.append(DCDReporter(str(trajectory), 20))
-facts = {"time": True, "potentialEnergy": True, "kineticEnergy": True, "temperature": True}
-simulation.reporters.append(StateDataReporter(str(log), 20, totalEnergy=True, **facts))
+columns = {"time": True, "potentialEnergy": True, "kineticEnergy": True, "temperature": True}
+simulation.reporters.append(StateDataReporter(str(log), 20, totalEnergy=True, **columns))
 simulation.step(10_000 if options.short else 40_000)
 minimised = warm.context.getState(positions=True).getPositions()
 with topology.open("w") as file:

@@ -1,4 +1,4 @@
-"""A thousand steps at constant energy in ASE, and what the energy did meanwhile.
+"""Run a thousand steps at constant energy in ASE, and measure the energy drift.
 
 python examples/nve_ase.py
 """

@@ -1,4 +1,4 @@
-"""A solute by the student in water by TIP3P, with OpenMM and openmm-ml (ML/MM).
+"""Simulate a solute by the student in TIP3P water with OpenMM and openmm-ml (ML/MM).
 
 python examples/openmm_mixed.py
 """

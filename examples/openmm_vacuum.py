@@ -1,4 +1,4 @@
-"""A molecule in vacuum with OpenMM: minimised, then at 300 K, watched by a monitor.
+"""Simulate a molecule in vacuum at 300 K with OpenMM and a monitor.
 
 python examples/openmm_vacuum.py
 """

@@ -1,4 +1,4 @@
-"""Distorted water relaxed to 0.01 eV/angstrom.
+"""Relax distorted water until the forces are below 0.01 eV/angstrom.
 
 python examples/optimize_water.py
 """
@@ -15,7 +15,7 @@ atoms.calc = StudentForceFieldCalculator("original")
 
 
 def describe(when: str) -> None:
-    """One line of the geometry."""
+    """Print bonds, angle and energy."""
     bonds = atoms.get_distances(0, [1, 2])
     print(
         f"{when}: O-H {bonds[0]:.3f} and {bonds[1]:.3f} angstrom, H-O-H "

@@ -1,4 +1,4 @@
-"""A thousand conformers of a molecule: made by RDKit, ranked by the student in one call.
+"""Make a thousand conformers with RDKit, and rank them with the student in a single call.
 
 python examples/screen_conformers.py
 """
@@ -20,7 +20,7 @@ parser = argparse.ArgumentParser(description=__doc__)
 parser.add_argument("--smiles", default="CC(=O)N[C@@H](C)C(=O)NC")
 parser.add_argument("--model", default="tiny")
 parser.add_argument("--output", type=Path, default=Path("runs/examples"))
-parser.add_argument("--best", type=int, default=10, help="different conformers to write")
+parser.add_argument("--best", type=int, default=10, help="number of different conformers to write")
 parser.add_argument("--short", action="store_true", help="50 conformers instead of 1000")
 options = parser.parse_args()
 options.output.mkdir(parents=True, exist_ok=True)
@@ -30,7 +30,7 @@ count = 50 if options.short else 1000
 AllChem.EmbedMultipleConfs(molecule, numConfs=count, randomSeed=1)
 AllChem.MMFFOptimizeMoleculeConfs(molecule, maxIters=200)
 symbols = [atom.GetSymbol() for atom in molecule.GetAtoms()]
-conformers = [Atoms(symbols, one.GetPositions()) for one in molecule.GetConformers()]
+conformers = [Atoms(symbols, conformer.GetPositions()) for conformer in molecule.GetConformers()]
 
 calculator = StudentForceFieldCalculator(options.model)
 start = time.perf_counter()
@@ -43,10 +43,10 @@ print(
 
 energies = np.array([result["energy"] for result in results])
 relative = (energies - energies.min()) / (units.kcal / units.mol)
-# Many are the same one: of those closer than 0.5 angstrom (heavy atoms, laid upon each other, like
-# atoms exchanged) the lowest stays.
+# Many conformers are the same. Of those closer than an RMSD of 0.5 angstrom (of heavy atoms, with
+# equivalent atoms exchanged), only the conformer with the lowest energy is kept.
 heavy = Chem.RemoveHs(molecule)
-ids = [one.GetId() for one in heavy.GetConformers()]
+ids = [conformer.GetId() for conformer in heavy.GetConformers()]
 best: list[int] = []
 for k in map(int, np.argsort(relative)):
     if len(best) == options.best:
@@ -54,8 +54,10 @@ for k in map(int, np.argsort(relative)):
     if all(rdMolAlign.GetBestRMS(heavy, heavy, ids[k], ids[j]) > 0.5 for j in best):
         best.append(k)
 write(options.output / "best.xyz", [conformers[k] for k in best])
-print(f"{len(best)} different ones, up to {relative[best[-1]]:.1f} kcal/mol, are in best.xyz")
-print(f"within 1, 3 and 5 kcal/mol: {', '.join(str((relative < e).sum()) for e in (1, 3, 5))}")
+highest = relative[best[-1]]
+print(f"{len(best)} different conformers up to {highest:.1f} kcal/mol are in best.xyz")
+counts = ", ".join(str((relative < limit).sum()) for limit in (1, 3, 5))
+print(f"conformers within 1, 3 and 5 kcal/mol: {counts}")
 figure = options.output / "screen_conformers.png"
 x, y = "energy above the best (kcal/mol)", "conformers"
 with single_figure(figure, x, y) as axes:

@@ -1,5 +1,6 @@
-"""Write the examples page of the documentation: run every example, or those named, and show what
-it prints.
+"""Write the examples page of the documentation from what the examples print.
+
+It runs every example, or the examples whose names are given.
 
 python examples/show.py                     # half an hour, most of it for distillation
 python examples/show.py batch nve_ase
@@ -27,19 +28,19 @@ HEAD = """\
 This page shows short scripts to copy, each with what it prints. They are in the folder `examples/`.
 `make demo` runs `examples/demo.py`. The page is written by `python examples/show.py`.
 """
-COLOURS = 64  # of a figure on the page, which keeps its file small
+COLOURS = 64  # in a figure of the page; few colours keep the file small
 
 
 def command_of(name: str) -> str:
-    """The command that starts an example."""
+    """Return the command that starts an example."""
     lammps = (HERE / name).is_dir()
     return f"bash examples/{name}/run.sh" if lammps else f"python examples/{name}.py"
 
 
 def section(name: str, printed: str) -> str:
-    """Section of an example; its figures are copied into the documentation."""
+    """Return the section of an example, and copy its figures into the documentation."""
     script = HERE / f"{name}.py"
-    summary = "A box of 64 water molecules at constant temperature in LAMMPS, on two ranks."
+    summary = "Simulate a box of 64 water molecules at constant temperature in LAMMPS on two ranks."
     if script.exists():
         summary = (ast.get_docstring(ast.parse(script.read_text())) or "").splitlines()[0]
     lines = [line.rstrip() for line in printed.strip("\n").splitlines()]
@@ -56,7 +57,7 @@ def section(name: str, printed: str) -> str:
 
 
 def run(name: str) -> str:
-    """Standard output of an example."""
+    """Run an example and return what it prints."""
     words = command_of(name).split()
     words[0] = sys.executable if words[0] == "python" else words[0]
     print(command_of(name), flush=True)
@@ -64,7 +65,7 @@ def run(name: str) -> str:
     result = subprocess.run(
         words, cwd=HERE.parent, env=environment, stdout=subprocess.PIPE, text=True, check=True
     )
-    # Of the output of LAMMPS only its table.
+    # Only the table of the output of LAMMPS is shown.
     table = re.search(r"(?s) +Step +.*Loop time [^\n]*", result.stdout)
     return table.group() if table else result.stdout
 
@@ -72,7 +73,7 @@ def run(name: str) -> str:
 def main(names: list[str]) -> None:
     """Run these examples and keep the sections of the others; run all if there are no names."""
     if unknown := set(names) - set(ORDER):
-        sys.exit(f"no example {', '.join(sorted(unknown))}; there are {', '.join(ORDER)}")
+        sys.exit(f"unknown example {', '.join(sorted(unknown))}; known: {', '.join(ORDER)}")
     _, *known = re.split(r"(?m)^(?=## )", PAGE.read_text())
     sections = ["\n" + text.rstrip("\n") + "\n" for text in known]
     for name in names or ORDER:

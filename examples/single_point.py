@@ -1,4 +1,4 @@
-"""Energy and forces of one molecule.
+"""Compute energy and forces of a molecule.
 
 python examples/single_point.py
 """

@@ -1,4 +1,4 @@
-"""Students beside their teacher GFN2-xTB, on displaced frames of a molecule: errors and time.
+"""Compare errors and times of students with their teacher GFN2-xTB.
 
 python examples/student_and_teacher.py
 """
@@ -25,13 +25,13 @@ rng = np.random.default_rng(1)
 frames = []
 for _ in range(5 if options.short else 50):
     frames.append(equilibrium.copy())
-    # At random: no frames of a run.
+    # Random displacements: these are not frames of a run.
     frames[-1].positions += 0.05 * rng.standard_normal(equilibrium.positions.shape)
 
 
 def evaluate(calculator) -> tuple[np.ndarray, np.ndarray, float]:
-    """Energies (F,) and forces (F, N, 3) of the frames, and milliseconds a frame."""
-    calculator.get_property("energy", equilibrium)  # what is done once
+    """Return energies (F,) and forces (F, N, 3) of the frames, and the time per frame in ms."""
+    calculator.get_property("energy", equilibrium)  # the first call takes longer
     start = time.perf_counter()
     forces = np.array([calculator.get_property("forces", frame).copy() for frame in frames])
     milliseconds = 1e3 * (time.perf_counter() - start) / len(frames)
@@ -43,10 +43,10 @@ energies, forces, milliseconds = evaluate(make_teacher("gfn2-xtb"))
 print("             force RMSE       energy RMSE     time")
 print("             (eV/angstrom)    (meV/atom)      (ms)")
 print(f"gfn2-xtb                                    {milliseconds:6.2f}")
-found = {}
+forces_of_students = {}
 for model in ("original", "tiny", "ultra_tiny"):
     e, f, milliseconds = evaluate(StudentForceFieldCalculator(model))
-    found[model] = f
+    forces_of_students[model] = f
     difference = (e - e.mean()) - (energies - energies.mean())  # relative energies
     print(
         f"{model:12} {np.sqrt(np.mean((f - forces) ** 2)):10.3f} "
@@ -57,6 +57,6 @@ figure = options.output / "student_and_teacher.png"
 x, y = "force by GFN2-xTB (eV/angstrom)", "student - GFN2-xTB (eV/angstrom)"
 with single_figure(figure, x, y) as axes:
     axes.axhline(0.0, color="black", linewidth=0.8)
-    for model, f in reversed(found.items()):
+    for model, f in reversed(forces_of_students.items()):
         axes.plot(forces.ravel(), (f - forces).ravel(), ".", markersize=4, label=model)
 print(f"wrote {figure}")

@@ -1,5 +1,5 @@
-// A step of MD allocates nothing once memory has grown: the allocator's calls are counted, those of
-// the libraries included. Exit status 1 if one is made, 2 if the counting itself does not work.
+// Tests that a step of MD allocates nothing after the first steps. It counts all calls of the
+// allocator, in the libraries too. Exit status 1: a step allocates; 2: the counting does not work.
 #include "evaluate.h"
 #include "random_weights.h"
 
@@ -12,7 +12,7 @@ namespace {
 std::atomic<int64_t> allocations{0};
 }
 
-// glibc lets a program replace its allocator; these are its own functions by their other names.
+// glibc lets a program replace its allocator. These are the other names of glibc's functions.
 extern "C" {
 void *__libc_malloc(std::size_t);
 void *__libc_calloc(std::size_t, std::size_t);
@@ -61,11 +61,11 @@ int main() {
   int32_t *species = work.species.reserve(ATOMS);
   for (int64_t i = 0; i < ATOMS; i++) species[i] = static_cast<int32_t>(i % 3);
 
-  // What NativeStudent::evaluate does, but for the tensors that it returns.
+  // The same as NativeStudent::evaluate, except for the tensors that it returns.
   const auto step = [&] {
     double virial[9];
     for (double &x : positions) x += shake(random);
-    neighbours.edges(positions.data(), ATOMS, cell, CUTOFF, work.graph);
+    neighbours.build_edges(positions.data(), ATOMS, cell, CUTOFF, work.graph);
     work.graph.complete(model);
     gradient.reserve(3 * work.graph.edges);
     evaluate_graph(model, work, ATOMS, energies.data(), gradient.data());

@@ -1,5 +1,6 @@
-// The layer calls as an engine with domains uses them: two domains that exchange ghost rows between
-// the layers give the energies and forces of one evaluation. Exit status 1 if they do not.
+// Tests the layers as an engine with domains calls them: two domains that exchange features of
+// ghosts between the layers must give the energies and forces of one evaluation. Exit status 1:
+// they differ.
 #include "dispatch.h"
 #include "evaluate.h"
 #include "random_weights.h"
@@ -32,7 +33,7 @@ Answer whole(const Model &model, const System &system) {
   NeighbourList list;
   const Cell cell{{{{EDGE, 0, 0}, {0, EDGE, 0}, {0, 0, EDGE}}}, {true, true, true}};
   std::copy(system.species.begin(), system.species.end(), work.species.reserve(atoms));
-  list.edges(system.positions.data(), atoms, cell, model.cutoff, work.graph);
+  list.build_edges(system.positions.data(), atoms, cell, model.cutoff, work.graph);
   work.graph.complete(model);
   Answer answer{std::vector<double>(atoms), std::vector<double>(3 * atoms)};
   std::vector<double> gradient(3 * work.graph.edges);
@@ -43,7 +44,7 @@ Answer whole(const Model &model, const System &system) {
 }
 
 struct Domain {
-  std::vector<int64_t> atom;     // of each node, local ones first
+  std::vector<int64_t> atom;     // (nodes,) atom of each node, local atoms first
   std::vector<double> positions; // (nodes, 3)
   int64_t locals = 0;
   Workspace work;
@@ -136,7 +137,7 @@ Answer in_domains(const Model &model, const System &system, double border) {
     std::vector<double> energies(domain.locals), gradient(3 * graph.edges);
     std::vector<double> forces(3 * graph.nodes);
     double virial[9];
-    finish(model, domain.work, domain.locals, energies.data(), gradient.data());
+    assemble(model, domain.work, domain.locals, energies.data(), gradient.data());
     gather_forces(graph, gradient.data(), forces.data(), virial);
     for (int64_t i = 0; i < domain.locals; i++) answer.energies[domain.atom[i]] = energies[i];
     for (int64_t i = 0; i < graph.nodes; i++)
@@ -157,7 +158,7 @@ bool agree(const System &system, std::mt19937 &random) {
   for (const int64_t channels : {16, 32, 64, 80, 128}) {
     const Model model(random_weights(channels, 3, 8, random), CUTOFF);
     const Answer expected = whole(model, system);
-    for (const double border : {0.5 * EDGE, 0.0}) { // the second leaves a domain without atoms
+    for (const double border : {0.5 * EDGE, 0.0}) { // with the second, a domain has no atoms
       const Answer parallel = in_domains(model, system, border);
       double scale = 1.0;
       for (const double force : expected.forces) scale = std::max(scale, std::abs(force));
@@ -167,7 +168,7 @@ bool agree(const System &system, std::mt19937 &random) {
                   "%.1f eV/angstrom\n",
                   instruction_set().c_str(), static_cast<int>(channels), border, energy, force,
                   scale);
-      // Rounding of float32 sums in another order.
+      // The sums are in float32 and in another order.
       good = good && energy < 2e-6 * scale && force < 2e-6 * scale;
     }
   }

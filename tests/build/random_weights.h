@@ -1,4 +1,4 @@
-// A student of three elements with random weights.
+// Random weights of a student of three elements.
 #pragma once
 
 #include "model.h"

@@ -142,7 +142,7 @@ def test_source_tree_is_recognised(source_tree, tmp_path):
     (source_tree / "src/version.h").unlink()
     refused = configure(source_tree, tmp_path / "build")
     assert refused.returncode != 0
-    assert "is no source tree of LAMMPS" in refused.stderr
+    assert "is not a source tree of LAMMPS" in refused.stderr
 
 
 @pytest.mark.slow

@@ -1,4 +1,4 @@
-"""The benchmark of LAMMPS: it measures what it says, resumes after a kill, refuses the rest."""
+"""The benchmark of LAMMPS: its records, how it resumes, and settings that it refuses."""
 
 import json
 import math
@@ -19,8 +19,8 @@ SETTINGS = LammpsSettings(("ultra_tiny",), atoms=(60,), ranks=(1, 2), threads=(1
 
 
 @pytest.mark.parametrize("count", [60, 1000, 10000])
-def test_acetone_box(count):
-    """Liquid density, whole molecules that do not touch, nearly a cube."""
+def test_acetone_box_has_the_density_of_the_liquid(count):
+    """The box holds whole molecules that do not touch, and is nearly a cube."""
     liquid = acetone_box(count)
     assert len(liquid) == count
     assert liquid.get_chemical_formula(empirical=True) == "C3H6O"
@@ -33,13 +33,13 @@ def test_acetone_box(count):
 
 @pytest.fixture(scope="module")
 def measured(tmp_path_factory) -> tuple[Path, list[dict]]:
-    """JSON file and records of one small run with everything in it."""
+    """JSON file and records of a small benchmark with all combinations."""
     path = tmp_path_factory.mktemp("benchmark") / "lammps.json"
     return path, benchmark_lammps(SETTINGS, path)
 
 
 def check_record(record: dict) -> None:
-    """The figures of a record agree with each other."""
+    """Assert that the figures of a record agree with each other."""
     assert not record["note"]
     assert record["steps"] >= 20 and record["atoms"] == 60 and record["threads"] == 1
     # The stages are LAMMPS's shares of the same steps; it rounds them to five digits.
@@ -67,8 +67,8 @@ def test_every_combination_has_a_record(measured):
     assert 0.0 < two["sent_kb_per_step"] < two["swapped_kb_per_step"]
 
 
-def test_threads_share_a_ranks_memory():
-    """LAMMPS counts each thread as a processor; memory is of ranks."""
+def test_threads_of_a_rank_share_its_memory():
+    """LAMMPS counts each thread as a processor, but reports the memory of a rank."""
     settings = replace(SETTINGS, ranks=(1,), threads=(1, 2), backends=("native",))
     one, two = benchmark_lammps(settings)
     assert (one["threads"], two["threads"]) == (1, 2)
@@ -76,7 +76,7 @@ def test_threads_share_a_ranks_memory():
 
 
 def test_killed_run_resumes(measured):
-    """What is in the file is not measured again, and settings of another benchmark are refused."""
+    """Records in the file are not measured again, and other settings are refused."""
     path, records = measured
     content = json.loads(path.read_text())
     assert content["command"] == "benchmark lammps"
@@ -109,7 +109,7 @@ def test_what_cannot_be_measured_is_refused(options, words):
 
 
 def test_command(tmp_path):
-    """Records and a table, and no other file."""
+    """The command prints a table, and writes the records and no other file."""
     command = [
         sys.executable, "-m", "mlff_student", "benchmark", "lammps", "--models", "ultra_tiny",
         "--atoms", "60", "--ranks", "1", "--threads", "1", "--seconds", "0.1",

@@ -1,4 +1,4 @@
-"""The scripts in benchmarks/: each explains itself, runs small, and says what is missing."""
+"""The scripts in benchmarks/: their help, small runs, and errors for missing input."""
 
 import csv
 import importlib
@@ -44,14 +44,14 @@ def script(name: str, *words: str, folder: Path | None = None) -> subprocess.Com
 
 
 def done(result: subprocess.CompletedProcess[str]) -> str:
-    """The output of a script that ended well."""
+    """Return the output of a script, and assert that it succeeded."""
     assert result.returncode == 0, result.stdout + result.stderr
     return result.stdout
 
 
 @pytest.fixture
 def module(monkeypatch):
-    """Import a script or module of benchmarks/ by name."""
+    """Return a function that imports a module of benchmarks/ by name."""
     monkeypatch.syspath_prepend(BENCHMARKS)
 
     def load(name: str) -> ModuleType:
@@ -60,10 +60,25 @@ def module(monkeypatch):
     return load
 
 
-@pytest.mark.parametrize("name", SCRIPTS)
-def test_help(name):
-    text = done(script(name, "--help"))
-    assert "usage" in text.lower() and name in text
+HELP = """
+import runpy, sys
+sys.path.insert(0, sys.argv[1])
+for path in sys.argv[2:]:
+    sys.argv = [path, "--help"]
+    try:
+        runpy.run_path(path, run_name="__main__")
+    except SystemExit as end:
+        assert not end.code, path
+"""
+
+
+def test_every_script_has_a_help():
+    """All in one process, since most of the time is spent on imports."""
+    paths = [str(BENCHMARKS / name) for name in SCRIPTS]
+    words = [sys.executable, "-c", HELP, str(BENCHMARKS), *paths]
+    text = done(subprocess.run(words, capture_output=True, text=True, check=False))
+    assert text.lower().count("usage:") == len(SCRIPTS)
+    assert all(name in text for name in SCRIPTS)
 
 
 # --- From records to tables and figures ----------------------------------------------------------
@@ -94,7 +109,7 @@ def test_steps_in_openmm(tmp_path):
 
 
 def test_rivals_in_lammps(tmp_path):
-    """ReaxFF and SNAP beside a student; their records make tables and a prediction."""
+    """Records of ReaxFF, SNAP and a student give tables and a prediction."""
     options = ["--models", "ultra_tiny", "--atoms", "60", "--ranks", "1", "--seconds", "0.1"]
     words = ["rivals_lammps.py", *options, "--json", "lammps.json"]
     assert "reaxff" in done(script(*words, folder=tmp_path))
@@ -114,8 +129,8 @@ def test_rivals_in_lammps(tmp_path):
     assert table.splitlines()[-1].startswith("| ultra_tiny | 60 | ")
 
 
-def test_weak_scaling_of_a_known_machine(module):
-    """Three exchanges' worth of messages at 1 us and 1 GB/s, by hand."""
+def test_weak_scaling_of_a_given_network(module):
+    """Times for a latency of 1 us and a bandwidth of 1 GB/s, computed by hand."""
     weak_scaling = module("weak_scaling")
     record = {
         "swaps_per_step": 12.0,
@@ -136,7 +151,7 @@ def test_weak_scaling_of_a_known_machine(module):
 
 
 @pytest.mark.parametrize("count", [60, 1000])
-def test_tantalum_box(module, count):
+def test_tantalum_box_has_the_lattice_constant(module, count):
     metal = module("rivals_lammps").tantalum_box(count)
     assert len(metal) == count
     assert neighbor_list("d", metal, 3.0).min() == pytest.approx(3.316 * math.sqrt(3) / 2)
@@ -165,8 +180,8 @@ def test_unknown_networks_and_elements(module):
 @pytest.mark.slow  # they compile for minutes
 @pytest.mark.parametrize("name", ["tensornet", "mace", "ani"])
 @pytest.mark.parametrize("parameters", [429_185, 21_345])
-def test_networks(module, parameters, name):
-    """Of a student's size within 10 %, and with energies that depend on the positions."""
+def test_networks_have_the_wanted_size_and_depend_on_positions(module, parameters, name):
+    """The size is within 10 % of that of a student."""
     import openmm
 
     from openmm_integration import load_structure
@@ -197,7 +212,7 @@ def test_networks(module, parameters, name):
 
 
 def test_report(tmp_path):
-    """Every measurement of one student and a cheap teacher; what is in the file is kept."""
+    """All measurements of a student and a fast teacher are made, and are not repeated."""
     words = [
         "report.py", "--models", "ultra_tiny", "--teacher", TEACHER, "--molecule", "CCO",
         "--atoms", "100,200", "--batches", "2", "--engines", "openmm", "--steps", "50",
@@ -222,8 +237,8 @@ def test_report(tmp_path):
     assert result.returncode == 2 and "molecule differ" in result.stderr
 
 
-def test_no_call_is_cached(module, monkeypatch):
-    """ASE remembers the last structure: the calculator must compute in every timed call."""
+def test_every_timed_call_computes(module, monkeypatch):
+    """ASE keeps the results of the last structure, so the calculator must get new positions."""
     report = module("report")
     computed = []
     calculate = LennardJones.calculate
@@ -241,7 +256,7 @@ def test_no_call_is_cached(module, monkeypatch):
     assert len(computed) == 40
 
 
-def test_exponent_is_that_of_the_times(module):
+def test_exponent_of_known_times(module):
     report = module("report")
     records = [
         {"measurement": "scaling", "model": "m", "atoms": n, "ms": 0.3 * n**1.1}
@@ -265,7 +280,7 @@ def test_copies_side_by_side_do_not_touch(module):
 
 
 def test_vaporisation_of_a_gas(tmp_path):
-    """A 'box' of one free molecule: its enthalpy of vaporisation is that of the volume, RT."""
+    """The enthalpy of vaporisation of a free molecule is RT."""
     protocol = {
         "about": "one molecule",
         "models": ["ultra_tiny"],
@@ -313,7 +328,7 @@ def test_vaporisation_of_a_gas(tmp_path):
         (("report.py", "--models", ""), "no models to measure"),
     ],
 )
-def test_what_is_missing_is_said(words, remedy, tmp_path):
+def test_missing_input_is_named(words, remedy, tmp_path):
     result = script(*words, folder=tmp_path)
     assert result.returncode == 2
     assert remedy in result.stderr

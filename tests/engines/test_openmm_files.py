@@ -164,7 +164,7 @@ def test_archive_of_another_precision_is_refused(tiny_archive, tiny_archive64, t
 def test_half_a_command_is_refused(arguments, tmp_path):
     result = run_in(tmp_path, str(ROOT / "export.py"), *arguments)
     assert result.returncode == 2
-    assert "--engine openmm and --topology FILE go together" in result.stderr
+    assert "--engine openmm and --topology FILE must be given together" in result.stderr
     assert os.listdir(tmp_path) == []
 
 

@@ -4,7 +4,6 @@ import copy
 import re
 import subprocess
 import sys
-import textwrap
 from functools import cache
 from itertools import combinations
 from pathlib import Path
@@ -25,7 +24,7 @@ from mlff_student.engines.ase.calculator import StudentForceFieldCalculator
 from mlff_student.structures.reading import read_structure
 from openmm_integration import create_system, load_structure
 
-README = Path(__file__).parents[2] / "openmm_integration" / "README.md"
+PAGE = Path(__file__).parents[2] / "docs" / "pages" / "using" / "openmm.md"
 DIPEPTIDE = Path(__file__).parents[2] / "examples" / "alanine_dipeptide.pdb"
 # Names that the force fields of OpenMM know, and where in the file the atom is.
 RESIDUES = {
@@ -506,11 +505,10 @@ def test_precision_that_an_archive_does_not_have_is_refused(tiny_archive):
         potential.createSystem(topology, precision="double")
 
 
-def test_readme(tmp_path, monkeypatch):
-    """The Python of the folder's README runs as it stands."""
-    blocks = re.findall(r"(?:^    .*\n|^\n)+", README.read_text(), re.MULTILINE)
-    code = [textwrap.dedent(block) for block in blocks if "import" in block]
-    assert len(code) == 2
+def test_documentation(tmp_path, monkeypatch):
+    """The Python of the page on OpenMM runs as it stands."""
+    code = re.findall(r"^```python\n(.*?)^```$", PAGE.read_text(), re.MULTILINE | re.DOTALL)
+    assert code
     box = solution("tip4pew", 1.05)
     monkeypatch.chdir(tmp_path)
     Path("examples").symlink_to(DIPEPTIDE.parent)

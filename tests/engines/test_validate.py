@@ -23,8 +23,8 @@ from mlff_student.engines.protocol import MDSettings
 from mlff_student.engines.run import run_md
 from mlff_student.validation.campaign import Campaign
 from mlff_student.validation.protocol import load_protocol
-from mlff_student.validation.report import load_schema, md_command
-from mlff_student.validation.tasks import Subject
+from mlff_student.validation.report import load_schema, run_command
+from mlff_student.validation.tasks import CampaignTarget, RunTask
 
 COMMAND = str(Path(sys.executable).with_name("mlff-student"))
 # What a nanosecond campaign does, in a minute: each kind of step, with the largest student in the
@@ -55,7 +55,7 @@ steps:
     npt_ps: 0.4
     replicas: 1
     teacher_ps: 0.8
-    guide: ultra_tiny
+    proposal_model: ultra_tiny
     thermalise_ps: 0.2
 """
 
@@ -75,7 +75,7 @@ def engines(request) -> str:
 
 @pytest.fixture(scope="module")
 def finished(engines, tmp_path_factory) -> Path:
-    """Folder of a campaign that was killed once and gone on with."""
+    """Folder of a campaign that was killed once and resumed."""
     folder = tmp_path_factory.mktemp("validate")
     (folder / "miniature.yaml").write_text(MINIATURE)
     words = [*words_of(engines), "--quiet", "--json", "all.json"]
@@ -168,9 +168,9 @@ def test_finished_campaign_runs_nothing_again(finished, engines, call):
 def test_other_model_is_refused(finished, engines, monkeypatch):
     """Results of two models must not end in one report."""
     monkeypatch.chdir(finished.parent)
-    subject = Subject(("ultra_tiny",), tuple(engines.split(",")), TEACHER)
+    target = CampaignTarget(("ultra_tiny",), tuple(engines.split(",")), TEACHER)
     with pytest.raises(InputError, match="models differ"):
-        Campaign(load_protocol("miniature.yaml"), subject, Path("campaign"))
+        Campaign(load_protocol("miniature.yaml"), target, Path("campaign"))
 
 
 def test_compare_command(finished, call, tmp_path):
@@ -230,7 +230,7 @@ def test_ase_run_goes_on_as_if_never_stopped(tmp_path, monkeypatch):
     from mlff_student.engines.ase import run as engine
 
     calls = []
-    write = engine._write_segment
+    write = engine.write_segment
 
     def killing(*arguments):
         calls.append(arguments)
@@ -238,7 +238,7 @@ def test_ase_run_goes_on_as_if_never_stopped(tmp_path, monkeypatch):
             raise Killed
         write(*arguments)
 
-    monkeypatch.setattr(engine, "_write_segment", killing)
+    monkeypatch.setattr(engine, "write_segment", killing)
     with pytest.raises(Killed):
         run_md(ase_run(), broken, quiet=True)
     monkeypatch.undo()
@@ -269,7 +269,8 @@ def test_command_of_a_rung_makes_that_run_again(tmp_path, call):
     """From the state that all rungs start from, thermalised at the shortest timestep."""
     rung = ase_run(ensemble="nve", timestep_fs=1.0, thermalise_timestep_fs=0.25, structure="O")
     run_md(rung, tmp_path / "rung", quiet=True)
-    words = shlex.split(md_command(rung, str(tmp_path / "again"), ""))
+    task = RunTask("tiny/ase/ladder/water", "ladder", "water", rung)
+    words = shlex.split(run_command(task, str(tmp_path / "again"), ""))
     assert call(tmp_path, *words[1:], "--quiet")[0] == 0
     found, expected = (read_thermo(tmp_path / name / "run.csv") for name in ("again", "rung"))
     # Float32 sums in another order are some 1e-6 eV off.
@@ -280,9 +281,10 @@ def test_command_of_a_rung_makes_that_run_again(tmp_path, call):
     assert abs(start - expected.total_ev[0]) > 1e-3
 
 
-def test_ase_has_no_barostat():
+def test_ase_has_no_barostat(tmp_path):
     with pytest.raises(InputError, match="npt runs in openmm and lammps"):
-        ase_run(ensemble="npt")
+        run_md(ase_run(ensemble="npt"), tmp_path / "run", quiet=True)
+    assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.parametrize("engine", ["openmm", "lammps"])

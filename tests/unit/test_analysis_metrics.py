@@ -20,14 +20,14 @@ from mlff_student.analysis.ensemble import (
     equipartition,
     kinetic_energies,
 )
-from mlff_student.analysis.forces import evaluate_frames, trajectory_force_errors
+from mlff_student.analysis.forces import evaluate_trajectory, trajectory_force_errors
 from mlff_student.analysis.rdf import Rdf, compare_rdf, measure_rdf, measure_suitable_rdf
 from mlff_student.analysis.spectrum import compare_spectra, measure_spectrum
 from mlff_student.analysis.stability import measure_stability
 from mlff_student.analysis.thermo import Thermo
 from mlff_student.analysis.transport import infinite_box, measure_density, measure_diffusion
 from mlff_student.core.errors import InputError, MissingDependencyError
-from mlff_student.core.figures import Threshold
+from mlff_student.core.figures import Threshold, figures_of
 from mlff_student.core.units import KB
 from mlff_student.reporting.verdict import judge
 from mlff_student.structures.checks import perceive_bonds
@@ -272,7 +272,7 @@ def test_a_calculator_is_evaluated_on_each_frame(structures) -> None:
     frames = Frames(
         water.atoms.positions + 0.05 * np.random.default_rng(9).normal(size=(3, 3, 3)), None
     )
-    energies, forces = evaluate_frames(frames, water, EMT())
+    energies, forces = evaluate_trajectory(frames, water, EMT())
     for positions, energy, force in zip(frames.positions, energies, forces, strict=True):
         atoms = Atoms(water.atoms.numbers, positions, calculator=EMT())
         assert energy == pytest.approx(atoms.get_potential_energy())
@@ -483,7 +483,7 @@ def test_pair_that_the_teacher_never_has_is_an_infinite_error() -> None:
     teacher, student = (Rdf(r, ("H-H", "N-N"), g, np.full(4, 0.25)) for g in (closed, flat))
     found = compare_rdf(student, teacher)
     assert found.rdf_error_percent == np.inf and found.rdf_error_pair == "N-N"
-    (check,) = judge(found.as_record(), {"rdf_error_percent": Threshold(5.0, "%", "")})
+    (check,) = judge(found.figures(), {"rdf_error_percent": Threshold(5.0, "%", "")})
     assert not check.passed and check.resolved
     assert compare_rdf(teacher, teacher).rdf_error_percent == 0.0, "neither has it"
 
@@ -493,9 +493,9 @@ def test_figure_whose_error_is_not_known_is_not_resolved(stderr) -> None:
     """As of one frame; a figure that has no standard error by its nature is judged without."""
     limits = {"force_rmse_ev_per_angstrom": Threshold(0.2, "eV/angstrom", "")}
     record = {"force_rmse_ev_per_angstrom": 0.1}
-    assert judge(record, limits)[0].passed
-    (check,) = judge(record | {"force_rmse_stderr_ev_per_angstrom": stderr}, limits)
-    assert not check.passed and not check.resolved and "error not known" in str(check)
+    assert judge(figures_of(record), limits)[0].passed
+    (check,) = judge(figures_of(record | {"force_rmse_stderr_ev_per_angstrom": stderr}), limits)
+    assert not check.passed and not check.resolved and "unknown standard error" in str(check)
 
 
 def test_mean_of_runs_knows_their_scatter() -> None:
@@ -518,7 +518,7 @@ def test_faults_of_the_machine_are_no_models(error) -> None:
 
     water = structure_of(molecule("H2O"))
     with pytest.raises(error, match="not here"):
-        evaluate_frames(Frames(water.atoms.positions[None], None), water, Starved())
+        evaluate_trajectory(Frames(water.atoms.positions[None], None), water, Starved())
 
 
 def test_rdf_error_is_the_one_put_in_for_the_worst_pair() -> None:
@@ -580,7 +580,7 @@ def test_runs_that_cannot_be_compared_are_refused() -> None:
     with pytest.raises(InputError, match="two frames"):
         measure_rdf([Frames(frames.positions[:1], frames.cells[:1])], structure)
     frames.positions[2, 1] = np.nan
-    with pytest.raises(InputError, match="not finite"):
+    with pytest.raises(InputError, match="NaN or infinite"):
         measure_rdf([frames], structure)
 
 
@@ -727,7 +727,7 @@ def test_vibrations_across_the_cell_are_no_jumps() -> None:
 
 def test_frames_that_alias_stretches_are_refused() -> None:
     structure, frames = oscillators([1000.0], velocities=True, frames=100)
-    with pytest.raises(InputError, match=r"every 10 fs resolve 1668 1/cm.* one every 4 fs"):
+    with pytest.raises(InputError, match=r"every 10 fs resolve 1668 1/cm.* a frame every 4 fs"):
         measure_spectrum([frames], structure, frame_ps=0.010)
     with pytest.raises(InputError, match="shorter than the 1668 frames"):
         measure_spectrum([frames], structure, frame_ps=0.002)

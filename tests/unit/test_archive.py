@@ -1,4 +1,4 @@
-"""The archive: its contract with any client, what it refuses to load, and how it is exported."""
+"""Archives: what any client can rely on, files that are refused, and export."""
 
 import hashlib
 import json
@@ -66,7 +66,7 @@ def archive64(tiny_archive64: Path) -> Archive:
 # --- Contract -----------------------------------------------------------------------------------
 
 
-def test_metadata_tells_all_that_a_client_needs(
+def test_metadata_has_all_that_a_client_needs(
     archive: Archive, tiny_checkpoint: Path, random_student: RandomStudent
 ):
     metadata, config = archive.metadata, PRESETS["tiny"]
@@ -116,24 +116,26 @@ def test_saved_and_loaded_archive_computes_the_same_bits(
     again = load_archive(tmp_path / "again.pt")
     assert again.metadata == archive.metadata
     for name in SYSTEMS:
-        for one, other in zip(
+        for before, after in zip(
             archive.module(*call_of(structures[name])),
             again.module(*call_of(structures[name])),
             strict=True,
         ):
-            assert torch.equal(one, other), name
+            assert torch.equal(before, after), name
 
 
 @pytest.mark.parametrize("name", SYSTEMS)
 def test_archive_equals_the_student(
     name: str, archive64: Archive, random_student: RandomStudent, structures: dict[str, Atoms]
 ):
-    """Against vesin's neighbours and autograd's forces."""
+    """The reference uses vesin's neighbours and autograd's forces."""
     atoms = structures[name]
-    energy, forces = eager_energy_and_forces(random_student("tiny"), PRESETS["tiny"], atoms)
-    found, found_forces, _ = archive64.module(*call_of(atoms))
-    assert float(found) == pytest.approx(energy, abs=1e-10)
-    np.testing.assert_allclose(found_forces.numpy(), forces, atol=1e-10)
+    expected, expected_forces = eager_energy_and_forces(
+        random_student("tiny"), PRESETS["tiny"], atoms
+    )
+    energy, forces, _ = archive64.module(*call_of(atoms))
+    assert float(energy) == pytest.approx(expected, abs=1e-10)
+    np.testing.assert_allclose(forces.numpy(), expected_forces, atol=1e-10)
 
 
 @pytest.mark.parametrize("name", SYSTEMS)
@@ -142,7 +144,7 @@ def test_from_edges_equals_forward(name: str, archive64: Archive, structures: di
     energy, forces, virial = archive64.module(positions, numbers, cell, pbc)
     vectors, index = neighbour_edges(positions, cell, pbc, archive64.metadata["cutoff"])
     shuffle = torch.randperm(len(vectors), generator=torch.Generator().manual_seed(0))
-    vectors, index = vectors[shuffle], index[:, shuffle]  # a client's list has its own order
+    vectors, index = vectors[shuffle], index[:, shuffle]  # a client may use any order
     energies, gradient = archive64.module.from_edges(vectors, index, numbers, len(numbers))
     gathered = torch.zeros_like(forces)
     gathered = gathered.index_add(0, index[0], gradient).index_add(0, index[1], -gradient)
@@ -160,18 +162,18 @@ def test_from_edges_equals_forward(name: str, archive64: Archive, structures: di
 def test_gradients_are_inside(
     mode: str, dtype: torch.dtype, archive: Archive, structures: dict[str, Atoms]
 ):
-    """However it is called, a client gets detached, contiguous float64 results."""
+    """Results are detached, contiguous and float64 in every mode of autograd."""
     module = torch.jit.freeze(archive.module.eval()) if mode == "frozen" else archive.module
     context = {"no_grad": torch.no_grad, "inference_mode": torch.inference_mode}
     for name in SYSTEMS:
         expected = archive.module(*call_of(structures[name]))
         with context.get(mode, torch.enable_grad)():
-            for _ in range(3):  # the first calls profile, later ones run what was compiled
+            for _ in range(3):  # torch compiles after the first calls
                 energy, forces, virial = module(*call_of(structures[name], dtype))
-        for one in (energy, forces, virial):
-            assert one.dtype == torch.float64
-            assert one.is_contiguous()
-            assert not one.requires_grad
+        for result in (energy, forces, virial):
+            assert result.dtype == torch.float64
+            assert result.is_contiguous()
+            assert not result.requires_grad
         assert energy.shape == ()
         assert forces.shape == (len(structures[name]), 3)
         assert virial.shape == (3, 3)
@@ -185,9 +187,9 @@ def test_forces_are_contiguous_in_both_precisions(
     archive: Archive, archive64: Archive, structures: dict[str, Atoms]
 ):
     """OpenMM's TorchForce reads the buffer of a forces tensor without looking at its strides."""
-    for one in (archive, archive64):
+    for each in (archive, archive64):
         for name in SYSTEMS:
-            assert one.module(*call_of(structures[name]))[1].stride() == (3, 1)
+            assert each.module(*call_of(structures[name]))[1].stride() == (3, 1)
 
 
 @pytest.mark.parametrize("name", ["ethanol", "triclinic"])
@@ -202,7 +204,7 @@ def test_forces_are_minus_the_gradient(name: str, archive64: Archive, structures
             moved[atom, axis] += sign * step
             energies.append(float(archive64.module(moved, numbers, cell, pbc)[0]))
         slope = (energies[0] - energies[1]) / (2 * step)
-        # Second order in the step, times a third derivative of some hundred eV/angstrom^3.
+        # The error is the step squared times a third derivative of about 100 eV/angstrom^3.
         assert -slope == pytest.approx(float(forces[atom, axis]), abs=1e-5)
 
 
@@ -210,12 +212,12 @@ def test_float32_archive_agrees_with_float64(
     archive: Archive, archive64: Archive, structures: dict[str, Atoms]
 ):
     for name in SYSTEMS:
-        single, double = (one.module(*call_of(structures[name])) for one in (archive, archive64))
+        single, double = (each.module(*call_of(structures[name])) for each in (archive, archive64))
         assert abs(float(single[0] - double[0])) < len(structures[name]) * 1e-5
         assert float((single[1] - double[1]).abs().max()) < 1e-4
 
 
-def test_no_atoms_no_energy(archive: Archive):
+def test_a_structure_without_atoms_has_no_energy(archive: Archive):
     energy, forces, virial = archive.module(*call_of(Atoms()))
     assert float(energy) == 0.0
     assert forces.shape == (0, 3)
@@ -254,7 +256,7 @@ def test_coincident_atoms_raise_and_close_ones_repel(
     positions, numbers, cell, pbc = call_of(structures["ethanol"])
     positions[1] = positions[0] + torch.tensor([0.05, 0.0, 0.0])
     energy, forces, _ = archive.module(positions, numbers, cell, pbc)
-    assert energy > 100.0  # eV: a minimiser that tries this step is sent back
+    assert energy > 100.0  # eV, so that a minimiser rejects this step
     assert forces[1, 0] > 100.0
     assert forces[0, 0] < -100.0
     positions[1] = positions[0]
@@ -274,7 +276,7 @@ def test_positions_and_atomic_numbers_of_different_length_raise(
 def test_a_cell_that_is_not_finite_raises(
     value: float, archive: Archive, structures: dict[str, Atoms]
 ):
-    """Otherwise no atom has a neighbour, and the forces are zero without a word."""
+    """Without the error no atom would have a neighbour, and all forces would be zero."""
     positions, numbers, cell, pbc = call_of(structures["water_box"])
     cell[1, 1] = value
     with pytest.raises((torch.jit.Error, RuntimeError)):
@@ -310,15 +312,15 @@ def test_truncated_file(part: float, tiny_archive: Path, tmp_path: Path):
 
 @pytest.mark.parametrize("member", ["data.pkl", "archive.py", "student.py"])
 def test_damaged_bytes_are_refused_or_harmless(member: str, tiny_archive: Path, tmp_path: Path):
-    """One bit flipped in the structure or the code of the file: an ArchiveError, or a file that
-    passes its self-check (a bit of padding, or of the name of a variable).
+    """With one changed bit in its structure or its code, a file is refused or passes its self-check
+    (the bit may be padding or belong to the name of a variable).
     """
     content = tiny_archive.read_bytes()
     with zipfile.ZipFile(tiny_archive) as file:
         # A class that was compiled before in this process has a number in its file's name.
         name, kind = member.split(".")
         pattern = re.compile(rf"/{name}(/___torch_mangle_\d+)?\.{kind}$")
-        entries = [one for one in file.infolist() if pattern.search(one.filename)]
+        entries = [entry for entry in file.infolist() if pattern.search(entry.filename)]
     path, refused = tmp_path / "flipped.pt", 0
     for entry in entries:
         header = content[entry.header_offset : entry.header_offset + 30]
@@ -335,7 +337,7 @@ def test_damaged_bytes_are_refused_or_harmless(member: str, tiny_archive: Path, 
 
 
 @pytest.mark.parametrize("content", [b"", b"mlff-student-archive", os.urandom(5000)])
-def test_bytes_of_something_else(content: bytes, tmp_path: Path):
+def test_a_file_of_another_format(content: bytes, tmp_path: Path):
     path = tmp_path / "foreign.pt"
     path.write_bytes(content)
     assert "is not a TorchScript archive" in refusal(path)
@@ -346,11 +348,11 @@ class Foreign(torch.nn.Module):
         return positions.sum()
 
 
-def test_torchscript_of_something_else(archive: Archive, tmp_path: Path):
+def test_torchscript_of_another_program(archive: Archive, tmp_path: Path):
     path = tmp_path / "foreign.pt"
     torch.jit.save(torch.jit.script(Foreign()), str(path))
     assert f"is TorchScript, but not an {FORMAT}" in refusal(path)
-    # Not even under our metadata.
+    # The metadata of an archive do not make it one.
     save_archive(Archive(torch.jit.script(Foreign()), archive.metadata), path)
     assert "hash" in refusal(path)
 
@@ -365,12 +367,12 @@ def with_metadata(archive: Archive, text: str, path: Path) -> Path:
 
 
 @pytest.mark.parametrize("text", ["{}", "[]", "null", "7", '{"format": "another"}'])
-def test_metadata_of_something_else(text: str, archive: Archive, tmp_path: Path):
+def test_metadata_of_another_format(text: str, archive: Archive, tmp_path: Path):
     assert FORMAT in refusal(with_metadata(archive, text, tmp_path / "foreign.pt"))
 
 
 @pytest.mark.parametrize("key", ["weights_sha256", "self_check"])
-def test_metadata_without_what_the_checks_need(key: str, archive: Archive, tmp_path: Path):
+def test_metadata_without_the_data_of_the_checks(key: str, archive: Archive, tmp_path: Path):
     metadata = {name: value for name, value in archive.metadata.items() if name != key}
     refusal(with_metadata(archive, json.dumps(metadata), tmp_path / "less.pt"))
 
@@ -420,16 +422,16 @@ def test_archive_of_a_checkpoint_equals_the_exported_one(
 ):
     compiled, loaded = archive_of(tiny_checkpoint), archive_of(tiny_archive)
     assert compiled.metadata == loaded.metadata
-    for one, other in zip(
+    for actual, expected in zip(
         compiled.module(*call_of(structures["ethanol"])),
         loaded.module(*call_of(structures["ethanol"])),
         strict=True,
     ):
-        torch.testing.assert_close(one, other, rtol=0, atol=FLOAT32_FORCE)
+        torch.testing.assert_close(actual, expected, rtol=0, atol=FLOAT32_FORCE)
 
 
 def test_unknown_model_name_lists_the_known_ones():
-    with pytest.raises(ArchiveError, match=r"no model 'orignal'; shipped are .* or give the path"):
+    with pytest.raises(ArchiveError, match=r"no model 'orignal'; shipped are .* or the path of"):
         archive_of("orignal")
 
 
@@ -465,17 +467,17 @@ def test_export_writes_a_verified_archive(dtype: str, tiny_checkpoint: Path, tmp
     agreements = export(tiny_checkpoint, output, dtype)
     assert [path.name for path in tmp_path.iterdir()] == ["model.pt"]
     assert load_archive(output).metadata["dtype"] == dtype
-    assert {one.dtype for one in agreements} == {"float32", "float64"}
-    assert len({one.structure for one in agreements}) >= 5
-    for one in agreements:
-        assert one.passed, one
-        exact = one.dtype == "float64"
-        assert one.energy_ev_per_atom <= (1e-11 if exact else 1e-6)
-        largest = max(1.0, one.largest_force_ev_per_angstrom)
-        assert one.forces_ev_per_angstrom <= (1e-9 if exact else 2e-5) * largest
+    assert {agreement.dtype for agreement in agreements} == {"float32", "float64"}
+    assert len({agreement.structure for agreement in agreements}) >= 5
+    for agreement in agreements:
+        assert agreement.passed, agreement
+        exact = agreement.dtype == "float64"
+        assert agreement.energy_ev_per_atom <= (1e-11 if exact else 1e-6)
+        largest = max(1.0, agreement.largest_force_ev_per_angstrom)
+        assert agreement.forces_ev_per_angstrom <= (1e-9 if exact else 2e-5) * largest
 
 
-def test_either_difference_above_its_tolerance_fails_the_verification():
+def test_verification_fails_if_one_difference_is_above_its_tolerance():
     for dtype, energy, force in [("float32", 1e-6, 2e-5), ("float64", 1e-11, 1e-9)]:
         assert Agreement("one", dtype, 1, energy, force, 0.5).passed
         assert Agreement("one", dtype, 1, energy, 9.0 * force, 10.0).passed
@@ -488,15 +490,15 @@ def test_verification_sees_a_wrong_weight(
     archive64: Archive, random_student: RandomStudent, tiny_checkpoint: Path
 ):
     student, config = load_student(tiny_checkpoint, torch.float64)
-    assert all(one.passed for one in compare_with_eager(student, config, archive64))
+    assert all(each.passed for each in compare_with_eager(student, config, archive64))
     archive64.module.state_dict()["student.blocks.1.update_in.weight"][3, 5].add_(1e-6)
-    assert not all(one.passed for one in compare_with_eager(student, config, archive64))
+    assert not all(each.passed for each in compare_with_eager(student, config, archive64))
 
 
 def test_failed_verification_leaves_the_existing_output_untouched(
     tiny_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    """A compiler that builds something else than the student, but consistently so."""
+    """The compiled model differs from the student, in memory and in the file."""
     build = mlff_student.archive.registry.build_archive
 
     def miscompile(student: Student, *arguments):
@@ -532,7 +534,7 @@ def test_exports_into_bad_places_leave_nothing_behind(tiny_checkpoint: Path, tmp
 def test_export_into_a_folder_that_may_not_be_written_to(tiny_checkpoint: Path, tmp_path: Path):
     folder = tmp_path / "read_only"
     folder.mkdir(mode=0o500)
-    if os.access(folder, os.W_OK):  # root may write anywhere but into the kernel's own tree
+    if os.access(folder, os.W_OK):  # root may write anywhere except in /sys
         folder = Path("/sys")
         if not folder.is_dir():
             pytest.skip("no folder that this user may not write to")

@@ -1,112 +1,211 @@
-"""The campaign that the shipped students come with: of these weights, and as README says."""
+"""The protocols that come with the package: what they run, planned from any folder."""
 
-import json
-import re
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
-import jsonschema
 import pytest
 
-from mlff_student.archive.registry import available_models
-from mlff_student.core.figures import load_thresholds
-from mlff_student.core.files import sha256
-from mlff_student.validation.measure import MEASURES
-from mlff_student.validation.protocol import load_protocol
-from mlff_student.validation.report import load_schema
-from mlff_student.validation.summary import summarise
+from mlff_student.archive.registry import archive_of, available_models, read_card
+from mlff_student.core.errors import InputError
+from mlff_student.structures.reading import read_structure
+from mlff_student.validation.protocol import (
+    Liquid,
+    Protocol,
+    Runs,
+    known_liquids,
+    liquid_protocol,
+    load_protocol,
+    protocol_names,
+    stability_protocol,
+)
+from mlff_student.validation.tasks import (
+    CampaignTarget,
+    CompareTask,
+    RunTask,
+    Task,
+    held_out_molecules,
+    prepare_structures,
+    tasks_of,
+    with_held_out,
+)
 
-ROOT = Path(__file__).parents[2]
-CAMPAIGN = ROOT / "checkpoints" / "data" / "validation"
 MODELS = ("original", "tiny", "ultra_tiny")
 
 
-def records(model: str, step: str = "*") -> Iterator[dict[str, Any]]:
-    for path in sorted(CAMPAIGN.glob(f"results/{model}/*/{step}/*.json")):
-        content = json.loads(path.read_text())
-        assert content["measures"] == MEASURES, "measured by an older analysis; run it again"
-        yield content["record"]
+def planned(protocol: Protocol, folder: Path, models: tuple[str, ...] = ("tiny",)) -> list[Task]:
+    target = CampaignTarget(models, protocol.engines, "gfn2-xtb")
+    protocol = with_held_out(protocol, models)
+    return tasks_of(protocol, target, prepare_structures(protocol, folder))
 
 
-def test_campaign_is_of_the_shipped_weights():
-    begun = json.loads((CAMPAIGN / "campaign.json").read_text())
-    assert begun["protocol"] == load_protocol("campaign").digest
-    for model in MODELS:
-        assert begun["models"][model] == sha256(available_models()[model] / "model.pt")
+@pytest.fixture(scope="module")
+def boxes(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder for the packed boxes of each protocol; a box that is there is not packed again."""
+    return tmp_path_factory.mktemp("boxes")
 
 
-@pytest.mark.parametrize("model", MODELS)
-def test_report_says_what_the_results_and_the_thresholds_say(model):
-    report = json.loads((CAMPAIGN / f"report-{model}.json").read_text())
-    jsonschema.validate(report, load_schema())
-    mine = [one for one in report["results"] if one["model"] == model]
-    assert {one["case"]: one for one in mine} == {one["case"]: one for one in records(model)}
-    summary = summarise(mine, load_thresholds())
-    assert report["passed"] == summary.passed
-    told = {(one["case"], one["name"]): one["passed"] for one in report["checks"]}
-    found = {(one.case, one.check.name): one.check.passed for one in summary.checks}
-    assert {key: told[key] for key in found} == found
-    assert report["advice"][model] == summary.advice[model]._asdict()
+@pytest.fixture(scope="module")
+def campaign(boxes: Path) -> tuple[Protocol, dict[str, str]]:
+    """The protocol "campaign" and its structures."""
+    protocol = load_protocol("campaign")
+    return protocol, prepare_structures(protocol, boxes / "campaign")
 
 
-def test_original_keeps_its_bars_in_both_engines():
-    """Drift, excursion and forces, for five molecules at two lengths and a nanosecond of one."""
-    runs = [one for step in ("nve", "nve_1ns") for one in records("original", step)]
-    assert len(runs) == 2 * (5 * 2 + 1)
-    for run in runs:
-        assert run["failed_runs"] == 0
-        assert abs(run["drift_mev_per_atom_ps"]) < 0.05
-        assert abs(run["seed_drift_percent"]) < 0.05
-        assert run["force_rmse_ev_per_angstrom"] < 0.2
+@pytest.mark.parametrize("name", protocol_names())
+def test_shipped_protocols_are_planned_from_any_folder(name, boxes, tmp_path, monkeypatch):
+    """Their structures and models can be had where no checkout is, and comparisons have runs."""
+    monkeypatch.chdir(tmp_path)
+    protocol = load_protocol(name)
+    assert protocol.about
+    tasks = planned(protocol, boxes / name, protocol.models or ("tiny",))
+    names = {task.name for task in tasks}
+    assert all(set(task.needs) <= names for task in tasks)
+    assert any(task.judged for task in tasks)
+    for model in {task.proposal_model for task in tasks if isinstance(task, RunTask)} - {""}:
+        archive_of(model)  # raises where there is none
 
 
-def row(title: str, *cells: str) -> str:
-    return "| " + " | ".join((title, *cells)) + " |"
+@pytest.mark.parametrize("name", protocol_names())
+def test_judged_ladders_of_timesteps_have_three(name):
+    for step in load_protocol(name).steps:
+        if step.step == "timestep_ladder":
+            assert sum(timestep <= step.judged_to_fs for timestep in step.timesteps_fs) >= 3
 
 
-def largest(model: str, step: str, key: str) -> float:
-    return max(abs(one[key]) for one in records(model, step))
+def test_campaign_is_what_was_asked_for(campaign):
+    """Three students in two engines: five molecules of 15 to 32 atoms with hydrogens, one of them
+    with fluorine, 10 and 50 ps, and one for a nanosecond.
+    """
+    protocol, sources = campaign
+    assert protocol.models == MODELS
+    assert protocol.engines == ("openmm", "lammps")
+    steps = {step.step: step for step in protocol.steps}
+    molecules = [read_structure(sources[name]).atoms for name in steps["nve"].structures]
+    assert len(molecules) == 5
+    assert all(15 <= len(atoms) <= 32 for atoms in molecules)
+    elements = [set(atoms.symbols) for atoms in molecules]
+    assert all("H" in symbols and symbols <= set("HCNOF") for symbols in elements)
+    assert sum("F" in symbols for symbols in elements) == 1
+    assert steps["nve"].ps == (10.0, 50.0)
+    assert steps["nve_1ns"].ps == (1000.0,)
+    for folder in available_models().values():
+        held_out = read_card(folder / "model.pt")["held_out"]["test"]
+        assert set(steps["nve"].structures) <= set(held_out)
 
 
-def table() -> Iterator[str]:
-    """README's table, as far as it has figures."""
-    drift, rmse = "drift_mev_per_atom_ps", "force_rmse_ev_per_angstrom"
-    yield row(
-        "drift at 300 K and 0.5 fs, 5 unseen molecules of 17 to 30 atoms, 10 and 50 ps",
-        "0.05 meV/atom/ps",
-        *(f"{largest(model, 'nve', drift):.3f}" for model in MODELS),
-    )
-    yield row(
-        "the same of benzocaine, 1 ns",
-        "0.05 meV/atom/ps",
-        *(f"{largest(model, 'nve_1ns', drift):.4f}" for model in MODELS),
-    )
-    forces = {model: [one[rmse] for one in records(model, "nve")] for model in MODELS}
-    yield row(
-        "forces along the 10 and 50 ps against GFN2-xTB (RMSE)",
-        "0.2 eV/angstrom",
-        *(f"{min(errors):.2f} to {max(errors):.2f}" for errors in forces.values()),
-    )
-    for liquid, step in (("water", "liquid_water"), ("methanol", "liquid")):
-        errors = [
-            max(one["rdf_error_percent"] for one in records(model, step) if one["kind"] == "rdf")
-            for model in MODELS
-        ]
-        yield row(f"g(r) of {liquid}, worst pair", "5 %", *(f"{error:.0f} %" for error in errors))
-    lost = "density_change_percent"
-    changes = [[-one[lost] for one in records(m, "liquid*") if lost in one] for m in MODELS]
-    spans = [f"{min(change):.0f} to {max(change):.0f} %" for change in changes]
-    yield row("density lost at 1 bar, methanol and water", "25 %", *spans)
-    for title, step, unit in (
-        ("temperature up to which two molecules of 23 atoms held, 10 ps", "temperature", "K"),
-        ("timestep up to which two molecules held, 300 K", "timestep", "fs"),
-    ):
-        advice = [summarise(records(model), load_thresholds()).advice[model] for model in MODELS]
-        found = [re.search(rf"{step} of \S+ to (\S+) {unit}", str(one.use_for)) for one in advice]
-        yield row(title, "", *(f"{one[1]} {unit}" for one in found)).replace("|  |", "| |")
+def test_campaign_has_its_liquid_and_its_ladders(campaign):
+    """100 to 1000 K, 3 to 500 atoms, timesteps of which three are judged; a box at constant volume
+    and pressure, with the teacher's ensemble, at half a femtosecond.
+    """
+    protocol, sources = campaign
+    steps = {step.step: step for step in protocol.steps}
+    temperatures = steps["temperature_ladder"].temperatures_K
+    assert (min(temperatures), max(temperatures), len(temperatures)) == (100.0, 1000.0, 10)
+    sizes = [len(read_structure(sources[name]).atoms) for name in steps["size_ladder"].structures]
+    assert sizes == sorted(sizes)
+    assert (sizes[0], sizes[-1]) == (3, 495)
+    for box in (steps["liquid"], steps["liquid_water"]):
+        assert box.nvt_ps > box.burn_in_ps > 0 and box.npt_ps > 0
+        assert box.teacher_ps > 2 * box.burn_in_ps
+        assert box.timestep_fs == 0.5
+    tasks = tasks_of(protocol, CampaignTarget(("tiny",), ("openmm",), "gfn2-xtb"), sources)
+    methanol = [task for task in tasks if task.step == "liquid" and isinstance(task, RunTask)]
+    assert {(task.settings.model, task.proposal_model) for task in methanol} == {
+        ("tiny", ""),
+        ("gfn2-xtb", "original"),
+    }
+    kinds = [task.identity()["kind"] for task in tasks]
+    assert kinds.count("rdf") == kinds.count("convergence") == kinds.count("spectrum") == 2
 
 
-def test_readme_has_the_campaigns_figures():
-    lines = (ROOT / "README.md").read_text().splitlines()
-    assert [line for line in table() if line not in lines] == []
+def test_held_out_molecules_are_unseen_by_every_model_and_of_all_sizes():
+    molecules = held_out_molecules(MODELS, 20)
+    lengths = [len(molecule.smiles) for molecule in molecules]
+    assert len({molecule.name for molecule in molecules}) == 20
+    assert lengths == sorted(lengths) and lengths[-1] > 3 * lengths[0]
+    for folder in available_models().values():
+        unseen = set(read_card(folder / "model.pt")["held_out"]["test"])
+        assert {molecule.name for molecule in molecules} <= unseen
+
+
+@pytest.mark.parametrize("model", ["card_without_names", "gfn2-xtb"])
+def test_held_out_molecules_need_a_card(model, tiny_checkpoint):
+    """A random student's card names none; a teacher has no card."""
+    model = str(tiny_checkpoint) if model == "card_without_names" else model
+    with pytest.raises(InputError, match="5 held-out molecules are asked for"):
+        held_out_molecules(("tiny", model), 5)
+
+
+def test_stability_adds_held_out_molecules_to_its_structures(tmp_path):
+    (step,) = stability_protocol(molecules=2, ps=3.0).steps
+    assert isinstance(step, Runs) and (step.held_out, step.ps) == (2, (3.0,))
+    tasks = planned(stability_protocol(molecules=2, ps=3.0), tmp_path)
+    assert [task.structure for task in tasks] == [m.name for m in held_out_molecules(("tiny",), 2)]
+    for task in tasks:
+        assert isinstance(task, RunTask) and task.judged
+        assert task.settings.ensemble == "nve"
+        assert task.settings.steps * task.settings.timestep_fs == pytest.approx(3000.0)
+
+
+def test_liquid_of_the_table_has_its_experiment(tmp_path):
+    protocol = liquid_protocol("methanol", molecules=4, equilibrate_ps=2, ps=3, seed=7)
+    (task,) = planned(protocol, tmp_path)
+    assert isinstance(task, RunTask)
+    assert (task.molecules, task.atoms) == (4, 24)
+    assert (task.equilibrate_ps, task.experiment) == (2, "methanol")
+    settings = task.settings
+    assert (settings.ensemble, settings.seed, settings.pressure_bar) == ("npt", 7, 1.0)
+    assert settings.steps * settings.timestep_fs == pytest.approx(5000.0), "both lengths"
+
+
+def test_liquid_of_another_molecule_has_none(tmp_path):
+    (task,) = planned(liquid_protocol("CNC=O", molecules=2), tmp_path)
+    assert isinstance(task, RunTask) and not task.experiment
+    assert "liquid/liquid-npt" in task.name, "SMILES are no names of folders"
+
+
+def test_packing_depends_on_the_seed(tmp_path):
+    positions = []
+    for seed in (1, 1, 2):
+        protocol = liquid_protocol("water", molecules=3, seed=seed)
+        sources = prepare_structures(protocol, tmp_path / str(len(positions)))
+        positions.append(read_structure(sources["water"]).atoms.positions)
+    assert (positions[0] == positions[1]).all()
+    assert not (positions[0] == positions[2]).all()
+
+
+def test_every_known_liquid_is_one():
+    """Its protocol can be planned: the SMILES are of the right molecules."""
+    sizes = {"water": 3, "methanol": 6, "ethanol": 9, "acetone": 10, "acetonitrile": 6}
+    sizes |= {"benzene": 12, "hexane": 20}
+    assert set(known_liquids()) == set(sizes)
+    for name, atoms in sizes.items():
+        assert len(read_structure(known_liquids()[name].smiles).atoms) == atoms
+        (step,) = liquid_protocol(name).steps
+        assert isinstance(step, Liquid) and step.experiment == name
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"molecules": 1}, "two molecules or more, got 1"),
+        ({"ps": 0.5}, "10 frames or more, got npt_ps 0.5"),
+        ({"equilibrate_ps": -1.0}, "equilibrate_ps must not be negative"),
+        ({"temperature_K": 0.0}, "temperature_K must be positive"),
+    ],
+)
+def test_liquids_that_cannot_be_run_are_refused(options, words):
+    with pytest.raises(InputError, match=words):
+        liquid_protocol("water", **options)
+
+
+def test_comparisons_of_a_liquid_leave_the_burn_in_out(tmp_path):
+    """Of MD as long a stretch of student and teacher; of hybrid Monte Carlo all frames."""
+    text = "boxes: {b: {smiles: O, count: 2}}\nsteps: [{step: a, box: b, replicas: 1, npt_ps: 0, "
+    text += "nvt_ps: 5, teacher_ps: 3, burn_in_ps: 1"
+    windows = []
+    for extra in ("", ", proposal_model: tiny"):
+        (tmp_path / "liquid.yaml").write_text(f"{text}{extra}}}]")
+        tasks = planned(load_protocol(str(tmp_path / "liquid.yaml")), tmp_path)
+        (comparison,) = (task for task in tasks if isinstance(task, CompareTask))
+        windows.append((comparison.burn_in_ps, comparison.window_ps))
+    assert windows == [(1.0, 2.0), (1.0, float("inf"))]

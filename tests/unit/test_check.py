@@ -1,5 +1,6 @@
-"""The quality gate: each check fails for its own reason and passes without it, on datasets on disk
-whose frames are embedded molecules, shaken, with the forces and energies of springs.
+"""The quality gate: each check fails for its own reason, and passes otherwise.
+
+The datasets hold embedded molecules with random displacements, labelled by springs.
 """
 
 import json
@@ -57,12 +58,12 @@ def embedded(smiles: str) -> Atoms:
 def labelled(
     atoms: Atoms, name: str, split: str, key: str, frames: int = FRAMES, **changes: Any
 ) -> LabelledStructure:
-    """Frames shaken about a geometry by a thermal amplitude, with harmonic labels."""
+    """Frames with random thermal displacements from a geometry, and harmonic labels."""
     rng = np.random.default_rng(len(name) + len(atoms))
     shaken = rng.normal(scale=0.05, size=(frames, len(atoms), 3))
     # References as an element's, and a strain that is the molecule's own.
     energy = -13.6 * atoms.numbers.sum() + 0.05 * len(atoms) * rng.normal()
-    one = LabelledStructure(
+    structure = LabelledStructure(
         name=name,
         identity=key,
         kind="made",
@@ -79,7 +80,7 @@ def labelled(
         pbc=np.tile(atoms.pbc, (frames, 1)),
         stresses=np.full((frames, 6), NAN),
     )
-    return one._replace(**changes)
+    return structure._replace(**changes)
 
 
 def sound() -> list[LabelledStructure]:
@@ -93,31 +94,31 @@ def sound() -> list[LabelledStructure]:
 
 @pytest.fixture
 def gate(tmp_path: Path) -> Callable[..., GateReport]:
-    """Writes structures and checks them."""
+    """Return a function that writes structures to a dataset and checks it."""
 
     def check(structures: list[LabelledStructure], **attributes: Any) -> GateReport:
         with open_dataset(tmp_path / "data.h5", teacher="springs", **attributes) as writer:
-            for one in structures:
-                writer.append(one)
+            for structure in structures:
+                writer.append(structure)
         return check_dataset(tmp_path / "data.h5")
 
     return check
 
 
 def failed(report: GateReport) -> dict[str, GateCheck]:
-    """Checks that failed, by name."""
+    """Return the checks that failed, by the key of their figure."""
     return {check.figure.key: check for check in report.checks if not check.passed}
 
 
 def the_only_failure(report: GateReport) -> GateCheck:
-    """The check that failed, when no other did."""
+    """Return the check that failed, and assert that no other did."""
     assert not report.passed
     (check,) = failed(report).values()
     assert report.verdict == f"NO-GO: {check.figure.title}"
     return check
 
 
-def test_a_sound_dataset_passes_every_check(gate: Callable[..., GateReport]):
+def test_valid_dataset_passes_every_check(gate: Callable[..., GateReport]):
     report = gate(sound())
     assert failed(report) == {}
     assert report.verdict == "GO"
@@ -185,12 +186,12 @@ def test_a_periodic_cell_needs_a_volume(gate: Callable[..., GateReport]):
     assert (check.figure.key, check.figure.value) == ("nonfinite_frames", FRAMES)
 
 
-def moved(one: LabelledStructure, frame: int, distance: float) -> LabelledStructure:
-    """The first two atoms of a frame at a distance from each other."""
-    positions = one.positions.copy()
+def moved(structure: LabelledStructure, frame: int, distance: float) -> LabelledStructure:
+    """Set the distance of the first two atoms of a frame."""
+    positions = structure.positions.copy()
     vector = positions[frame, 1] - positions[frame, 0]
     positions[frame, 1] = positions[frame, 0] + distance * vector / np.linalg.norm(vector)
-    return one._replace(positions=positions)
+    return structure._replace(positions=positions)
 
 
 def test_overlapping_atoms_fail(gate: Callable[..., GateReport]):
@@ -205,7 +206,7 @@ def test_overlapping_atoms_fail(gate: Callable[..., GateReport]):
 
 
 def test_atoms_close_for_their_elements_fail(gate: Callable[..., GateReport]):
-    """C and O at 0.6 angstrom are at 0.42 of 1.42 angstrom, H and O at 0.6 are at 0.62 of 0.97."""
+    """0.6 angstrom is 0.42 of the sum of the radii of C and O, and 0.62 of that of H and O."""
     structures = sound()
     structures[1] = moved(structures[1], 4, 0.6)
     assert structures[1].atomic_numbers[:2].tolist() == [6, 8]
@@ -215,17 +216,19 @@ def test_atoms_close_for_their_elements_fail(gate: Callable[..., GateReport]):
     assert check.worst == ["train_1, frame 4: 0.423 of the radii"]
 
 
-def test_periodic_images_are_looked_at(tmp_path: Path, gate: Callable[..., GateReport]):
+def test_distances_to_periodic_images_are_measured(tmp_path: Path, gate: Callable[..., GateReport]):
     """Two atoms far apart in the box and 0.2 angstrom through its face."""
     box = Atoms("CO", [[0.1, 1.0, 1.0], [7.9, 1.0, 1.0]], cell=[8.0] * 3, pbc=True)
-    one = labelled(box, "box", "train", "box", positions=np.tile(box.positions, (FRAMES, 1, 1)))
-    report = gate([*sound(), one])
+    structure = labelled(
+        box, "box", "train", "box", positions=np.tile(box.positions, (FRAMES, 1, 1))
+    )
+    report = gate([*sound(), structure])
     check = failed(report)["shortest_distance_angstrom"]
     assert check.figure.value == pytest.approx(0.2, abs=1e-5)
     assert check.worst[0].startswith("box, frame 0")
 
 
-def test_duplicates_are_found_through_rotation_reflection_and_permutation(
+def test_duplicates_are_found_after_rotation_reflection_and_permutation(
     gate: Callable[..., GateReport],
 ):
     structures = sound()
@@ -247,7 +250,7 @@ def test_duplicates_are_found_through_rotation_reflection_and_permutation(
     assert check.worst == [f"train_3, frame {k}" for k in (5, 6, 7, 8)]
 
 
-def test_the_same_molecule_under_two_names_is_a_duplicate_and_another_is_not(
+def test_equal_molecule_with_another_name_is_a_duplicate(
     gate: Callable[..., GateReport],
 ):
     structures = sound()
@@ -300,7 +303,7 @@ def test_a_molecule_with_energies_in_another_unit_is_an_outlier(gate: Callable[.
     assert all(line.startswith("odd, frame") for line in check.worst)
 
 
-def test_a_force_outlier_is_found_among_those_of_its_element(gate: Callable[..., GateReport]):
+def test_a_force_outlier_is_found_by_its_element(gate: Callable[..., GateReport]):
     structures = sound()
     for k in (4, 5):
         forces = structures[k].forces.copy()
@@ -311,14 +314,14 @@ def test_a_force_outlier_is_found_among_those_of_its_element(gate: Callable[...,
     assert {line.split(":")[0] for line in check.worst} == {"train_4, frame 3", "train_5, frame 3"}
 
 
-def test_frames_distorted_on_purpose_have_a_bound_of_their_own(gate: Callable[..., GateReport]):
-    """Of 20 frames without a temperature up to 4 may be beyond."""
+def test_frames_distorted_on_purpose_have_a_separate_limit(gate: Callable[..., GateReport]):
+    """Up to 4 of 20 frames without a temperature may be outliers."""
 
     def distorted(count: int) -> LabelledStructure:
-        one = labelled(embedded("CCF"), "distorted", "train", "CCF", frames=20)
-        one.temperatures[:] = np.nan
-        one.forces[:count, 0, 0] = 25.0
-        return one
+        structure = labelled(embedded("CCF"), "distorted", "train", "CCF", frames=20)
+        structure.temperatures[:] = np.nan
+        structure.forces[:count, 0, 0] = 25.0
+        return structure
 
     structures = sound()
     assert failed(gate([*structures, distorted(4)])) == {}
@@ -338,35 +341,43 @@ def test_a_force_above_the_largest_fails(gate: Callable[..., GateReport]):
 
 @pytest.mark.parametrize("missing", ["train", "validation", "test"])
 def test_an_empty_split_fails(missing: str, gate: Callable[..., GateReport]):
-    kept = [one for one in sound() if one.split != missing]
+    kept = [structure for structure in sound() if structure.split != missing]
     if missing == "train":  # all elements and sizes must stay
-        kept = [one._replace(split=one.split.replace("train", "test")) for one in sound()]
-        kept = [one if one.split == "validation" else one._replace(split="test") for one in kept]
+        kept = [
+            structure._replace(split=structure.split.replace("train", "test"))
+            for structure in sound()
+        ]
+        kept = [
+            structure if structure.split == "validation" else structure._replace(split="test")
+            for structure in kept
+        ]
     check = the_only_failure(gate(kept))
     assert check.figure.key == "empty_splits"
     assert check.worst == [missing]
 
 
 def test_a_missing_element_fails(gate: Callable[..., GateReport]):
-    check = the_only_failure(gate([one for one in sound() if 35 not in one.atomic_numbers]))
+    check = the_only_failure(
+        gate([structure for structure in sound() if 35 not in structure.atomic_numbers])
+    )
     assert (check.figure.key, check.figure.value) == ("elements_covered", 7)
     assert check.worst == ["F", "Br"]
 
 
 def test_sizes_that_hardly_vary_fail(gate: Callable[..., GateReport]):
-    """Over structures, not frames."""
-    structures = [one for one in sound() if len(one.atomic_numbers) < 30]
+    """The variation is over structures, not over frames."""
+    structures = [structure for structure in sound() if len(structure.atomic_numbers) < 30]
     check = the_only_failure(gate(structures))
-    sizes = [len(one.atomic_numbers) for one in structures]
+    sizes = [len(structure.atomic_numbers) for structure in structures]
     assert check.figure.key == "size_variation"
     assert check.figure.value == pytest.approx(np.std(sizes) / np.mean(sizes))
 
 
 def test_diversity_is_the_entropy_of_environments(gate: Callable[..., GateReport]):
-    """In ethanol nine atoms are C(CHHH), C(CHHO), O(CH), H(O) and five H(C)."""
-    one = labelled(embedded("CCO"), "ethanol", "train", "CCO")
+    """The nine atoms of ethanol are C(CHHH), C(CHHO), O(CH), H(O) and five H(C)."""
+    structure = labelled(embedded("CCO"), "ethanol", "train", "CCO")
     water = labelled(embedded("O"), "water", "train", "O")
-    found = {check.figure.key: check for check in gate([one]).checks}["diversity_bits"]
+    found = {check.figure.key: check for check in gate([structure]).checks}["diversity_bits"]
     shares = np.array([1, 1, 1, 1, 5]) / 9
     assert found.figure.value == pytest.approx(-(shares * np.log2(shares)).sum())
     assert not found.passed
@@ -404,42 +415,42 @@ def test_a_complex_with_a_component_of_another_split_is_a_leak(gate: Callable[..
 def test_a_leak_under_another_identity_is_found_by_geometry(gate: Callable[..., GateReport]):
     """A nitro group may be written in two ways; conformers and order of atoms do not matter."""
     charged, hypervalent = "C[N+](=O)[O-]", "CN(=O)=O"
-    one = labelled(embedded(charged), "charged", "train", charged)
+    first = labelled(embedded(charged), "charged", "train", charged)
     atoms = embed(charged, seed=5)[0][::-1]
-    other = labelled(atoms, "hypervalent", "test", hypervalent)
-    check = the_only_failure(gate([*sound(), one, other]))
+    second = labelled(atoms, "hypervalent", "test", hypervalent)
+    check = the_only_failure(gate([*sound(), first, second]))
     assert (check.figure.key, check.figure.value) == ("leaked_molecules", 1)
     assert check.worst == ["CH3NO2: charged (train) has the bonds of hypervalent (test)"]
 
 
 def leaks(structures: list[LabelledStructure], path: Path) -> tuple[list[str], list[str]]:
     with open_dataset(path) as writer:
-        for one in structures:
-            writer.append(one)
+        for structure in structures:
+            writer.append(structure)
     frames, splits = read_frames(path), read_summary(path).splits
     return find_leaks(frames, splits, list(lowest_frames(frames, finite_frames(frames))))
 
 
 @pytest.mark.parametrize(
-    ("one", "other"),
+    ("first", "second"),
     [
         ("CC(=O)C", "CC(O)=C"),  # tautomers
         ("COC", "CCO"),
         ("C1CCC2CCCCC2C1", "C1CCC(C1)C1CCCC1"),  # decalin and bicyclopentyl have one hash
     ],
 )
-def test_isomers_in_two_splits_are_no_leak(one: str, other: str, tmp_path: Path):
+def test_isomers_in_two_splits_are_no_leak(first: str, second: str, tmp_path: Path):
     structures = [
         labelled(embedded(smiles), smiles, split, identity(smiles))
-        for smiles, split in ((one, "train"), (other, "test"))
+        for smiles, split in ((first, "train"), (second, "test"))
     ]
     assert leaks(structures, tmp_path / "data.h5") == ([], [])
-    if one.startswith("C1"):
-        assert connectivity(embedded(one)) == connectivity(embedded(other))
+    if first.startswith("C1"):
+        assert connectivity(embedded(first)) == connectivity(embedded(second))
 
 
 def test_stereoisomers_are_one_molecule(tmp_path: Path):
-    """Given as two, they leak."""
+    """Two stereoisomers in two splits are a leak."""
     structures = [
         labelled(embedded(smiles), smiles, split, smiles)
         for smiles, split in (("C[C@H](F)Cl", "train"), ("C[C@@H](F)Cl", "test"))
@@ -448,13 +459,13 @@ def test_stereoisomers_are_one_molecule(tmp_path: Path):
 
 
 def test_a_molecule_in_pieces_is_counted_and_not_compared(tmp_path: Path):
-    """Else every product of a decomposition would be a leak."""
+    """If it were compared, every product of a decomposition would be a leak."""
     pieces = molecule("H2O") + Atoms("H2", [[5.0, 0.0, 0.0], [5.74, 0.0, 0.0]])
     structures = [labelled(pieces, split, split, split) for split in ("train", "test")]
     assert leaks(structures, tmp_path / "data.h5") == ([], ["train", "test"])
 
 
-def test_a_dataset_split_by_trajectory_is_not_asked_for_molecules(
+def test_dataset_split_by_trajectory_need_not_pass_the_checks_of_molecules(
     gate: Callable[..., GateReport], tmp_path: Path
 ):
     structures = [labelled(embedded("CCO"), f"ethanol_{split}", split, "CCO") for split in SPLITS]
@@ -464,8 +475,8 @@ def test_a_dataset_split_by_trajectory_is_not_asked_for_molecules(
     assert asked == {"elements_covered", "size_variation", "diversity_bits", "leaked_molecules"}
     write_report(report, tmp_path / "report")
     text = (tmp_path / "report" / "report.md").read_text()
-    assert "Not asked of a dataset split by trajectory" in text
-    # The other checks still are.
+    assert "This dataset is split by trajectory" in text
+    # The dataset must still pass the other checks.
     broken = labelled(embedded("CCO"), "broken", "train", "CCO")
     broken.energies[0] = np.nan
     assert the_only_failure(gate([broken], split_by="trajectory")).figure.key == "nonfinite_frames"
@@ -474,7 +485,7 @@ def test_a_dataset_split_by_trajectory_is_not_asked_for_molecules(
 # --- Input and report ---------------------------------------------------------------------------
 
 
-def test_what_is_no_dataset_is_an_input_error(gate: Callable[..., GateReport], tmp_path: Path):
+def test_file_that_is_no_dataset_is_refused(gate: Callable[..., GateReport], tmp_path: Path):
     with pytest.raises(InputError, match="no dataset"):
         check_dataset(tmp_path / "nothing.h5")
     with pytest.raises(InputError, match="has no frames"):
@@ -496,13 +507,13 @@ def test_structures_without_frames_do_not_shift_the_others(gate: Callable[..., G
     assert report.checks[0].worst == ["none: 0 of 2 frames, SCF"]
 
 
-def test_a_dataset_without_a_finite_frame_is_an_input_error(gate: Callable[..., GateReport]):
-    structures = [one._replace(energies=np.full(FRAMES, np.nan)) for one in sound()]
+def test_a_dataset_without_a_finite_frame_is_refused(gate: Callable[..., GateReport]):
+    structures = [structure._replace(energies=np.full(FRAMES, np.nan)) for structure in sound()]
     with pytest.raises(InputError, match="not one of 140 frames is finite"):
         gate(structures)
 
 
-def test_report_says_what_was_found_and_what_to_do(gate: Callable[..., GateReport], tmp_path: Path):
+def test_report_holds_values_and_remedies(gate: Callable[..., GateReport], tmp_path: Path):
     structures = sound()
     structures[4].forces[3, 0, 1] = 40.0
     report = gate(structures)
@@ -515,10 +526,12 @@ def test_report_says_what_was_found_and_what_to_do(gate: Callable[..., GateRepor
     assert whole["verdict"] == f"NO-GO: {failure.figure.title}"
     assert not whole["passed"] and not whole["largest_force_ev_per_angstrom_passed"]
     assert whole["largest_force_ev_per_angstrom"] == 40.0
-    assert [one["check"] for one in checks] == list(load_gate())
+    assert [record["check"] for record in checks] == list(load_gate())
     assert content["results"] == json.loads(json.dumps(records(report)))
     assert all(
-        isinstance(value, str | int | float) for one in content["results"] for value in one.values()
+        isinstance(value, str | int | float)
+        for record in content["results"]
+        for value in record.values()
     )
 
     text = (folder / "report.md").read_text()
@@ -538,13 +551,11 @@ def test_report_says_what_was_found_and_what_to_do(gate: Callable[..., GateRepor
 
 def test_the_same_dataset_gives_the_same_report(gate: Callable[..., GateReport], tmp_path: Path):
     torch.manual_seed(0)
-    one, other = gate(sound()), check_dataset(tmp_path / "data.h5")
-    assert records(one) == records(other)
+    first, second = gate(sound()), check_dataset(tmp_path / "data.h5")
+    assert records(first) == records(second)
 
 
-def test_a_folder_that_cannot_be_made_is_an_input_error(
-    gate: Callable[..., GateReport], tmp_path: Path
-):
+def test_a_folder_that_cannot_be_made_is_refused(gate: Callable[..., GateReport], tmp_path: Path):
     (tmp_path / "file").write_text("")
     with pytest.raises(InputError, match="cannot make the folder"):
         write_report(gate(sound()), tmp_path / "file" / "report")

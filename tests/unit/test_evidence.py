@@ -1,4 +1,4 @@
-"""The summary of a model's evidence: what makes it inconsistent, outdated, and what does not."""
+"""The summary of a model's evidence, and when it is inconsistent or outdated."""
 
 import json
 import runpy
@@ -49,7 +49,7 @@ def card(folder: Path) -> dict:
     return {"model_sha256": sha256(folder / "model.pt")}
 
 
-def test_summary_holds_what_was_put_in(folder: Path):
+def test_summary_contains_the_evidence_that_was_added(folder: Path):
     first, second = evidence(recipe="a" * 64), evidence("speed")
     add_evidence(folder, "mine", [first])
     assert add_evidence(folder, "mine", [second]) == [first, second]
@@ -111,17 +111,17 @@ def test_other_weights_are_inconsistent(folder: Path):
     assert "there is no summary.json" in check_evidence(folder, card(folder), {}).inconsistent
 
 
-def test_hash_is_of_values_and_not_of_how_they_are_written():
-    one = "steps: 100\nrates: [1, 0.5]\n"
-    other = "# faster\nrates:\n- 1.0\n- 0.5\nsteps: 100.0\n"
-    assert content_sha256(yaml.safe_load(one)) == content_sha256(yaml.safe_load(other))
-    changed = yaml.safe_load(one) | {"steps": 101}
-    assert content_sha256(yaml.safe_load(one)) != content_sha256(changed)
+def test_hash_depends_on_values_and_not_on_their_notation():
+    text = "steps: 100\nrates: [1, 0.5]\n"
+    same = "# faster\nrates:\n- 1.0\n- 0.5\nsteps: 100.0\n"
+    assert content_sha256(yaml.safe_load(text)) == content_sha256(yaml.safe_load(same))
+    changed = yaml.safe_load(text) | {"steps": 101}
+    assert content_sha256(yaml.safe_load(text)) != content_sha256(changed)
     assert content_sha256({"on": True}) != content_sha256({"on": 1})
 
 
 def rewritten(path: Path, folder: Path, change) -> Path:
-    """Copy of a YAML file with its values changed, and without its comments."""
+    """Write a copy of a YAML file with changed values and without comments."""
     values = yaml.safe_load(path.read_text())
     change(values)
     copy = folder / path.name
@@ -130,7 +130,7 @@ def rewritten(path: Path, folder: Path, change) -> Path:
 
 
 def nothing(values: dict) -> None:
-    """Only the comments go."""
+    """Change no value, so that only the comments are lost."""
 
 
 @pytest.mark.parametrize(
@@ -157,8 +157,8 @@ def nothing(values: dict) -> None:
     ],
     ids=["recipe", "protocol", "thresholds"],
 )
-def test_hash_is_of_what_counts(digest, path: Path, words, what, tmp_path: Path):
-    """Comments, prose and another model's settings change nothing; numbers do."""
+def test_hash_depends_on_numbers_only(digest, path: Path, words, what, tmp_path: Path):
+    """Comments, prose and settings of another model do not change the hash; numbers do."""
     before = digest(path)
     assert digest(rewritten(path, tmp_path, nothing)) == before
     assert digest(rewritten(path, tmp_path, words)) == before
@@ -167,7 +167,7 @@ def test_hash_is_of_what_counts(digest, path: Path, words, what, tmp_path: Path)
 
 @pytest.fixture
 def shipped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Copies of a shipped checkpoint, which the command takes for what is shipped."""
+    """Copy of a shipped checkpoint, which the command uses in place of the shipped ones."""
     folder = tmp_path / "checkpoints"
     shutil.copytree(registry.available_models()["ultra_tiny"], folder / "ultra_tiny")
     monkeypatch.setattr(registry, "FOLDERS", (folder,))
@@ -199,9 +199,9 @@ def test_command_fails_where_weights_changed_under_the_evidence(shipped: Path, t
 
 
 def test_page_shows_what_was_held_in_md(shipped: Path):
-    """Ranges over the evidence; without any there is no such section."""
+    """The card has the ranges of the figures; without evidence it has no such section."""
     facts = json.loads((shipped / "card.json").read_text())
-    assert "What it held in MD" not in card_text(facts)
+    assert "Results in MD" not in card_text(facts)
     drifts = [Observation(Figure("drift", v, "meV/atom/ps"), {"step": "nve"}) for v in (-0.5, 0.25)]
     text = card_text(facts, [Evidence("validation campaign", "", "", drifts)])
     assert "| -0.5 to 0.25 |" in text
@@ -217,7 +217,7 @@ def script() -> dict:
 
 
 def run_of(temperature_K: float, drift: float) -> dict:
-    """Record of a run of a temperature ladder, as `validate run` writes it."""
+    """Record of a run at one of several temperatures, as `validate run` writes it."""
     return {
         "case": f"tiny/openmm/temperature_ladder/ethanol-{temperature_K:g}K",
         "step": "temperature_ladder",
@@ -237,8 +237,8 @@ def run_of(temperature_K: float, drift: float) -> dict:
     }
 
 
-def test_campaign_is_summarised_by_rung(script: dict):
-    """Held is what passes without a gap from the lowest rung that does."""
+def test_campaign_is_summarised_by_temperature(script: dict):
+    """The range of temperatures ends at the first that fails above the lowest that passes."""
     runs = [run_of(100.0, 0.01), run_of(200.0, -0.02), run_of(300.0, 0.9), run_of(400.0, 0.01)]
     content = {
         "command": "validate",
@@ -266,7 +266,7 @@ def test_campaign_is_summarised_by_rung(script: dict):
 
 
 def test_benchmark_is_summarised_with_its_command(script: dict):
-    """Records of the student, and of networks of its size; not of another student."""
+    """The summary has the records of the student and of networks of its size only."""
     record = {"model": "tiny", "parameters": 76_097, "backend": "native", "ms": 0.2, "atoms": 22}
     content = {
         "command": "benchmark kernels",

@@ -1,11 +1,11 @@
-"""What an import loads: the package alone very little, its calculator no reader and no engine."""
+"""Modules that an import loads: few for the package, no reader or engine for the calculator."""
 
 import subprocess
 import sys
 
 import pytest
 
-# Everything that the package imports somewhere and that takes time or may be missing.
+# Packages that are imported somewhere and take time to import or may not be installed.
 HEAVY = {
     "ase",
     "h5py",
@@ -43,6 +43,6 @@ def test_imports_load_no_more_than_they_need(statement, allowed):
     assert HEAVY & set(run.stdout.split()) <= allowed
 
 
-def test_the_package_names_what_it_lacks():
+def test_unknown_attribute_of_the_package():
     with pytest.raises(ImportError, match="nothing"):
         from mlff_student import nothing  # noqa: F401

@@ -1,4 +1,4 @@
-"""Neighbours of atoms, counted, and held against those of other atoms."""
+"""Numbers of neighbours, and their comparison with limits from other structures."""
 
 import pytest
 import torch
@@ -27,7 +27,7 @@ def counted(atoms: Atoms) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def test_counts_are_bonds():
-    """Each carbon of ethanol: its hydrogens within 1.3 angstrom; all others within 4.5."""
+    """A carbon of ethanol has its hydrogens within 1.3 angstrom and all atoms within 4.5."""
     atoms = molecule("CH3CH2OH")
     counts, species = counted(atoms)
     carbons = counts[species == ELEMENTS.index("C")]
@@ -38,12 +38,12 @@ def test_counts_are_bonds():
 
 
 def test_within_and_beyond_the_limits():
-    """What the limits are made of is within them; each way to leave them is seen."""
+    """The structures that the limits are made from are within them; others exceed them."""
     known = [counted(molecule(name)) for name in ("CH3OH", "H2O", "CH4")]
     limits = neighbourhood_limits(known, ELEMENTS)
-    assert set(limits["fewest"]) == {"H", "C", "O"}  # no sulphur was there
+    assert set(limits["fewest"]) == {"H", "C", "O"}  # no structure has sulphur
     for counts, species in known:
-        # Limits are kept to hundredths.
+        # Limits are rounded to hundredths.
         assert neighbourhood_excess(counts, species, ELEMENTS, limits).max() < 0.01
 
     def excess(atoms: Atoms) -> torch.Tensor:
@@ -51,6 +51,6 @@ def test_within_and_beyond_the_limits():
 
     crowded = molecule("CH4") + Atoms("H", positions=[[0.0, 0.0, 1.15]])
     assert excess(crowded)[0] == pytest.approx(1.0, abs=0.1)  # a fifth hydrogen on carbon
-    assert excess(Atoms("H"))[0] == pytest.approx(2.0, abs=0.1)  # in water it has two others
+    assert excess(Atoms("H"))[0] == pytest.approx(2.0, abs=0.1)  # in water it has two neighbours
     unknown = excess(molecule("CH3SH"))
     assert unknown[list(molecule("CH3SH").symbols).index("S")] > 0.9

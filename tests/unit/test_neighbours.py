@@ -1,7 +1,5 @@
-"""The neighbour search against two independent ones, vesin's and ASE's."""
+"""The neighbour search, compared with the independent ones of vesin and ASE."""
 
-import subprocess
-import sys
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -20,7 +18,7 @@ SKEWED = np.array([[6.0, 0.0, 0.0], [23.0, 6.5, 0.0], [-17.0, 31.0, 7.0]])  # 6 
 
 
 class Edges(NamedTuple):
-    """Edges of a structure, in one order whoever found them."""
+    """Edges of a structure in a fixed order, so that those of two searches can be compared."""
 
     keys: np.ndarray  # (E, 5) int, [receiver, sender, image of the sender]
     vectors: np.ndarray  # (E, 3)
@@ -38,7 +36,7 @@ def search(atoms: Atoms, cutoff: float = CUTOFF, function: Callable = neighbour_
 
 
 def as_edges(i: np.ndarray, j: np.ndarray, vectors: np.ndarray, atoms: Atoms) -> Edges:
-    """Edges in the order of their receiver, sender and image of the sender."""
+    """Sort edges by receiver, sender and image of the sender."""
     images = vectors - (atoms.positions[j] - atoms.positions[i])
     if atoms.pbc.any():
         images = images @ np.linalg.inv(atoms.cell.complete().array)
@@ -49,21 +47,21 @@ def as_edges(i: np.ndarray, j: np.ndarray, vectors: np.ndarray, atoms: Atoms) ->
     return Edges(keys, vectors[order])
 
 
-def edges_found(vectors: torch.Tensor, index: torch.Tensor, atoms: Atoms) -> Edges:
+def own_edges(vectors: torch.Tensor, index: torch.Tensor, atoms: Atoms) -> Edges:
     return as_edges(index[0].numpy(), index[1].numpy(), vectors.numpy(), atoms)
 
 
-def assert_same_edges(found: Edges, expected: Edges, source: str) -> None:
+def assert_same_edges(edges: Edges, expected: Edges, source: str) -> None:
     __tracebackhide__ = True
-    if not np.array_equal(found.keys, expected.keys):
-        ours, theirs = ({tuple(key) for key in one.keys.tolist()} for one in (found, expected))
+    if not np.array_equal(edges.keys, expected.keys):
+        ours, theirs = ({tuple(key) for key in each.keys.tolist()} for each in (edges, expected))
         pytest.fail(
             f"of {len(theirs)} edges of {source} {len(theirs - ours)} are missing, e.g. "
             f"{sorted(theirs - ours)[:3]}; {len(ours - theirs)} are too many, e.g. "
             f"{sorted(ours - theirs)[:3]}"
         )
     # Positions up to 1e4 angstrom have a rounding of 1e-12.
-    np.testing.assert_allclose(found.vectors, expected.vectors, rtol=0, atol=1e-9)
+    np.testing.assert_allclose(edges.vectors, expected.vectors, rtol=0, atol=1e-9)
 
 
 def random_atoms(n: int, cell: np.ndarray, pbc, seed: int = 0, spread: float = 1.0) -> Atoms:
@@ -79,7 +77,7 @@ def open_cluster(n: int, edge: float, seed: int = 0) -> Atoms:
 
 
 def partly(pbc: tuple[bool, bool, bool], cell: np.ndarray, n: int = 40) -> Atoms:
-    """Rows of open directions are zero, as a slab's or a chain's file has them."""
+    """Rows of open directions are zero, as in files of slabs and chains."""
     atoms = random_atoms(n, cell, pbc, seed=sum(pbc))
     atoms.cell.array[~np.array(pbc)] = 0.0
     return atoms
@@ -96,10 +94,10 @@ def on_faces() -> Atoms:
 
 def far_apart(distance: float) -> Atoms:
     """Two small clusters with nothing between them."""
-    one = open_cluster(12, 6.0)
-    other = open_cluster(12, 6.0, seed=1)
-    other.positions += distance * np.array([1.0, -0.7, 0.4])
-    return one + other
+    first = open_cluster(12, 6.0)
+    second = open_cluster(12, 6.0, seed=1)
+    second.positions += distance * np.array([1.0, -0.7, 0.4])
+    return first + second
 
 
 ORTHORHOMBIC = np.diag([9.0, 11.0, 13.0])
@@ -135,14 +133,14 @@ SYSTEMS = {
 }
 for mask in np.ndindex(2, 2, 2):
     if 0 < sum(mask) < 3:
-        directions = "".join(axis for axis, one in zip("abc", mask, strict=True) if one)
+        directions = "".join(axis for axis, periodic in zip("abc", mask, strict=True) if periodic)
         for shape, cell in [
             ("orthorhombic", ORTHORHOMBIC),
             ("triclinic", TRICLINIC),
             ("skewed", SKEWED),
             ("below the cutoff", TRICLINIC / 3.0),
         ]:
-            pbc = tuple(bool(one) for one in mask)
+            pbc = tuple(map(bool, mask))
             SYSTEMS[f"periodic along {directions}, {shape}"] = lambda p=pbc, c=cell: partly(p, c)
 
 
@@ -150,15 +148,15 @@ for mask in np.ndindex(2, 2, 2):
 def test_edges_equal_those_of_vesin_and_ase(name: str):
     atoms = SYSTEMS[name]()
     vectors, index = search(atoms)
-    found = edges_found(vectors, index, atoms)
+    edges = own_edges(vectors, index, atoms)
 
-    # vesin wants an invertible box; rows of open directions are of no consequence.
+    # vesin needs an invertible box; it ignores the rows of open directions.
     box = atoms.cell.complete().array if atoms.pbc.any() else np.eye(3)
     i, j, d = NeighborList(cutoff=CUTOFF, full_list=True).compute(
         points=atoms.positions, box=box, periodic=atoms.pbc, quantities="ijD"
     )
-    assert_same_edges(found, as_edges(i.astype(int), j.astype(int), d, atoms), "vesin")
-    assert_same_edges(found, as_edges(*neighbor_list("ijD", atoms, CUTOFF), atoms), "ASE")
+    assert_same_edges(edges, as_edges(i.astype(int), j.astype(int), d, atoms), "vesin")
+    assert_same_edges(edges, as_edges(*neighbor_list("ijD", atoms, CUTOFF), atoms), "ASE")
 
     receiver = index[0].numpy()
     assert (np.diff(receiver) >= 0).all(), "not sorted by receiver"
@@ -171,15 +169,15 @@ def test_any_cutoff(cutoff: float):
     for name in ("triclinic", "large cluster", "periodic along ac, skewed"):
         atoms = SYSTEMS[name]()
         vectors, index = search(atoms, cutoff)
-        found = edges_found(vectors, index, atoms)
-        assert_same_edges(found, as_edges(*neighbor_list("ijD", atoms, cutoff), atoms), name)
+        edges = own_edges(vectors, index, atoms)
+        assert_same_edges(edges, as_edges(*neighbor_list("ijD", atoms, cutoff), atoms), name)
 
 
 @pytest.mark.parametrize("name", ["triclinic", "large cluster", "below the cutoff", "one atom"])
 def test_every_edge_has_its_opposite(name: str):
     atoms = SYSTEMS[name]()
     vectors, index = search(atoms)
-    edges = edges_found(vectors, index, atoms)
+    edges = own_edges(vectors, index, atoms)
     opposite = as_edges(index[1].numpy(), index[0].numpy(), -vectors.numpy(), atoms)
     assert_same_edges(opposite, edges, "the opposite edges")
 
@@ -188,7 +186,7 @@ def test_every_edge_has_its_opposite(name: str):
 def test_scripted_and_chunked_searches_find_the_same(name: str):
     atoms = SYSTEMS[name]()
     vectors, index = search(atoms)
-    whole = edges_found(vectors, index, atoms)
+    expected = own_edges(vectors, index, atoms)
     scripted = torch.jit.script(neighbour_edges)
     for function, options in [
         (scripted, {}),
@@ -196,12 +194,12 @@ def test_scripted_and_chunked_searches_find_the_same(name: str):
         (scripted, {"candidates_at_once": 20_000}),
     ]:
         vectors, index = search(atoms, function=function, **options)
-        part = edges_found(vectors, index, atoms)
-        assert_same_edges(part, whole, f"{function} {options}")
+        edges = own_edges(vectors, index, atoms)
+        assert_same_edges(edges, expected, f"{function} {options}")
         assert (index[0].diff() >= 0).all()
 
 
-def test_no_atoms_no_edges():
+def test_a_structure_without_atoms_has_no_edges():
     vectors, index = search(Atoms())
     assert vectors.shape == (0, 3)
     assert index.shape == (2, 0)
@@ -219,34 +217,3 @@ def test_completed_cell_keeps_periodic_rows_and_is_invertible(mask: tuple[int, i
         torch.testing.assert_close(
             opened @ completed[pbc].T, torch.zeros(len(opened), 3)[:, pbc].double()
         )
-
-
-MEMORY = """
-import torch
-from pathlib import Path
-from mlff_student.model.neighbours import neighbour_edges
-
-def peak_mb(atoms):
-    edge = (atoms / 0.02) ** (1 / 3)  # 10 neighbours an atom
-    torch.manual_seed(0)
-    neighbour_edges(
-        torch.rand(atoms, 3, dtype=torch.float64) * edge,
-        torch.eye(3, dtype=torch.float64) * edge,
-        torch.ones(3, dtype=torch.bool),
-        5.0,
-        candidates_at_once=200_000,
-    )
-    # Of this program alone; ru_maxrss would begin with its parent's.
-    status = Path("/proc/self/status").read_text()
-    return int(status.split("VmHWM:")[1].split()[0]) / 1024
-
-print(peak_mb(100), peak_mb(30_000), peak_mb(60_000))
-"""
-
-
-def test_memory_grows_as_the_number_of_atoms():
-    """A table of all pairs, one byte each, would add 860 MB and then 2600 MB more."""
-    run = subprocess.run([sys.executable, "-c", MEMORY], capture_output=True, text=True, check=True)
-    start, middle, end = map(float, run.stdout.split())
-    assert middle - start < 300.0
-    assert end - middle < 300.0

@@ -1,4 +1,4 @@
-"""Reading structures of every format, and the refusal of those that would give a wrong number."""
+"""Structures of every format are read; those with meaningless energies are refused."""
 
 from pathlib import Path
 
@@ -63,22 +63,22 @@ def test_every_format_gives_the_same_molecule(
             writer.write(rdkit_molecule(atoms))
     else:
         write(path, atoms)
-    found = read_structure(str(path))
-    assert list(found.atoms.symbols) == list(atoms.symbols)
-    # mdtraj holds positions as float32, in nm; a mol file has four decimals.
-    np.testing.assert_allclose(found.atoms.positions, atoms.positions, atol=PDB_ROUNDING)
-    assert not found.atoms.pbc.any()
-    assert bonds_of(found) == sorted_pairs(bonds)
-    assert [a.element.symbol for a in found.topology.atoms] == list(atoms.symbols)
-    check_structure(found.atoms)
+    structure = read_structure(str(path))
+    assert list(structure.atoms.symbols) == list(atoms.symbols)
+    # mdtraj stores positions as float32, in nm; a mol file has four decimals.
+    np.testing.assert_allclose(structure.atoms.positions, atoms.positions, atol=PDB_ROUNDING)
+    assert not structure.atoms.pbc.any()
+    assert bonds_of(structure) == sorted_pairs(bonds)
+    assert [a.element.symbol for a in structure.topology.atoms] == list(atoms.symbols)
+    check_structure(structure.atoms)
 
 
 def test_pdb_written_by_another_program_without_bonds(tmp_path: Path):
     path = tmp_path / "ethanol.pdb"
     write(path, molecule("CH3CH2OH"))
-    found = read_structure(str(path))
-    assert bonds_of(found) == sorted_pairs(perceive_bonds(molecule("CH3CH2OH")))
-    assert found.topology.n_bonds == 8
+    structure = read_structure(str(path))
+    assert bonds_of(structure) == sorted_pairs(perceive_bonds(molecule("CH3CH2OH")))
+    assert structure.topology.n_bonds == 8
 
 
 def test_periodic_files_keep_their_cell(structures: dict[str, Atoms], tmp_path: Path):
@@ -87,19 +87,19 @@ def test_periodic_files_keep_their_cell(structures: dict[str, Atoms], tmp_path: 
         for suffix in ("extxyz", "pdb"):
             path = tmp_path / f"{name}.{suffix}"
             write(path, atoms)
-            found = read_structure(str(path)).atoms
-            assert found.pbc.all()
-            # PDB: lengths to 1e-3 angstrom, angles to 1e-2 degrees.
+            stored = read_structure(str(path)).atoms
+            assert stored.pbc.all()
+            # PDB has lengths to 1e-3 angstrom and angles to 1e-2 degrees.
             tolerance = 1e-7 if suffix == "extxyz" else 5e-3
-            np.testing.assert_allclose(found.cell.array, atoms.cell.array, atol=tolerance)
+            np.testing.assert_allclose(stored.cell.array, atoms.cell.array, atol=tolerance)
 
 
 def test_small_molecule_cif_is_read_as_a_crystal(tmp_path: Path):
     path = tmp_path / "crystal.cif"
     write(path, molecule("H2O", cell=[4.0, 5.0, 6.0], pbc=True))
-    found = read_structure(str(path)).atoms
-    assert found.pbc.all()
-    assert found.cell.lengths() == pytest.approx([4.0, 5.0, 6.0])
+    atoms = read_structure(str(path)).atoms
+    assert atoms.pbc.all()
+    assert atoms.cell.lengths() == pytest.approx([4.0, 5.0, 6.0])
 
 
 @pytest.mark.parametrize(
@@ -108,10 +108,10 @@ def test_small_molecule_cif_is_read_as_a_crystal(tmp_path: Path):
      (r"F/C=C\F", "C2H2F2"), ("C[C@H](N)C(=O)O", "C3H7NO2"), ("O=C=O", "CO2")],
 )  # fmt: skip
 def test_smiles(smiles: str, formula: str):
-    found = read_structure(smiles)
-    assert found.atoms.get_chemical_formula() == formula
-    assert found.topology.n_atoms == len(found.atoms)
-    check_structure(found.atoms)
+    structure = read_structure(smiles)
+    assert structure.atoms.get_chemical_formula() == formula
+    assert structure.topology.n_atoms == len(structure.atoms)
+    check_structure(structure.atoms)
 
 
 @pytest.mark.parametrize("smiles", ["CCO", ASPIRIN, "C#N", "O=S(=O)(Cl)Cl", "BrCCBr"])
@@ -130,12 +130,12 @@ def test_residues_are_molecules(structures: dict[str, Atoms]):
 
 
 def test_bonds_across_a_periodic_boundary(structures: dict[str, Atoms]):
-    whole = structures["water_box"]
-    whole.positions -= whole.cell.array.sum(0) / 8.0  # molecules onto the faces
-    wrapped = whole.copy()
+    unwrapped = structures["water_box"]
+    unwrapped.positions -= unwrapped.cell.array.sum(0) / 8.0  # molecules onto the faces
+    wrapped = unwrapped.copy()
     wrapped.wrap()
-    assert np.abs(wrapped.positions - whole.positions).max() > 1.0  # some molecule is cut
-    assert set(perceive_bonds(wrapped)) == set(perceive_bonds(whole))
+    assert np.abs(wrapped.positions - unwrapped.positions).max() > 1.0  # a molecule is cut
+    assert set(perceive_bonds(wrapped)) == set(perceive_bonds(unwrapped))
     assert len(perceive_bonds(wrapped)) == 16
 
 
@@ -144,10 +144,10 @@ def test_written_topology_can_be_read_back(structures: dict[str, Atoms], tmp_pat
         path = tmp_path / "topology.pdb"
         structure = Structure(atoms, make_topology(atoms, perceive_bonds(atoms)))
         write_topology(structure, path)
-        found = read_structure(str(path))
-        assert list(found.atoms.symbols) == list(atoms.symbols), name
-        assert bonds_of(found) == bonds_of(structure), name
-        assert (found.atoms.pbc == atoms.pbc).all(), name
+        stored = read_structure(str(path))
+        assert list(stored.atoms.symbols) == list(atoms.symbols), name
+        assert bonds_of(stored) == bonds_of(structure), name
+        assert (stored.atoms.pbc == atoms.pbc).all(), name
 
 
 # --- Files that cannot be read --------------------------------------------------------------------
@@ -160,7 +160,7 @@ def test_missing_file(source: str):
 
 
 @pytest.mark.parametrize("source", ["not a molecule", "C1CC", "C(C", "Xx", "C(C)(C)(C)(C)C"])
-def test_what_is_no_smiles(source: str):
+def test_text_that_is_not_a_smiles_string(source: str):
     with pytest.raises(InputError, match=r"SMILES|no file"):
         read_structure(source)
 
@@ -179,7 +179,7 @@ def test_unreadable_files_are_input_errors(suffix: str, content: bytes, tmp_path
     except StudentError as error:
         assert str(path) in str(error)
     else:
-        with pytest.raises(InputError):  # a reader that took it found no atoms
+        with pytest.raises(InputError):  # the reader accepted the file and returned no atoms
             check_structure(structure.atoms)
 
 
@@ -197,7 +197,7 @@ def test_truncated_files_are_input_errors(
         write(path, atoms)
     content = path.read_bytes()
     path.write_bytes(content[: len(content) // 3])
-    with pytest.raises(InputError):  # by the reader, or because the cut took the hydrogens off
+    with pytest.raises(InputError):  # the reader refuses the file, or hydrogens are missing
         check_structure(read_structure(str(path)).atoms)
 
 
@@ -326,7 +326,7 @@ def test_complete_molecules_are_accepted_hot_and_cold(smiles: str):
     check_structure(atoms)
     for seed in range(3):
         hot = atoms.copy()
-        # 0.05 angstrom a coordinate: stretching amplitudes of a C-H bond at 1000 K.
+        # 0.05 angstrom per coordinate is the amplitude of a C-H stretch at 1000 K.
         hot.rattle(0.05, seed=seed)
         check_structure(hot)
 
@@ -336,9 +336,9 @@ def test_complete_molecules_are_accepted_hot_and_cold(smiles: str):
     ["C", "CC", "C=C", "C#C", "CCO", "c1ccccc1", "CC=O", "CC(N)C(=O)O", "C1CCCCC1", "CN", "CSC",
      "C=O", "ClC(Cl)Cl", ASPIRIN, "OCC1OC(O)C(O)C(O)C1O"],
 )  # fmt: skip
-def test_a_hydrogen_taken_off_any_carbon_is_missed(smiles: str):
+def test_a_missing_hydrogen_of_any_carbon_is_noticed(smiles: str):
     atoms, bonds = embed(smiles)
-    taken = 0
+    removed = 0
     for i, j in bonds:
         carbon, hydrogen = sorted((i, j), key=lambda k: atoms.symbols[k])
         if atoms.symbols[carbon] == "C" and atoms.symbols[hydrogen] == "H":
@@ -346,13 +346,13 @@ def test_a_hydrogen_taken_off_any_carbon_is_missed(smiles: str):
             del bare[hydrogen]
             with pytest.raises(InputError, match=rf"atom {carbon} \(C\) lacks hydrogens"):
                 check_structure(bare)
-            taken += 1
-    assert taken > 0
+            removed += 1
+    assert removed > 0
 
 
 @pytest.mark.parametrize("smiles", ["CCO", "c1ccccc1", ASPIRIN, "CC(=O)NC(C)C(=O)NC", "C1CCCCC1"])
-def test_molecules_without_any_hydrogen_are_missed(smiles: str):
-    """As a crystal structure from the PDB comes."""
+def test_molecules_without_any_hydrogen_are_refused(smiles: str):
+    """Crystal structures in the PDB have no hydrogens."""
     atoms, _ = embed(smiles)
     heavy = atoms[atoms.numbers > 1]
     with pytest.raises(InputError, match="lacks hydrogens"):
@@ -360,8 +360,8 @@ def test_molecules_without_any_hydrogen_are_missed(smiles: str):
 
 
 @pytest.mark.parametrize("symbol", ["O", "N", "S", "P", "Cl", "C"])
-def test_heavy_atoms_without_any_bond_are_missed(symbol: str):
-    """As waters of crystallisation come from the PDB, alone and beside a complete molecule."""
+def test_heavy_atoms_without_any_bond_are_refused(symbol: str):
+    """Water in the PDB is an oxygen without a bond, alone or beside a complete molecule."""
     apart = [[0.0, 0.0, 0.0], [3.0, 0.0, 0.0], [0.0, 3.0, 0.0]]
     with pytest.raises(InputError, match=rf"atom 0 \({symbol}\) lacks hydrogens"):
         check_structure(Atoms(3 * [symbol], apart))
@@ -369,7 +369,7 @@ def test_heavy_atoms_without_any_bond_are_missed(symbol: str):
         check_structure(molecule("H2O") + Atoms(symbol, [[4.0, 0.0, 0.0]]))
 
 
-def test_lone_atoms_that_lack_nothing():
+def test_single_atoms_are_accepted():
     check_structure(Atoms("O"))
     check_structure(Atoms("O", cell=[8.0, 8.0, 8.0], pbc=True))
     check_structure(Atoms("HH", [[0.0, 0.0, 0.0], [0.0, 0.0, 9.0]]))
@@ -377,9 +377,9 @@ def test_lone_atoms_that_lack_nothing():
 
 def test_a_sample_of_the_library_is_complete():
     library = read_library()
-    for one in library[:: len(library) // 150]:
+    for entry in library[:: len(library) // 150]:
         try:
-            atoms, _ = embed(one.smiles)
+            atoms, _ = embed(entry.smiles)
         except InputError:
             continue
         check_structure(atoms)
@@ -413,7 +413,7 @@ def test_calculator_gives_all_properties(tiny_archive64: Path, structures: dict[
         moved.calc = atoms.calc
         moved.set_cell(atoms.cell.array * (1.0 + sign * strain), scale_atoms=True)
         energies.append(moved.get_potential_energy())
-    # dE/d(strain) = volume * trace of the stress.
+    # dE/d(strain) is the volume times the trace of the stress.
     slope = (energies[0] - energies[1]) / (2 * strain)
     trace = atoms.get_stress(voigt=False).trace()
     assert atoms.get_volume() * trace == pytest.approx(slope, rel=1e-5, abs=1e-4)

@@ -1,4 +1,4 @@
-"""The student: symmetries, exactness of its gradient, behaviour at the cutoff, short-range wall."""
+"""The student: symmetry, exact gradients, smoothness at the cutoff, short-range repulsion."""
 
 import json
 from collections.abc import Callable
@@ -28,14 +28,14 @@ from mlff_student.model.student import (
 )
 from mlff_student.structures.smiles import embed
 
-EXACT = 1e-9  # relative; the rounding of float64 is 1e-16 an operation
+EXACT = 1e-9  # relative tolerance; an operation in float64 has a rounding of 1e-16
 CUTOFF = 5.0
 REACH = PRESETS["original"].repulsion_reach
 RandomStudent = Callable[..., Student]
 
 
 class Outcome(NamedTuple):
-    """What a student says of a structure."""
+    """Energies, forces and virial of a structure by a student."""
 
     energies: np.ndarray  # (N,), eV
     forces: np.ndarray  # (N, 3), eV/angstrom
@@ -56,7 +56,7 @@ def species_of(student: Student, atoms: Atoms) -> torch.Tensor:
 
 
 def outcome(student: Student, atoms: Atoms) -> Outcome:
-    """Energies, forces and virial, gathered from the edges here rather than by the package."""
+    """Evaluate a student, and sum its gradient here instead of by the package."""
     vectors, index = edges_of(atoms)
     energies, gradient = student(vectors, index, species_of(student, atoms), len(atoms))
     vectors, index, gradient = vectors.numpy(), index.numpy(), gradient.numpy()
@@ -70,14 +70,14 @@ def energy(student: Student, atoms: Atoms) -> float:
     return float(outcome(student, atoms).energies.sum())
 
 
-def assert_same(found: np.ndarray, expected: np.ndarray, what: str, tolerance: float = EXACT):
+def assert_same(actual: np.ndarray, expected: np.ndarray, what: str, tolerance: float = EXACT):
     __tracebackhide__ = True
     scale = max(1.0, float(np.abs(expected).max()))
-    error = float(np.abs(found - expected).max()) / scale
+    error = float(np.abs(actual - expected).max()) / scale
     assert error < tolerance, f"{what}: relative difference {error:.1e}, allowed {tolerance:.0e}"
 
 
-# --- Bounds where no data can be ------------------------------------------------------------------
+# --- Bounds where there are no data ---------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -123,7 +123,7 @@ def test_squeezed_distances_and_energies_have_a_floor():
 
 
 def test_gradient_where_both_bounds_act(random_student: RandomStudent):
-    """Atoms at 0.48 to 0.88 angstrom, and network energies about the lowest."""
+    """The gradient is right for atoms at 0.48 to 0.88 angstrom and energies near the bound."""
     student = deepcopy(random_student("tiny"))
     atoms = molecule("CH3CH2OH")
     atoms.positions *= 0.65
@@ -155,9 +155,8 @@ def test_parameter_counts_are_within_two_percent_of_the_names(preset: str, named
 def test_every_weight_of_every_preset_acts_on_the_energy(
     random_student: RandomStudent, structures: dict[str, Atoms]
 ):
-    """A weight that does nothing is budget lost, and a test on it would prove nothing.
-
-    The message weights of the first layer that meet mu = 0 are the documented exception.
+    """Every weight has an effect, except those message weights of the first layer that act on
+    mu = 0, as `Student` says.
     """
     for preset in PRESETS:
         student = Student(PRESETS[preset], torch.float64)
@@ -281,7 +280,7 @@ def test_invariant_energy_and_covariant_forces(
         student, _ = load_student(available_models()[model] / "model.pt", torch.float64)
     atoms = system(name, structures)
     before = outcome(student, atoms)
-    assert np.abs(before.forces).max() > 1e-2  # otherwise nothing is tested
+    assert np.abs(before.forces).max() > 1e-2  # without forces the test would prove nothing
     for transform in TRANSFORMS:
         moved, matrix, order = transform(atoms, np.random.default_rng(5))
         after = outcome(student, moved)
@@ -295,10 +294,10 @@ def test_invariant_energy_and_covariant_forces(
 def test_no_net_force_and_no_net_torque(
     name: str, random_student: RandomStudent, structures: dict[str, Atoms]
 ):
-    found = outcome(random_student("tiny"), system(name, structures))
-    assert np.abs(found.forces.sum(0)).max() < 1e-11 * len(found.forces)
-    # A symmetric virial is what rotational invariance leaves of the torque in a periodic cell.
-    assert_same(found.virial, found.virial.T, "virial")
+    result = outcome(random_student("tiny"), system(name, structures))
+    assert np.abs(result.forces.sum(0)).max() < 1e-11 * len(result.forces)
+    # In a periodic cell, no net torque means that the virial is symmetric.
+    assert_same(result.virial, result.virial.T, "virial")
 
 
 # --- Range --------------------------------------------------------------------------------------
@@ -310,13 +309,13 @@ def test_two_distant_copies_have_twice_the_energy(
     atoms = structures["ethanol"]
     copy = atoms.copy()
     copy.positions += [100.0, 0.0, 0.0]
-    one, two = (outcome(random_student("tiny"), each) for each in (atoms, atoms + copy))
-    assert_same(two.energies, np.tile(one.energies, 2), "energies")
-    assert_same(two.forces, np.tile(one.forces, (2, 1)), "forces")
+    single, double = (outcome(random_student("tiny"), each) for each in (atoms, atoms + copy))
+    assert_same(double.energies, np.tile(single.energies, 2), "energies")
+    assert_same(double.forces, np.tile(single.forces, (2, 1)), "forces")
 
 
 def approaching_atom(atoms: Atoms, distance: float) -> Atoms:
-    """Oxygen beyond the last atom along x, at this distance from it and farther from the rest."""
+    """Add an oxygen at this distance beyond the last atom along x."""
     last = int(atoms.positions[:, 0].argmax())
     both = atoms.copy()
     both += Atoms("O", positions=[atoms.positions[last] + [distance, 0.0, 0.0]])
@@ -326,7 +325,7 @@ def approaching_atom(atoms: Atoms, distance: float) -> Atoms:
 
 
 @pytest.mark.parametrize("preset", PRESETS)
-def test_an_atom_beyond_the_cutoff_is_not_felt(
+def test_an_atom_beyond_the_cutoff_has_no_effect(
     preset: str, random_student: RandomStudent, structures: dict[str, Atoms]
 ):
     student = random_student(preset)
@@ -347,7 +346,7 @@ def test_energy_force_and_curvature_vanish_at_the_cutoff(
     assert abs(before.energies.sum() - beyond.energies.sum()) < 1e-10
     assert np.abs(before.forces - beyond.forces).max() < 1e-10
 
-    # The force of a fading pair falls as the square of the gap, so its slope falls as the gap.
+    # Near the cutoff the force is proportional to the square of the gap, its slope to the gap.
     gaps = np.array([1e-2, 1e-3, 1e-4])
     forces = [
         np.abs(outcome(student, approaching_atom(ethanol, CUTOFF - gap)).forces[-1]).max()
@@ -355,7 +354,7 @@ def test_energy_force_and_curvature_vanish_at_the_cutoff(
     ]
     curvature = np.array(forces) / gaps
     assert curvature[0] > 1e-6  # the pair does interact
-    # 10 and 10 but for the next order in the gap, which is a few times 1e-2.
+    # The expected ratio is 10; the next order in the gap changes it by a few times 1e-2.
     assert curvature[:-1] / curvature[1:] == pytest.approx([10.0, 10.0], rel=0.15)
 
 
@@ -364,11 +363,11 @@ def test_cells_below_the_cutoff_equal_their_supercell(
     preset: str, random_student: RandomStudent, structures: dict[str, Atoms]
 ):
     student, atoms = random_student(preset), system("below_cutoff", structures)
-    one = outcome(student, atoms)
-    many = outcome(student, atoms.repeat((2, 3, 2)))
-    assert_same(many.energies, np.tile(one.energies, 12), "energies")
-    assert_same(many.forces, np.tile(one.forces, (12, 1)), "forces")
-    assert_same(many.virial / 12.0, one.virial, "virial")
+    single = outcome(student, atoms)
+    repeated = outcome(student, atoms.repeat((2, 3, 2)))
+    assert_same(repeated.energies, np.tile(single.energies, 12), "energies")
+    assert_same(repeated.forces, np.tile(single.forces, (12, 1)), "forces")
+    assert_same(repeated.virial / 12.0, single.virial, "virial")
 
 
 def test_another_cell_of_the_same_lattice_changes_nothing(
@@ -376,23 +375,23 @@ def test_another_cell_of_the_same_lattice_changes_nothing(
 ):
     student, atoms = random_student("tiny"), system("below_cutoff", structures)
     skewed = make_supercell(atoms, [[1, 0, 0], [2, 1, 0], [-1, 3, 1]])
-    one, other = outcome(student, atoms), outcome(student, skewed)
-    assert_same(other.energies.sum(), one.energies.sum(), "energy")
-    assert_same(other.virial, one.virial, "virial")
+    first, second = outcome(student, atoms), outcome(student, skewed)
+    assert_same(second.energies.sum(), first.energies.sum(), "energy")
+    assert_same(second.virial, first.virial, "virial")
 
 
 def test_one_atom_has_its_reference_energy_plus_the_networks(random_student: RandomStudent):
     student = random_student("tiny")
     atom = Atoms("O", positions=[[1.0, 2.0, 3.0]])
-    found = outcome(student, atom)
+    result = outcome(student, atom)
     species = species_of(student, atom)
     eps, _ = student.network(torch.zeros(0, 3).double(), torch.zeros(2, 0).long(), species, 1)
-    assert (found.forces == 0.0).all()
-    assert_same(found.energies, (eps + student.references[species]).numpy(), "energy", 1e-14)
+    assert (result.forces == 0.0).all()
+    assert_same(result.energies, (eps + student.references[species]).numpy(), "energy", 1e-14)
 
 
 def test_no_cap_on_neighbours(random_student: RandomStudent):
-    """Every one of 200 neighbours inside the cutoff is felt."""
+    """Each of 200 neighbours within the cutoff acts on the energy."""
     rng = np.random.default_rng(2)
     directions = rng.standard_normal((200, 3))
     shell = directions / np.linalg.norm(directions, axis=1)[:, None] * rng.uniform(3, 4.9, (200, 1))
@@ -401,7 +400,7 @@ def test_no_cap_on_neighbours(random_student: RandomStudent):
     vectors, index = edges_of(cluster)
     onto_centre = index[0] == 0
     assert onto_centre.sum() == 200
-    # Atom 0 alone carries energy and only it receives: each gradient is one neighbour's own.
+    # Only atom 0 has an energy and receives, so each gradient belongs to one neighbour.
     _, gradient = student(
         vectors[onto_centre], index[:, onto_centre], species_of(student, cluster), 1
     )
@@ -427,13 +426,13 @@ def test_hand_derived_gradient_equals_autograd(
 
 
 def five_point(function: Callable[[float], float], step: float) -> float:
-    """First derivative at 0, error of order step^4."""
+    """Return the first derivative at 0, with an error of order step^4."""
     near, far = function(step) - function(-step), function(2 * step) - function(-2 * step)
     return (8.0 * near - far) / (12.0 * step)
 
 
-# Rounding of a 200 eV energy in a difference over 2e-4 angstrom gives 1e-9; the stencil's error,
-# measured against its own step, 1e-7 for 20 radial functions.
+# The rounding of an energy of 200 eV, divided by 2e-4 angstrom, is 1e-9. The error of the stencil,
+# measured with different steps, is 1e-7 for 20 radial functions.
 STEP = 2e-4  # angstrom
 DIFFERENCE = 1e-6  # eV/angstrom
 
@@ -470,7 +469,7 @@ def test_virial_equals_the_strain_derivative(
             moved.set_cell(atoms.cell.array @ deformation, scale_atoms=True)
             return energy(student, moved)
 
-        # A strain moves the farthest neighbours five times as much as the step says.
+        # A strain moves the farthest neighbours by five times the step.
         assert -five_point(strained, 2e-4) == pytest.approx(virial[a, b], abs=len(atoms) * 1e-6)
 
 
@@ -480,8 +479,8 @@ def test_virial_equals_the_strain_derivative(
 def test_ghosts_send_but_carry_no_energy(
     random_student: RandomStudent, structures: dict[str, Atoms]
 ):
-    """Explicit images within layers x cutoff give the local atoms of a periodic cell their
-    energies, and, added to their owners, its forces.
+    """Explicit images within layers x cutoff give the same energies as a periodic cell, and the
+    same forces when those of the images are added to their atoms.
     """
     student, atoms = random_student("ultra_tiny"), structures["water_box"]
     layers, n = PRESETS["ultra_tiny"].layers, len(atoms)
@@ -513,11 +512,11 @@ def test_energy_of_the_local_atoms_does_not_depend_on_how_many_are_local(
     close.positions *= 0.7  # so that the repulsion acts as well
     vectors, index = edges_of(close)
     species = species_of(student, close)
-    whole, _ = student(vectors, index, species, len(close))
+    expected, _ = student(vectors, index, species, len(close))
     for n_local in (0, 1, 20):
         part, _ = student(vectors, index, species, n_local)
         assert part.shape == (n_local,)
-        torch.testing.assert_close(part, whole[:n_local], rtol=1e-13, atol=1e-12)
+        torch.testing.assert_close(part, expected[:n_local], rtol=1e-13, atol=1e-12)
 
 
 def test_float32_weights_give_float64_energies_within_rounding(
@@ -525,18 +524,18 @@ def test_float32_weights_give_float64_energies_within_rounding(
 ):
     for preset in PRESETS:
         single, double = random_student(preset, torch.float32), random_student(preset)
-        found, exact = (outcome(s, structures["molecule32"]) for s in (single, double))
-        assert found.energies.dtype == found.forces.dtype == np.float64
-        # 1e-7 relative, times a sum over about 20 neighbours and three layers.
-        assert np.abs(found.energies - exact.energies).max() < 2e-5
-        assert np.abs(found.forces - exact.forces).max() < 1e-4
+        rounded, exact = (outcome(s, structures["molecule32"]) for s in (single, double))
+        assert rounded.energies.dtype == rounded.forces.dtype == np.float64
+        # Relative errors of 1e-7 add up over about 20 neighbours and three layers.
+        assert np.abs(rounded.energies - exact.energies).max() < 2e-5
+        assert np.abs(rounded.forces - exact.forces).max() < 1e-4
 
 
 # --- Short-range repulsion ----------------------------------------------------------------------
 
 
 def zbl(z1: int, z2: int, r: np.ndarray) -> np.ndarray:
-    """Universal potential as in Ziegler, Biersack and Littmark (1985), eV."""
+    """Return the universal potential of Ziegler, Biersack and Littmark (1985), eV."""
     length = 0.8854 * units.Bohr / (z1**0.23 + z2**0.23)
     x = r / length
     screening = (
@@ -553,13 +552,13 @@ PAIRS = [("H", "H"), ("C", "H"), ("O", "C"), ("S", "S"), ("Br", "P")]
 
 def repulsion_of(pair: tuple[str, str], r: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     symbols = tuple(ELEMENTS)
-    first, second = (torch.full((len(r),), symbols.index(one)) for one in pair)
+    first, second = (torch.full((len(r),), symbols.index(symbol)) for symbol in pair)
     value, slope = ZBLRepulsion(symbols, REACH)(torch.tensor(r), first, second)
     return value.numpy(), slope.numpy()
 
 
 def range_of(pair: tuple[str, str]) -> float:
-    return REACH * sum(ELEMENTS[one][1] for one in pair)
+    return REACH * sum(ELEMENTS[symbol][1] for symbol in pair)
 
 
 @pytest.mark.parametrize("pair", PAIRS)
@@ -567,15 +566,15 @@ def test_repulsion_is_zbl_times_the_envelope(pair: tuple[str, str]):
     r = np.linspace(0.05, 1.2, 40) * range_of(pair)
     x = np.minimum(r / range_of(pair), 1.0)
     fade = 1.0 - 28.0 * x**6 + 48.0 * x**7 - 21.0 * x**8
-    z1, z2 = (ELEMENTS[one][0] for one in pair)
-    # ase.units has CODATA 2014, the package 2018: they differ by 1e-8.
+    z1, z2 = (ELEMENTS[symbol][0] for symbol in pair)
+    # ase.units has CODATA 2014, the package 2018; they differ by 1e-8.
     expected = zbl(z1, z2, r) * fade
     assert repulsion_of(pair, r)[0] == pytest.approx(expected, rel=1e-6, abs=1e-10)
 
 
 @pytest.mark.parametrize("pair", PAIRS)
 def test_repulsion_becomes_coulombs_law_at_small_distance(pair: tuple[str, str]):
-    z1, z2 = (ELEMENTS[one][0] for one in pair)
+    z1, z2 = (ELEMENTS[symbol][0] for symbol in pair)
     r = np.array([1e-5])
     # e^2 / (4 pi eps_0) = 14.39964 eV angstrom; the screening weights add up to 1.00007.
     assert repulsion_of(pair, r)[0] * r == pytest.approx(14.39964 * z1 * z2, rel=1e-3)
@@ -591,7 +590,7 @@ def test_repulsion_repels_and_ends_smoothly(pair: tuple[str, str]):
     value, slope = repulsion_of(pair, np.array([1.0, 1.0 + 1e-12, 2.0, 10.0]) * end)
     assert (value == 0).all()
     assert (slope == 0).all()
-    # Just inside, value, slope and curvature fall as the third, second and first power of the gap.
+    # Just below the end, value and slope are proportional to the third and second power of the gap.
     gap = np.array([1e-2, 1e-3, 1e-4])
     value, slope = repulsion_of(pair, (1.0 - gap) * end)
     assert value[:-1] / value[1:] == pytest.approx([1e3, 1e3], rel=0.1)
@@ -601,16 +600,16 @@ def test_repulsion_repels_and_ends_smoothly(pair: tuple[str, str]):
 @pytest.mark.parametrize("pair", PAIRS)
 def test_slope_of_the_repulsion_equals_finite_differences(pair: tuple[str, str]):
     r, step = np.linspace(0.2, 0.99, 30) * range_of(pair), 1e-5
-    found = (repulsion_of(pair, r + step)[0] - repulsion_of(pair, r - step)[0]) / (2 * step)
-    # Second order in a step 1e4 times below the screening length.
-    assert repulsion_of(pair, r)[1] == pytest.approx(found, rel=1e-6, abs=1e-6)
+    slope = (repulsion_of(pair, r + step)[0] - repulsion_of(pair, r - step)[0]) / (2 * step)
+    # The error is of second order in a step that is 1e4 times shorter than the screening length.
+    assert repulsion_of(pair, r)[1] == pytest.approx(slope, rel=1e-6, abs=1e-6)
 
 
 @pytest.mark.parametrize(
     "smiles", ["[H][H]", "N#N", "F", "Cl", "FF", "C#C", "C#N", "O=C=O", "C=O", "O=P(O)(O)O", "BrBr"]
 )
 def test_repulsion_of_molecules_at_rest_is_negligible(smiles: str):
-    """It ends below every single and double bond, and 2 percent above triple bonds to carbon."""
+    """The repulsion ends below single and double bonds, and 2 % above triple bonds of carbon."""
     atoms, bonds = embed(smiles)
     for i, j in bonds:
         distance = np.array([atoms.get_distance(i, j)])
@@ -619,12 +618,12 @@ def test_repulsion_of_molecules_at_rest_is_negligible(smiles: str):
 
 
 def test_collapsing_molecule_is_pushed_apart(random_student: RandomStudent):
-    """At a fifth of its bond length every student sees a wall, whatever its weights."""
+    """At a fifth of the bond length the repulsion dominates for students with any weights."""
     for preset in PRESETS:
         water = molecule("H2O")
         water.positions *= 0.2
-        found = outcome(random_student(preset), water)
-        assert np.trace(found.virial) > 100.0  # outward pressure, eV
+        virial = outcome(random_student(preset), water).virial
+        assert np.trace(virial) > 100.0  # eV; a positive trace is an outward pressure
 
 
 def test_envelope_and_its_derivative():

@@ -1,14 +1,8 @@
-"""Logs and trajectories that OpenMM, LAMMPS, ASE and MDTraj write, read and judged."""
+"""Logs and trajectories that OpenMM and LAMMPS write, read and judged."""
 
-import io
-import json
-import shutil
 import subprocess
-import sys
-import tracemalloc
 from pathlib import Path
 from string import Template
-from textwrap import dedent
 
 import mdtraj
 import numpy as np
@@ -16,43 +10,21 @@ import openmm
 import pytest
 from ase import units
 from ase.build import bulk, molecule
-from ase.calculators.emt import EMT
 from ase.io import read, write
-from ase.io.trajectory import Trajectory
-from ase.md import MDLogger
-from ase.md.langevin import Langevin
-from ase.md.verlet import VelocityVerlet
 from mdtraj.reporters import HDF5Reporter
 from openmm import app, unit
-from rich.console import Console
+from trajectory_files import everything, failures
 
-from mlff_student.analysis import analyze, read_thermo, stream_frames
+from mlff_student.analysis import analyze, read_thermo
 from mlff_student.analysis.ensemble import AMU_ANGSTROM2_PER_PS2
 from mlff_student.core.errors import InputError
-from mlff_student.core.figures import load_thresholds
 from mlff_student.core.units import KB, KJ_PER_MOL
 from mlff_student.engines.lammps.plugin import lammps_executable
-from mlff_student.reporting.analyze import run_analysis
-from mlff_student.reporting.verdict import verdict
 from mlff_student.structures.checks import perceive_bonds
 from mlff_student.structures.reading import Structure, make_topology, write_topology
-from mlff_student.structures.trajectories import Frames, read_topology
-
-
-def everything(trajectory: Path, topology: Path, **options) -> Frames:
-    parts = list(stream_frames(trajectory, read_topology(topology), **options))
-    joined = {
-        key: None if value is None else np.concatenate([vars(part)[key] for part in parts])
-        for key, value in vars(parts[0]).items()
-    }
-    return Frames(**joined)
-
-
-def failures(record: dict) -> set[str]:
-    return {check.name for check in verdict(record, load_thresholds()) if not check.passed}
-
 
 # --- OpenMM ---------------------------------------------------------------------------------------
+
 
 ETHANOL = molecule("CH3CH2OH")
 ROWS = 300
@@ -179,7 +151,10 @@ def test_run_of_openmm_passes_and_with_a_thermostat_fails(openmm_nve: Path, tmp_
 
 @pytest.mark.parametrize(
     ("temperature", "message"),
-    [(None, "needs the bath's temperature: --temperature-K"), (-300.0, "must be positive")],
+    [
+        (None, "needs the temperature of the thermostat: give --temperature-K"),
+        (-300.0, "must be positive"),
+    ],
 )
 def test_thermostat_without_a_temperature_is_refused(
     openmm_nve: Path, temperature: float | None, message: str
@@ -193,11 +168,12 @@ def test_trajectory_of_another_spacing_is_refused(openmm_nve: Path, tmp_path: Pa
     slow = mdtraj.load(str(openmm_nve / "run.h5"))
     slow.time = 2.0 * slow.time
     slow.save_xtc(str(tmp_path / "slow.xtc"))
-    with pytest.raises(InputError, match=r"frame every 0.004 ps, by the rows .* 0.002 ps"):
+    with pytest.raises(InputError, match=r"frame every 0.004 ps, but by the rows .* 0.002 ps"):
         analyze(tmp_path / "slow.xtc", openmm_nve / "top.pdb", openmm_nve / "all.csv")
 
 
 # --- LAMMPS ---------------------------------------------------------------------------------------
+
 
 ARGON = bulk("Ar", cubic=True, a=5.3).repeat(3)
 INPUT = Template("""\
@@ -278,7 +254,7 @@ def test_log_that_ends_with_a_single_point_says_that_the_last_run_is_read(
     last = text[text.rindex("Per MPI rank memory") :].splitlines(keepends=True)
     log = tmp_path / "log.lammps"
     log.write_text(text + "".join([*last[:3], "Loop time of 0 on 1 procs for 0 steps\n"]))
-    with pytest.raises(InputError, match=r"runs, of which the last is read: it has 1 rows"):
+    with pytest.raises(InputError, match=r"runs. The last is read; it has 1 rows"):
         read_thermo(log)
 
 
@@ -300,7 +276,7 @@ def test_real_units_are_the_same_run(lammps_nve: Path, tmp_path: Path) -> None:
 
 
 def test_other_units_than_the_logs_are_refused(lammps_nve: Path) -> None:
-    with pytest.raises(InputError, match="is in units metal, real was asked for"):
+    with pytest.raises(InputError, match="is in units metal, but --units is real"):
         read_thermo(lammps_nve / "log.lammps", lammps_units="real")
 
 
@@ -309,13 +285,15 @@ def test_yaml_by_itself_needs_units_and_timestep(tmp_path: Path) -> None:
     block = text[text.rindex("---\nkeywords") : text.rindex("...") + 4]
     path = tmp_path / "thermo.yaml"
     path.write_text(block)
-    with pytest.raises(InputError, match="units are not in the file; expected metal or real"):
+    with pytest.raises(
+        InputError, match="units are not in the file; give the option --units metal or real"
+    ):
         read_thermo(path)
     with pytest.raises(InputError, match="--timestep-fs"):
         read_thermo(path, lammps_units="metal")
     thermo = read_thermo(path, lammps_units="metal", timestep_fs=2.0)
     assert thermo.time_ps[-1] == pytest.approx(0.2)
-    with pytest.raises(InputError, match="units lj"):
+    with pytest.raises(InputError, match="units are lj"):
         read_thermo(path, lammps_units="lj")
 
 
@@ -375,219 +353,3 @@ def test_pressure_changes_density(tmp_path: Path) -> None:
     assert record["density_g_per_cm3"] == pytest.approx(thermo.density_g_per_cm3.mean(), rel=1e-3)
     sign = np.sign(thermo.density_g_per_cm3[-1] - thermo.density_g_per_cm3[0])
     assert np.sign(record["density_drift_percent_per_ns"]) == sign
-
-
-# --- ASE ------------------------------------------------------------------------------------------
-
-
-def run_ase(folder: Path, seed: int = 1, friction: float = 0.0) -> Path:
-    """A crystal of copper at 200 K, one row and frame a step of 4 fs."""
-    rng = np.random.default_rng(seed)
-    atoms = bulk("Cu", cubic=True).repeat(2)
-    atoms.calc = EMT()
-    write(folder / "top.extxyz", atoms)
-    velocities = np.sqrt(400 * units.kB / atoms.get_masses()[0]) * rng.normal(size=(len(atoms), 3))
-    atoms.set_velocities(velocities - velocities.mean(0))
-    step = 4.0 * units.fs
-    dynamics = (
-        Langevin(atoms, step, temperature_K=200, friction=friction / units.fs, rng=rng, fixcm=False)
-        if friction
-        else VelocityVerlet(atoms, step)
-    )
-    dynamics.run(50)
-    dynamics.nsteps = 0
-    frames: list = []
-    trajectory = Trajectory(folder / "run.traj", "w", atoms)
-    dynamics.attach(trajectory.write)
-    dynamics.attach(lambda: frames.append(atoms.copy()))
-    dynamics.attach(MDLogger(dynamics, atoms, str(folder / "run.log"), stress=False))
-    dynamics.run(200)
-    trajectory.close()
-    write(folder / "run.extxyz", frames)
-    return folder
-
-
-@pytest.fixture(scope="module")
-def ase_nve(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return run_ase(tmp_path_factory.mktemp("ase"))
-
-
-def test_run_of_ase_passes_and_with_a_thermostat_fails(ase_nve: Path, tmp_path: Path) -> None:
-    files = (ase_nve / "run.traj", ase_nve / "top.extxyz", ase_nve / "run.log")
-    assert failures(analyze(*files).as_record()) == set()
-    frames, texts = (everything(ase_nve / f"run.{kind}", files[1]) for kind in ("traj", "extxyz"))
-    np.testing.assert_allclose(texts.positions, frames.positions, atol=1e-7)
-    np.testing.assert_allclose(texts.velocities, frames.velocities, atol=1e-4)
-    bath = run_ase(tmp_path, friction=0.01)
-    record = analyze(bath / "run.traj", bath / "top.extxyz", bath / "run.log").as_record()
-    assert "exchange_ratio" in failures(record)
-
-
-def test_log_of_another_run_of_ase_is_refused(ase_nve: Path, tmp_path: Path) -> None:
-    other = run_ase(tmp_path, seed=2)
-    with pytest.raises(InputError, match=r"kinetic energy of the frames .* different runs"):
-        analyze(ase_nve / "run.traj", ase_nve / "top.extxyz", other / "run.log")
-    with pytest.raises(InputError, match=r"potential energy of the frames .* different runs"):
-        analyze(
-            bare_positions(ase_nve), ase_nve / "top.extxyz", other / "run.log", calculator=EMT()
-        )
-
-
-def test_model_that_did_not_make_the_run_is_refused(ase_nve: Path) -> None:
-    """Nearly right, as another student of the same teacher is: a quarter of the fluctuation off."""
-    files = (bare_positions(ase_nve), ase_nve / "top.extxyz", ase_nve / "run.log")
-    analyze(*files, calculator=EMT())
-    spread = read_thermo(files[2]).potential_ev.std()
-    with pytest.raises(InputError, match=r"potential energy .* or of another model"):
-        analyze(*files, calculator=NearlyEMT(0.25 * spread))
-
-
-class NearlyEMT(EMT):
-    """Energies that are off by a constant, eV."""
-
-    def __init__(self, off: float) -> None:
-        super().__init__()
-        self.off = off
-
-    def calculate(self, *args, **kwargs) -> None:
-        super().calculate(*args, **kwargs)
-        self.results["energy"] += self.off
-
-
-def bare_positions(folder: Path) -> Path:
-    """The frames without velocities, forces and elements."""
-    path = folder / "bare.dcd"
-    positions = everything(folder / "run.traj", folder / "top.extxyz").positions
-    topology = read_topology(folder / "top.extxyz").topology
-    mdtraj.Trajectory(positions / 10.0, topology).save_dcd(str(path))
-    return path
-
-
-def test_command_judges_against_a_teacher_and_its_run(ase_nve: Path, tmp_path: Path) -> None:
-    """EMT is its own teacher: no error of forces, and none of the radial distribution."""
-    console = Console(file=io.StringIO(), width=120)
-    files = (ase_nve / "run.traj", ase_nve / "top.extxyz", ase_nve / "run.log")
-    passed = run_analysis(
-        *files,
-        console=console,
-        teacher="python:ase.calculators.emt:EMT",
-        reference_trajectory=Path(shutil.copy(files[0], tmp_path / "teacher.traj")),
-        json=tmp_path / "run.json",
-        plot=tmp_path / "run.png",
-    )
-    (record,) = json.loads((tmp_path / "run.json").read_text())["results"]
-    assert passed and record["passed"]
-    assert record["force_rmse_ev_per_angstrom"] < 1e-6
-    assert record["rdf_error_percent"] == 0.0 and record["rdf_noise_percent"] > 1.0
-    assert "no spectrum" in record["notes"] and "give its log" in record["notes"]
-    for name in ("run.png", "run.forces.png", "run.rdf.png"):
-        assert (tmp_path / name).read_bytes().startswith(b"\x89PNG")
-    text = console.file.getvalue()
-    assert "energy drift" in text and "FAIL" not in text
-
-    noisy = run_analysis(
-        *files, console=console, teacher=f"python:{__name__}:WrongTeacher", json=tmp_path / "b.json"
-    )
-    assert not noisy
-
-
-class WrongTeacher(EMT):
-    """Forces half an eV/angstrom off."""
-
-    def calculate(self, *args, **kwargs) -> None:
-        super().calculate(*args, **kwargs)
-        self.results["forces"] = self.results["forces"] + 0.5
-
-
-def test_command_without_the_model_says_so(ase_nve: Path, tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="has no forces; give the model"):
-        run_analysis(
-            bare_positions(ase_nve),
-            ase_nve / "top.extxyz",
-            ase_nve / "run.log",
-            console=Console(file=io.StringIO()),
-            teacher="python:ase.calculators.emt:EMT",
-        )
-
-
-@pytest.mark.parametrize(
-    ("trajectory", "options", "message"),
-    [
-        (Path("."), {}, "no trajectory file"),
-        ("run.traj", {"reference_log": Path("run.log")}, "needs its --reference-trajectory"),
-    ],
-)
-def test_command_refuses_what_it_cannot_use(
-    ase_nve: Path, trajectory: Path | str, options: dict, message: str
-) -> None:
-    path = trajectory if isinstance(trajectory, Path) else ase_nve / trajectory
-    files = (path, ase_nve / "top.extxyz", ase_nve / "run.log")
-    with pytest.raises(InputError, match=message):
-        run_analysis(*files, console=Console(file=io.StringIO()), **options)
-
-
-# --- memory ---------------------------------------------------------------------------------------
-
-
-def test_a_long_log_takes_little_more_than_its_numbers(tmp_path: Path) -> None:
-    """Five doubles a row, held at most three times while they are read; lists took nine times."""
-    log, rows = tmp_path / "run.csv", 50_000
-    lines = (f"{0.01 * i:.2f},-10,1,-9,300.5\n" for i in range(rows))
-    log.write_text("time_ps,potential_ev,kinetic_ev,total_ev,temperature_k\n" + "".join(lines))
-    tracemalloc.start()
-    assert len(read_thermo(log).time_ps) == rows
-    peak = tracemalloc.get_traced_memory()[1]
-    tracemalloc.stop()
-    assert peak < 4 * 40 * rows
-
-
-def test_memory_does_not_grow_with_the_trajectory(tmp_path: Path) -> None:
-    """10 and 80 MB of 3,000 water molecules: a trajectory of any length takes the same memory, and
-    less than a gigabyte.
-    """
-    script = dedent(
-        """
-        import sys
-        import numpy as np, mdtraj
-        from ase.build import molecule
-        from ase import Atoms
-        from pathlib import Path
-        from mlff_student.structures.trajectories import stream_frames
-        from mlff_student.analysis.stability import measure_stability
-        from mlff_student.analysis.transport import measure_diffusion
-        from mlff_student.structures.checks import Structure, make_topology
-
-        rng = np.random.default_rng(1)
-        cell = np.eye(3) * 45.0
-        grid = np.stack(np.meshgrid(*[np.arange(15)] * 3), -1).reshape(-1, 3)[:3000] * 3.0
-        water = molecule("H2O").positions
-        positions = (grid[:, None] + water).reshape(-1, 3)
-        atoms = Atoms("OHH" * 3000, positions=positions, cell=cell, pbc=True)
-        bonds = [(3 * m, 3 * m + k) for m in range(3000) for k in (1, 2)]
-        structure = Structure(atoms, make_topology(atoms, bonds))
-        path = Path(sys.argv[1])
-        for frames in (93, 740):
-            with mdtraj.formats.DCDTrajectoryFile(str(path), "w") as file:
-                for _ in range(frames):
-                    noisy = positions + 0.03 * rng.standard_normal(positions.shape)
-                    file.write(noisy[None].astype("f4"), cell_lengths=np.full((1, 3), 45.0),
-                               cell_angles=np.full((1, 3), 90.0))
-            kept = measure_stability(stream_frames(path, structure), structure, path)
-            measure_diffusion(stream_frames(path, structure), structure, frame_ps=0.1)
-            # Of this program alone; ru_maxrss would begin with its parent's.
-            status = Path("/proc/self/status").read_text()
-            peak = int(status.split("VmHWM:")[1].split()[0]) / 1024
-            print(frames, path.stat().st_size / 2**20, peak, kept.frames)
-        """
-    )
-    done = subprocess.run(
-        [sys.executable, "-c", script, str(tmp_path / "run.dcd")],
-        capture_output=True, text=True, check=True,
-    )  # fmt: skip
-    (_, small_mb, first, _), (frames, large_mb, second, read_frames) = (
-        map(float, line.split()) for line in done.stdout.splitlines()
-    )
-    assert frames == read_frames and large_mb > 7.9 * small_mb > 75
-    assert second < 1024
-    # Centres of mass of 3,000 molecules, as doubles, twice: 140 KB a frame, up to a limit.
-    assert second - first < 200

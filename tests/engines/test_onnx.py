@@ -1,4 +1,4 @@
-"""ONNX: the same numbers in onnxruntime, for any number of atoms and edges, without torch."""
+"""ONNX files give the student's numbers in onnxruntime, for any number of atoms and edges."""
 
 import json
 import subprocess
@@ -24,7 +24,7 @@ SYSTEMS = ["water", "ethanol", "molecule32", "water_box", "triclinic"]
 def file(tiny_checkpoint, tmp_path_factory) -> Path:
     """Random weights in float64, so that every number can be compared to rounding."""
     path = tmp_path_factory.mktemp("onnx") / "tiny.onnx"
-    assert all(one.passed for one in export_onnx(tiny_checkpoint, path, dtype="float64"))
+    assert all(each.passed for each in export_onnx(tiny_checkpoint, path, dtype="float64"))
     return path
 
 
@@ -57,12 +57,12 @@ def run(session, structures: list[Atoms]) -> dict[str, np.ndarray]:
 def test_all_outputs(name, session, archive, structures):
     graph = join([structures[name]], 5.0)
     expected = evaluate_graph(archive, graph)
-    found = run(session, [structures[name]])
+    outputs = run(session, [structures[name]])
     virial = structure_virials(graph, expected.gradient)[0]
     for key, value in (expected._asdict() | {"virial": virial}).items():
         # float64; sums in another order
-        assert found[key] == pytest.approx(value.numpy(), rel=1e-9, abs=1e-9), key
-    assert found["energy"] == pytest.approx(float(expected.energies.sum()), abs=1e-9)
+        assert outputs[key] == pytest.approx(value.numpy(), rel=1e-9, abs=1e-9), key
+    assert outputs["energy"] == pytest.approx(float(expected.energies.sum()), abs=1e-9)
 
 
 def test_no_edges_one_atom_and_many(session, archive, structures):
@@ -70,17 +70,17 @@ def test_no_edges_one_atom_and_many(session, archive, structures):
     assert single["gradient"].shape == (0, 3)
     assert (single["forces"] == 0.0).all()
     many = [structures[name] for name in SYSTEMS] * 3 + [Atoms("N")]
-    found, expected = run(session, many), evaluate_graph(archive, join(many, 5.0))
-    assert found["forces"] == pytest.approx(expected.forces.numpy(), abs=1e-9)
-    assert found["energies"][-1] == pytest.approx(single["energy"], abs=1e-12)
+    outputs, expected = run(session, many), evaluate_graph(archive, join(many, 5.0))
+    assert outputs["forces"] == pytest.approx(expected.forces.numpy(), abs=1e-9)
+    assert outputs["energies"][-1] == pytest.approx(single["energy"], abs=1e-12)
 
 
 def test_threads_give_the_same(file, structures):
-    """Sums over edges must not race."""
+    """Sums over edges must have no race condition."""
     session = on_threads(file, 4)
     many = [structures["triclinic"]] * 10
-    found = [run(session, many)["forces"] for _ in range(8)]
-    assert all(np.array_equal(found[0], one) for one in found)
+    forces = [run(session, many)["forces"] for _ in range(8)]
+    assert all(np.array_equal(forces[0], repeated) for repeated in forces)
 
 
 def test_unknown_element(session):
@@ -88,13 +88,12 @@ def test_unknown_element(session):
     assert np.isnan(run(session, [atoms])["energy"])
 
 
-def test_what_a_program_reads(file, session):
+def test_facts_that_a_program_reads(file, session):
     model = onnx.load(file)
     onnx.checker.check_model(model, full_check=True)
-    (opset,) = [one.version for one in model.opset_import if one.domain == ""]
-    assert opset == OPSET
-    assert {one.domain for one in model.opset_import} == {""}  # no operator but the standard's
-    shapes = {one.name: one.shape for one in session.get_inputs() + session.get_outputs()}
+    (opset,) = model.opset_import
+    assert (opset.domain, opset.version) == ("", OPSET)  # only operators of the standard
+    shapes = {value.name: value.shape for value in session.get_inputs() + session.get_outputs()}
     assert shapes == {
         "edge_vectors": ["edges", 3],
         "edge_index": [2, "edges"],
@@ -118,7 +117,7 @@ def test_disagreement_leaves_the_old_file(tiny_checkpoint, tmp_path, monkeypatch
     with pytest.raises(ArchiveError, match=r"the ONNX file of random_tiny disagrees"):
         export_onnx(tiny_checkpoint, path)
     assert path.read_text() == "old"
-    assert [one.name for one in tmp_path.iterdir()] == ["x.onnx"]
+    assert [file.name for file in tmp_path.iterdir()] == ["x.onnx"]
 
 
 def test_refused(tiny_checkpoint, tmp_path, monkeypatch):
@@ -130,11 +129,11 @@ def test_refused(tiny_checkpoint, tmp_path, monkeypatch):
 
 
 def test_command(tmp_path):
-    """`python export.py --model tiny --format onnx` as users call it."""
+    """`python export.py --model tiny --format onnx` writes a file, as users call it."""
     script = Path(__file__).parents[2] / "export.py"
     words = [sys.executable, script, "--model", "tiny", "--format", "onnx"]
     done = subprocess.run(words, cwd=tmp_path, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
     assert "largest difference from eager evaluation" in done.stdout
-    assert [one.name for one in tmp_path.iterdir()] == ["tiny.onnx"]
+    assert [file.name for file in tmp_path.iterdir()] == ["tiny.onnx"]
     assert done.stderr == ""

@@ -12,12 +12,11 @@ from mlff_student.teachers import make_teacher
 from mlff_student.teachers.so3lr import (
     COULOMB,
     SO3LR,
-    check_structure,
-    label_structures,
+    check_supported,
     reciprocal_energies,
 )
 
-STEP = 1e-4  # of finite differences: angstrom, or strain
+STEP = 1e-4  # step of finite differences, angstrom or strain
 KCAL_PER_MOL = units.kcal / units.mol
 
 
@@ -32,8 +31,8 @@ def energy(atoms: Atoms, calculator: SO3LR) -> float:
 
 
 @pytest.mark.parametrize("name", ["H2O", "CH3CH2OH", "C6H6", "CH3Cl", "SH2"])
-def test_molecules_are_those_of_the_package_without_cutoff(name: str, so3lr: SO3LR):
-    """The calculator of so3krates-torch is right where no pair is cut off."""
+def test_open_molecules_equal_the_package_without_a_cutoff(name: str, so3lr: SO3LR):
+    """The calculator of so3krates-torch is right as long as no pair is cut off."""
     from so3krates_torch.calculator.so3 import SO3LRCalculator
 
     default = torch.get_default_dtype()
@@ -87,22 +86,22 @@ def test_a_box_and_its_supercell_are_one_system(structures: dict[str, Atoms], so
     np.testing.assert_allclose(large.get_forces()[: len(box)], box.get_forces(), atol=2e-6)
 
 
-def test_a_large_box_is_the_open_structure(so3lr: SO3LR):
-    """The energy of a lone dipole in a box of edge L differs by its images, as L^-3."""
+def test_energy_in_a_large_box_approaches_that_of_the_open_structure(so3lr: SO3LR):
+    """The images of a dipole in a box of edge L change its energy in proportion to L^-3."""
     water = molecule("H2O")
     open_energy = energy(water, so3lr)
-    off = []
+    differences = []
     for edge in (20.0, 40.0):
         boxed = molecule("H2O")
         boxed.set_cell([edge] * 3)
         boxed.pbc = True
-        off.append(energy(boxed, so3lr) - open_energy)
-    assert abs(off[1]) < 1e-4
-    assert off[0] / off[1] == pytest.approx(8.0, rel=0.1)
+        differences.append(energy(boxed, so3lr) - open_energy)
+    assert abs(differences[1]) < 1e-4
+    assert differences[0] / differences[1] == pytest.approx(8.0, rel=0.1)
 
 
 def test_reciprocal_sum_of_rock_salt():
-    """Madelung's constant: erf(a r) / r from the lattice, plus erfc(a r) / r from near pairs."""
+    """erf(a r) / r from the reciprocal lattice plus erfc(a r) / r gives Madelung's constant."""
     edge, a = 1.0, 4.0
     corners = np.array(np.meshgrid(*[[0.0, 0.5]] * 3, indexing="ij")).reshape(3, -1).T
     charges = np.where((2 * corners).sum(1) % 2 == 0, 1.0, -1.0)
@@ -117,8 +116,8 @@ def test_reciprocal_sum_of_rock_salt():
     assert -2.0 * (long_range + near) * nearest == pytest.approx(1.7475645946, abs=1e-8)
 
 
-def test_electrostatics_of_a_cutoff_come_near(structures: dict[str, Atoms], so3lr: SO3LR):
-    """The package's sum with a cutoff plus the self term that it lacks, at two large cutoffs."""
+def test_electrostatics_with_a_cutoff_converge(structures: dict[str, Atoms], so3lr: SO3LR):
+    """A shifted sum with a cutoff and its self term approaches the reciprocal sum."""
     box = structures["water_box"]
     energy(box, so3lr)
     charges = so3lr.results["charges"]
@@ -146,17 +145,17 @@ def test_electrostatics_of_a_cutoff_come_near(structures: dict[str, Atoms], so3l
     assert errors[1] < errors[0] < 0.02
 
 
-def test_many_at_once_are_each_alone(structures: dict[str, Atoms], so3lr: SO3LR):
-    some = [structures[name] for name in ("water", "triclinic", "ethanol", "water_box")]
-    for atoms, labels in zip(some, label_structures(some), strict=True):
+def test_batch_equals_single_structures(structures: dict[str, Atoms], so3lr: SO3LR):
+    many = [structures[name] for name in ("water", "triclinic", "ethanol", "water_box")]
+    for atoms, labels in zip(many, so3lr.label(many), strict=True):
         assert labels.energy == pytest.approx(energy(atoms, so3lr), abs=1e-9)
         np.testing.assert_allclose(labels.forces, atoms.get_forces(), atol=1e-9)
         if atoms.pbc.all():
             np.testing.assert_allclose(labels.stress, atoms.get_stress(voigt=False), atol=1e-11)
 
 
-def test_water_is_water(so3lr: SO3LR):
-    """Geometry of the molecule, and the dimer's binding energy, -5.0 kcal/mol at CCSD(T)."""
+def test_water_molecule_and_dimer(so3lr: SO3LR):
+    """Geometry of the molecule, and the dimer's binding energy: CCSD(T) gives -5.0 kcal/mol."""
     water = molecule("H2O")
     water.calc = so3lr
     BFGS(water, logfile=None).run(fmax=1e-3)
@@ -186,7 +185,7 @@ def test_charge_and_spin_come_from_the_structure(so3lr: SO3LR):
     water = molecule("H2O")
     neutral = energy(water, so3lr)
     water.info.update(charge=1, spin=2)
-    assert abs(water.get_potential_energy() - neutral) > 1.0  # asked again though nothing moved
+    assert abs(water.get_potential_energy() - neutral) > 1.0  # computed again, though nothing moved
 
 
 @pytest.mark.parametrize(
@@ -201,8 +200,8 @@ def test_charge_and_spin_come_from_the_structure(so3lr: SO3LR):
         (lambda atoms: atoms.info.update(spin=2), "cannot have"),
     ],
 )
-def test_what_it_cannot_answer_for_is_refused(change, message: str):
+def test_unsupported_structures_are_refused(change, message: str):
     atoms = molecule("H2O")
     change(atoms)
     with pytest.raises(InputError, match=message):
-        check_structure(atoms)
+        check_supported(atoms)
