@@ -483,7 +483,7 @@ def test_part_of_a_periodic_system(structures, tmp_path):
     ("options", "words"),
     [
         ({"action": "halt"}, "unknown action 'halt'; expected warn or stop"),
-        ({"every": 0}, "every and teacher_every must be at least 1, not 0, 10"),
+        ({"every": 0}, "every and teacher_every must be at least 1, got 0 and 10"),
         ({"atoms": [0, 99]}, "atoms must be distinct indices from 0 to 8"),
         ({"teacher": "gfn3"}, "unknown teacher 'gfn3'"),
     ],

@@ -17,7 +17,7 @@ __all__ = ["app", "console", "export_command", "main", "run"]
 
 app = typer.Typer(
     no_args_is_help=True,
-    rich_markup_mode="rich",
+    rich_markup_mode="markdown",
     pretty_exceptions_enable=False,
     help="""Small, fast force fields for OpenMM, LAMMPS and ASE, trained on larger, slower models.
 
