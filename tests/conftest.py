@@ -1,4 +1,4 @@
-"""Students with random weights, their archives, and the structures that all tests share."""
+"""Students with random weights, archives of them, and structures for all tests."""
 
 import copy
 import json
@@ -7,7 +7,7 @@ from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 
-# Before torch is imported: threads that wait for each other on a busy machine make the small
+# Set before torch is imported. On a busy machine, threads that wait for each other make the small
 # graphs of the tests up to 300 times slower.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
@@ -53,7 +53,8 @@ def _random_student(preset: str, dtype: torch.dtype) -> Student:
 @pytest.fixture(scope="session")
 def random_student() -> Callable[..., Student]:
     """Factory `(preset, dtype=torch.float64)` of a student in which every weight and reference
-    energy is random and acts on the energy. The same object for the same arguments: do not alter.
+    energy is random and changes the energy. Calls with equal arguments return one object: a test
+    must not alter it.
     """
 
     def make(preset: str, dtype: torch.dtype = torch.float64) -> Student:
@@ -112,11 +113,11 @@ def _on_grid(unit: list[Atoms], cell: np.ndarray) -> Atoms:
     corners = np.stack(np.meshgrid(*[np.arange(2)] * 3, indexing="ij"), -1).reshape(-1, 3)
     box = Atoms(cell=cell, pbc=True)
     for index, corner in enumerate(corners):
-        one = unit[index % len(unit)].copy()
-        turn = Rotation.random(rng=rng).as_matrix()
-        centred = one.positions - one.positions.mean(0)
-        one.positions = centred @ turn.T + ((corner + 0.25) / 2.0) @ cell
-        box += one
+        turned = unit[index % len(unit)].copy()
+        rotation = Rotation.random(rng=rng).as_matrix()
+        centred = turned.positions - turned.positions.mean(0)
+        turned.positions = centred @ rotation.T + ((corner + 0.25) / 2.0) @ cell
+        box += turned
     return box
 
 
@@ -124,7 +125,7 @@ def _on_grid(unit: list[Atoms], cell: np.ndarray) -> Atoms:
 def _structures() -> dict[str, Atoms]:
     rng = np.random.default_rng(SEED)
     water, ethanol = molecule("H2O"), molecule("CH3CH2OH")
-    found = {
+    structures = {
         "water": water,
         "ethanol": ethanol,
         "molecule32": embed(CHLORAMPHENICOL)[0],
@@ -136,9 +137,9 @@ def _structures() -> dict[str, Atoms]:
             np.array([[8.2, 0.0, 0.0], [2.9, 7.8, 0.0], [-2.3, 3.1, 8.6]]),
         ),
     }
-    for atoms in found.values():
+    for atoms in structures.values():
         atoms.positions += 0.03 * rng.standard_normal(atoms.positions.shape)  # no symmetry
-    return found
+    return structures
 
 
 @pytest.fixture

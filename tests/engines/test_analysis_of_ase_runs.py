@@ -179,7 +179,7 @@ def test_command_refuses_what_it_cannot_use(
         run_analysis(*files, console=Console(file=io.StringIO()), **options)
 
 
-# --- memory ---------------------------------------------------------------------------------------
+# --- Memory ---------------------------------------------------------------------------------------
 
 
 def test_a_long_log_takes_little_more_than_its_numbers(tmp_path: Path) -> None:
@@ -194,7 +194,7 @@ def test_a_long_log_takes_little_more_than_its_numbers(tmp_path: Path) -> None:
     assert peak < 4 * 40 * rows
 
 
-# --- drift ----------------------------------------------------------------------------------------
+# --- Drift ----------------------------------------------------------------------------------------
 
 
 class NoisyEMT(EMT):

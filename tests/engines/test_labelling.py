@@ -56,9 +56,9 @@ from mlff_student.teachers import make_teacher
 
 # Two self-consistent solutions from different guesses differ by tblite's convergence, 1e-6 hartree.
 SCF_ENERGY, SCF_FORCE = 5e-5, 1e-3  # eV, eV/angstrom
-
-
 GFN2 = "gfn2-xtb"
+
+
 # --- Sampling -----------------------------------------------------------------------------------
 
 
@@ -328,18 +328,11 @@ def test_molecules_keep_their_shape_at_other_volumes():
     assert_labels_are_the_teachers(structure)
 
 
-def test_slab_is_refused_for_a_teacher_that_computes_it_as_a_crystal():
+def test_slab_is_not_labelled():
+    """GFN2-xTB in tblite would compute it as a crystal."""
     slab = g2("H2O")
     slab.set_cell([5.0, 5.0, 5.0])
-    energies = {}
-    for pbc in ((True, True, True), (True, True, False)):
-        slab.pbc = pbc
-        atoms = slab.copy()
-        atoms.calc = make_teacher(GFN2)
-        energies[pbc] = atoms.get_potential_energy()
-    # tblite 0.8 computes a slab as a crystal. If this fails, a later version computes slabs, and
-    # the check in sample.py can be removed.
-    assert np.ptp(list(energies.values())) < 1e-6
+    slab.pbc = (True, True, False)
     structure = sampled(source_with_start(slab), Methods(starts=True, contacts=1))
     assert (structure.attempted, len(structure.energies)) == (1, 0)
     assert "periodic along" in structure.failure

@@ -5,8 +5,6 @@ import sys
 from pathlib import Path
 from textwrap import dedent
 
-# --- memory ---------------------------------------------------------------------------------------
-
 
 def test_memory_does_not_grow_with_the_trajectory(tmp_path: Path) -> None:
     """10 and 80 MB of 3,000 water molecules: a trajectory of any length takes the same memory, and

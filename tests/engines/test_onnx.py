@@ -129,11 +129,11 @@ def test_refused(tiny_checkpoint, tmp_path, monkeypatch):
 
 
 def test_command(tmp_path):
-    """`python export.py --model tiny --format onnx` writes a file, as users call it."""
+    """`python export.py --model ultra_tiny --format onnx` writes a file, as users call it."""
     script = Path(__file__).parents[2] / "export.py"
-    words = [sys.executable, script, "--model", "tiny", "--format", "onnx"]
+    words = [sys.executable, script, "--model", "ultra_tiny", "--format", "onnx"]
     done = subprocess.run(words, cwd=tmp_path, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
     assert "largest difference from eager evaluation" in done.stdout
-    assert [file.name for file in tmp_path.iterdir()] == ["tiny.onnx"]
+    assert [file.name for file in tmp_path.iterdir()] == ["ultra_tiny.onnx"]
     assert done.stderr == ""

@@ -237,7 +237,9 @@ def test_other_forces_on_top(interface, platform, structures, tiny_archive64):
     pull.addBond(0, 1, [50.0])
     system.addForce(restraint)
     system.addForce(pull)
-    system.addForce(openmm.MonteCarloBarostat(1.0, 300.0))
+    barostat = openmm.MonteCarloBarostat(1.0, 300.0)
+    barostat.setRandomNumberSeed(1)
+    system.addForce(barostat)
     context = simulation_at_rest(system, positions, platform=platform).context
     box = atoms.cell.lengths() / NM
     image = positions[0] - box * np.round(positions[0] / box)
@@ -319,7 +321,9 @@ def test_restart_from_a_checkpoint(name, interface, structures, tiny_archive64, 
     atoms = structures[name]
     system = create_system(topology_of(atoms), tiny_archive64, interface=interface)
     if name == "water_box":
-        system.addForce(openmm.MonteCarloBarostat(1.0, 300.0, 5))
+        barostat = openmm.MonteCarloBarostat(1.0, 300.0, 5)
+        barostat.setRandomNumberSeed(1)
+        system.addForce(barostat)
     simulation = simulation_at_rest(system, atoms.positions / NM, langevin())
     simulation.step(20)
     path = str(tmp_path / "run.chk")

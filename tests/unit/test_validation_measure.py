@@ -1,4 +1,4 @@
-"""What is measured of a run and of several together, and which failures are a model's."""
+"""Figures of one run, and of the comparison of several."""
 
 from pathlib import Path
 
