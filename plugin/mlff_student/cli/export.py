@@ -91,7 +91,7 @@ def export_command(
     Exit status: 0 done, 2 bad input, or a file that computes other numbers than the model, 3 a
     package is missing.
 
-    Example: python export.py --model original -o original.pt
+    Example: mlff-student export --model original -o original.pt
     """
     from mlff_student.archive.export import export
     from mlff_student.archive.registry import available_models, checkpoint_path, model_name

@@ -44,7 +44,11 @@ def md_command(
         float, typer.Option("--timestep-fs", help="Timestep of the production run, fs.")
     ] = 0.5,
     temperature_k: Annotated[
-        float, typer.Option("--temperature-K", help="Temperature of the run, K.")
+        float,
+        typer.Option(
+            "--temperature-K",
+            help="Temperature of thermalisation, and of production in nvt and npt, K.",
+        ),
     ] = 300.0,
     ensemble: Annotated[
         Ensemble, typer.Option(help="Ensemble of the production run.")

@@ -24,7 +24,7 @@ validate_app = typer.Typer(
     no_args_is_help=True,
     help="""Test whether a model can be trusted in MD, and write a report with the evidence.
 
-    `validate MODEL ...` means `validate run MODEL ...`.
+    `validate MODEL` is short for `validate run MODEL`.
 
     Example: mlff-student validate tiny --protocol quick --teacher gfn2-xtb
     """,
@@ -37,7 +37,8 @@ def run_command(
         list[str] | None,
         typer.Argument(
             help="Models: shipped names, checkpoints or archives. With --engine ase also any ASE "
-            "calculator as python:package.module:factory. Default: the models of the protocol."
+            "calculator as python:package.module:factory. Required, unless the "
+            "protocol names models, as campaign does."
         ),
     ] = None,
     protocol: Annotated[
@@ -116,9 +117,12 @@ def run_command(
                 alone = sum(estimate(task) for task in pending if task.step == step.step)
                 console.print(f"  {step.step}: {duration_text(alone)} on a core", highlight=False)
             return
+    elif not quiet:
+        done = f"All {len(campaign.tasks)} tasks are done; writing the report."
+        console.print(done, highlight=False)
     with resumable():
         campaign.run(workers, estimate, quiet)
-    report = write_reports(campaign, json)
+        report = write_reports(campaign, json)
     if not quiet:
         console.print(summary_table(report))
         console.print(f"report: {folder}/comparison.html", markup=False, highlight=False)
