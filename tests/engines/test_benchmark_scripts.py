@@ -5,8 +5,10 @@ import importlib
 import json
 import math
 import os
+import runpy
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 
@@ -60,25 +62,25 @@ def module(monkeypatch):
     return load
 
 
-HELP = """
-import runpy, sys
-sys.path.insert(0, sys.argv[1])
-for path in sys.argv[2:]:
-    sys.argv = [path, "--help"]
-    try:
-        runpy.run_path(path, run_name="__main__")
-    except SystemExit as end:
-        assert not end.code, path
-"""
+@pytest.fixture
+def status(monkeypatch) -> Callable[..., int]:
+    """Return a function that runs a script in this process, which has the imports already."""
+
+    def run(name: str, *words: str) -> int:
+        monkeypatch.syspath_prepend(BENCHMARKS)
+        monkeypatch.setattr(sys, "argv", [str(BENCHMARKS / name), *words])
+        with pytest.raises(SystemExit) as end:
+            runpy.run_path(sys.argv[0], run_name="__main__")
+        return int(end.value.code or 0)
+
+    return run
 
 
-def test_every_script_has_a_help():
-    """All in one process, since most of the time is spent on imports."""
-    paths = [str(BENCHMARKS / name) for name in SCRIPTS]
-    words = [sys.executable, "-c", HELP, str(BENCHMARKS), *paths]
-    text = done(subprocess.run(words, capture_output=True, text=True, check=False))
-    assert text.lower().count("usage:") == len(SCRIPTS)
-    assert all(name in text for name in SCRIPTS)
+@pytest.mark.parametrize("name", SCRIPTS)
+def test_help(name, status, capsys):
+    assert status(name, "--help") == 0
+    text = capsys.readouterr().out
+    assert "usage" in text.lower() and name in text
 
 
 # --- From records to tables and figures ----------------------------------------------------------
@@ -328,8 +330,8 @@ def test_vaporisation_of_a_gas(tmp_path):
         (("report.py", "--models", ""), "no models to measure"),
     ],
 )
-def test_missing_input_is_named(words, remedy, tmp_path):
-    result = script(*words, folder=tmp_path)
-    assert result.returncode == 2
-    assert remedy in result.stderr
+def test_missing_input_is_named(words, remedy, status, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert status(*words) == 2
+    assert remedy in capsys.readouterr().err
     assert not list(tmp_path.iterdir())
