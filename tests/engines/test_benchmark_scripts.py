@@ -110,6 +110,7 @@ def test_steps_in_openmm(tmp_path):
         assert (tmp_path / name).read_bytes().startswith(PNG)
 
 
+@pytest.mark.slow  # 20 s
 def test_rivals_in_lammps(tmp_path):
     """Records of ReaxFF, SNAP and a student give tables and a prediction."""
     options = ["--models", "ultra_tiny", "--atoms", "60", "--ranks", "1", "--seconds", "0.1"]
@@ -213,6 +214,7 @@ def test_networks_have_the_wanted_size_and_depend_on_positions(module, parameter
 # --- Students beside the teacher -----------------------------------------------------------------
 
 
+@pytest.mark.slow  # 30 s
 def test_report(tmp_path):
     """All measurements of a student and a fast teacher are made, and are not repeated."""
     words = [
