@@ -5,7 +5,6 @@ from collections.abc import Sequence
 import numpy as np
 from ase import Atoms
 from ase.data import covalent_radii
-from ase.neighborlist import natural_cutoffs, neighbor_list
 from numpy.typing import NDArray
 
 from mlff_student.archive.graph import edges_of
@@ -188,6 +187,8 @@ def perceive_bonds(atoms: Atoms) -> list[tuple[int, int]]:
     list[tuple[int, int]]
         Pairs of atom indices (i < j) in ascending order; empty if a position is not finite.
     """
+    from ase.neighborlist import natural_cutoffs, neighbor_list  # half a second, for SciPy
+
     if len(atoms) == 0 or not np.isfinite(atoms.positions).all():
         return []
     first, second = neighbor_list("ij", atoms, natural_cutoffs(atoms, mult=BOND_TOLERANCE))
