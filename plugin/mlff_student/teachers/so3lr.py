@@ -34,7 +34,7 @@ from vesin import NeighborList
 
 from mlff_student.core.errors import InputError, MissingDependencyError
 from mlff_student.model.student import DTYPES
-from mlff_student.structures.checks import check_cell
+from mlff_student.structures.checks import check_cell, check_distances
 
 ELEMENTS = ("H", "C", "N", "O", "F", "P", "S", "Cl")  # elements of the training data
 ELEMENT_COUNT = 118  # length of the network's one-hot encoding of elements
@@ -164,8 +164,8 @@ def check_supported(atoms: Atoms) -> None:
     InputError
         There are no atoms; SO3LR was not trained on an element (it accepts all without a warning);
         positions are not finite; the structure is periodic along one or two directions only; the
-        cell is not finite or has no volume; or the number of electrons does not allow the charge
-        and spin multiplicity.
+        cell is not finite or has no volume; atoms are closer than 0.3 angstrom; the charge or spin
+        multiplicity is not a whole number; or the number of electrons does not allow them.
     """
     if not len(atoms):
         raise InputError("the structure has no atoms")
@@ -181,13 +181,14 @@ def check_supported(atoms: Atoms) -> None:
             "periodic structures. Make a slab or wire periodic along all directions, with vacuum"
         )
     check_cell(atoms)
+    check_distances(atoms)
     charge, multiplicity = _charge_and_spin(atoms)
-    electrons = int(atoms.numbers.sum()) - round(charge)
-    if charge != round(charge) or multiplicity != round(multiplicity) or multiplicity < 1:
+    if not (charge % 1 == 0 and multiplicity % 1 == 0 and multiplicity >= 1):
         raise InputError(
             f"the charge is {charge} and the spin multiplicity {multiplicity}; expected are whole "
             "numbers, and a multiplicity of 1 or more"
         )
+    electrons = int(atoms.numbers.sum() - charge)
     if electrons % 2 == multiplicity % 2:
         raise InputError(
             f"{electrons} electrons cannot have the spin multiplicity {multiplicity:g}; give the "
@@ -415,7 +416,15 @@ def _batches(structures: Sequence[Atoms]) -> Iterator[list[int]]:
 
 def _charge_and_spin(atoms: Atoms) -> tuple[float, float]:
     """Return the total charge and the spin multiplicity of a structure."""
-    return float(atoms.info.get("charge", 0)), float(atoms.info.get("spin", 1))
+    values = [atoms.info.get(key, default) for key, default in (("charge", 0), ("spin", 1))]
+    try:
+        charge, multiplicity = map(float, values)
+    except (TypeError, ValueError):
+        raise InputError(
+            f"the charge is {values[0]!r} and the spin multiplicity {values[1]!r}; expected are "
+            "whole numbers"
+        ) from None
+    return charge, multiplicity
 
 
 @cache
