@@ -6,8 +6,10 @@ from typing import Any
 
 import mdtraj
 import numpy as np
+from ase import Atoms
 from numpy.typing import NDArray
 
+from mlff_student.archive.graph import edges_of
 from mlff_student.core.errors import InputError
 from mlff_student.core.figures import load_thresholds
 from mlff_student.structures.reading import Structure
@@ -117,8 +119,6 @@ def check_order(path: Path, structure: Structure, frames: Frames) -> None:
     InputError
         If the atoms are in another order, or the bonds are others.
     """
-    from vesin import NeighborList
-
     pairs = bond_pairs(structure.topology)
     first = frames.positions[0]
     if len(pairs) == 0 or not np.isfinite(first).all():
@@ -129,11 +129,12 @@ def check_order(path: Path, structure: Structure, frames: Frames) -> None:
     (length,) = bond_lengths(first[None], cell, pairs, reference.max(), periodic)
     broken = np.abs(length - reference) > NON_THERMAL_CHANGE
     contact = reference.max() + 0.1  # angstrom; 0.1 is a thermal amplitude
-    box = np.zeros((3, 3)) if cell is None else cell[0]
-    i, j, distance = NeighborList(cutoff=contact, full_list=False).compute(
-        first, box, False if cell is None else periodic, "ijd"
-    )
-    near = np.stack([i, j], axis=1).astype(int)
+    atoms = Atoms(structure.atoms.numbers, positions=first)
+    if cell is not None:
+        atoms.cell, atoms.pbc = cell[0], periodic
+    index, vectors = edges_of(atoms, contact)
+    once = index[0] < index[1]
+    near, distance = index[:, once].T, np.linalg.norm(vectors[once], axis=1)
     before = reference_lengths(structure, near)
     new = before - distance > NON_THERMAL_CHANGE
     as_many = 0.8 * len(pairs) < len(near) < 1.5 * len(pairs)

@@ -5,12 +5,14 @@ from dataclasses import dataclass
 from itertools import combinations_with_replacement
 
 import numpy as np
+from ase import Atoms
 from ase.data import chemical_symbols
 from numpy.typing import NDArray
 from vesin import NeighborList
 
 from mlff_student.analysis.blocks import Stretches, stderr_of
 from mlff_student.analysis.bonds import bond_pairs
+from mlff_student.archive.graph import refuse_for_vesin
 from mlff_student.core.errors import InputError
 from mlff_student.core.figures import Figure, Measured
 from mlff_student.structures.checks import connected_fragments
@@ -171,6 +173,7 @@ def measure_rdf(
         for index, points in enumerate(positions):
             periodic = part.cells is not None
             cell = part.cells[index] if periodic else np.zeros((3, 3))
+            refuse_for_vesin(Atoms(numbers, positions=points, cell=cell, pbc=periodic), edges[-1])
             i, j, shift, distance = neighbours.compute(points, cell, periodic, "ijSd")
             kind = kind_of[numbers[i], numbers[j]]
             if intermolecular:

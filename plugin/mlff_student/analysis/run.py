@@ -24,11 +24,10 @@ from mlff_student.analysis.forces import (
     trajectory_force_errors,
 )
 from mlff_student.analysis.rdf import Rdf, RdfError, compare_rdf, measure_suitable_rdf
+from mlff_student.analysis.run_files import RunFiles, open_run
 from mlff_student.analysis.same_run import (
     FrameSeries,
     check_energies,
-    check_same_run,
-    frame_spacing,
     logged_degrees_of_freedom,
     same_model,
 )
@@ -39,16 +38,14 @@ from mlff_student.analysis.spectrum import (
     measure_spectrum,
 )
 from mlff_student.analysis.stability import Stability, measure_stability
-from mlff_student.analysis.thermo import Thermo, read_thermo
+from mlff_student.analysis.thermo import Thermo
 from mlff_student.analysis.transport import Density, Diffusion, measure_density, measure_diffusion
 from mlff_student.core.errors import InputError
 from mlff_student.core.figures import Figure, Measured
 from mlff_student.engines.protocol import ENSEMBLES
-from mlff_student.structures.reading import Structure
 from mlff_student.structures.trajectories import (
     Frames,
     between_frames,
-    every_nth,
     read_topology,
     stream_frames,
 )
@@ -123,6 +120,8 @@ class Analysis(Measured):
         Difference of the two spectra.
     notes : tuple[str, ...]
         Why a part was not measured that the files would lead a user to expect.
+    log_used : str
+        Tables of the log that were used, and those that were left out, in words.
     volumes : NDArray[np.float64]
         Volume of the box in each frame, (F,), angstrom^3. Empty for an open system.
     """
@@ -148,6 +147,7 @@ class Analysis(Measured):
     teacher_spectrum: Spectrum | None = None
     spectrum_error: SpectrumError | None = None
     notes: tuple[str, ...] = ()
+    log_used: str = ""
     volumes: NDArray[np.float64] = field(default_factory=lambda: np.empty(0), repr=False)
 
     @property
@@ -179,8 +179,8 @@ class Analysis(Measured):
         ]
 
     def facts(self) -> dict[str, str]:
-        """Return the ensemble, and what the parts say in words."""
-        facts = {"ensemble": self.ensemble}
+        """Return the ensemble, the tables of the log, and what the parts say in words."""
+        facts = {"ensemble": self.ensemble, "log_used": self.log_used}
         for section in self.sections:
             facts |= section.facts()
         return facts
@@ -263,19 +263,15 @@ def analyze(
     structure = read_topology(topology)
     atoms = len(structure.atoms)
     dof = 3 * atoms - 3 if degrees_of_freedom is None else degrees_of_freedom
-    thermo = read_thermo(
-        log, degrees_of_freedom=dof, lammps_units=lammps_units, timestep_fs=timestep_fs
-    )
-    notes: tuple[str, ...] = ()
+    run = open_run(Path(trajectory), Path(log), structure, dof, lammps_units, timestep_fs)
+    thermo, series, notes = run.thermo, run.series, run.notes
     logged = logged_degrees_of_freedom(thermo)
     if degrees_of_freedom is None and logged >= 1.0 and round(logged) != dof:
-        notes = (f"the log implies {round(logged)} degrees of freedom, not 3N - 3 = {dof}",)
+        notes += (f"the log implies {round(logged)} degrees of freedom, not 3N - 3 = {dof}",)
         dof = round(logged)
-    run = _Run(Path(trajectory), Path(log), structure, thermo, lammps_units or "metal")
     drift = fit_drift(thermo, atoms, degrees_of_freedom=dof)
-    series = run.series
     stability = measure_stability(series.follow(run.frames(), structure), structure, run.trajectory)
-    check_same_run(thermo, run.log, series, run.trajectory, atoms=atoms)
+    run.check(series)
     analysis = Analysis(
         thermo=thermo,
         ensemble=ensemble,
@@ -285,8 +281,9 @@ def analyze(
         atoms=atoms,
         degrees_of_freedom=dof,
         duration_ps=float(thermo.time_ps[-1] - thermo.time_ps[0]),
-        stable_ps=stability.stable_frames * run.frame_ps,
+        stable_ps=run.time_before(stability.stable_frames),
         notes=notes,
+        log_used=run.log_used,
         volumes=np.array(series.volume_angstrom3),
     )
     if calculator is not None:  # on stable frames, as a calculator may fail on broken molecules
@@ -302,35 +299,11 @@ def analyze(
     return analysis
 
 
-@dataclass(frozen=True)
-class _Run:
-    """The files of a run, and what was read from them."""
-
-    trajectory: Path
-    log: Path
-    structure: Structure
-    thermo: Thermo
-    lammps_units: str
-    series: FrameSeries = field(default_factory=FrameSeries)
-
-    def frames(self, path: Path | None = None, every: int = 1) -> Iterator[Frames]:
-        """Yield frames of the run, or of another trajectory with the same atoms."""
-        parts = stream_frames(
-            path or self.trajectory, self.structure, lammps_units=self.lammps_units
-        )
-        return every_nth(parts, every) if every > 1 else parts
-
-    @property
-    def frame_ps(self) -> float:
-        """The time between frames, ps."""
-        return frame_spacing(self.thermo, self.series.frames)
-
-
 def _noted(analysis: Analysis, note: str) -> Analysis:
     return replace(analysis, notes=(*analysis.notes, note))
 
 
-def _with_ensemble(analysis: Analysis, run: _Run, temperature_K: float | None) -> Analysis:
+def _with_ensemble(analysis: Analysis, run: RunFiles, temperature_K: float | None) -> Analysis:
     """Add kinetic energies, equipartition, density and diffusion, as far as the run has them."""
     thermo, structure = run.thermo, run.structure
     if temperature_K is not None and analysis.ensemble != "nve":
@@ -352,7 +325,7 @@ def _with_ensemble(analysis: Analysis, run: _Run, temperature_K: float | None) -
         time, volume = thermo.time_ps, thermo.volume_angstrom3
         if volume is None:  # take it from the frames
             volume = analysis.volumes
-            time = run.frame_ps * np.arange(len(volume), dtype=np.float64)
+            time = run.frame_times()[: len(volume)]
         if len(volume) and np.ptp(volume) > 0:
             mass = float(structure.atoms.get_masses().sum())
             try:
@@ -365,14 +338,14 @@ def _with_ensemble(analysis: Analysis, run: _Run, temperature_K: float | None) -
             )
     if structure.atoms.pbc.all():
         try:
-            diffusion = measure_diffusion(run.frames(), structure, frame_ps=run.frame_ps)
+            diffusion = measure_diffusion(run.frames(), structure, frame_ps=run.frame_ps())
             analysis = replace(analysis, diffusion=diffusion)
-        except InputError as error:  # too few frames
+        except InputError as error:  # too few frames, or unevenly spaced
             analysis = _noted(analysis, f"no diffusion: {error}")
     return analysis
 
 
-def _check_model(run: _Run, calculator: Calculator, frames: int) -> None:
+def _check_model(run: RunFiles, calculator: Calculator, frames: int) -> None:
     """Refuse a log whose potential energies are not the model's on a few of the first frames."""
     if not frames:
         return
@@ -390,11 +363,12 @@ def _check_model(run: _Run, calculator: Calculator, frames: int) -> None:
         run.log,
         run.trajectory,
         same_model(run.trajectory),
+        run.row_of_frame,
     )
 
 
 def _compare_forces(
-    run: _Run, teacher: Calculator, calculator: Calculator | None, teacher_frames: int
+    run: RunFiles, teacher: Calculator, calculator: Calculator | None, teacher_frames: int
 ) -> TrajectoryForceErrors:
     """Return the errors of the run's forces on evenly spaced frames."""
     every = -(-run.series.frames // teacher_frames)
@@ -411,15 +385,32 @@ def _compare_forces(
     return trajectory_force_errors(np.concatenate(forces), np.concatenate(of_teacher), numbers)
 
 
-def _with_reference(analysis: Analysis, run: _Run, reference: Reference) -> Analysis:
+def _with_reference(analysis: Analysis, run: RunFiles, reference: Reference) -> Analysis:
     """Add radial distribution functions and spectrum, compared with the teacher's run."""
     structure, path = run.structure, Path(reference.trajectory)
     if path.exists() and path.samefile(run.trajectory):
         raise InputError(f"{path} is the run itself; give the teacher's own trajectory")
-    check_order(path, structure, next(run.frames(path)))
+    check_order(path, structure, next(stream_frames(path, structure)))
     series = FrameSeries()
+    problem = InputError(
+        f"{path} does not have the time between frames; give the log of that run (--reference-log)"
+    )
+    of_teacher: RunFiles | None = None
+    if reference.log is not None:
+        try:
+            dof = 3 * len(structure.atoms) - 3
+            of_teacher = open_run(path, Path(reference.log), structure, dof, None, None)
+            series = of_teacher.series
+        except InputError as error:
+            problem = error
+
+    def teacher_frames() -> Iterator[Frames]:
+        if of_teacher is not None:
+            return of_teacher.frames()
+        return stream_frames(path, structure, lammps_units=run.lammps_units)
+
     student = measure_suitable_rdf(run.frames(), structure)
-    teacher = measure_suitable_rdf(series.follow(run.frames(path), structure), structure)
+    teacher = measure_suitable_rdf(series.follow(teacher_frames(), structure), structure)
     error = compare_rdf(student, teacher)
     analysis = replace(analysis, rdf=student, teacher_rdf=teacher, rdf_error=error)
     if error.rdf_error_percent <= error.rdf_noise_percent:
@@ -429,10 +420,16 @@ def _with_reference(analysis: Analysis, run: _Run, reference: Reference) -> Anal
             "of the same potential with these lengths: run longer to resolve a smaller error",
         )
     try:
-        teacher_ps = _frame_ps(path, reference.log, series, len(structure.atoms))
+        if of_teacher is not None:
+            of_teacher.check(series)
+            teacher_ps = of_teacher.frame_ps()
+        elif reference.log is None and len(series.time_ps) > 1:
+            teacher_ps = (series.time_ps[-1] - series.time_ps[0]) / (len(series.time_ps) - 1)
+        else:
+            raise problem
         spectra = [
-            measure_spectrum(run.frames(file), structure, frame_ps=frame_ps)
-            for file, frame_ps in ((run.trajectory, run.frame_ps), (path, teacher_ps))
+            measure_spectrum(frames, structure, frame_ps=frame_ps)
+            for frames, frame_ps in ((run.frames(), run.frame_ps()), (teacher_frames(), teacher_ps))
         ]
         return replace(
             analysis,
@@ -442,16 +439,3 @@ def _with_reference(analysis: Analysis, run: _Run, reference: Reference) -> Anal
         )
     except InputError as error:  # no time, or frames too far apart or too few
         return _noted(analysis, f"no spectrum: {error}")
-
-
-def _frame_ps(path: Path, log: Path | None, series: FrameSeries, atoms: int) -> float:
-    """Return the time between the frames of the teacher's run, ps."""
-    if log is not None:
-        thermo = read_thermo(log, degrees_of_freedom=3 * atoms - 3)
-        check_same_run(thermo, log, series, path, atoms=atoms)
-        return frame_spacing(thermo, series.frames)
-    if len(series.time_ps) > 1:
-        return (series.time_ps[-1] - series.time_ps[0]) / (len(series.time_ps) - 1)
-    raise InputError(
-        f"{path} does not have the time between frames; give the log of that run (--reference-log)"
-    )

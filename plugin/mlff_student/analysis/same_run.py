@@ -78,9 +78,27 @@ class FrameSeries:
                 self.kinetic_ev.extend(kinetic)
             yield part
 
+    def select(self, chosen: NDArray[np.bool_]) -> "FrameSeries":
+        """Return the numbers of some frames.
+
+        Parameters
+        ----------
+        chosen : NDArray[np.bool_]
+            (F,), whether each frame is selected.
+        """
+        columns = (self.time_ps, self.volume_angstrom3, self.kinetic_ev)
+        selected = [array("d", np.array(values)[chosen[: len(values)]]) for values in columns]
+        return FrameSeries(int(chosen.sum()), *selected)
+
 
 def check_same_run(
-    thermo: Thermo, log: Path, series: FrameSeries, trajectory: Path, *, atoms: int
+    thermo: Thermo,
+    log: Path,
+    series: FrameSeries,
+    trajectory: Path,
+    *,
+    atoms: int,
+    row_of_frame: NDArray[np.int_] | None = None,
 ) -> None:
     """Refuse a log whose rows, times, energies or volumes do not fit the trajectory.
 
@@ -94,6 +112,9 @@ def check_same_run(
         Numbers of the frames of the trajectory.
     atoms : int
         Number of atoms.
+    row_of_frame : NDArray[np.int_] | None
+        (F,), row with the timestep of each frame, or -1. None: the timesteps are not known, and
+        rows and frames are matched by their numbers.
 
     Raises
     ------
@@ -103,7 +124,9 @@ def check_same_run(
     rows, frames = len(thermo.time_ps), series.frames
     few, many = sorted((rows, frames))
     ratio = round(many / few)
-    if abs(many - ratio * few) > ratio:  # a row or frame more or less: the start, or a killed run
+    if (
+        row_of_frame is None and abs(many - ratio * few) > ratio
+    ):  # a row or frame more or less: the start, or a killed run
         raise InputError(
             f"{log} has {rows} rows and {trajectory} has {frames} frames, neither a multiple of "
             "the other: they are of different runs"
@@ -116,7 +139,7 @@ def check_same_run(
             f"{log} belongs to a {size} system, or its energies are not in eV: kinetic energy and "
             f"temperature imply {dof:.0f} degrees of freedom, {atoms} atoms have {3 * atoms}"
         )
-    if len(series.time_ps) == frames > 1:
+    if row_of_frame is None and len(series.time_ps) == frames > 1:
         per_frame = (series.time_ps[-1] - series.time_ps[0]) / (frames - 1)
         expected = frame_spacing(thermo, frames)
         counted = per_frame == 1.0  # MDTraj counts frames if the file has no times
@@ -128,7 +151,7 @@ def check_same_run(
     every = np.arange(frames)
     if thermo.volume_angstrom3 is not None and len(series.volume_angstrom3) == frames:
         volumes = np.array(series.volume_angstrom3)
-        off = smallest_difference(thermo.volume_angstrom3, frames, every, volumes)
+        off = smallest_difference(thermo.volume_angstrom3, frames, every, volumes, row_of_frame)
         if off > max(SAME_RUN * thermo.volume_angstrom3.std(), 1e-3 * volumes.mean()):
             raise InputError(
                 f"the mean volume is {volumes.mean():.5g} angstrom^3 in {trajectory}, but "
@@ -137,7 +160,15 @@ def check_same_run(
     if len(series.kinetic_ev) == frames:
         kinetic = np.array(series.kinetic_ev)
         check_energies(
-            thermo.kinetic_ev, frames, every, kinetic, "kinetic energy", log, trajectory, SAME_RUN
+            thermo.kinetic_ev,
+            frames,
+            every,
+            kinetic,
+            "kinetic energy",
+            log,
+            trajectory,
+            SAME_RUN,
+            row_of_frame,
         )
 
 
@@ -210,6 +241,7 @@ def check_energies(
     log: Path,
     trajectory: Path,
     allowed: float,
+    row_of_frame: NDArray[np.int_] | None = None,
 ) -> None:
     """Refuse a log whose energies differ from those of the trajectory's frames.
 
@@ -229,6 +261,8 @@ def check_energies(
         The two files, for the error message.
     allowed : float
         Largest root mean square difference, in standard deviations of the energy in the log.
+    row_of_frame : NDArray[np.int_] | None
+        As in `check_same_run`.
 
     Raises
     ------
@@ -236,7 +270,7 @@ def check_energies(
         If the difference is larger.
     """
     spread = float(of_log.std())
-    off = smallest_difference(of_log, frames, chosen, of_chosen)
+    off = smallest_difference(of_log, frames, chosen, of_chosen, row_of_frame)
     if off > allowed * spread:
         raise InputError(
             f"the {name} of the frames of {trajectory} differs by {off:.3g} eV from that in {log}, "
@@ -250,6 +284,7 @@ def smallest_difference(
     frames: int,
     chosen: NDArray[np.int_],
     of_chosen: NDArray[np.float64],
+    row_of_frame: NDArray[np.int_] | None = None,
 ) -> float:
     """Return the root mean square difference between rows of a log and frames, matched best.
 
@@ -265,6 +300,8 @@ def smallest_difference(
         Indices of the frames whose values are known, (C,).
     of_chosen : NDArray[np.float64]
         Values of the chosen frames, (C,), in the unit of the log.
+    row_of_frame : NDArray[np.int_] | None
+        As in `check_same_run`. If it is known, only these pairs are compared.
 
     Returns
     -------
@@ -272,6 +309,10 @@ def smallest_difference(
         The smallest difference over all ways to match, in the unit of the values. NaN if rows and
         frames cannot be matched.
     """
+    if row_of_frame is not None:
+        rows = row_of_frame[chosen]
+        off = of_log[rows[rows >= 0]] - of_chosen[rows >= 0]
+        return float(np.sqrt(np.mean(off**2))) if off.size else np.nan
     few, many = sorted((len(of_log), frames))
     ratio = round(many / few)
     best = np.nan

@@ -26,7 +26,9 @@ def analyze_command(
     log: Annotated[
         Path,
         typer.Option(
-            "--log", help="Log of the same run: run.csv, or a log of OpenMM, LAMMPS or ASE."
+            "--log",
+            help="Log of the same run: run.csv, or a log of OpenMM, LAMMPS or ASE. All its tables "
+            "that belong to the trajectory are used.",
         ),
     ],
     ensemble: Annotated[

@@ -1,33 +1,46 @@
 """Read the frames of a trajectory of any program in chunks that fit into memory."""
 
 import ctypes
+import gzip
 import os
+import re
+import shutil
+import struct
 import sys
+import tempfile
+import zlib
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, BinaryIO, cast
 
 import numpy as np
 from ase import Atoms, units
+from ase.data import chemical_symbols
 from ase.geometry.cell import cellpar_to_cell
 from ase.io import iread
-from ase.io.lammpsrun import iread_lammps_dump_text
 from ase.io.trajectory import Trajectory
 from numpy.typing import NDArray
 
 from mlff_student.core.errors import InputError
-from mlff_student.core.units import LAMMPS_UNITS
+from mlff_student.core.files import ascii_path
+from mlff_student.core.processes import signal_of
 from mlff_student.structures.checks import connected_fragments
+from mlff_student.structures.compressed import is_gzipped, text_lines
+from mlff_student.structures.lammps_dumps import dump_frames, dumped_atoms
 from mlff_student.structures.reading import Structure, read_structure
+from mlff_student.structures.text import check_counts
 
 if TYPE_CHECKING:
     import mdtraj
 
 ATOMS_AT_ONCE = 300_000  # in all frames of a chunk: 7 MB for the positions
 PS = 1e3 * units.fs  # picosecond in ASE's unit of time
+FRAGILE = (".trr", ".h5", ".hdf5")  # formats whose libraries end the process on some damaged files
+_sound: set[tuple[str, int, int]] = set()  # path, time and size of fragile files that can be read
 KEEPS_TIME = (".xtc", ".trr", ".nc", ".ncdf", ".netcdf")  # formats whose times MDTraj reads
 
 
@@ -59,6 +72,31 @@ class Frames:
         return len(self.positions)
 
 
+@dataclass(frozen=True)
+class FrameSteps:
+    """Timesteps of the frames of a trajectory that LAMMPS wrote.
+
+    Attributes
+    ----------
+    steps : NDArray[np.int_]
+        (F,), timestep of each frame.
+    time : NDArray[np.float64] or None
+        (F,), time of each frame in LAMMPS's unit. None if the file does not have it.
+    units : str
+        Unit style, if the file says it, else empty.
+    cut_off : int
+        Number of frames that are not whole, because the run was killed. They are left out.
+    counted : bool
+        Whether the timesteps are counted from the first, as those of a DCD file.
+    """
+
+    steps: NDArray[np.int_]
+    time: NDArray[np.float64] | None = None
+    units: str = ""
+    cut_off: int = 0
+    counted: bool = False
+
+
 def read_topology(path: Path) -> Structure:
     """Read the reference structure of a trajectory.
 
@@ -86,11 +124,12 @@ def stream_frames(
 ) -> Iterator[Frames]:
     """Read the frames of a trajectory in their order, in chunks.
 
-    ASE reads LAMMPS text dumps (sorted by id), ASE trajectories and extended XYZ; h5py reads
-    MDTraj's HDF5; MDTraj reads DCD, XTC, TRR, NetCDF and all other formats that it knows. The
-    topology decides whether the frames are periodic. If it is open, boxes in the trajectory are
-    left out: LAMMPS writes bounds around open systems as well. If it is periodic and the trajectory
-    has no cells, all frames have the cell of the topology.
+    LAMMPS text dumps may have any columns with positions, and are sorted by id; their frames that a
+    killed run cut off are left out. ASE reads its trajectories and extended XYZ; h5py reads
+    MDTraj's HDF5; MDTraj reads DCD, XTC, TRR, NetCDF and all other formats that it knows. Each may
+    be compressed by gzip. The topology decides whether the frames are periodic. If it is open,
+    boxes in the trajectory are left out: LAMMPS writes bounds around open systems as well. If it is
+    periodic and the trajectory has no cells, all frames have the cell of the topology.
 
     Parameters
     ----------
@@ -128,14 +167,17 @@ def stream_frames(
         )
     chunk = chunk or max(1, ATOMS_AT_ONCE // atoms)
     count = 0  # frames
+    file = path
     try:
-        for part in _reader(path, lammps_units)(path, structure, chunk):
-            if part.positions.shape[1] != atoms:
-                raise InputError(_other_atoms(path, part.positions.shape[1], atoms))
-            count += len(part)
-            yield replace(part, cells=_cells(part, structure.atoms))
-    except InputError:
-        raise
+        with _decompressed(path) as file:
+            _check_fragile(file, structure, chunk)
+            for part in _reader(file, lammps_units)(file, structure, chunk):
+                if part.positions.shape[1] != atoms:
+                    raise InputError(_other_atoms(path, part.positions.shape[1], atoms))
+                count += len(part)
+                yield replace(part, cells=_cells(part, structure.atoms))
+    except InputError as error:
+        raise InputError(str(error).replace(str(file), str(path))) from error
     except Exception as error:  # the readers raise errors of any kind
         stored = _count_atoms(path)
         if stored not in (None, atoms):
@@ -143,6 +185,93 @@ def stream_frames(
         raise InputError(f"cannot read the trajectory {path}: {error}") from error
     if not count:
         raise InputError(f"{path} has no frames")
+
+
+def read_steps(trajectory: Path) -> FrameSteps | None:
+    """Read the timesteps of the frames of a trajectory that LAMMPS wrote.
+
+    Text dumps, XYZ and extended XYZ have them in each frame, DCD has them in its header.
+
+    Parameters
+    ----------
+    trajectory : Path
+        Trajectory file.
+
+    Returns
+    -------
+    FrameSteps or None
+        Timesteps; None if the file is of another program, or has no timesteps.
+
+    Raises
+    ------
+    InputError
+        A dump is damaged, or has no frames.
+    """
+    path = Path(trajectory)
+    try:
+        with _open(path) as file:
+            start = file.read(200)
+    except (OSError, EOFError, zlib.error) as error:
+        raise InputError(f"cannot read the trajectory {path}: {error}") from error
+    if start.startswith(b"ITEM:"):
+        frames = list(_step_times(path))
+        whole = [frame for frame in frames if frame is not None]
+        if not whole:
+            raise InputError(f"{path} has no whole frame")
+        steps, times, units = zip(*whole, strict=True)
+        known = None if None in times else np.array(times, np.float64)
+        return FrameSteps(np.array(steps), known, max(units), len(frames) - len(whole))
+    if start[4:8] == b"CORD" and b"Written by LAMMPS" in start:
+        claimed, first, every = struct.unpack("<3i", start[8:20])
+        count = _count_frames(path)  # fewer if the run was killed
+        if min(count, every) < 1:
+            return None
+        cut_off = int(claimed > count)
+        return FrameSteps(first + every * np.arange(count), cut_off=cut_off, counted=True)
+    if path.name.lower().removesuffix(".gz").endswith("xyz"):
+        return _steps_of_xyz(path)
+    return None
+
+
+def _step_times(path: Path) -> Iterator[tuple[int, float | None, str] | None]:
+    for frame in dump_frames(path):
+        yield None if frame is None else (frame.step, frame.time, frame.units)
+
+
+def _steps_of_xyz(path: Path) -> FrameSteps | None:
+    """Read "Timestep: 10" or "Timestep=10" in the second line of each frame."""
+    lines = text_lines(path)
+    steps: list[int] = []
+    for line in lines:
+        match = re.search(r"\bTimestep[:=]\s*(\d+)", next(lines, ""))
+        if match is None or not (line.strip().isdecimal() and len(line) < 12):
+            return None
+        steps.append(int(match.group(1)))
+        for _ in islice(lines, int(line)):
+            pass
+    return FrameSteps(np.array(steps)) if steps else None
+
+
+def select_frames(frames: Iterable[Frames], chosen: NDArray[np.bool_]) -> Iterator[Frames]:
+    """Select frames by a mask.
+
+    Parameters
+    ----------
+    frames : Iterable[Frames]
+        Chunks of frames.
+    chosen : NDArray[np.bool_]
+        (F,), whether each frame is selected.
+
+    Yields
+    ------
+    Frames
+        Selected frames of one chunk; chunks without any are left out.
+    """
+    start = 0
+    for part in frames:
+        if len(selected := _select(part, np.flatnonzero(chosen[start : start + len(part)]))):
+            yield selected
+        start += len(part)
 
 
 def every_nth(frames: Iterable[Frames], n: int) -> Iterator[Frames]:
@@ -193,7 +322,7 @@ def between_frames(frames: Iterable[Frames], first: int, last: int) -> Iterator[
             return
 
 
-def _select(frames: Frames, kept: slice) -> Frames:
+def _select(frames: Frames, kept: slice | NDArray[np.int_]) -> Frames:
     values: dict[str, Any] = {
         key: None if value is None else value[kept] for key, value in vars(frames).items()
     }
@@ -265,17 +394,54 @@ def make_whole(
     return positions
 
 
+def _open(path: Path) -> BinaryIO:
+    return cast(BinaryIO, gzip.open(path, "rb") if is_gzipped(path) else path.open("rb"))
+
+
+@contextmanager
+def _decompressed(path: Path) -> Iterator[Path]:
+    """Give the file itself, or a decompressed copy where its reader does not decompress."""
+    with _open(path) as packed:
+        if not is_gzipped(path) or packed.read(5) == b"ITEM:":
+            yield path
+            return
+        packed.seek(0)
+        with tempfile.TemporaryDirectory() as folder:
+            copy = Path(folder) / path.name.removesuffix(".gz")
+            with copy.open("wb") as file:
+                shutil.copyfileobj(packed, file)
+            yield copy
+
+
 def _reader(path: Path, lammps_units: str) -> Callable[[Path, Structure, int], Iterator[Frames]]:
     """Choose the reader of a file by its name and its first lines."""
     suffix = path.suffix.lower()
-    with path.open("rb") as file:
+    with _open(path) as file:
         first, second = file.readline(200), file.readline(200)
     if first.startswith(b"ITEM:"):
-        return lambda *options: _from_ase(_read_dump(path, lammps_units), *options)
+        return lambda *options: _from_dump(*options, lammps_units)
+    if suffix == ".bin" or second.startswith(b"creator: LAMMPS"):
+        raise InputError(
+            f"{path} is a dump in a format that is not read; write dumps of the style custom, or "
+            "convert a binary dump with LAMMPS's binary2txt"
+        )
     if suffix in (".traj", ".extxyz") or (suffix == ".xyz" and b"Properties=" in second):
+        check_counts(path)
         images = Trajectory(path) if suffix == ".traj" else iread(path, ":")
         return lambda *options: _from_ase(images, *options)
     return _from_hdf5 if suffix in (".h5", ".hdf5") else _from_mdtraj
+
+
+def _check_fragile(path: Path, structure: Structure, chunk: int) -> None:
+    """Refuse a damaged file of a format whose library would end this process."""
+    if path.suffix.lower() not in FRAGILE:
+        return
+    facts = path.stat()
+    version = (str(path), facts.st_mtime_ns, facts.st_size)
+    if version not in _sound:
+        if end := signal_of(lambda: deque(_reader(path, "metal")(path, structure, chunk), 0)):
+            raise InputError(f"{path} is damaged: reading it ends a process with {end}")
+        _sound.add(version)
 
 
 def _from_mdtraj(path: Path, structure: Structure, chunk: int) -> Iterator[Frames]:
@@ -312,30 +478,35 @@ def _from_hdf5(path: Path, structure: Structure, chunk: int) -> Iterator[Frames]
             )
 
 
-def _read_dump(path: Path, lammps_units: str) -> Iterator[Atoms]:
-    """Read the frames of a LAMMPS text dump; atoms have the element X if the dump has none."""
-    columns: list[str] = []
-    before = ""
-    with path.open() as file:
-        for line in file:  # up to the first atom; the number of lines in a header varies
-            if before.startswith("ITEM: UNITS"):
-                lammps_units = line.strip()
-            if line.startswith("ITEM: ATOMS"):
-                columns = line.split()[2:]
-                break
-            before = line
-    if lammps_units not in LAMMPS_UNITS:
-        raise InputError(
-            f"{path} has the units {lammps_units}, expected {' or '.join(LAMMPS_UNITS)}"
+def _from_dump(path: Path, structure: Structure, chunk: int, lammps_units: str) -> Iterator[Frames]:
+    """Read a LAMMPS text dump without its frames that were cut off."""
+    frames = filter(None, dump_frames(path))
+    first = True
+    while part := list(islice(frames, chunk)):
+        if other := {len(frame.rows) for frame in part} - {len(structure.atoms)}:
+            raise InputError(_other_atoms(path, other.pop(), len(structure.atoms)))
+        atoms = [dumped_atoms(path, frame, lammps_units) for frame in part]
+        if first and atoms[0].numbers is not None:
+            _check_elements(path, atoms[0].numbers, structure)
+        first = False
+        velocities = [frame.velocities for frame in atoms]
+        forces = [frame.forces for frame in atoms]
+        yield Frames(
+            np.array([frame.positions for frame in atoms]),
+            np.array([frame.cell for frame in part]) if part[0].periodic else None,
+            None if any(value is None for value in velocities) else np.array(velocities),
+            None if any(value is None for value in forces) else np.array(forces),
         )
-    with path.open() as file:
-        for atoms in iread_lammps_dump_text(file, units=lammps_units):
-            if "element" not in columns:  # ASE uses the type as the atomic number
-                velocities = atoms.get_velocities()
-                atoms.numbers[:] = 0
-                if velocities is not None:  # ASE stores momenta, with the element's mass
-                    atoms.set_velocities(velocities)
-            yield atoms
+
+
+def _check_elements(path: Path, numbers: NDArray[np.int_], structure: Structure) -> None:
+    """Refuse other elements than those of the topology; 0 stands for an unknown element."""
+    if (wrong := np.flatnonzero((numbers != structure.atoms.numbers) & (numbers > 0))).size:
+        atom = int(wrong[0])
+        raise InputError(
+            f"{path} has other elements than the topology, or another order: atom {atom} is "
+            f"{chemical_symbols[numbers[atom]]}, the topology says {structure.atoms.symbols[atom]}"
+        )
 
 
 def _from_ase(
@@ -345,13 +516,7 @@ def _from_ase(
     while part := list(islice(images, chunk)):
         if {len(atoms) for atoms in part} != {len(structure.atoms)}:
             raise InputError(_other_atoms(path, len(part[0]), len(structure.atoms)))
-        numbers = part[0].numbers
-        if (wrong := np.flatnonzero((numbers != structure.atoms.numbers) & (numbers > 0))).size:
-            atom = int(wrong[0])
-            raise InputError(
-                f"{path} has other elements than the topology, or another order: atom {atom} is "
-                f"{part[0].symbols[atom]}, the topology says {structure.atoms.symbols[atom]}"
-            )
+        _check_elements(path, part[0].numbers, structure)
         results = [atoms.calc.results if atoms.calc else {} for atoms in part]
         yield Frames(
             np.array([atoms.positions for atoms in part]),
@@ -374,14 +539,28 @@ def _cells(part: Frames, reference: Atoms) -> NDArray[np.float64] | None:
 
 
 def _count_atoms(path: Path) -> int | None:
+    if path.suffix.lower() in FRAGILE:
+        return None
     import mdtraj
 
     try:
-        with mdtraj.open(str(path)) as file:
+        with ascii_path(path) as name, _silent_stdout(), mdtraj.open(name) as file:
             data = file.read(n_frames=1)
         return int((data[0] if isinstance(data, tuple) else data).shape[-2])
     except Exception:
         return None
+
+
+def _count_frames(path: Path) -> int:
+    """Return the number of frames by the size of the file, or 0 if it cannot be read."""
+    import mdtraj
+
+    try:
+        with _decompressed(path) as unpacked, ascii_path(unpacked) as name, _silent_stdout():
+            with mdtraj.open(name) as file:
+                return len(file)
+    except Exception:
+        return 0
 
 
 def _other_atoms(path: Path, count: int, expected: int) -> str:
@@ -412,13 +591,14 @@ def iterate_frames(
     """
     import mdtraj
 
-    frames = mdtraj.iterload(str(path), top=topology, chunk=chunk)
-    while True:
-        with _silent_stdout():
-            part = next(frames, None)
-        if part is None:
-            return
-        yield part
+    with ascii_path(path) as name:
+        frames = mdtraj.iterload(name, top=topology, chunk=chunk)
+        while True:
+            with _silent_stdout():
+                part = next(frames, None)
+            if part is None:
+                return
+            yield part
 
 
 @contextmanager
