@@ -130,18 +130,14 @@ class StudentPotentialImpl(MLPotentialImpl):
         check_key(args, known, "options of the student")
         if precision is not None and precision not in PRECISIONS:
             raise InputError(f"precision must be 'single' or 'double', not {precision!r}")
-        # All students were trained on neutral closed-shell molecules, because sampling refuses
-        # others. So an archive does not store these two values.
-        if charge != 0 or multiplicity != 1:
-            raise InputError(
-                f"charge {charge}, multiplicity {multiplicity}: the students were trained on "
-                "neutral closed-shell molecules only (charge 0, multiplicity 1)"
-            )
         import torch
+
+        from mlff_student.structures.checks import check_charge
 
         from .force import student_force
         from .system import bonds_without_strength
 
+        check_charge(charge, multiplicity)
         if atoms is None and topology.getPeriodicBoxVectors() is not None:
             system.addForce(bonds_without_strength(topology))
         system.addForce(

@@ -1,9 +1,18 @@
 """Reads structures for OpenMM: a topology, and positions with units."""
 
+from collections.abc import Collection
+
+import numpy as np
 from openmm import Vec3, unit
 from openmm.app import Element, Topology
 
-from mlff_student.structures.checks import check_structure
+from mlff_student.structures.checks import (
+    check_charge,
+    check_masses,
+    check_parity,
+    check_structure,
+    uncancelled_charge,
+)
 from mlff_student.structures.reading import Structure, in_engine_orientation, read_structure
 
 
@@ -15,7 +24,7 @@ def load_structure(source: str) -> tuple[Topology, unit.Quantity]:
     Parameters
     ----------
     source : str
-        PDB, PDBx/mmCIF, SDF, MOL, XYZ or extended XYZ file, or a SMILES string.
+        File that `mlff_student.structures.reading.read_structure` reads, or a SMILES string.
 
     Returns
     -------
@@ -27,11 +36,12 @@ def load_structure(source: str) -> tuple[Topology, unit.Quantity]:
     Raises
     ------
     InputError
-        The source cannot be read, or the structure is unusable (unknown elements, missing
-        hydrogens, overlapping atoms).
+        The source cannot be read, or the structure is unusable (unknown elements, an ion or a
+        radical, missing hydrogens, overlapping atoms, isotopes other than deuterium).
     """
     structure = read_structure(source)
     check_structure(structure.atoms)
+    check_masses(structure.atoms)
     structure = in_engine_orientation(structure)
     return openmm_topology(structure), structure.atoms.positions * unit.angstrom
 
@@ -48,7 +58,7 @@ def openmm_topology(structure: Structure) -> Topology:
         for residue in chain.residues:
             new_residue = topology.addResidue(residue.name, new_chain, str(residue.resSeq))
             for atom in residue.atoms:
-                element = Element.getByAtomicNumber(atom.element.atomic_number)
+                element = Element.getBySymbol(atom.element.symbol)  # D is deuterium
                 members.append(topology.addAtom(atom.name, element, new_residue))
     for first, second in structure.topology.bonds:
         topology.addBond(members[first.index], members[second.index])
@@ -56,3 +66,37 @@ def openmm_topology(structure: Structure) -> Topology:
         box = [Vec3(*row) for row in structure.atoms.cell.array]
         topology.setPeriodicBoxVectors(box * unit.angstrom)
     return topology
+
+
+def check_electrons(topology: Topology, atoms: Collection[int] | None = None) -> None:
+    """Refuse ions and radicals, which the students were not trained for.
+
+    Parameters
+    ----------
+    topology : Topology
+        OpenMM topology.
+    atoms : Collection[int], optional
+        Indices of the student's atoms; None means all. Electrons are not counted if a bond leads to
+        another atom.
+
+    Raises
+    ------
+    InputError
+        The formal charges of the atoms do not sum to 0, an atom has a formal charge that no bonded
+        atom cancels, or the number of electrons is odd.
+    """
+    chosen = None if atoms is None else set(atoms)
+    members = [a for a in topology.atoms() if a.element and (chosen is None or a.index in chosen)]
+    charges = {atom.index: getattr(atom, "formalCharge", None) or 0 for atom in members}
+    check_charge(sum(charges.values()))
+    bonds = [(first.index, second.index) for first, second in topology.bonds()]
+    inside = [pair for pair in bonds if charges.keys() >= set(pair)]
+    cancelled = {k for i, j in inside if charges[i] * charges[j] < 0 for k in (i, j)}
+    if separated := [k for k, charge in charges.items() if charge and k not in cancelled]:
+        raise uncancelled_charge(
+            f"{separated[0]} ({members[list(charges).index(separated[0])].name})",
+            charges[separated[0]],
+        )
+    if chosen and any((i in chosen) != (j in chosen) for i, j in bonds):
+        return
+    check_parity(np.array([atom.element.atomic_number for atom in members]))

@@ -1,5 +1,6 @@
 """Structures of every format are read; those with meaningless energies are refused."""
 
+import time
 from pathlib import Path
 
 import mdtraj
@@ -15,9 +16,18 @@ from mlff_student.core.errors import InputError, StudentError
 from mlff_student.distill.molecules import read_library
 from mlff_student.engines.ase.calculator import StudentForceFieldCalculator
 from mlff_student.model.elements import ELEMENTS
-from mlff_student.structures.checks import check_structure, perceive_bonds
+from mlff_student.structures.checks import (
+    allows_charges,
+    check_electrons,
+    check_masses,
+    check_structure,
+    deuterium,
+    perceive_bonds,
+)
 from mlff_student.structures.reading import Structure, make_topology, read_structure, write_topology
 from mlff_student.structures.smiles import embed
+from mlff_student.structures.text import element_of
+from mlff_student.teachers.registry import make_teacher
 
 ASPIRIN = "CC(=O)Oc1ccccc1C(=O)O"  # 21 atoms, 21 bonds
 PDB_ROUNDING = 6e-4  # angstrom; the format has three decimals
@@ -150,6 +160,316 @@ def test_written_topology_can_be_read_back(structures: dict[str, Atoms], tmp_pat
         assert (stored.atoms.pbc == atoms.pbc).all(), name
 
 
+# --- Names, frames, bonds and cells in files ------------------------------------------------------
+
+
+def write_pdb(path: Path, atoms: Atoms, names: list[str], ending: str = "END\n") -> None:
+    """Write a ligand with names of atoms, without elements and bonds."""
+    lines = [
+        f"HETATM{k + 1:5d} {name} LIG B  99    {x:8.3f}{y:8.3f}{z:8.3f}  1.00  0.00\n"
+        for k, (name, (x, y, z)) in enumerate(zip(names, atoms.positions, strict=True))
+    ]
+    path.write_text("".join([*lines, ending]))
+
+
+@pytest.mark.parametrize(
+    ("name", "residue_atoms", "element"),
+    [("CA", 9, "C"), ("CA", 1, "Ca"), ("CL1", 5, "Cl"), ("BR2A", 5, "Br"), ("1HB2", 9, "H"),
+     ("HG21", 9, "H"), ("NA", 1, "Na"), ("NA", 7, "N"), ("OXT", 9, "O"), ("D11", 9, "D"),
+     ("SE", 17, "Se"), ("FE", 40, "Fe"), ("C1'", 30, "C"), ("***", 9, ""), ("M", 4, "")],
+)  # fmt: skip
+def test_elements_of_names(name: str, residue_atoms: int, element: str):
+    assert element_of(name, residue_atoms) == element
+
+
+def test_pdb_and_gro_without_elements(tmp_path: Path):
+    atoms = molecule("CH3Cl")
+    for symbol in ("Cl", "Br"):
+        atoms.symbols[atoms.symbols.search("Cl")] = symbol
+        names = [f"{s.upper()}{k}" for k, s in enumerate(atoms.symbols)]
+        write_pdb(tmp_path / "a.pdb", atoms, [f" {name:<3}" for name in names])
+        lines = [
+            f"    1LIG  {name:>5}{k:5d}{x:8.3f}{y:8.3f}{z:8.3f}\n"
+            for k, (name, (x, y, z)) in enumerate(zip(names, atoms.positions / 10, strict=True))
+        ]
+        (tmp_path / "a.gro").write_text(f"title\n{len(atoms)}\n{''.join(lines)}   0.0 0.0 0.0\n")
+        for suffix in ("pdb", "gro"):
+            structure = read_structure(str(tmp_path / f"a.{suffix}"))
+            assert list(structure.atoms.symbols) == list(atoms.symbols)
+            assert not structure.atoms.pbc.any()
+
+
+@pytest.mark.parametrize("suffix", ["xyz", "extxyz", "pdb", "sdf", "gro", "cif", "traj"])
+def test_the_first_frame_is_read_in_every_format(
+    suffix: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+):
+    frames = [embed("CO", seed)[0] for seed in (1, 2, 3)]
+    frames[1].positions += 1.0
+    path = tmp_path / f"two.{suffix}"
+    if suffix == "sdf":
+        with Chem.SDWriter(str(path)) as writer:
+            for atoms in frames:
+                mol = Chem.AddHs(Chem.MolFromSmiles("CO"))
+                AllChem.EmbedMolecule(mol, randomSeed=1)
+                for index, position in enumerate(atoms.positions):
+                    mol.GetConformer().SetAtomPosition(index, position.tolist())
+                writer.write(mol)
+    elif suffix == "cif":
+        topology = make_topology(frames[0], [])
+        positions = np.array([atoms.positions for atoms in frames])
+        mdtraj.Trajectory(positions / 10.0, topology).save_cif(str(path))
+    elif suffix == "gro":
+        for atoms in frames:
+            write(tmp_path / "one.gro", atoms)
+            text = (tmp_path / "one.gro").read_text().rstrip("\n")
+            path.open("a").write(f"{text}\n   0.00000   0.00000   0.00000\n")
+    else:
+        write(path, frames)
+    for source, index in ((path, 0), (f"{path}@1", 1), (f"{path}@-1", 2), (f"{path}@-2", 1)):
+        stored = read_structure(str(source)).atoms
+        np.testing.assert_allclose(stored.positions, frames[index].positions, atol=0.006)
+    assert len(caplog.messages) == 1
+    assert "two" in caplog.text and "has 3 frames or molecules; the first is read" in caplog.text
+    with pytest.raises(InputError, match="has 3 frames or molecules, and there is no 3"):
+        read_structure(f"{path}@3")
+
+
+def test_bonds_of_a_residue_without_template(tmp_path: Path):
+    """A peptide of standard residues beside a ligand with no bonds, and with some, in the file."""
+    example = Path(__file__).parents[2] / "examples" / "ace_ala_nme.pdb"
+    lines = example.read_text().splitlines()
+    peptide = [line for line in lines if line.startswith(("ATOM", "HETATM"))]
+    ligand = molecule("CH3CH2OH")
+    ligand.positions += [12.0, 0.0, 0.0]
+    names = [f" {s}{k:<2}" for k, s in enumerate(ligand.symbols)]
+    expected = {(i + 22, j + 22) for i, j in perceive_bonds(ligand)}
+    known = {(22, 23), (23, 24)}
+    for conect in ("", "CONECT  101  102\nCONECT  102  103\n"):
+        path = tmp_path / "complex.pdb"
+        write_pdb(path, ligand, names, conect + "END\n")
+        text = "".join(f"HETATM{int(line[6:11]) + 100:5d}{line[11:]}\n" if line[:6] == "HETATM"
+                       else f"{line}\n" for line in path.read_text().splitlines())  # fmt: skip
+        path.write_text("\n".join(peptide) + f"\n{text}")
+        bonds = bonds_of(read_structure(str(path)))
+        assert len(bonds) == 21 + 8
+        assert known <= expected == {pair for pair in bonds if min(pair) >= 22}
+
+
+def test_contacts_of_complete_molecules_are_no_bonds(tmp_path: Path):
+    """Two bromines of neighbouring molecules may be as close as 2.8 angstrom in a hot liquid."""
+    atoms, bonds = embed("BrBr")
+    other = atoms.copy()
+    other.positions += [0.0, 2.8, 0.0]
+    pair = atoms + other
+    topology = make_topology(pair, [*bonds, (2, 3)])
+    assert len(perceive_bonds(pair)) == 4
+    write_topology(Structure(pair, topology), tmp_path / "pair.pdb")
+    assert bonds_of(read_structure(str(tmp_path / "pair.pdb"))) == {(0, 1), (2, 3)}
+
+
+def test_cells_of_zeros_are_no_cells(tmp_path: Path):
+    atoms = molecule("CH3OH")
+    write(tmp_path / "a.pdb", atoms)
+    text = (tmp_path / "a.pdb").read_text()
+    for angle in (0.0, 90.0):
+        cell = "CRYST1" + 3 * "    0.000" + 3 * f"{angle:7.2f}" + " P 1           1\n"
+        (tmp_path / f"{angle}.pdb").write_text(cell + text)
+    atoms.cell = np.eye(3)
+    atoms.pbc = True
+    for suffix in ("extxyz", "vasp"):
+        write(tmp_path / f"cell.{suffix}", atoms)
+        text = (tmp_path / f"cell.{suffix}").read_text().replace("1.0 0.0 0.0 0.0 1.0", "0 0 0 0 0")
+        lines = text.replace("0.0 0.0 0.0 1.0", "0 0 0 0").splitlines(keepends=True)
+        if suffix == "vasp":
+            lines[2:5] = 3 * ["0.0 0.0 0.0\n"]
+        (tmp_path / f"zero.{suffix}").write_text("".join(lines))
+    for path in [*tmp_path.glob("*0.pdb"), *tmp_path.glob("zero.*")]:
+        structure = read_structure(str(path))
+        assert not structure.atoms.pbc.any() and structure.topology.n_bonds == 5, path
+        check_structure(structure.atoms)
+
+
+def test_labels_of_xyz_files(tmp_path: Path):
+    path = tmp_path / "a.xyz"
+    path.write_text("4\ncharge transfer\nC1 0 0 0\n8 1.2 0 0\nD -0.6 0.9 0\nh2 -0.6 -0.9 0\n")
+    atoms = read_structure(str(path)).atoms
+    assert list(atoms.symbols) == ["C", "O", "H", "H"]
+    assert deuterium(atoms).tolist() == [False, False, True, False]
+    check_structure(atoms)
+    path.write_text("2\n\nH 0 0 0\nH 0 0 0.74\n\nwritten by hand\n")
+    assert len(read_structure(str(path)).atoms) == 2
+    path.write_text("1\n\nQ1 0 0 0\n")
+    with pytest.raises(InputError, match="atom 0 is 'Q1'; expected is an element"):
+        read_structure(str(path))
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("a.xyz", "100000000\n\nC 0 0 0\n"),
+        ("a.extxyz", "1\nProperties=species:S:1:pos:R:3:x:R:100000000\nC 0 0 0\n"),
+        ("a.gro", "title\n100000000\n    1LIG     C1    1   0.000   0.000   0.000\n"),
+        ("a.vasp", "t\n1.0\n5 0 0\n0 5 0\n0 0 5\nO H\n100000000 2\nCartesian\n0 0 0\n"),
+        ("a.xyz", "1e8\n\nC 0 0 0\n"),
+        ("a.xyz", "-5\n\nC 0 0 0\n"),
+    ],
+)
+def test_headers_that_claim_too_much_are_refused_at_once(name: str, content: str, tmp_path: Path):
+    (tmp_path / name).write_text(content)
+    start = time.perf_counter()
+    with pytest.raises(InputError, match=name):
+        read_structure(str(tmp_path / name))
+    assert time.perf_counter() - start < 1.0
+
+
+# --- Charges, radicals, isotopes ------------------------------------------------------------------
+
+
+def stored_as(suffix: str, smiles: str, tmp_path: Path) -> str:
+    """Write a molecule into a file whose format has charges; return its path."""
+    if suffix == "smiles":
+        return smiles
+    path = tmp_path / f"a.{suffix}"
+    mol = Chem.AddHs(Chem.MolFromSmiles(smiles))
+    AllChem.EmbedMolecule(mol, randomSeed=1)
+    if suffix == "pdb":
+        Chem.MolToPDBFile(mol, str(path))
+    elif suffix == "extxyz":
+        atoms = embed(smiles)[0]
+        atoms.arrays.pop("initial_charges", None)
+        write(path, atoms)
+        lines = path.read_text().splitlines(keepends=True)
+        lines[1] = f"total_charge={Chem.GetFormalCharge(mol)} {lines[1]}"
+        path.write_text("".join(lines))
+    else:
+        with Chem.SDWriter(str(path)) as writer:
+            writer.write(mol)
+    return str(path)
+
+
+@pytest.mark.parametrize("suffix", ["smiles", "sdf", "mol", "pdb", "extxyz"])
+@pytest.mark.parametrize(("smiles", "charge"), [("CC(=O)[O-]", -1), ("C[NH3+]", 1)])
+def test_ions_are_refused(suffix: str, smiles: str, charge: int, tmp_path: Path):
+    atoms = read_structure(stored_as(suffix, smiles, tmp_path)).atoms
+    assert atoms.info["charge"] == charge
+    assert atoms.get_initial_charges().sum() == pytest.approx(charge)
+    with pytest.raises(InputError, match=rf"charge {charge}, multiplicity 1"):
+        check_structure(atoms)
+    check_structure(atoms, charged=True)
+
+
+@pytest.mark.parametrize("suffix", ["smiles", "sdf", "pdb"])
+def test_zwitterions_are_refused_and_nitro_groups_are_not(suffix: str, tmp_path: Path):
+    with pytest.raises(InputError, match=r"\(N\) has the formal charge \+1, which no bonded atom"):
+        check_structure(read_structure(stored_as(suffix, "[NH3+]CC(=O)[O-]", tmp_path)).atoms)
+    for smiles in ("C[N+](=O)[O-]", "CN=[N+]=[N-]", "C[N+](C)(C)[O-]"):
+        check_structure(read_structure(stored_as(suffix, smiles, tmp_path)).atoms)
+
+
+def test_radicals_are_refused(tmp_path: Path):
+    for source in ("C[CH2]", stored_as("sdf", "C[CH2]", tmp_path)):
+        with pytest.raises(InputError, match="charge 0, multiplicity 2"):
+            check_structure(read_structure(source).atoms)
+    methyl = molecule("CH3")
+    with pytest.raises(InputError, match="multiplicity 2"):  # ASE's molecule has the moment
+        check_structure(methyl)
+    methyl.set_initial_magnetic_moments(None)
+    with pytest.raises(InputError, match=r"CH3 has 9 electrons .* an odd number"):
+        check_structure(methyl)
+    check_structure(Atoms("H"))  # the energy of a single atom is that of the element
+
+
+@pytest.mark.parametrize(
+    ("info", "refused"),
+    [({"charge": 1}, True), ({"Total-Charge": -1}, True), ({"spin": 3}, True),
+     ({"multiplicity": 2}, True), ({"charge": "-1"}, True), ({"charge": 0.5}, True),
+     ({"charge": np.nan}, True), ({"charge": "high"}, True),
+     ({"charge": 0, "total_charge": 1}, True),
+     ({"charge": 0, "spin": 1}, False), ({"spin": 0, "multiplicity": 1}, False),
+     ({"charge": None}, False), ({"charge": True}, False), ({"energy": 1.0}, False)],
+)  # fmt: skip
+def test_what_info_states(info: dict, refused: bool):
+    atoms = molecule("H2O")
+    atoms.info = info
+    if refused:
+        with pytest.raises(InputError):
+            check_electrons(atoms)
+    else:
+        check_electrons(atoms)
+
+
+def test_initial_charges_may_be_partial():
+    water = molecule("H2O")
+    water.set_initial_charges([-0.834, 0.417, 0.41699])
+    check_structure(water)
+    water.set_initial_charges([-1.0, 0.0, 0.0])
+    with pytest.raises(InputError, match="charge -1"):
+        check_structure(water)
+
+
+def test_a_model_that_was_trained_on_ions_may_be_used_for_them():
+    assert not allows_charges({"domain": None}) and not allows_charges({})
+    assert not allows_charges({"domain": {"charged": False}})
+    assert allows_charges({"domain": {"charged": True}})
+
+
+def test_a_teacher_gets_the_charge_of_the_file(tmp_path: Path):
+    """GFN2-xTB with the charge as an argument and with the charge of an extended XYZ file."""
+    energies = []
+    for stated in (True, False):
+        atoms = read_structure(stored_as("extxyz", "CC(=O)[O-]", tmp_path)).atoms
+        atoms.calc = make_teacher("gfn2-xtb")
+        if not stated:
+            atoms.set_initial_charges(None)
+            atoms.calc.set(charge=-1)
+        energies.append(atoms.get_potential_energy())
+    assert energies[0] == pytest.approx(energies[1], abs=1e-6)
+
+
+@pytest.mark.parametrize("source", ["[2H]O[2H]", "sdf"])
+def test_deuterium_keeps_its_mass_in_the_topology_of_a_run(source: str, tmp_path: Path):
+    structure = read_structure(
+        stored_as("sdf", "[2H]O[2H]", tmp_path) if source == "sdf" else source
+    )
+    assert structure.atoms.get_masses().sum() == pytest.approx(20.027, abs=1e-3)
+    check_structure(structure.atoms)
+    check_masses(structure.atoms)
+    write_topology(structure, tmp_path / "run.pdb")
+    stored = read_structure(str(tmp_path / "run.pdb")).atoms
+    assert list(stored.symbols) == list(structure.atoms.symbols)
+    assert stored.get_masses() == pytest.approx(structure.atoms.get_masses(), abs=1e-3)
+
+
+def test_other_isotopes_cannot_be_kept_by_a_run():
+    atoms = read_structure("[13CH4]").atoms
+    with pytest.raises(InputError, match=r"atom 0 \(C\) has the mass 13.00"):
+        check_masses(atoms)
+    check_structure(atoms)
+
+
+# --- SMILES -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("smiles", "sizes"), [("CCO.O", [9, 3]), ("O.O.O", [3, 3, 3])])
+def test_a_dot_separates_molecules(smiles: str, sizes: list[int]):
+    structure = read_structure(smiles)
+    check_structure(structure.atoms)
+    assert [residue.n_atoms for residue in structure.topology.residues] == sizes
+    assert bonds_of(structure) == set(perceive_bonds(structure.atoms))
+
+
+def test_a_smiles_string_may_be_longer_than_a_file_name():
+    smiles = "[H]C([H])([H])" + 22 * "C([H])([H])" + "[H]"
+    assert len(smiles) > 255 and len(read_structure(smiles).atoms) == 71
+    with pytest.raises(InputError, match=r"there is no file .* \(1050 characters\)"):
+        read_structure(70 * "not a molecule ")
+
+
+def test_a_wildcard_is_no_element():
+    with pytest.raises(InputError, match=r"atom 0 is '\*', which stands for any atom"):
+        read_structure("*CC")
+
+
 # --- Files that cannot be read --------------------------------------------------------------------
 
 
@@ -263,6 +583,17 @@ def test_periodic_cells_without_volume(cell: list, pbc: bool | tuple[bool, ...])
         check_structure(atoms)
 
 
+def test_cells_that_are_thin_or_very_long():
+    atoms = molecule("H2O", cell=[[5, 0, 0], [5, 1e-3, 0], [0, 0, 5]], pbc=True)
+    assert perceive_bonds(atoms) == []
+    with pytest.raises(InputError, match=r"is 0.001 angstrom thin"):
+        check_structure(atoms)
+    for cell in ([1e6, 10.0, 10.0], [1e9, 1e9, 1e9]):
+        atoms = molecule("H2O", cell=cell, pbc=True)
+        assert perceive_bonds(atoms) == [(0, 1), (0, 2)]
+        check_structure(atoms)
+
+
 @pytest.mark.parametrize("pbc", [True, False])
 @pytest.mark.parametrize("length", [np.nan, np.inf])
 def test_cells_that_are_not_finite(length: float, pbc: bool):
@@ -373,6 +704,39 @@ def test_single_atoms_are_accepted():
     check_structure(Atoms("O"))
     check_structure(Atoms("O", cell=[8.0, 8.0, 8.0], pbc=True))
     check_structure(Atoms("HH", [[0.0, 0.0, 0.0], [0.0, 0.0, 9.0]]))
+
+
+@pytest.mark.parametrize("smiles", ["C=C", "c1ccccc1", "C#CC"])
+def test_a_bent_carbon_of_a_complete_molecule_is_thermal(smiles: str):
+    """A hydrogen leaves the plane by 40 degrees, as it does in hot molecules."""
+    atoms, bonds = embed(smiles)
+    carbon, hydrogen = next((i, j) for i, j in bonds if atoms.symbols[j] == "H")
+    neighbour = next(i if j == carbon else j for i, j in bonds if carbon in (i, j) and
+                     hydrogen not in (i, j))  # fmt: skip
+    vector = atoms.positions[hydrogen] - atoms.positions[carbon]
+    along = atoms.positions[neighbour] - atoms.positions[carbon]
+    normal = np.cross(along, vector)
+    if np.linalg.norm(normal) < 0.1:  # a linear carbon
+        normal = np.cross(along, [0.3, 0.5, 0.7])
+    normal *= np.linalg.norm(vector) / np.linalg.norm(normal)
+    angle = np.radians(45.0)
+    atoms.positions[hydrogen] = (
+        atoms.positions[carbon] + np.cos(angle) * vector + np.sin(angle) * normal
+    )
+    check_structure(atoms)
+
+
+def test_two_missing_hydrogens_are_noticed():
+    """The number of electrons is even again."""
+    atoms, bonds = embed("CC(C)CO")
+    hydrogens = [j for i, j in bonds if atoms.symbols[i] == "C" and atoms.symbols[j] == "H"]
+    for first in hydrogens:
+        for second in hydrogens:
+            if first < second:
+                bare = atoms.copy()
+                del bare[[first, second]]
+                with pytest.raises(InputError, match="lacks hydrogens"):
+                    check_structure(bare)
 
 
 def test_a_sample_of_the_library_is_complete():

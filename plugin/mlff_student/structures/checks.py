@@ -1,10 +1,11 @@
 """Refuse structures for which a student's energy would be meaningless; find bonds by distance."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 from ase import Atoms
-from ase.data import covalent_radii
+from ase.data import atomic_masses, covalent_radii
 from numpy.typing import NDArray
 
 from mlff_student.archive.graph import edges_of
@@ -12,12 +13,29 @@ from mlff_student.core.errors import InputError
 from mlff_student.model.elements import ELEMENTS
 
 SHORTEST_DISTANCE = 0.3  # angstrom; no two nuclei come closer in any simulation
+DEUTERIUM_MASS = 2.014  # amu
+MASS_TOLERANCE = 5e-3  # relative; tables of elements differ by less, isotopes by more
 BOND_TOLERANCE = 1.2  # atoms are bonded if closer than this times the sum of covalent radii
 HOT_BOND_TOLERANCE = 1.3  # the same for hot structures: C-H bonds stretch as far at 1000 K
-FARTHEST = 1e5  # largest coordinate, angstrom; vesin divides by zero from 1e6 on
+FARTHEST = 1e5  # largest coordinate, angstrom; molecules do not get there unless a run breaks
+THINNEST = 0.3  # least height of a periodic cell, angstrom; the images within a cutoff grow as 1/h
+# Names under which programs store the charge and the spin multiplicity of a structure in its
+# `info`, in lower case and with underscores.
+CHARGE_KEYS = ("charge", "total_charge", "net_charge", "formal_charge", "molecular_charge")
+SPIN_KEYS = ("spin", "multiplicity", "spin_multiplicity", "mult")
+# Bond order of carbon from a bond length r: exp((r1 - r) / 0.29), where r1 is the sum of the
+# covalent radii (Pauling 1947, doi:10.1021/ja01195a024); 0.29 angstrom gives 2 for C=C and C=O.
+BOND_ORDER_LENGTH = 0.29
+# Sum of the bond orders of a carbon. In complete molecules it is 4 (2.7 in carbon monoxide and
+# isocyanides). If one, two or three hydrogens are missing it is below these numbers, with few
+# exceptions, such as tropone.
+ONE_MISSING, TWO_MISSING, THREE_MISSING = 3.4, 2.5, 1.7
+FRAGMENT_TOLERANCE = 1.5  # atoms closer than this times their radii are of one molecule, also hot
 
 
-def check_structure(atoms: Atoms, elements: Sequence[str] = tuple(ELEMENTS)) -> None:
+def check_structure(
+    atoms: Atoms, elements: Sequence[str] = tuple(ELEMENTS), *, charged: bool = False
+) -> None:
     """Raise an error if the energy of a structure would be meaningless.
 
     Parameters
@@ -26,13 +44,15 @@ def check_structure(atoms: Atoms, elements: Sequence[str] = tuple(ELEMENTS)) -> 
         Structure to check.
     elements : Sequence[str]
         Chemical symbols of the elements that the student knows.
+    charged : bool
+        Whether ions and radicals are allowed; see `allows_charges`.
 
     Raises
     ------
     InputError
         There are no atoms; a coordinate is NaN, infinite or above 1e5 angstrom; an element is
-        unknown; a periodic cell has no volume; two atoms are closer than 0.3 angstrom; or hydrogens
-        are missing.
+        unknown; the structure is an ion or a radical; a periodic cell has no volume; two atoms are
+        closer than 0.3 angstrom; or hydrogens are missing.
     """
     if len(atoms) == 0:
         raise InputError("the structure has no atoms")
@@ -49,7 +69,9 @@ def check_structure(atoms: Atoms, elements: Sequence[str] = tuple(ELEMENTS)) -> 
             f"the student does not know {', '.join(unknown)}; it knows {', '.join(elements)}"
         )
     check_cell(atoms)
-    reach = 2.0 * HOT_BOND_TOLERANCE * covalent_radii[atoms.numbers].max()
+    if not charged:
+        _check_stated_charges(atoms)
+    reach = 2.0 * FRAGMENT_TOLERANCE * covalent_radii[atoms.numbers].max()
     index, vectors = edges_of(atoms, max(SHORTEST_DISTANCE, reach))
     _check_distances(atoms, index, vectors)
     if len(bare := bare_atoms(atoms.numbers, index, vectors, np.zeros(len(atoms), dtype=np.int64))):
@@ -57,6 +79,243 @@ def check_structure(atoms: Atoms, elements: Sequence[str] = tuple(ELEMENTS)) -> 
             f"atom {bare[0]} ({atoms.symbols[bare[0]]}) lacks hydrogens, judged by its geometry; "
             "students are trained on complete molecules. Add the hydrogens, for example with "
             "RDKit, Open Babel or PDBFixer"
+        )
+    if not charged:
+        check_parity(atoms.numbers)
+
+
+def allows_charges(metadata: Mapping[str, Any]) -> bool:
+    """Return whether a model was trained on ions too, by the metadata of its archive.
+
+    Parameters
+    ----------
+    metadata : Mapping[str, Any]
+        Metadata of an archive; its `domain`, copied from the card, has the key `charged` if the
+        recipe allowed charged molecules.
+    """
+    return (metadata.get("domain") or {}).get("charged") is True
+
+
+def check_electrons(atoms: Atoms) -> None:
+    """Refuse ions and radicals; a part of `check_structure`.
+
+    The charge and the multiplicity are those that the structure states; see
+    `charge_and_multiplicity`. Formal charges of single atoms (whole numbers in the initial charges)
+    must cancel in each pair of bonded atoms, as in a nitro group; a zwitterion is refused. Without
+    any statement, an odd number of electrons shows an ion or a radical.
+
+    Parameters
+    ----------
+    atoms : Atoms
+        Structure to check, with finite positions and a cell that `check_cell` accepts.
+
+    Raises
+    ------
+    InputError
+        The structure has a charge, unpaired electrons, separated formal charges, or an odd number
+        of electrons (but a single atom may have an odd number).
+    """
+    _check_stated_charges(atoms)
+    check_parity(atoms.numbers)
+
+
+def check_parity(numbers: NDArray[np.int64]) -> None:
+    """Refuse an odd number of electrons; a part of `check_electrons`.
+
+    Parameters
+    ----------
+    numbers : NDArray[np.int64]
+        (N,), atomic numbers. A single atom may have an odd number of electrons.
+
+    Raises
+    ------
+    InputError
+        The neutral structure has an odd number of electrons.
+    """
+    electrons = int(numbers.sum())
+    if len(numbers) > 1 and electrons % 2:
+        raise InputError(
+            f"{Atoms(numbers).symbols} has {electrons} electrons if it is neutral, an odd number: "
+            "it is an ion or a radical, or an atom is missing or too many. The students were "
+            "trained on neutral closed-shell molecules only"
+        )
+
+
+def _check_stated_charges(atoms: Atoms) -> None:
+    check_charge(*charge_and_multiplicity(atoms))
+    if (index := _separated_charge(atoms)) is not None:
+        name = f"{index} ({atoms.symbols[index]})"
+        raise uncancelled_charge(name, atoms.get_initial_charges()[index])
+
+
+def uncancelled_charge(atom: str, charge: float) -> InputError:
+    """Return the error for an atom whose formal charge no bonded atom cancels.
+
+    Parameters
+    ----------
+    atom : str
+        Index and name of the atom.
+    charge : float
+        Its formal charge, elementary charges.
+    """
+    return InputError(
+        f"atom {atom} has the formal charge {charge:+g}, which no bonded atom cancels: the "
+        "structure has ions or is a zwitterion. The students were trained on neutral molecules "
+        "only; use the neutral form"
+    )
+
+
+def check_charge(charge: float, multiplicity: float = 1) -> None:
+    """Refuse a charge and a spin multiplicity that the students were not trained for.
+
+    All students were trained on neutral closed-shell molecules, because sampling refuses others. So
+    an archive does not store these two values.
+
+    Parameters
+    ----------
+    charge : float
+        Total charge, elementary charges.
+    multiplicity : float
+        Spin multiplicity, 1 for a closed shell.
+
+    Raises
+    ------
+    InputError
+        The charge is not 0 or the multiplicity is not 1.
+    """
+    if charge != 0 or multiplicity != 1:
+        raise InputError(
+            f"charge {charge:g}, multiplicity {multiplicity:g}: the students were trained on "
+            "neutral closed-shell molecules only (charge 0, multiplicity 1)"
+        )
+
+
+def charge_and_multiplicity(atoms: Atoms) -> tuple[float, float]:
+    """Return the charge and the spin multiplicity that a structure states; 0 and 1 if it has none.
+
+    They are taken from `atoms.info` (the keys `CHARGE_KEYS` and `SPIN_KEYS`, in upper or lower
+    case). Without these keys the charge is the sum of the initial charges, rounded to a whole
+    number because partial charges have rounding errors, and the multiplicity is one more than the
+    absolute sum of the initial magnetic moments.
+
+    Parameters
+    ----------
+    atoms : Atoms
+        Structure.
+
+    Returns
+    -------
+    charge : float
+        Total charge, elementary charges.
+    multiplicity : float
+        Spin multiplicity. The value 0 in `info`, which some programs use for a closed shell, is
+        returned as 1.
+
+    Raises
+    ------
+    InputError
+        A value is not a number, or two keys contradict each other.
+    """
+    info = {
+        str(key).lower().replace("-", "_"): value
+        for key, value in atoms.info.items()
+        if not isinstance(value, bool | np.bool)  # ASE stores True for each word of a comment
+    }
+    charge, multiplicity = _stated(info, CHARGE_KEYS, 0.0), _stated(info, SPIN_KEYS, 1.0)
+    if charge is None:
+        charge = _total(atoms, "initial_charges")
+    if multiplicity is None:
+        multiplicity = 1.0 + abs(_total(atoms, "initial_magmoms"))
+    return charge, multiplicity
+
+
+def _total(atoms: Atoms, name: str) -> float:
+    """Return the sum of an array, rounded to a whole number; 0 if there is no such array."""
+    if name not in atoms.arrays:
+        return 0.0
+    total = float(np.sum(atoms.arrays[name]))
+    if not np.isfinite(total):
+        raise InputError(f"the {name.replace('_', ' ')} of the structure sum to {total}")
+    return float(round(total))
+
+
+def _stated(info: dict[str, Any], keys: Sequence[str], zero: float) -> float | None:
+    """Return the number that is stored under one of the keys, `zero` for 0; None without one."""
+    values = {}
+    for key in keys:
+        if info.get(key) is None:
+            continue
+        try:
+            values[key] = float(np.sum(np.asarray(info[key], dtype=float))) or zero
+        except (TypeError, ValueError):
+            values[key] = np.nan
+        if not np.isfinite(values[key]):
+            raise InputError(
+                f"the structure states {key} = {info[key]!r}; expected is a number. Correct or "
+                f"delete atoms.info[{key!r}]"
+            )
+    if len(set(values.values())) > 1:
+        text = ", ".join(f"{key} = {value:g}" for key, value in values.items())
+        raise InputError(f"the structure states {text}; expected is one value")
+    return next(iter(values.values()), None)
+
+
+def _separated_charge(atoms: Atoms) -> int | None:
+    """Return the first atom whose formal charge is not cancelled by that of a bonded atom.
+
+    All molecules of the training have their formal charges in pairs of bonded atoms (nitro groups,
+    N-oxides, azides, isocyanides). Partial charges are not formal charges and are left out.
+    """
+    charges = atoms.arrays.get("initial_charges")
+    if charges is None or not charges.any() or (charges != np.round(charges)).any():
+        return None
+    charged, radii = np.flatnonzero(charges), covalent_radii[atoms.numbers]
+    for index in charged:
+        opposite = charged[charges[charged] * charges[index] < 0]
+        if not len(opposite):
+            return int(index)
+        distances = atoms.get_distances(index, opposite, mic=bool(atoms.pbc.any()))
+        if not (distances < HOT_BOND_TOLERANCE * (radii[index] + radii[opposite])).any():
+            return int(index)
+    return None
+
+
+def deuterium(atoms: Atoms) -> NDArray[np.bool_]:
+    """Return whether each atom is hydrogen with the mass of deuterium, (N,).
+
+    Parameters
+    ----------
+    atoms : Atoms
+        Structure.
+    """
+    near = np.abs(atoms.get_masses() - DEUTERIUM_MASS) < MASS_TOLERANCE * DEUTERIUM_MASS
+    return near & (atoms.numbers == 1)
+
+
+def check_masses(atoms: Atoms) -> None:
+    """Refuse masses that the files of a run cannot keep.
+
+    A topology in PDB form has elements and D for deuterium. With other masses the temperature and
+    the density of a run would be computed wrongly afterwards.
+
+    Parameters
+    ----------
+    atoms : Atoms
+        Structure.
+
+    Raises
+    ------
+    InputError
+        An atom has neither the mass of its element nor that of deuterium.
+    """
+    masses, standard = atoms.get_masses(), atomic_masses[atoms.numbers]
+    other = ~(np.abs(masses - standard) <= MASS_TOLERANCE * standard) & ~deuterium(atoms)
+    if other.any():
+        index = int(other.argmax())
+        raise InputError(
+            f"atom {index} ({atoms.symbols[index]}) has the mass {masses[index]:g}, its element "
+            f"{standard[index]:g} amu; runs keep the masses of elements and of deuterium (D) only. "
+            "Write the file with standard masses, or use the ASE calculator in a script of your own"
         )
 
 
@@ -71,16 +330,25 @@ def check_cell(atoms: Atoms) -> None:
     Raises
     ------
     InputError
-        A lattice vector is NaN or infinite, or a periodic cell has no volume.
+        A lattice vector is NaN or infinite; or a periodic cell has no volume, or is thinner than
+        0.3 angstrom.
     """
     if not np.isfinite(atoms.cell.array).all():
         raise InputError(f"the cell {atoms.cell.array.tolist()} is not finite")
-    if atoms.pbc.any() and (
-        not atoms.cell.array[atoms.pbc].any(1).all() or abs(atoms.cell.complete().volume) < 1e-3
-    ):
+    if not atoms.pbc.any():
+        return
+    cell = atoms.cell.complete()
+    if not atoms.cell.array[atoms.pbc].any(1).all() or abs(cell.volume) < 1e-3:
         raise InputError(
             f"the structure is periodic along {atoms.pbc}, but its cell "
             f"{atoms.cell.array.tolist()} has no volume"
+        )
+    faces = np.cross(np.roll(cell.array, -1, axis=0), np.roll(cell.array, -2, axis=0))
+    heights = abs(cell.volume) / np.linalg.norm(faces, axis=1)
+    if heights[atoms.pbc].min() < THINNEST:
+        raise InputError(
+            f"the cell {atoms.cell.array.tolist()} is {heights[atoms.pbc].min():.3g} angstrom "
+            f"thin; expected is at least {THINNEST} along each periodic direction"
         )
 
 
@@ -122,9 +390,12 @@ def bare_atoms(
 
     Most files have no bond orders. In stable closed-shell molecules, however, a carbon with three
     neighbours is planar, a carbon with two is linear, and a carbon with one occurs only in carbon
-    monoxide and isocyanides. The limits of the angles allow for thermal motion at 1000 K. An atom
-    other than hydrogen that has no bond at all lacks hydrogens too (for example the oxygen of a
-    water molecule), unless it is the only atom of its structure.
+    monoxide and isocyanides. Thermal motion bends complete molecules as far: at 1000 K each
+    hundredth frame of an alkene has a carbon beyond the limits. So in a molecule with an even
+    number of electrons, a carbon with two or three neighbours counts only if its bonds are too long
+    for double bonds, and only together with another such carbon or if it lacks two hydrogens. An
+    atom other than hydrogen that has no bond at all lacks hydrogens too (for example the oxygen of
+    a water molecule), unless it is the only atom of its structure.
 
     Parameters
     ----------
@@ -169,7 +440,41 @@ def bare_atoms(
     normal = np.cross(b - a, c - a)
     height = np.abs(np.einsum("cx,cx->c", normal, a))
     bare[three] = height >= 0.25 * np.linalg.norm(normal, axis=1)
+    bent = np.flatnonzero(bare & (count > 1))
+    if len(bent) or len(single):
+        heavy = bonded & (numbers[sender] > 1)
+        excess = (radii[receiver] + radii[sender] - distance)[heavy] / BOND_ORDER_LENGTH
+        order = count.astype(float)  # a bond with a hydrogen has the order 1
+        np.add.at(order, receiver[heavy], np.exp(excess) - 1.0)
+        bare[single] |= order[single] < THREE_MISSING
+        near = distance < FRAGMENT_TOLERANCE * (radii[receiver] + radii[sender])
+        molecule = _molecules(len(numbers), receiver[near], sender[near])
+        odd = np.bincount(molecule, weights=numbers) % 2 > 0
+        unsaturated = order[bent] < ONE_MISSING
+        several = np.bincount(molecule[bent], weights=unsaturated, minlength=len(numbers)) > 1
+        bare[bent] = (
+            odd[molecule[bent]]
+            | (unsaturated & several[molecule[bent]])
+            | (order[bent] < TWO_MISSING)
+        )
     return np.flatnonzero(bare)
+
+
+def _molecules(
+    atoms: int, first: NDArray[np.int64], second: NDArray[np.int64]
+) -> NDArray[np.int64]:
+    """Return the lowest atom that each atom is connected to by bonds between two lists of atoms.
+
+    `connected_fragments` does the same with SciPy, which the ASE calculator does not load.
+    """
+    label = np.arange(atoms)
+    while True:
+        before = label.copy()
+        np.minimum.at(label, first, before[second])
+        np.minimum.at(label, second, before[first])
+        label = label[label]
+        if (label == before).all():
+            return label
 
 
 def perceive_bonds(atoms: Atoms) -> list[tuple[int, int]]:
@@ -185,14 +490,20 @@ def perceive_bonds(atoms: Atoms) -> list[tuple[int, int]]:
     Returns
     -------
     list[tuple[int, int]]
-        Pairs of atom indices (i < j) in ascending order; empty if a position is not finite.
+        Pairs of atom indices (i < j) in ascending order; empty if `check_structure` would refuse
+        the positions or the cell.
     """
-    from ase.neighborlist import natural_cutoffs, neighbor_list  # half a second, for SciPy
-
-    if len(atoms) == 0 or not np.isfinite(atoms.positions).all():
+    if len(atoms) == 0 or not (np.abs(atoms.positions) < FARTHEST).all():
         return []
-    first, second = neighbor_list("ij", atoms, natural_cutoffs(atoms, mult=BOND_TOLERANCE))
-    return sorted({(int(i), int(j)) for i, j in zip(first, second, strict=True) if i < j})
+    try:
+        check_cell(atoms)
+    except InputError:
+        return []
+    radii = covalent_radii[atoms.numbers]
+    (first, second), vectors = edges_of(atoms, 2.0 * BOND_TOLERANCE * radii.max())
+    near = np.linalg.norm(vectors, axis=1) < BOND_TOLERANCE * (radii[first] + radii[second])
+    near &= first < second
+    return sorted(set(zip(first[near].tolist(), second[near].tolist(), strict=True)))
 
 
 def connected_fragments(atoms: int, bonds: list[tuple[int, int]]) -> NDArray[np.int_]:

@@ -1,20 +1,57 @@
 """Read structures with their bonds from files and SMILES strings, and write topology files."""
 
-from collections.abc import Iterator
+import logging
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from io import StringIO
 from pathlib import Path
+from tempfile import NamedTemporaryFile
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from ase import Atoms
+from ase.io import iread
 from ase.io import read as ase_read
 
 from mlff_student.core.errors import InputError, MissingDependencyError
-from mlff_student.structures.checks import connected_fragments, perceive_bonds
-from mlff_student.structures.smiles import atoms_and_bonds, embed, rdkit_chem
+from mlff_student.core.processes import signal_of
+from mlff_student.structures.checks import (
+    charge_and_multiplicity,
+    connected_fragments,
+    deuterium,
+    perceive_bonds,
+)
+from mlff_student.structures.smiles import (
+    atoms_and_bonds,
+    embed,
+    is_smiles,
+    rdkit_chem,
+    shorten,
+)
+from mlff_student.structures.text import (
+    ISOTOPES,
+    check_poscar,
+    choose_frame,
+    element_of,
+    frames_of_gro,
+    frames_of_pdb,
+    frames_of_xyz,
+    pdb_text,
+    with_elements,
+)
 
 if TYPE_CHECKING:
     import mdtraj
     from mdtraj.core.topology import Residue
+
+logger = logging.getLogger(__name__)
+
+SUFFIXES = (
+    ".pdb", ".ent", ".cif", ".mmcif", ".pdbx", ".sdf", ".mol", ".mol2", ".xyz", ".extxyz", ".gro",
+    ".traj", ".vasp", ".json", ".db", ".gz",
+)  # fmt: skip
+# The largest number of bonds of elements that have one valence.
+MOST_BONDS = {1: 1, 6: 4, 9: 1, 17: 1, 35: 1}
 
 
 class Structure(NamedTuple):
@@ -23,7 +60,8 @@ class Structure(NamedTuple):
     Attributes
     ----------
     atoms : Atoms
-        Structure, angstrom.
+        Structure, angstrom. It has a charge, unpaired electrons and the masses of isotopes if the
+        file states them; see `read_structure`.
     topology : mdtraj.Topology
         Residues and bonds.
     """
@@ -35,8 +73,17 @@ class Structure(NamedTuple):
 def read_structure(source: str) -> Structure:
     """Read a structure from a file, or make it from a SMILES string.
 
-    The file may be PDB, PDBx/mmCIF, SDF, MOL, XYZ, extended XYZ or any other format that ASE reads.
-    Bonds come from the file; if it has none, they are found by distance (`perceive_bonds`).
+    The file may be PDB, PDBx/mmCIF, SDF, MOL, XYZ, extended XYZ, GRO or any other format that ASE
+    reads. Of several frames or molecules the first is read, and a warning says how many there are;
+    `FILE@INDEX` reads another one, counted from 0, or from the end if the index is negative.
+
+    Bonds come from the file, and those of the standard residues from their names. Where atoms can
+    have more bonds, `perceive_bonds` adds them, for example in a ligand without CONECT records. A
+    cell of zeros means that there is no cell.
+
+    Formal charges and unpaired electrons are stored in `initial_charges` and `initial_magmoms`, the
+    total charge and multiplicity, if they are not 0 and 1, in `info["charge"]` and `info["spin"]`.
+    D is hydrogen with the mass of deuterium; other isotopes have their masses too.
 
     Parameters
     ----------
@@ -46,35 +93,131 @@ def read_structure(source: str) -> Structure:
     Raises
     ------
     InputError
-        There is no such file and the text is not a SMILES string, or the file cannot be read.
+        There is no such file and the text is not a SMILES string, or the file cannot be read or has
+        no such frame.
     MissingDependencyError
         A package that reads this format is not installed.
     """
-    path = Path(source)
-    if not path.exists():
-        if path.suffix or ("/" in source and not _may_be_smiles(source)):
-            raise InputError(f"there is no file {source}")
+    located = _located(source)
+    if located is None:
         return _from_smiles(source)
-    suffix = path.suffix.lower()
+    path, index = located
     try:
-        if suffix == ".pdb":
-            import mdtraj
-
-            return _from_mdtraj(mdtraj.load_pdb(str(path)))
-        if suffix in (".cif", ".mmcif", ".pdbx") and _is_macromolecular(path):
-            from mdtraj.formats.pdbx import load_pdbx
-
-            return _from_mdtraj(load_pdbx(str(path)))
-        if suffix in (".sdf", ".mol"):
-            return _from_mol_file(path)
-        atoms = ase_read(path)
-    except (InputError, MissingDependencyError):
+        structure, count = _read(path, index or 0)
+        _store_charge(structure.atoms)
+    except MissingDependencyError:
         raise
+    except InputError as error:
+        raise error if str(path) in str(error) else InputError(f"{path}: {error}") from error
     except ImportError as error:
         raise MissingDependencyError(f"reading {path} needs another package: {error}") from error
     except Exception as error:  # the readers raise errors of any kind
         raise InputError(f"cannot read {path}: {_first_line(error)}") from error
-    return Structure(atoms, make_topology(atoms, perceive_bonds(atoms)))
+    if count > 1 and index is None:
+        logger.warning(
+            "%s has %d frames or molecules; the first is read. %s@1 is the second, %s@-1 the last",
+            path, count, path, path,
+        )  # fmt: skip
+    return structure
+
+
+def _located(source: str) -> tuple[Path, int | None] | None:
+    """Return the path and, for FILE@INDEX, the index of a source; None if it is not a file."""
+    if _exists(source):
+        return Path(source), None
+    name, _, index = source.rpartition("@")
+    if name and index.removeprefix("-").isdecimal() and len(index) < 10 and _exists(name):
+        return Path(name), int(index)
+    return None
+
+
+def _exists(path: str) -> bool:
+    try:
+        return Path(path).exists()
+    except (OSError, ValueError):  # a SMILES string may be longer than a file name can be
+        return False
+
+
+def _read(path: Path, index: int) -> tuple[Structure, int]:
+    """Read the frame or molecule of an index; return it with the number of frames in the file."""
+    suffix = path.suffix.lower()
+    if suffix in (".pdb", ".ent"):
+        return _from_pdb(path, index)
+    if suffix in (".cif", ".mmcif", ".pdbx") and _is_macromolecular(path):
+        return _from_mmcif(path, index)
+    if suffix in (".sdf", ".mol"):
+        return _from_mol_file(path, index)
+    if suffix in (".xyz", ".extxyz"):
+        atoms, count = _from_xyz(path, index)
+    elif suffix == ".gro":
+        atoms, count = _from_gro(path, index)
+    else:
+        check_poscar(path)
+        frames = iread(path, index=":", do_not_split_by_at_sign=True)
+        atoms, count = choose_frame(path, frames, index)
+    if atoms.pbc.any() and not atoms.cell.any():
+        atoms.pbc = False
+    if atoms.constraints:  # which ASE's integrators would apply, and no other engine
+        logger.warning("%s fixes atoms; its constraints are not used, and all atoms move", path)
+        atoms.set_constraint()
+    return Structure(atoms, make_topology(atoms, perceive_bonds(atoms))), count
+
+
+def _from_xyz(path: Path, index: int) -> tuple[Atoms, int]:
+    frame, count = choose_frame(path, frames_of_xyz(path), index)
+    lines, isotopes = with_elements(path, frame)
+    atoms = ase_read(StringIO("".join(lines)), index=0, format="extxyz")
+    if isotopes:
+        masses = atoms.get_masses()
+        masses[list(isotopes)] = list(isotopes.values())
+        atoms.set_masses(masses)
+    return atoms, count
+
+
+def _from_gro(path: Path, index: int) -> tuple[Atoms, int]:
+    """Read a GRO file, which has names of atoms but no elements."""
+    frame, count = choose_frame(path, frames_of_gro(path), index)
+    atoms = ase_read(StringIO("".join(frame)), format="gromacs")
+    velocities = atoms.get_velocities() if atoms.has("momenta") else None
+    residues = [line[:10] for line in frame[2:-1]]
+    names = [line[10:15].strip() for line in frame[2:-1]]
+    sizes = Counter(residues)
+    symbols = [element_of(name, sizes[r]) for name, r in zip(names, residues, strict=True)]
+    if "" in symbols:
+        raise InputError(
+            f"{path}: the name {names[symbols.index('')]!r} of atom {symbols.index('')} has no "
+            "element; expected is a name that begins with one"
+        )
+    _set_symbols(atoms, symbols)
+    if velocities is not None:  # ASE stores momenta, with the masses of the elements
+        atoms.set_velocities(velocities)
+    return atoms, count
+
+
+def _set_symbols(atoms: Atoms, symbols: list[str]) -> None:
+    """Set elements; D is hydrogen with the mass of deuterium."""
+    atoms.set_chemical_symbols(["H" if symbol == "D" else symbol for symbol in symbols])
+    if "D" in symbols:
+        masses = atoms.get_masses()
+        masses[[symbol == "D" for symbol in symbols]] = ISOTOPES["D"]
+        atoms.set_masses(masses)
+
+
+def _store_charge(atoms: Atoms) -> None:
+    """Store a charge and a multiplicity in both forms that calculators read.
+
+    Some read `info`. Others, such as tblite, read the sums of the initial charges and magnetic
+    moments, which are spread evenly here if the file has the sums only.
+    """
+    charge, multiplicity = charge_and_multiplicity(atoms)
+    for key, value, none, name, total in (
+        ("charge", charge, 0.0, "initial_charges", charge),
+        ("spin", multiplicity, 1.0, "initial_magmoms", multiplicity - 1.0),
+    ):
+        if value != none:
+            atoms.info[key] = int(value) if value % 1 == 0 else value
+            if name not in atoms.arrays:
+                atoms.set_array(name, np.full(len(atoms), total / len(atoms)))
 
 
 def read_frame(trajectory: str, topology: str = "", frame: int = 0) -> Structure:
@@ -97,10 +240,17 @@ def read_frame(trajectory: str, topology: str = "", frame: int = 0) -> Structure
     import mdtraj
 
     options = {"top": topology} if topology else {}
+
+    def read() -> "mdtraj.Trajectory":
+        index = frame
+        if index < 0:
+            index += sum(len(chunk) for chunk in mdtraj.iterload(trajectory, **options))
+        return mdtraj.load_frame(trajectory, index, **options)
+
     try:
-        if frame < 0:
-            frame += sum(len(chunk) for chunk in mdtraj.iterload(trajectory, **options))
-        return _from_mdtraj(mdtraj.load_frame(trajectory, frame, **options))
+        if trajectory.lower().endswith((".trr", ".h5", ".hdf5")) and (end := signal_of(read)):
+            raise InputError(f"{trajectory} is damaged: reading it ends a process with {end}")
+        return _from_mdtraj(read())
     except InputError:
         raise
     except Exception as error:  # the readers raise errors of any kind
@@ -129,6 +279,7 @@ def make_topology(atoms: Atoms, bonds: list[tuple[int, int]]) -> "mdtraj.Topolog
     import mdtraj
 
     fragment = connected_fragments(len(atoms), bonds)
+    heavy = deuterium(atoms)
     topology = mdtraj.Topology()
     chain = topology.add_chain()
     residues: dict[int, Residue] = {}
@@ -142,7 +293,7 @@ def make_topology(atoms: Atoms, bonds: list[tuple[int, int]]) -> "mdtraj.Topolog
         counts[number, symbol] = counts.get((number, symbol), 0) + 1
         topology.add_atom(
             f"{symbol}{counts[number, symbol]}",
-            mdtraj.element.Element.getBySymbol(symbol),
+            mdtraj.element.Element.getBySymbol("D" if heavy[index] else symbol),
             residues[number],
         )
     members = list(topology.atoms)
@@ -205,12 +356,14 @@ def write_topology(structure: Structure, path: Path) -> None:
     ).save_pdb(str(path), bond_orders=False)
 
 
-def _may_be_smiles(text: str) -> bool:
-    return any(mark in text for mark in "=#()[]")
-
-
-def _from_smiles(smiles: str) -> Structure:
-    atoms, bonds = embed(smiles)
+def _from_smiles(text: str) -> Structure:
+    is_path = "/" in text and not any(mark in text for mark in "=#()[]")
+    if Path(text).suffix.lower() in SUFFIXES or is_path:
+        raise InputError(f"there is no file {text}")
+    if not is_smiles(text):
+        raise InputError(f"there is no file {shorten(text)}, and it is not a SMILES string")
+    atoms, bonds = embed(text)
+    _store_charge(atoms)
     return Structure(atoms, make_topology(atoms, bonds))
 
 
@@ -218,7 +371,45 @@ def _is_macromolecular(path: Path) -> bool:
     return "_atom_site.label_asym_id" in path.read_text(errors="replace")
 
 
+def _from_pdb(path: Path, index: int) -> tuple[Structure, int]:
+    import mdtraj
+
+    shared: list[str] = []
+    frame, count = choose_frame(path, frames_of_pdb(path, shared), index)
+    with NamedTemporaryFile("w", suffix=".pdb") as file:
+        file.write(pdb_text(frame, shared))
+        file.flush()
+        return _from_mdtraj(mdtraj.load_pdb(file.name)), count
+
+
+def _from_mmcif(path: Path, index: int) -> tuple[Structure, int]:
+    from mdtraj.formats.pdbx import load_pdbx
+    from mdtraj.formats.pdbx.PdbxReader import PdbxReader
+
+    frames = load_pdbx(str(path))
+    number, count = choose_frame(path, range(len(frames)), index)
+    frame = frames[number]
+    blocks: list[Any] = []
+    with path.open(errors="replace") as file:
+        PdbxReader(file).read(blocks)
+    sites = blocks[0].getObj("atom_site")
+    serial, charge = map(sites.getAttributeIndex, ("id", "pdbx_formal_charge"))
+    if charge >= 0:
+        charges = {row[serial]: row[charge] for row in sites.getRowList()}
+        for atom in frame.topology.atoms:
+            text = charges.get(atom.serial, "?")
+            atom.formal_charge = 0 if text in ".?" else int(text)
+    for (
+        residue
+    ) in frame.topology.residues:  # MDTraj reads these numbers as text, but writes numbers
+        residue.resSeq = int(residue.resSeq)
+    for atom in frame.topology.atoms:
+        atom.serial = None
+    return _from_mdtraj(frame), count
+
+
 def _from_mdtraj(trajectory: "mdtraj.Trajectory") -> Structure:
+    """Return the first frame of a trajectory."""
     symbols = []
     for atom in trajectory.topology.atoms:
         if atom.element is None or atom.element.symbol == "VS":
@@ -226,16 +417,44 @@ def _from_mdtraj(trajectory: "mdtraj.Trajectory") -> Structure:
                 f"atom {atom.index} ({atom}) has no element; expected is an element for every atom"
             )
         symbols.append(atom.element.symbol)
-    atoms = Atoms(symbols, positions=trajectory.xyz[0].astype(float) * 10.0)
-    if trajectory.unitcell_vectors is not None:
+    atoms = Atoms(len(symbols) * "X", positions=trajectory.xyz[0].astype(float) * 10.0)
+    _set_symbols(atoms, symbols)
+    charges = [atom.formal_charge or 0 for atom in trajectory.topology.atoms]
+    if any(charges):
+        atoms.set_initial_charges(charges)
+    if trajectory.unitcell_lengths is not None and trajectory.unitcell_lengths[0].any():
         atoms.cell = trajectory.unitcell_vectors[0].astype(float) * 10.0
         atoms.pbc = True
-    topology = trajectory.topology
-    if topology.n_bonds < len(atoms) - topology.n_chains and not any(topology.bonds):
-        members = list(topology.atoms)
-        for i, j in perceive_bonds(atoms):
-            topology.add_bond(members[i], members[j])
-    return Structure(atoms, topology)
+    members = list(trajectory.topology.atoms)
+    for i, j in missing_bonds(atoms, [(a.index, b.index) for a, b in trajectory.topology.bonds]):
+        trajectory.topology.add_bond(members[i], members[j])
+    return Structure(atoms, trajectory.topology)
+
+
+def missing_bonds(atoms: Atoms, bonds: Iterable[tuple[int, int]]) -> list[tuple[int, int]]:
+    """Find bonds by distance that are not in a list, between atoms that can have more bonds.
+
+    A file may have the bonds of some residues only, and some of the bonds of a residue. Hydrogen
+    and the halogens have one bond, carbon has four at most: close contacts of complete molecules
+    are not bonds.
+
+    Parameters
+    ----------
+    atoms : Atoms
+        Structure.
+    bonds : Iterable[tuple[int, int]]
+        Pairs of bonded atoms that are known.
+
+    Returns
+    -------
+    list[tuple[int, int]]
+        Pairs of atom indices (i < j) in ascending order.
+    """
+    known = {(min(pair), max(pair)) for pair in bonds}
+    count = np.bincount(np.array(list(known), int).reshape(-1), minlength=len(atoms))
+    most = np.array([MOST_BONDS.get(number, len(atoms)) for number in atoms.numbers])
+    room = count < most
+    return [(i, j) for i, j in perceive_bonds(atoms) if room[i] and room[j] and (i, j) not in known]
 
 
 def read_molecules(path: Path) -> Iterator[Any]:
@@ -258,27 +477,39 @@ def read_molecules(path: Path) -> Iterator[Any]:
     MissingDependencyError
         RDKit is not installed.
     """
+    supplier = _supplier(path)
+    for index in range(len(supplier)):
+        yield _molecule(path, supplier, index)
+
+
+def _supplier(path: Path) -> Any:
+    """Return RDKit's list of the molecules in a file, which reads each when it is asked for."""
     chem = rdkit_chem()
     from rdkit import rdBase
 
     with rdBase.BlockLogs():
         supplier = chem.SDMolSupplier(str(path), removeHs=False)
-        count = len(supplier)
-    for index in range(count):
-        with rdBase.BlockLogs():
-            molecule = supplier[index]
-        if molecule is None or not molecule.GetNumConformers():
-            raise InputError(
-                f"{path}, structure {index} (the first is 0): RDKit cannot read it, or it has no "
-                "geometry"
-            )
-        yield molecule
+        len(supplier)  # here it looks for the ends of the molecules
+    return supplier
 
 
-def _from_mol_file(path: Path) -> Structure:
-    molecule = next(read_molecules(path), None)
-    if molecule is None:
-        raise InputError(f"{path} contains no molecule")
+def _molecule(path: Path, supplier: Any, index: int) -> Any:
+    from rdkit import rdBase
+
+    with rdBase.BlockLogs():
+        molecule = supplier[index]
+    if molecule is None or not molecule.GetNumConformers():
+        raise InputError(
+            f"{path}, structure {index} (the first is 0): RDKit cannot read it, or it has no "
+            "geometry"
+        )
+    return molecule
+
+
+def _from_mol_file(path: Path, index: int) -> tuple[Structure, int]:
+    supplier = _supplier(path)
+    number, count = choose_frame(path, range(len(supplier)), index)
+    molecule = _molecule(path, supplier, number)
     implicit = [atom.GetIdx() for atom in molecule.GetAtoms() if atom.GetTotalNumHs()]
     if implicit:
         atom = molecule.GetAtomWithIdx(implicit[0])
@@ -287,4 +518,4 @@ def _from_mol_file(path: Path) -> Structure:
             "hydrogen(s); write the file with explicit hydrogens"
         )
     atoms, bonds = atoms_and_bonds(molecule)
-    return Structure(atoms, make_topology(atoms, bonds))
+    return Structure(atoms, make_topology(atoms, bonds)), count
