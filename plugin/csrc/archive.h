@@ -1,4 +1,5 @@
-// Reads an archive without Python: its metadata, its weights for the kernels, and its TorchScript.
+// Reads an archive without Python: its metadata, its weights for the kernels, and its TorchScript,
+// which is loaded only for `from_edges`, and only if it is the code that this version writes.
 // This header includes nothing of torch, because headers of torch and of an engine may conflict.
 #pragma once
 
@@ -22,13 +23,14 @@ struct ReferenceNumbers {
 class Archive {
 public:
   // Reads `content`, the bytes of a file. `file` is the file's name in error messages; `device` is
-  // "cpu" or "cuda". Throws std::runtime_error if the content is no archive of this format, or if
-  // the hash of its weights is not the hash that was stored when the archive was written.
+  // "cpu" or "cuda". Throws std::runtime_error if the content is no archive of this format, if it
+  // contains other code than this version writes, if the metadata contradict the module, or if the
+  // hash of its weights is not the hash that was stored when the archive was written.
   Archive(const std::string &file, const std::string &content, const std::string &device);
   ~Archive();
 
   // Weights and buffers of the student, for the constructor of Model.
-  Arrays weights() const;
+  const Arrays &weights() const;
 
   // Calls the archive's TorchScript method from_edges. Input: edge vectors (edges, 3) in angstrom,
   // the edge index (2, edges) with receivers in row 0 and senders in row 1, and atomic numbers

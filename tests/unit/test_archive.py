@@ -3,9 +3,14 @@
 import hashlib
 import json
 import os
+import random
 import re
+import shutil
 import struct
+import subprocess
+import sys
 import zipfile
+from collections import Counter
 from collections.abc import Callable
 from copy import deepcopy
 from pathlib import Path
@@ -14,6 +19,7 @@ import numpy as np
 import pytest
 import torch
 from ase import Atoms
+from ase.build import molecule
 from torch import Tensor
 
 import mlff_student.archive.export
@@ -24,6 +30,15 @@ from mlff_student.archive.archive import (
     Archive,
     load_archive,
     save_archive,
+    written_code,
+)
+from mlff_student.archive.contents import (
+    CODE_OF_TORCH,
+    definitions,
+    read_members,
+    read_pickle,
+    tensors_of,
+    write_members,
 )
 from mlff_student.archive.export import (
     Agreement,
@@ -31,8 +46,9 @@ from mlff_student.archive.export import (
     eager_energy_and_forces,
     export,
 )
-from mlff_student.archive.registry import archive_of, load_student
+from mlff_student.archive.registry import archive_of, available_models, load_student
 from mlff_student.core.errors import ArchiveError, InputError
+from mlff_student.engines.ase.calculator import StudentForceFieldCalculator
 from mlff_student.model.neighbours import neighbour_edges
 from mlff_student.model.student import PRESETS, Student
 
@@ -343,6 +359,37 @@ def test_a_file_of_another_format(content: bytes, tmp_path: Path):
     assert "is not a TorchScript archive" in refusal(path)
 
 
+# In torch.nn.functional.embedding of torch 2.9 and of torch 2.13.
+EMBEDDING_CHECKS = (
+    (
+        """      _1 = torch.lt(padding_idx1, torch.size(weight, 0))
+      if _1:
+        pass
+      else:
+        ops.prim.RaiseException(_0)
+""",
+        """      _1 = torch.ge(padding_idx1, torch.size(weight, 0))
+      if _1:
+        ops.prim.RaiseException(_0)
+      else:
+        pass
+""",
+    ),
+    (
+        """        if torch.ge(padding_idx1, _2):
+          pass
+        else:
+          ops.prim.RaiseException(_0)
+""",
+        """        if torch.lt(padding_idx1, _2):
+          ops.prim.RaiseException(_0)
+        else:
+          pass
+""",
+    ),
+)
+
+
 class Foreign(torch.nn.Module):
     def forward(self, positions: Tensor) -> Tensor:
         return positions.sum()
@@ -354,7 +401,7 @@ def test_torchscript_of_another_program(archive: Archive, tmp_path: Path):
     assert f"is TorchScript, but not an {FORMAT}" in refusal(path)
     # The metadata of an archive do not make it one.
     save_archive(Archive(torch.jit.script(Foreign()), archive.metadata), path)
-    assert "hash" in refusal(path)
+    assert "contains code that this version of mlff-student" in refusal(path)
 
 
 def test_checkpoint_is_not_an_archive(tiny_checkpoint: Path):
@@ -414,6 +461,171 @@ def test_altered_self_check_numbers(archive: Archive, tmp_path: Path):
         assert "mlff-student doctor" in message
 
 
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"cutoff": 6.0},
+        {"cutoff": 5.0 + 1e-9},
+        {"cutoff": float("nan")},
+        {"cutoff": "5"},
+        {"lowest": -2.0},
+        {"shortest": 0.9},
+        {"repulsion_reach": 0.8},
+        {"elements": ["C", "H", "N", "O", "F", "P", "S", "Cl", "Br"]},
+        {"elements": ["H", "C", "N", "O"]},
+        {"dtype": "float64"},
+        {"dtype": "float16"},
+        {"name": "original"},
+        {"teacher": "ccsd(t)"},
+        {"parameters": 3},
+        {"units": {"length": "nm", "energy": "kJ/mol"}},
+        {"domain": "liquids"},
+        {"channels": 16 * 10**12},
+        {"radial_functions": 10**12},
+        {"layers": 10**9},
+        {"layers": 3},
+    ],
+)
+def test_metadata_that_contradict_the_module(change: dict, archive: Archive, tmp_path: Path):
+    """Backends would otherwise compute different energies, or take memory without bound."""
+    path = tmp_path / "changed.pt"
+    save_archive(Archive(archive.module, archive.metadata | change), path)
+    message = refusal(path)
+    assert next(iter(change)) in message or "metadata" in message
+    assert "export it again" in message
+
+
+def test_another_molecule_in_the_self_check(archive: Archive, tmp_path: Path):
+    """Positions are compared and not evaluated: 1e300 would keep a neighbour search busy."""
+    check = archive.metadata["self_check"] | {"positions": [[1e300, 0.0, 0.0]] * 6}
+    path = tmp_path / "changed.pt"
+    save_archive(Archive(archive.module, archive.metadata | {"self_check": check}), path)
+    assert "the metadata are damaged (self_check" in refusal(path)
+
+
+# --- Code of a file -----------------------------------------------------------------------------
+
+
+class Stranger(torch.nn.Module):
+    """Writes a file when it is loaded, and again in every call."""
+
+    def __init__(self, victim: str):
+        super().__init__()
+        self.victim = victim
+        self.training = False
+
+    @torch.jit.export
+    def __getstate__(self) -> tuple[str, bool]:
+        return self.victim, self.training
+
+    @torch.jit.export
+    def __setstate__(self, state: tuple[str, bool]) -> None:
+        self.victim, self.training = state[0], state[1]
+        numbers = torch.from_file(self.victim, True, 4)
+        assert numbers.shape[0] == 4
+
+    def forward(self, positions: Tensor, numbers: Tensor, cell: Tensor, pbc: Tensor) -> Tensor:
+        return positions.sum() + torch.from_file(self.victim, True, 4).sum()
+
+
+def with_code(source: Path, change: Callable[[str], str], path: Path) -> Path:
+    """Copy an archive with another code of its outermost class."""
+    members = read_members(source)
+    for name, text in members.items():
+        if b"class ArchiveModule" in text and name.endswith(".py"):
+            members[name] = change(text.decode()).encode()
+            assert members[name] != text
+    path.write_bytes(write_members(members))
+    return path
+
+
+def strange_archives(tiny_archive: Path, folder: Path) -> dict[str, Path]:
+    """Archives whose code writes the file `victim` while they are loaded, or when they are used."""
+    victim = folder / "victim"
+    write = f'torch.from_file("{victim}", True, 4)'
+    whole = folder / "whole.pt"
+    content = {METADATA_FILE: json.dumps(load_archive(tiny_archive).metadata)}
+    torch.jit.save(torch.jit.script(Stranger(str(victim))), str(whole), _extra_files=content)
+    return {
+        "__setstate__": whole,
+        "forward": with_code(
+            tiny_archive,
+            lambda text: text.replace("torch.sum(energies)", f"torch.sum({write})"),
+            folder / "forward.pt",
+        ),
+        "constant": with_code(
+            tiny_archive,
+            lambda text: text.replace(
+                "\n  name : str", f"\n  x : Final[Tensor] = {write}\n  name : str"
+            ),
+            folder / "constant.pt",
+        ),
+        "default": with_code(
+            tiny_archive,
+            lambda text: f"{text}def f(x: Tensor={write}) -> Tensor:\n  return x\n",
+            folder / "default.pt",
+        ),
+    }
+
+
+def test_code_of_a_stranger_is_refused_before_it_runs(tiny_archive: Path, tmp_path: Path):
+    for kind, path in strange_archives(tiny_archive, tmp_path).items():
+        for load in (load_archive, archive_of, StudentForceFieldCalculator):
+            with pytest.raises(ArchiveError, match="nothing of it was run") as caught:
+                load(path)
+            assert "trust=True" in str(caught.value), kind
+            assert "mlff-student export --checkpoint" in str(caught.value), kind
+        assert not (tmp_path / "victim").exists(), kind
+
+
+def test_code_runs_if_the_user_trusts_it(tiny_archive: Path, tmp_path: Path):
+    """Such an archive is what another version of this package may write."""
+    path = with_code(
+        tiny_archive,
+        lambda text: text.replace("torch.sum(energies)", "torch.mul(torch.sum(energies), 1.)"),
+        tmp_path / "other.pt",
+    )
+    refusal(path)
+    atoms = molecule("H2O")
+    for archive in (load_archive(path, trust=True), archive_of(path, trust=True)):
+        expected = load_archive(tiny_archive).module(*call_of(atoms))[0]
+        assert float(archive.module(*call_of(atoms))[0]) == float(expected)
+    assert StudentForceFieldCalculator(path, trust=True).get_potential_energy(atoms)
+
+
+def test_an_archive_of_another_version_is_exported_again(tiny_archive: Path, tmp_path: Path):
+    """Its weights are read, and its code is not run."""
+    strange = strange_archives(tiny_archive, tmp_path)
+    for kind in ("forward", "constant", "default"):
+        export(strange[kind], tmp_path / "new.pt")
+        assert load_archive(tmp_path / "new.pt").metadata == load_archive(tiny_archive).metadata
+    with pytest.raises(ArchiveError, match="the weights have the hash"):
+        export(strange["__setstate__"], tmp_path / "another.pt")
+    assert not (tmp_path / "victim").exists()
+
+
+def test_code_that_other_releases_of_torch_write_is_accepted(tiny_archive: Path, tmp_path: Path):
+    """One function of torch differs; the text is that of torch 2.13 if this torch is older."""
+    members = read_members(tiny_archive)
+    name = "code/__torch__/torch/nn/functional.py"
+    text = members[name].decode()
+    for old, new in EMBEDDING_CHECKS:
+        text = text.replace(old, new) if old in text else text.replace(new, old)
+    assert text.encode() != members[name]
+    path = tmp_path / "other_torch.pt"
+    path.write_bytes(write_members(members | {name: text.encode()}))
+    assert load_archive(path).metadata == load_archive(tiny_archive).metadata
+
+
+def test_list_of_known_code_in_the_core_is_that_of_this_version():
+    """The reader in C++ cannot compile the students, so it compares hashes."""
+    header = Path(__file__).parents[2] / "plugin" / "csrc" / "known_code.h"
+    texts = set().union(*(definitions(written_code(layers)) for layers in range(1, 9)))
+    hashes = {hashlib.sha256(text.encode()).hexdigest() for text in texts} | CODE_OF_TORCH
+    right = "".join(f'    "{digest}",\n' for digest in sorted(hashes))
+    assert right in header.read_text(), f"the code changed; write into {header}:\n{right}"
+
+
 # --- Models by name and path --------------------------------------------------------------------
 
 
@@ -456,6 +668,104 @@ def test_incomplete_checkpoints_are_refused(tiny_checkpoint: Path, tmp_path: Pat
         torch.save(content | change, path)
         with pytest.raises(ArchiveError, match="is not a checkpoint of a student"):
             load_student(path)
+
+
+def test_weights_that_are_not_finite(tiny_checkpoint: Path, tmp_path: Path):
+    content = torch.load(tiny_checkpoint, weights_only=True)
+    content["weights"]["blocks.1.mix.weight"][3, 5] = float("nan")
+    path = tmp_path / "model.pt"
+    torch.save(content, path)
+    with pytest.raises(ArchiveError, match=r"1 of the 4096 numbers of blocks.1.mix.weight are not"):
+        archive_of(path)
+
+
+@pytest.mark.parametrize("valid_checksum", [False, True])
+def test_a_damaged_checkpoint_is_not_exported(valid_checksum: bool, tmp_path: Path):
+    """2,000 zeroed bytes, once in the file and once before the checksums were computed."""
+    shipped = available_models()["ultra_tiny"]
+    copy = tmp_path / "ultra_tiny"
+    shutil.copytree(shipped, copy)
+    path = copy / "model.pt"
+    load_student(path)
+    if valid_checksum:
+        content = torch.load(path, weights_only=True)
+        content["weights"]["blocks.0.message.weight"].flatten()[1000:1500] = 0.0
+        torch.save(content, path)
+    else:
+        content = bytearray(path.read_bytes())
+        content[40_000:42_000] = bytes(2000)
+        path.write_bytes(content)
+    words = "card.json beside it is that of" if valid_checksum else "Bad CRC-32"
+    for use in (load_student, archive_of, lambda path: export(path, tmp_path / "out.pt")):
+        with pytest.raises(ArchiveError, match=words):
+            use(path)
+    assert not (tmp_path / "out.pt").exists()
+
+
+@pytest.mark.parametrize("text", ["{", "[]", "\x00", "7"])
+def test_a_damaged_card(text: str, tiny_checkpoint: Path, tmp_path: Path):
+    shutil.copy(tiny_checkpoint, tmp_path)
+    (tmp_path / "card.json").write_text(text)
+    with pytest.raises(ArchiveError, match=r"card\.json is"):
+        archive_of(tmp_path)
+
+
+def test_sizes_that_a_checkpoint_only_claims(tiny_checkpoint: Path, tmp_path: Path):
+    """No memory is taken for them."""
+    content = torch.load(tiny_checkpoint, weights_only=True)
+    for key in ("channels", "layers", "radial_functions"):
+        torch.save(content | {"config": content["config"] | {key: 16 * 10**9}}, tmp_path / "m.pt")
+        with pytest.raises(ArchiveError, match=f"{key} is 16000000000, but the weights have"):
+            load_student(tmp_path / "m.pt")
+
+
+def test_a_pickle_that_grows_without_bound_is_refused(tiny_archive: Path, tmp_path: Path):
+    """Every object contains the one before twice, so the last has the first 2**40 times."""
+    begin = (
+        b"c__torch__.module\nClass\n)\x81}("  # a new object, and the beginning of its attributes
+    )
+    pickle = b"N"
+    for level in range(40):
+        again = b"h" + bytes([level])
+        pickle = (
+            begin + b"\x8c\x01a" + pickle + b"q" + bytes([level]) + b"\x8c\x01b" + again + b"ub"
+        )
+    members = read_members(tiny_archive) | {"data.pkl": b"\x80\x02" + pickle + b"."}
+    with pytest.raises(ValueError, match="more than 100000 objects"):
+        tensors_of(read_pickle(members))
+    path = tmp_path / "model.pt"
+    path.write_bytes(write_members(members))
+    with pytest.raises(ArchiveError):
+        archive_of(path)
+
+
+def test_mutated_files_are_refused_or_harmless(
+    tiny_archive: Path, tiny_checkpoint: Path, tmp_path: Path
+):
+    """Members, directory and metadata; with valid checksums, which reach the readers behind."""
+    rng, path, outcomes = random.Random(17), tmp_path / "model.pt", Counter()
+    for source in (tiny_archive, tiny_checkpoint):
+        content, members = source.read_bytes(), read_members(source)
+        directory = content.rfind(b"PK\x01\x02", 0, content.rfind(b"data.pkl"))
+        short = [name for name, data in members.items() if 0 < len(data) < 20_000]
+        for _ in range(150):
+            mutant = bytearray(content)
+            begin = rng.choice([0, directory])
+            for _ in range(rng.randint(1, 6)):
+                mutant[rng.randrange(begin, len(mutant))] = rng.choice([0, 255, rng.randrange(256)])
+            name = rng.choice(short)
+            part = bytearray(members[name])
+            for _ in range(rng.randint(1, 3)):
+                at = rng.randrange(len(part))
+                part[at : at + rng.randrange(3)] = rng.randbytes(rng.randrange(1, 4))
+            for data in (bytes(mutant), write_members(members | {name: bytes(part)})):
+                path.write_bytes(data)
+                try:
+                    load_student(path)
+                    outcomes["read"] += 1
+                except ArchiveError:
+                    outcomes["refused"] += 1
+    assert outcomes["refused"] > 300, outcomes
 
 
 # --- Export -------------------------------------------------------------------------------------
@@ -541,6 +851,32 @@ def test_export_into_a_folder_that_may_not_be_written_to(tiny_checkpoint: Path, 
     with pytest.raises(InputError, match=f"cannot write {folder / 'model.pt'}"):
         export(tiny_checkpoint, folder / "model.pt", verify=False)
     assert not (folder / "model.pt").exists()
+
+
+def test_export_to_a_full_disk(tiny_checkpoint: Path, tmp_path: Path):
+    """The shell's limit of the size of a file takes the place of the disk; any user can set it."""
+    output = tmp_path / "model.pt"
+    output.write_bytes(b"the archive that works")
+    arguments = f"export.py --checkpoint '{tiny_checkpoint}' --no-verify -o '{output}'"
+    result = subprocess.run(
+        ["bash", "-c", f"ulimit -f 100; exec '{sys.executable}' {arguments}"],
+        cwd=Path(__file__).parents[2],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert result.returncode == 2, result.stderr
+    assert f"cannot write {output}: File too large" in result.stderr
+    assert len(result.stderr.splitlines()) == 1
+    assert [path.name for path in tmp_path.iterdir()] == ["model.pt"]
+    assert output.read_bytes() == b"the archive that works"
+
+
+def test_two_exports_have_the_same_bytes(archive: Archive, tmp_path: Path):
+    """Also if the name of the file differs; torch would write it into the file."""
+    for name in ("one.pt", "two.pt"):
+        save_archive(archive, tmp_path / name)
+    assert (tmp_path / "one.pt").read_bytes() == (tmp_path / "two.pt").read_bytes()
 
 
 def test_export_of_an_unknown_precision(tiny_checkpoint: Path, tmp_path: Path):

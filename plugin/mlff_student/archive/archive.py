@@ -1,19 +1,36 @@
 """The archive, a TorchScript file that holds one model with its metadata, and its checks."""
 
 import hashlib
+import io
 import json
 import platform
-import zipfile
+from collections.abc import Mapping
+from dataclasses import fields
+from functools import lru_cache
+from os.path import isfile
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
+from mlff_student.archive.contents import (
+    definitions,
+    difference,
+    foreign_code,
+    members_of,
+    read_members,
+    read_pickle,
+    tensors_of,
+    write_members,
+)
+from mlff_student.archive.restore import restore_student
+from mlff_student.archive.scripting import script
 from mlff_student.core.errors import ArchiveError
 from mlff_student.core.version import __version__
 from mlff_student.model.neighbours import neighbour_edges
 from mlff_student.model.student import (
+    DTYPES,
     Student,
     StudentConfig,
     dtype_name,
@@ -25,6 +42,20 @@ from mlff_student.model.student import (
 FORMAT = "mlff-student-archive"
 FORMAT_VERSION = 2
 METADATA_FILE = "metadata.json"
+UNITS = {"length": "angstrom", "energy": "eV"}
+MAX_LAYERS = 32  # of a student whose code is compared
+CONFIG = tuple(field.name for field in fields(StudentConfig))  # keys of the metadata
+REQUIRED: dict[str, Any] = {
+    "name": str,
+    "teacher": str,
+    "dtype": str,
+    "parameters": int,
+    "weights_sha256": str,
+    "self_check": dict,
+    "accuracy": dict | None,
+    "domain": dict | None,
+    "units": dict,
+}
 
 # Distorted formamide, the molecule of the self-check. It has four elements and is not planar.
 SELF_CHECK_NUMBERS = [6, 8, 7, 1, 1, 1]
@@ -211,16 +242,16 @@ class Archive(NamedTuple):
     metadata: dict[str, Any]
 
 
-def weights_hash(module: nn.Module) -> str:
+def weights_hash(tensors: Mapping[str, Tensor]) -> str:
     """Return the SHA-256 of all weights and reference energies, in the order of their names.
 
     Parameters
     ----------
-    module : nn.Module
-        Module of an archive.
+    tensors : Mapping[str, Tensor]
+        The `state_dict` of the module of an archive.
     """
     digest = hashlib.sha256()
-    for key, value in sorted(module.state_dict().items()):
+    for key, value in sorted(tensors.items()):
         digest.update(key.encode())
         digest.update(value.detach().cpu().contiguous().numpy().tobytes())
     return digest.hexdigest()
@@ -273,21 +304,21 @@ def build_archive(
     """
     student = student.eval().requires_grad_(False)
     teacher = str(card.get("teacher", "unknown"))
-    module = torch.jit.script(ArchiveModule(student, config, name, teacher))
+    module = script(ArchiveModule(student, config, name, teacher))
     metadata = {
         "format": FORMAT,
         "format_version": FORMAT_VERSION,
         "name": name,
         "parameters": parameter_count(student),
         **config.as_dict(),
-        "units": {"length": "angstrom", "energy": "eV"},
+        "units": UNITS,
         "dtype": dtype_name(student.dtype),
         "teacher": teacher,
         "dataset_sha256": card.get("dataset_sha256"),
         "recipe": card.get("recipe"),
         "accuracy": card.get("accuracy"),
         "domain": card.get("domain"),
-        "weights_sha256": weights_hash(module),
+        "weights_sha256": weights_hash(module.state_dict()),
         "self_check": self_check_numbers(module),
         "versions": {
             "mlff_student": __version__,
@@ -308,13 +339,24 @@ def save_archive(archive: Archive, path: Path) -> None:
     path : Path
         File to write.
     """
-    torch.jit.save(
-        archive.module, str(path), _extra_files={METADATA_FILE: json.dumps(archive.metadata)}
-    )
+    # torch itself ends the process if the disk is full.
+    path.write_bytes(write_members(_members(archive.module, json.dumps(archive.metadata))))
 
 
-def load_archive(path: Path, device: str = "cpu") -> Archive:
+def _members(module: nn.Module, metadata: str) -> dict[str, bytes]:
+    """Return the members of the file of a module, without the positions in the Python source."""
+    content = io.BytesIO()
+    torch.jit.save(module, content, _extra_files={METADATA_FILE: metadata})
+    members = members_of(content.getvalue())
+    return {name: data for name, data in members.items() if not name.endswith(".debug_pkl")}
+
+
+def load_archive(path: Path, device: str = "cpu", trust: bool = False) -> Archive:
     """Read an archive and check it.
+
+    A TorchScript file contains code, which may do anything that this process may do. Therefore
+    nothing in the file is run: its code is compared with the code that this version writes for the
+    same model, and the module that is returned was compiled here, with the weights of the file.
 
     Parameters
     ----------
@@ -322,32 +364,78 @@ def load_archive(path: Path, device: str = "cpu") -> Archive:
         Archive file.
     device : str
         Device of torch that the model is loaded to, for example "cpu" or "cuda".
+    trust : bool
+        Whether to run the code of the file, whatever it is. Use this only for files from people
+        whom you trust.
 
     Raises
     ------
     ArchiveError
-        The file is missing, damaged or not an archive; it has another format version; its weights
-        do not have the stored hash; or the self-check molecule has another energy or other forces.
+        The file is missing, damaged or not an archive; it has another format version; it contains
+        other code than this version writes, and `trust` is false; the metadata contradict the
+        module; the weights are not finite or do not have the stored hash; or the self-check
+        molecule has another energy or other forces.
     """
     path = Path(path)
-    if not path.is_file():
+    if not isfile(path):
         raise ArchiveError(
             f"there is no file {path}; write one with: python export.py --model original"
         )
-    extra = {METADATA_FILE: ""}
+    contents = read_archive(path)
+    module = _run_foreign_code(path, contents) if trust else _compile_again(path, contents)
+    module = module.to(device)
     try:
-        with zipfile.ZipFile(path) as file:  # torch itself does not look at the checksums
-            if damaged := file.testzip():
-                raise zipfile.BadZipFile(f"bad checksum of {damaged}")
-        module = torch.jit.load(str(path), map_location=device, _extra_files=extra)
-    except Exception as error:  # torch raises errors of any kind for a damaged file
+        check_reference_numbers(path, module, contents.metadata["self_check"], device)
+    except ArchiveError:
+        raise
+    except Exception as error:  # foreign code
+        detail = (str(error).strip().splitlines() or [""])[-1]
         raise ArchiveError(
-            f"{path} is not a TorchScript archive or is damaged "
-            f"({str(error).strip().splitlines()[0]}); export it again"
+            f"{path} does not run and is damaged ({detail}); export it again"
+        ) from error
+    return Archive(module, contents.metadata)
+
+
+class ArchiveContents(NamedTuple):
+    """What an archive contains; nothing of it was run.
+
+    Attributes
+    ----------
+    members : dict[str, bytes]
+        Members of the zip file.
+    metadata : dict[str, Any]
+        Facts of the model, as `build_archive` gathers them.
+    """
+
+    members: dict[str, bytes]
+    metadata: dict[str, Any]
+
+
+def read_archive(path: Path) -> ArchiveContents:
+    """Read the members and the metadata of an archive, and check the metadata by themselves.
+
+    Parameters
+    ----------
+    path : Path
+        Archive file.
+
+    Raises
+    ------
+    ArchiveError
+        The file is damaged or not an archive, or has another format version.
+    """
+    try:
+        members = read_members(path)
+        if "constants.pkl" not in members:
+            raise ValueError("it contains no code")
+    except ValueError as error:
+        raise ArchiveError(
+            f"{path} is not a TorchScript archive or is damaged ({error}); export it again, or "
+            "copy it again"
         ) from error
     try:
-        metadata = json.loads(extra[METADATA_FILE])
-    except json.JSONDecodeError as error:
+        metadata = json.loads(members[f"extra/{METADATA_FILE}"])
+    except (KeyError, ValueError, RecursionError) as error:
         raise ArchiveError(f"{path} is TorchScript, but not an {FORMAT}") from error
     if not isinstance(metadata, dict):
         raise ArchiveError(f"{path} is TorchScript, but not an {FORMAT}")
@@ -356,25 +444,173 @@ def load_archive(path: Path, device: str = "cpu") -> Archive:
             f"{path}: expected {FORMAT} version {FORMAT_VERSION}, found "
             f"{metadata.get('format')} version {metadata.get('format_version')}; export it again"
         )
-    if missing := {"weights_sha256", "self_check"} - metadata.keys():
+    if missing := {*REQUIRED, *CONFIG} - metadata.keys():
         raise ArchiveError(
             f"{path}: {' and '.join(sorted(missing))} is missing in the metadata; export it again"
         )
-    if (digest := weights_hash(module)) != metadata["weights_sha256"]:
+    wrong = [key for key, kinds in REQUIRED.items() if not isinstance(metadata[key], kinds)]
+    check, forces = metadata["self_check"], [[0.0] * 3] * len(SELF_CHECK_NUMBERS)
+    if not wrong and (
+        check.get("atomic_numbers") != SELF_CHECK_NUMBERS
+        or check.get("positions") != SELF_CHECK_POSITIONS
+        or not isinstance(check.get("energy"), float)
+        or not _same_shape(check.get("forces"), forces)
+    ):
+        wrong = ["self_check"]
+    if not wrong:
+        wrong = ["units"] * (metadata["units"] != UNITS) + ["dtype"] * (
+            metadata["dtype"] not in DTYPES
+        )
+    if wrong:
+        raise ArchiveError(
+            f"{path}: the metadata are damaged ({wrong[0]} is {str(metadata[wrong[0]])[:80]}); "
+            "export it again"
+        )
+    return ArchiveContents(members, metadata)
+
+
+def _same_shape(value: Any, template: Any) -> bool:
+    """Return whether a value consists of lists and numbers as the template does."""
+    if not isinstance(template, list):
+        return isinstance(value, float | int)
+    return (
+        isinstance(value, list)
+        and len(value) == len(template)
+        and all(map(_same_shape, value, template))
+    )
+
+
+@lru_cache
+def written_code(layers: int) -> dict[str, bytes]:
+    """Return the members of an archive that this version writes for a student.
+
+    Except for the numbers that `definitions` leaves out, the code depends on nothing but the number
+    of layers.
+
+    Parameters
+    ----------
+    layers : int
+        Number of message-passing layers.
+    """
+    config = StudentConfig(channels=16, layers=layers, radial_functions=1)
+    return _members(script(ArchiveModule(Student(config).eval(), config, "", "")), "")
+
+
+def read_student(
+    path: Path, contents: ArchiveContents, dtype: torch.dtype
+) -> tuple[Student, StudentConfig]:
+    """Make a student of the numbers in an archive; its code is not run.
+
+    Parameters
+    ----------
+    path : Path
+        Name of the file, for messages.
+    contents : ArchiveContents
+        What is in the file.
+    dtype : torch.dtype
+        Precision of the student.
+
+    Returns
+    -------
+    student : Student
+        Student in evaluation mode, whose weights need no gradients.
+    config : StudentConfig
+        Architecture of the student.
+
+    Raises
+    ------
+    ArchiveError
+        The metadata contradict the weights, or the weights do not have the stored hash.
+    """
+    metadata = contents.metadata
+    try:
+        tensors = tensors_of(read_pickle(contents.members))
+        _check_hash(path, tensors, metadata)
+        weights = {name.removeprefix("student."): value for name, value in tensors.items()}
+        return restore_student({key: metadata[key] for key in CONFIG}, weights, dtype)
+    except ValueError as error:
+        raise ArchiveError(
+            f"{path} was changed or is damaged ({error}); export it again"
+        ) from error
+
+
+def _check_hash(path: Path, tensors: Mapping[str, Tensor], metadata: dict[str, Any]) -> None:
+    if (digest := weights_hash(tensors)) != metadata["weights_sha256"]:
         raise ArchiveError(
             f"{path}: the weights have the hash {digest[:12]}, the metadata have "
             f"{metadata['weights_sha256'][:12]}; the file was changed, export it again"
         )
+
+
+def _compile_again(path: Path, contents: ArchiveContents) -> torch.jit.ScriptModule:
+    """Return the module of an archive, compiled from the code of this version.
+
+    Raises
+    ------
+    ArchiveError
+        The archive contains other code, or its metadata contradict its module.
+    """
+    members, metadata = contents
     try:
-        check_reference_numbers(path, module, metadata["self_check"], device)
-    except ArchiveError:
-        raise
-    except Exception as error:  # damaged code
-        detail = (str(error).strip().splitlines() or [""])[-1]
+        stored = read_pickle(members)
+        tensors = tensors_of(stored)
+    except ValueError:  # a module of another program, or damaged
+        stored, tensors = None, {}
+    layers = len({name.split(".")[2] for name in tensors if name.startswith("student.blocks.")})
+    expected = written_code(min(max(1, layers), MAX_LAYERS))
+    foreign = foreign_code(definitions(members), definitions(expected))
+    if foreign or members["constants.pkl"] != expected["constants.pkl"]:
         raise ArchiveError(
-            f"{path} does not run and is damaged ({detail}); export it again"
+            f"{path} contains code that this version of mlff-student ({__version__}) does not "
+            f"write ({foreign or 'constants.pkl'}); nothing of it was run. If another version "
+            "wrote the file, write it again with the code of this version: mlff-student export "
+            f"--checkpoint {path} -o NEW.pt. To run the code of a file whose author you trust, "
+            "load it in Python with trust=True"
+        )
+    student, config = read_student(path, contents, DTYPES[metadata["dtype"]])
+    module = script(ArchiveModule(student, config, metadata["name"], metadata["teacher"]))
+    own = _members(module, "")
+    contradiction = difference(stored, read_pickle(own))
+    if not contradiction and metadata["parameters"] != parameter_count(student):
+        contradiction = f"the student has {parameter_count(student)} parameters"
+    for name, value in module.state_dict().items():
+        if not contradiction and not torch.allclose(tensors[name], value, rtol=1e-5, atol=0.0):
+            contradiction = f"{name} does not follow from the metadata"
+    if contradiction:
+        raise ArchiveError(
+            f"{path}: the metadata contradict the module ({contradiction}); the file was changed: "
+            "export it again"
+        )
+    module.load_state_dict(tensors)
+    return module
+
+
+def _run_foreign_code(path: Path, contents: ArchiveContents) -> torch.jit.ScriptModule:
+    """Return the module of an archive that a user trusts, compiled from the code in it.
+
+    Raises
+    ------
+    ArchiveError
+        The code does not compile, or the metadata contradict the module.
+    """
+    metadata = contents.metadata
+    facts = {name: metadata[name] for name in ("name", "teacher", "elements", "cutoff")}
+    facts |= {"dtype_name": metadata["dtype"], "parameter_count": metadata["parameters"]}
+    try:
+        module = torch.jit.load(io.BytesIO(write_members(contents.members)), map_location="cpu")
+        stored = {name: getattr(module, name) for name in facts}
+    except Exception as error:  # torch raises errors of any kind
+        raise ArchiveError(
+            f"{path} is not a TorchScript archive or is damaged "
+            f"({str(error).strip().splitlines()[0]}); export it again"
         ) from error
-    return Archive(module, metadata)
+    if wrong := [name for name, value in facts.items() if stored[name] != value]:
+        raise ArchiveError(
+            f"{path}: the metadata contradict the module ({wrong[0]} is {stored[wrong[0]]!r}); "
+            "the file was changed: export it again"
+        )
+    _check_hash(path, module.state_dict(), metadata)
+    return module
 
 
 def check_reference_numbers(

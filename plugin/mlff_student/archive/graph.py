@@ -11,6 +11,8 @@ from torch import Tensor
 from vesin import NeighborList
 
 from mlff_student.archive.archive import Archive
+from mlff_student.core.errors import InputError
+from mlff_student.model.neighbours import neighbour_edges
 from mlff_student.model.student import edge_virials, forces_from_gradient, sum_to_atoms
 
 # Largest open structure, in atoms, whose pairs are all tested in numpy, together with those of the
@@ -235,8 +237,55 @@ def edges_of(
     vectors : NDArray[np.float64]
         (E, 3), x_j + S.cell - x_i, angstrom.
     """
+    if _is_too_hard(atoms, cutoff):
+        positions, cell = torch.tensor(atoms.positions), torch.tensor(atoms.cell.array)
+        vectors, index = neighbour_edges(positions, cell, torch.tensor(atoms.pbc), cutoff)
+        return index.numpy(), vectors.numpy()
     search = search or NeighborList(cutoff=cutoff, full_list=True, n_threads=1)
     pairs, vectors = search.compute(
         points=atoms.positions, box=atoms.cell.array, periodic=atoms.pbc, quantities="PD"
     )
     return np.ascontiguousarray(pairs.T.astype(np.int64)), vectors
+
+
+def _is_too_hard(atoms: Atoms, cutoff: float) -> bool:
+    """Return whether vesin 0.6 divides by zero, which ends the process, or may need hours.
+
+    It makes a grid of more than 1e5 cells coarser, until a structure that is flat or long has less
+    than one cell in a thin direction. In partly periodic structures it looks through very many
+    cells if the grid is large, or if a periodic vector has a part along the Cartesian axis of an
+    open direction.
+    """
+    lengths = np.ptp(atoms.positions, axis=0) * 1.01 if len(atoms) else np.ones(3)
+    if atoms.pbc.any():
+        if atoms.cell.array[np.ix_(atoms.pbc, ~atoms.pbc)].any():
+            return True
+        reciprocal = np.linalg.inv(atoms.cell.complete().array)
+        lengths = np.where(atoms.pbc, 1.0 / np.linalg.norm(reciprocal, axis=0), lengths)
+    cells = np.maximum(lengths / cutoff, 1.0)
+    partly = atoms.pbc.any() and not atoms.pbc.all()
+    return cells.prod() > 1e5 and (partly or cells.min() * np.cbrt(1e5 / cells.prod()) < 2.0)
+
+
+def refuse_for_vesin(atoms: Atoms, cutoff: float) -> None:
+    """Raise an error if vesin cannot search the neighbours of a structure.
+
+    Parameters
+    ----------
+    atoms : Atoms
+        Structure with finite positions and, if it is periodic, a cell with a volume.
+    cutoff : float
+        Cutoff, angstrom.
+
+    Raises
+    ------
+    InputError
+        The structure or its cell is very long or flat.
+    """
+    if _is_too_hard(atoms, cutoff):
+        raise InputError(
+            f"the neighbours of {len(atoms)} atoms within {cutoff:g} angstrom cannot be searched: "
+            f"the cell {atoms.cell.array.tolist()} or the spread of the atoms, "
+            f"{np.ptp(atoms.positions, axis=0).round(1).tolist()} angstrom, is very long or flat. "
+            "Use a smaller cell, or check whether the molecule broke apart"
+        )

@@ -10,7 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from mlff_student.archive.archive import Archive, check_reference_numbers
+from mlff_student.archive.scripting import script
 from mlff_student.core.errors import InputError, MissingDependencyError
+from mlff_student.core.installation import build_command, build_record, why_missing
 from mlff_student.core.paths import built_library
 
 logger = logging.getLogger(__name__)
@@ -18,7 +20,6 @@ logger = logging.getLogger(__name__)
 LIBRARY = "libmlff_student.so"
 BUFFERS = ("charges", "lengths", "ranges", "weights", "rates")
 BACKENDS = ("auto", "native", "portable")
-INSTALL_HINT = "install from a checkout with: pip install --no-build-isolation ."
 
 
 class NativeModule(nn.Module):
@@ -92,7 +93,7 @@ def with_backend(archive: Archive, backend: str = "auto", device: str = "cpu") -
     if backend == "auto":
         _log_choice(reason)
     if not reason:
-        native = torch.jit.script(NativeModule(archive.module))
+        native = script(NativeModule(archive.module))
         check_reference_numbers("the native backend", native, archive.metadata["self_check"])
         return archive._replace(module=native)
     if backend == "native":
@@ -131,16 +132,34 @@ def load_library() -> None:
 
 @cache
 def unavailable() -> str | None:
-    """Return why the native kernels cannot be used on this machine, or None if they can."""
-    if os.environ.get("MLFF_STUDENT_NATIVE") == "off":
+    """Return why the native kernels cannot be used on this machine, or None if they can.
+
+    The text ends with the command that builds them, unless the environment variable
+    MLFF_STUDENT_NATIVE is the cause.
+    """
+    reason = obstacle()
+    if reason is None or "MLFF_STUDENT_NATIVE" in os.environ:
+        return reason
+    return f"{reason}; to build them: {build_command()}"
+
+
+def obstacle() -> str | None:
+    """Load the library, and return why that failed, or None."""
+    setting = os.environ.get("MLFF_STUDENT_NATIVE")
+    if setting == "off":
         return "MLFF_STUDENT_NATIVE is set to off"
     path = library_path()
     if not path.is_file():
-        return f"there is no file {path}; {INSTALL_HINT}"
+        if setting:
+            return f"MLFF_STUDENT_NATIVE is set to {setting}, which is no file; correct or unset it"
+        return f"{why_missing('native kernels')} ({path} does not exist)"
+    built_for, found = build_record().get("torch"), ".".join(torch.__version__.split(".")[:2])
+    if built_for not in (None, found) and not setting:
+        return f"{path} was built for torch {built_for}, found torch {found}"
     try:
         torch.ops.load_library(str(path))
     except OSError as error:
-        return f"{path} does not load into torch {torch.__version__} ({error}); {INSTALL_HINT}"
+        return f"{path} does not load into torch {torch.__version__} ({error})"
     return None
 
 

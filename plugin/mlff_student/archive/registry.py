@@ -1,14 +1,24 @@
 """Find models: the shipped checkpoints by name, or any checkpoint or archive by path."""
 
 import json
-import zipfile
+from os.path import exists, isdir, isfile
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 
-from mlff_student.archive.archive import Archive, build_archive, load_archive
+from mlff_student.archive.archive import (
+    Archive,
+    build_archive,
+    check_reference_numbers,
+    load_archive,
+    read_archive,
+    read_student,
+)
+from mlff_student.archive.contents import read_members, read_pickle
+from mlff_student.archive.restore import restore_student
 from mlff_student.core.errors import ArchiveError, InputError
+from mlff_student.core.files import sha256
 from mlff_student.core.paths import in_checkout_or_package
 from mlff_student.model.student import Student, StudentConfig, dtype_name
 
@@ -54,9 +64,22 @@ def read_card(checkpoint: Path) -> dict[str, Any]:
     ----------
     checkpoint : Path
         Weights file.
+
+    Raises
+    ------
+    ArchiveError
+        The card cannot be read or is damaged.
     """
     card = checkpoint.with_name("card.json")
-    return json.loads(card.read_text()) if card.is_file() else {}
+    if not card.is_file():
+        return {}
+    try:
+        content = json.loads(card.read_text())
+    except (OSError, ValueError, RecursionError) as error:
+        raise ArchiveError(f"{card} is damaged or cannot be read ({error})") from error
+    if not isinstance(content, dict):
+        raise ArchiveError(f"{card} is not a card: it contains no JSON object")
+    return content
 
 
 def load_student(
@@ -64,10 +87,13 @@ def load_student(
 ) -> tuple[Student, StudentConfig]:
     """Load the student of a checkpoint file, ready for inference.
 
+    Of an archive the weights are read, and none of its code is run.
+
     Parameters
     ----------
     checkpoint : Path
-        Weights file.
+        Weights file, or an archive. If there is a card.json beside a weights file, it must be the
+        card of this file.
     dtype : torch.dtype
         Precision of the weights.
 
@@ -81,19 +107,30 @@ def load_student(
     Raises
     ------
     ArchiveError
-        The file is missing, damaged, or not a checkpoint.
+        The file is missing, damaged, or not a checkpoint; a weight is not finite; or the card
+        beside it belongs to another file.
     """
-    if not checkpoint.is_file():
+    if not isfile(checkpoint):
         raise ArchiveError(f"there is no checkpoint {checkpoint}")
     try:
-        content = torch.load(checkpoint, weights_only=True)
-        config = StudentConfig.from_dict(content["config"])
-        student = Student(config, dtype)
-        student.load_state_dict(content["weights"])
-    except Exception as error:  # unpickling a foreign file may raise anything
-        detail = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise ArchiveError(f"{checkpoint} is not a checkpoint of a student ({detail})") from error
-    return student.eval().requires_grad_(False), config
+        members = read_members(checkpoint)
+        if is_archive(members):
+            return read_student(checkpoint, read_archive(checkpoint), dtype)
+        content = read_pickle(members)
+        restored = restore_student(content["config"], content["weights"], dtype)
+    except (ValueError, TypeError, LookupError) as error:
+        detail = f"it contains no {error}" if isinstance(error, LookupError) else error
+        raise ArchiveError(
+            f"{checkpoint} is not a checkpoint of a student, or is damaged ({detail})"
+        ) from error
+    stated, actual = read_card(checkpoint).get("model_sha256"), sha256(checkpoint)
+    if stated not in (None, actual):
+        raise ArchiveError(
+            f"{checkpoint} has the SHA-256 {actual[:12]}, the card.json beside it is that of "
+            f"{str(stated)[:12]}: the file was changed or is damaged, or the card belongs to "
+            "another one. Copy both files again, or run mlff-student distill evaluate again"
+        )
+    return restored
 
 
 class CompiledCheckpoint(NamedTuple):
@@ -110,22 +147,36 @@ def compile_checkpoint(checkpoint: Path, dtype: torch.dtype = torch.float32) -> 
     Parameters
     ----------
     checkpoint : Path
-        Weights file; its card.json is read from the same folder.
+        Weights file, whose card.json is read from the same folder; or an archive, whose metadata
+        have the facts and whose code is not run.
     dtype : torch.dtype
         Precision of the weights.
 
     Raises
     ------
     ArchiveError
-        The file is missing, damaged, or not a checkpoint.
+        The file is missing, damaged, or not a checkpoint; or the code of this version computes
+        other numbers than those stored in the archive.
     """
     student, config = load_student(checkpoint, dtype)
-    archive = build_archive(student, config, model_name(checkpoint), read_card(checkpoint))
+    if is_checkpoint(checkpoint):
+        archive = build_archive(student, config, model_name(checkpoint), read_card(checkpoint))
+    else:
+        facts = read_archive(checkpoint).metadata
+        archive = build_archive(student, config, facts["name"], facts)
+        check_reference_numbers(checkpoint, archive.module, facts["self_check"])
     return CompiledCheckpoint(student, config, archive)
 
 
-def archive_of(model: str | Path, dtype: torch.dtype | None = None, device: str = "cpu") -> Archive:
+def archive_of(
+    model: str | Path,
+    dtype: torch.dtype | None = None,
+    device: str = "cpu",
+    trust: bool = False,
+) -> Archive:
     """Return the archive of a shipped model, a checkpoint or an exported archive file.
+
+    Nothing in the file is run, unless `trust` is true; see `load_archive`.
 
     Parameters
     ----------
@@ -137,11 +188,15 @@ def archive_of(model: str | Path, dtype: torch.dtype | None = None, device: str 
         an exported archive; any other precision of an archive is an error.
     device : str
         Device of torch, for example "cpu" or "cuda".
+    trust : bool
+        Whether to run the code of an archive file, whatever it is. Use this only for files from
+        people whom you trust.
 
     Raises
     ------
     ArchiveError
-        The file is missing or cannot be used.
+        The file is missing or cannot be used, or it is an archive with other code than this version
+        writes.
     InputError
         torch has no such device on this machine, or an exported archive has another precision.
     """
@@ -155,7 +210,7 @@ def archive_of(model: str | Path, dtype: torch.dtype | None = None, device: str 
     if is_checkpoint(path):
         archive = compile_checkpoint(path, dtype or torch.float32).archive
         return Archive(archive.module.to(device), archive.metadata)
-    archive = load_archive(path, device)
+    archive = load_archive(path, device, trust)
     stored = archive.metadata["dtype"]
     if dtype is not None and dtype_name(dtype) != stored:
         wanted = dtype_name(dtype)
@@ -182,11 +237,11 @@ def model_file(model: str | Path) -> Path:
     path = Path(model)
     if not path.suffix and str(model) in available_models():
         return checkpoint_path(str(model))
-    if not path.exists():
+    if not exists(path):  # the method of Path raises for a name that is too long
         checkpoint_path(str(model))  # raises the error that lists the shipped models
-    if path.is_dir():
+    if isdir(path):
         path /= "model.pt"
-        if not path.is_file():
+        if not isfile(path):
             raise ArchiveError(f"the folder {model} contains no checkpoint: there is no {path}")
     return path
 
@@ -199,10 +254,21 @@ def is_checkpoint(path: Path) -> bool:
     path : Path
         File of a model.
     """
-    if not zipfile.is_zipfile(path):
+    try:
+        return not is_archive(read_members(path))
+    except ValueError:
         return False  # `load_archive` raises the error
-    with zipfile.ZipFile(path) as file:
-        return not any("/code/" in name for name in file.namelist())
+
+
+def is_archive(members: dict[str, bytes]) -> bool:
+    """Return whether the members of a file are those of a TorchScript archive.
+
+    Parameters
+    ----------
+    members : dict[str, bytes]
+        Members, from `read_members`.
+    """
+    return any(name.startswith("code/") for name in members)
 
 
 def model_name(checkpoint: Path) -> str:

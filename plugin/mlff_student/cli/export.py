@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 from rich.table import Table
 
-from mlff_student.cli.common import Backend, Json, Quiet, console
+from mlff_student.cli.common import Backend, Json, Quiet, console, shell_path, show
 
 
 class Dtype(StrEnum):
@@ -35,7 +35,11 @@ def export_command(
         str, typer.Option(help="Shipped model: original, tiny or ultra_tiny; or all of them: all.")
     ] = "",
     checkpoint: Annotated[
-        Path | None, typer.Option(help="Weights file of another model, in place of --model.")
+        Path | None,
+        typer.Option(
+            help="Weights file of another model, in place of --model; or an archive that another "
+            "version wrote, whose weights are read and whose code is not run."
+        ),
     ] = None,
     output: Annotated[
         Path | None,
@@ -88,6 +92,9 @@ def export_command(
     With --engine openmm, write a folder with a module for TorchForce, a System and a script that
     runs them.
 
+    The file contains code, as every TorchScript file does. This package refuses archives that
+    contain other code than it writes; with other programs, load only files that you trust.
+
     Exit status: 0 done, 2 bad input, or a file that computes other numbers than the model, 3 a
     package is missing.
 
@@ -137,7 +144,10 @@ def export_command(
     for name, weights in jobs.items():
         target = output or Path(f"{name}{suffix}")
         if model == "all" and output:
-            output.mkdir(parents=True, exist_ok=True)
+            try:
+                output.mkdir(parents=True, exist_ok=True)
+            except OSError as error:
+                raise InputError(f"cannot make the folder {output}: {error.strerror}") from error
             target = output / f"{name}{suffix}"
         agreements = write(weights, target, (dtype or Dtype.float32).value, verify)
         for agreement in agreements:
@@ -151,7 +161,7 @@ def export_command(
         written = {"model": name, "file": str(target)}
         records += [written | agreement._asdict() for agreement in agreements] or [written]
         if not quiet:
-            console.print(f"wrote {target} ({target.stat().st_size / 1e6:.2f} MB)")
+            show(f"wrote {target} ({target.stat().st_size / 1e6:.2f} MB)")
     if not quiet and verify:
         console.print(table)
         worst_energy = max(record["energy_ev_per_atom"] for record in records)
@@ -179,12 +189,11 @@ def _export_for_openmm(
     files = openmm_module("files")
     agreement = files.write_openmm_files(model, topology, folder, dtype=dtype, backend=backend)
     if not quiet:
-        console.print(
+        show(
             f"wrote {', '.join(files.FILES)} in {folder}\n"
             f"difference from the archive: {agreement.energy_ev_per_atom:.1e} eV/atom, "
             f"{agreement.forces_ev_per_angstrom:.1e} eV/angstrom\n"
-            f"to run it: cd {folder} && python simulate.py",
-            markup=False,
+            f"to run it: cd {shell_path(folder)} && python simulate.py"
         )
     if json:
         write_results(json, "export", model, [{"folder": str(folder)} | agreement._asdict()])
