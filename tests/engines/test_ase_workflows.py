@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 from ase import Atoms, units
 from ase.build import molecule
+from ase.constraints import FixAtoms
 from ase.filters import FrechetCellFilter
-from ase.io import Trajectory, read
+from ase.io import Trajectory, read, write
 from ase.md.langevin import Langevin
 from ase.md.nose_hoover_chain import IsotropicMTKNPT
 from ase.md.velocitydistribution import thermalize_momenta
@@ -20,6 +21,7 @@ from ase.phonons import Phonons
 from ase.vibrations import Vibrations
 
 from mlff_student import StudentForceFieldCalculator
+from mlff_student.structures.reading import read_structure
 
 
 @pytest.fixture(scope="module")
@@ -47,6 +49,37 @@ def test_multiprocessing(tiny, structures):
     with multiprocessing.get_context("spawn").Pool(1) as pool:
         energies = pool.map(energy_of, many)
     assert energies == pytest.approx([energy_of(atoms) for atoms in many], abs=1e-9)
+
+
+THREADS = """
+from concurrent.futures import ThreadPoolExecutor
+from ase.build import molecule
+from mlff_student import StudentForceFieldCalculator
+
+def energy(atoms):
+    return StudentForceFieldCalculator("tiny").get_property("energy", atoms)
+
+with ThreadPoolExecutor(4) as pool:
+    print(*pool.map(energy, [molecule("CH3OH") for _ in range(8)]))
+"""
+
+
+def test_calculators_made_in_threads(tiny):
+    """A new process, in which no module is compiled yet."""
+    run = subprocess.run(
+        [sys.executable, "-c", THREADS], capture_output=True, text=True, check=True
+    )
+    expected = tiny.get_property("energy", molecule("CH3OH"))
+    assert [float(word) for word in run.stdout.split()] == pytest.approx([expected] * 8, abs=1e-4)
+
+
+def test_constraints_of_a_file_are_not_used_in_md(tmp_path, caplog):
+    """Only ASE would fix the atoms; the other engines do not know of it."""
+    atoms = molecule("CH3OH")
+    atoms.set_constraint(FixAtoms([0]))
+    write(tmp_path / "fixed.extxyz", atoms)
+    assert not read_structure(str(tmp_path / "fixed.extxyz")).atoms.constraints
+    assert "constraints are not used" in caplog.text
 
 
 def test_optimisation(tiny):

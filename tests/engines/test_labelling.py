@@ -18,6 +18,8 @@ import numpy as np
 import pytest
 from ase import Atoms
 from ase.build import molecule as g2
+from ase.constraints import FixAtoms
+from ase.io import write
 from tblite.ase import TBLite
 
 from mlff_student.core.errors import ArchiveError, InputError
@@ -31,7 +33,7 @@ from mlff_student.distill.dataset import (
     read_frames,
     read_summary,
 )
-from mlff_student.distill.label import label_sources
+from mlff_student.distill.label import label, label_sources
 from mlff_student.distill.recipe import (
     MD,
     Augmentation,
@@ -50,6 +52,7 @@ from mlff_student.distill.sample import (
 from mlff_student.distill.sources import (
     Source,
     build,
+    read_generated,
 )
 from mlff_student.structures.smiles import embed
 from mlff_student.teachers import make_teacher
@@ -132,6 +135,31 @@ def test_a_student_moves_the_atoms_and_the_teacher_labels():
     assert_labels_are_the_teachers(by_student)
     with pytest.raises(ArchiveError, match="no_such_student"):
         sampled(source_of("CO"), Methods(md=replace(md, by="no_such_student")))
+
+
+def test_constraints_of_a_file_fix_neither_atoms_nor_labels(tmp_path: Path):
+    """ASE sets the forces of fixed atoms to zero, and writes FixAtoms as move_mask."""
+    water = g2("H2O")
+    water.rattle(0.05, seed=1)
+    water.set_constraint(FixAtoms([0, 1]))
+    write(tmp_path / "fixed.extxyz", water)
+    (source,) = read_generated(tmp_path / "fixed.extxyz")
+    assert source.starts[0].constraints
+    structure = sampled(source, replace(ALL_METHODS, contacts=0))
+    assert structure.failure == ""
+    assert_labels_are_the_teachers(structure)
+    # Bonds between the fixed atoms change in every frame: these are no rigid displacements.
+    lengths = np.linalg.norm(structure.positions[:, 0] - structure.positions[:, 1], axis=1)
+    assert np.abs(np.diff(lengths)).min() > 1e-4
+    labelled = next(geometries(structure))
+    labelled.set_constraint(FixAtoms([0, 1]))
+    labelled.info["REF_energy"] = structure.energies[0]
+    labelled.arrays["REF_forces"] = structure.forces[0].astype(float)
+    write(tmp_path / "labelled.extxyz", labelled)
+    (source,) = read_generated(tmp_path / "labelled.extxyz")
+    teacher = make_teacher(f"file:{tmp_path}/labelled.extxyz")
+    as_read = Labeller(source, teacher, 50.0, seed=1).run(Methods(starts=True))
+    np.testing.assert_allclose(as_read.forces, structure.forces[:1], atol=1e-6)
 
 
 def test_larger_molecules_get_no_normal_modes():
@@ -424,7 +452,7 @@ import sys
 from pathlib import Path
 
 from test_labelling import LABELLING, SOURCES, source_of
-from mlff_student.distill.label import label_sources
+from mlff_student.distill.label import label, label_sources
 
 if __name__ == "__main__":
     more = [source_of("CCO")._replace(name=f"later {k}") for k in range(300)]
@@ -476,6 +504,16 @@ def test_unknown_teacher_is_refused(dask_scheduler: str, tmp_path: Path):
     recipe = replace(LABELLING, teacher="gfn9-xtb")
     with pytest.raises(InputError, match="unknown teacher 'gfn9-xtb'"):
         label_sources(SOURCES, recipe, tmp_path / "data.h5", 1, dask_scheduler)
+
+
+def test_charged_molecules_need_a_teacher_that_reads_charges(tmp_path: Path):
+    recipe = recipe_of({})
+    recipe = replace(
+        recipe, teacher="mace-off", structures=replace(recipe.structures, charged=True)
+    )
+    with pytest.raises(InputError, match=r"'mace-off' computes every .* neutral.* use gfn2-xtb"):
+        label(recipe, tmp_path / "data.h5", workers=1)
+    assert not (tmp_path / "data.h5").exists()
 
 
 def test_no_frame_at_all_is_an_error(dask_scheduler: str, tmp_path: Path):

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from ase import Atoms
+from tblite.ase import TBLite
 
 from mlff_student.core.errors import MissingDependencyError
 from mlff_student.teachers import TEACHERS, make_teacher
@@ -46,6 +47,24 @@ def test_gfn2_water_has_its_published_energy():
     assert water.get_potential_energy() == pytest.approx(-137.96777625, abs=1e-5)
 
 
+def test_xtb_reads_charge_and_spin():
+    """As tblite does with its own option; and not those of the structure before."""
+    hydronium = Atoms("OH3", [[0, 0, 0.1], [0.95, 0, 0], [-0.47, 0.82, 0], [-0.47, -0.82, 0]])
+    expected = {}
+    for charge, multiplicity in ((1, 1), (0, 2), (-1, 1)):
+        options = TEACHERS["gfn2-xtb"].arguments
+        own = TBLite(charge=charge, multiplicity=multiplicity, **options)
+        expected[charge, multiplicity] = own.get_property("energy", hydronium)
+    teacher = make_teacher("gfn2-xtb")
+    hydronium.calc = teacher
+    for charge, multiplicity in [*expected, (1, 1)]:
+        hydronium.info = {"charge": charge, "spin": multiplicity}
+        energy = hydronium.get_potential_energy()
+        assert energy == pytest.approx(expected[charge, multiplicity], abs=1e-4)
+    assert teacher.check_state(hydronium) == []  # energy and forces need one calculation
+    assert len({round(energy, 1) for energy in expected.values()}) == 3
+
+
 @pytest.mark.parametrize("name", TEACHERS)
 def test_the_package_takes_our_arguments(name: str):
     pytest.importorskip(_package(name))
@@ -54,7 +73,7 @@ def test_the_package_takes_our_arguments(name: str):
     bound = signature.bind(**teacher.arguments)
     # Not swallowed by a **kwargs, except where the class takes nothing else (tblite).
     named = {key for key, p in signature.parameters.items() if p.kind is not p.VAR_KEYWORD}
-    assert set(bound.arguments) <= named or teacher.factory == "tblite.ase:TBLite"
+    assert set(bound.arguments) <= named or teacher.factory.endswith(":XTB")
 
 
 @pytest.mark.parametrize(

@@ -3,7 +3,10 @@
 import copy
 import pickle
 import shutil
+import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from threading import Barrier
 
 import numpy as np
 import pytest
@@ -12,12 +15,14 @@ from ase import Atoms
 from ase.build import molecule
 from ase.calculators.calculator import PropertyNotImplementedError
 from ase.calculators.fd import calculate_numerical_forces, calculate_numerical_stress
+from torch import Tensor, nn
 
 from mlff_student import StudentForceFieldCalculator
 from mlff_student.archive.archive import load_archive
 from mlff_student.archive.graph import edges_of, evaluate_graph, within_memory
 from mlff_student.archive.native import unavailable
 from mlff_student.archive.registry import checkpoint_path
+from mlff_student.archive.scripting import script
 from mlff_student.core.errors import ArchiveError, InputError, MissingDependencyError
 from mlff_student.engines.ase.calculator import evaluate
 
@@ -161,6 +166,8 @@ def test_repr_and_name(tiny, structures, tmp_path):
         ({"model": "tiny", "batch_memory_mb": 0.0}, InputError, "positive, got 0.0"),
         ({"chekpoint_path": "my.pt"}, InputError, "'chekpoint_path'; did you mean 'checkpoint_p"),
         ({"model": "tiny", "kwargs": {}}, InputError, "unknown key 'kwargs'"),
+        ({"model": "tiny", "charge": 1}, InputError, "charge 1, multiplicity 1: .* neutral"),
+        ({"model": "tiny", "multiplicity": 3}, InputError, "charge 0, multiplicity 3: .* neutral"),
         (
             {"model": "tiny", "dtype": torch.float64, "backend": "native"},
             MissingDependencyError,
@@ -191,6 +198,14 @@ def in_nanometres() -> Atoms:
     return atoms
 
 
+def glycine_zwitterion() -> Atoms:
+    """Formal charges as RDKit and ASE read them from a file, which sum to zero."""
+    charges = np.zeros(10)
+    charges[[0, 4]] = 1.0, -1.0
+    positions = [[1.4 * k, 0.0, 0.0] for k in range(10)]
+    return Atoms("NCCOOH5", positions, charges=charges)
+
+
 BAD = {
     "unknown element": (lambda: Atoms("NaCl", [[0, 0, 0], [0, 0, 2.4]]), "does not know Na; it kn"),
     "NaN position": (nan_position, r"atom 2 \(O\) has the position .*nan"),
@@ -206,6 +221,11 @@ BAD = {
         lambda: Atoms("OOO", [[0.0, 0.0, 0.0], [2.8, 0.0, 0.0], [0.0, 2.8, 0.0]]),
         r"atom 0 \(O\) lacks hydrogens",
     ),
+    "cation": (lambda: molecule("H2O", info={"charge": 1}), "charge 1, multiplicity 1"),
+    "triplet": (lambda: molecule("CH2_s3B1d", info={"spin": 3}), "charge 0, multiplicity 3"),
+    "initial charges": (lambda: molecule("H2O", charges=[-1.0, 0.0, 0.0]), "charge -1"),
+    "radical": (lambda: Atoms("CH3", molecule("CH3").positions), "has 9 electrons"),
+    "zwitterion": (glycine_zwitterion, r"atom 0 \(N\) has the formal charge \+1"),
 }
 
 
@@ -232,6 +252,25 @@ def test_bad_structure_in_a_batch(case, tiny, structures):
 def test_no_structure_in_a_batch(tiny):
     with pytest.raises(InputError, match=r"structure 1 is str, expected an ase\.Atoms"):
         tiny.calculate_batch([molecule("H2O"), "H2O"])
+
+
+@pytest.mark.parametrize("charge", [1, -1.0, "2", np.float64(1.0)])
+def test_a_charge_that_is_given_after_the_first_call(charge, tiny):
+    """ASE looks for changes of positions, elements, cell and initial charges, not of `info`."""
+    atoms = molecule("H2O", info={"charge": 0, "spin": 1})
+    atoms.calc = tiny
+    neutral = atoms.get_potential_energy()
+    atoms.info["charge"] = charge
+    for _ in range(2):
+        with pytest.raises(InputError, match="neutral closed-shell molecules only"):
+            atoms.get_potential_energy()
+    del atoms.info["charge"]
+    assert atoms.get_potential_energy() == neutral
+    atoms.set_initial_charges([1.0, 0.0, 0.0])
+    with pytest.raises(InputError, match="charge 1"):
+        atoms.get_forces()
+    atoms.set_initial_charges([-0.8, 0.4, 0.4])  # partial charges of a neutral molecule
+    assert atoms.get_potential_energy() == neutral
 
 
 def test_positions_that_go_bad_during_a_run(calculator):
@@ -455,6 +494,49 @@ def test_pickle_needs_no_file(structures, tmp_path):
     other = pickle.loads(content)
     other.reset()
     assert other.get_property("energy", structures["ethanol"]) == expected
+
+
+def test_elements_for_mlipaudit(tiny):
+    assert tiny.allowed_atomic_numbers == {1, 6, 7, 8, 9, 15, 16, 17, 35}
+
+
+@pytest.fixture
+def frequent_switches():
+    """Python changes between threads a thousand times as often."""
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    yield
+    sys.setswitchinterval(interval)
+
+
+@pytest.mark.usefixtures("frequent_switches")
+def test_modules_are_compiled_in_several_threads():
+    """torch.jit.script alone raises "Can't redefine method" here, in five of six runs."""
+    start = Barrier(8)
+
+    def compiled(kind: type[nn.Module]) -> Tensor:
+        module = kind()
+        start.wait()
+        return script(module)(torch.zeros(3))
+
+    with ThreadPoolExecutor(8) as pool:
+        for _ in range(8):
+
+            class Shift(nn.Module):
+                def forward(self, x: Tensor) -> Tensor:
+                    return x + 1.0
+
+            class Twice(nn.Module):
+                def __init__(self) -> None:
+                    super().__init__()
+                    self.layers = nn.ModuleList(Shift() for _ in range(4))
+
+                def forward(self, x: Tensor) -> Tensor:
+                    for layer in self.layers:
+                        x = layer(x)
+                    return x
+
+            assert all((x == 4.0).all() for x in pool.map(compiled, [Twice] * 8))
 
 
 # --- Batches --------------------------------------------------------------------------------------

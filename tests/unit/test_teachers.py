@@ -7,15 +7,23 @@ from pathlib import Path
 import numpy as np
 import pytest
 from ase import Atoms
-from ase.calculators.calculator import Calculator, PropertyNotImplementedError
+from ase.calculators.calculator import (
+    Calculator,
+    PropertyNotImplementedError,
+    all_changes,
+)
 from ase.calculators.emt import EMT
 from ase.calculators.lj import LennardJones
 from ase.calculators.singlepoint import SinglePointCalculator
+from ase.constraints import FixAtoms
+from ase.db import connect
 from ase.io import read, write
+from ase.stress import full_3x3_to_voigt_6_stress
 
 from mlff_student.core.errors import InputError, MissingDependencyError
 from mlff_student.teachers import TEACHERS, make_teacher, teacher_names
 from mlff_student.teachers.labelled import SAME_STRUCTURE, LabelledFile, labelled_frames
+from mlff_student.teachers.neutral import neutral_by_default
 
 FILE_DIGITS = 2e-8  # extended XYZ rounds coordinates and forces to eight decimals
 
@@ -35,7 +43,7 @@ def labelled(structures: dict[str, Atoms], tmp_path: Path) -> tuple[Path, list[A
         labels = {"energy": atoms.get_potential_energy(), "forces": atoms.get_forces()}
         atoms.calc = SinglePointCalculator(atoms, **labels)
         frames.append(atoms)
-    path = tmp_path / "labels.extxyz"
+    path = tmp_path / "labels@1.extxyz"  # not the frame 1 of a file called labels
     write(path, frames)
     return path, frames
 
@@ -136,21 +144,192 @@ def test_labels_that_are_not_finite_are_returned(structures: dict[str, Atoms], t
     assert np.isnan(frame.get_potential_energy()) and np.isnan(frame.get_forces()).all()
 
 
-@pytest.mark.parametrize(("lost", "expected"), [("forces", "no forces"), ("energy", "no energy")])
-def test_a_frame_without_a_label_is_named(
-    lost: str, expected: str, labelled: tuple[Path, list[Atoms]]
-):
+# --- Names, signs and units of labels in files ----------------------------------------------------
+
+
+def labels_in_file(
+    path: Path, atoms: Atoms, info: dict[str, object], arrays: dict[str, np.ndarray], method=""
+) -> dict[str, np.ndarray]:
+    """Write a frame with these labels, and return what the teacher of the file says of it."""
+    frame = atoms.copy()
+    frame.info.update(info)
+    frame.arrays.update(arrays)
+    write(path, frame)
+    teacher = make_teacher(f"file:{path}{method}")
+    teacher.calculate(atoms)
+    return teacher.results
+
+
+@pytest.mark.parametrize(
+    ("energy", "forces", "sign"),
+    [
+        ("energy", "forces", 1),
+        ("Energy", "force", 1),
+        ("REF_energy", "REF_forces", 1),  # MACE
+        ("dft_energy", "dft_force", 1),  # GAP
+        ("total_energy", "forces", 1),  # NequIP
+        ("TotEnergy", "Forces", 1),
+        ("free_energy", "forces", 1),
+        ("energy_ref", "forces_ref", 1),
+        ("energy", "gradient", -1),
+        ("dft_energy", "dft_gradients", -1),
+    ],
+)
+def test_names_of_energy_and_forces(energy, forces, sign, structures, tmp_path):
+    label = np.arange(9.0).reshape(3, 3) - 4.0
+    found = labels_in_file(
+        tmp_path / "a.extxyz", structures["water"], {energy: -12.5}, {forces: sign * label}
+    )
+    assert found["energy"] == -12.5
+    assert found["forces"] == pytest.approx(label, abs=FILE_DIGITS)
+
+
+@pytest.mark.parametrize(
+    ("name", "of_volume"), [("stress", None), ("virial", -1), ("REF_virials", -1)]
+)
+def test_a_virial_is_minus_the_stress_times_the_volume(name, of_volume, structures, tmp_path):
+    box = structures["triclinic"]
+    stress = np.array([[3.0, 0.5, 0.2], [0.5, -1.0, 0.7], [0.2, 0.7, 2.0]]) * 1e-3
+    value = stress if of_volume is None else of_volume * box.get_volume() * stress
+    prefix = "REF_" if name.startswith("REF") else ""
+    found = labels_in_file(
+        tmp_path / "a.extxyz",
+        box,
+        {f"{prefix}energy": -1.0, name: value},
+        {f"{prefix}forces": np.ones((len(box), 3))},
+    )
+    assert found["stress"] == pytest.approx(full_3x3_to_voigt_6_stress(stress), abs=1e-9)
+    wrong = {"energy": -1.0, "stress": stress, "virial": box.get_volume() * stress}
+    with pytest.raises(InputError, match="is not minus the virial over the volume"):
+        labels_in_file(tmp_path / "b.extxyz", box, wrong, {"forces": np.ones((len(box), 3))})
+
+
+def test_boxes_keep_their_stress_beside_molecules(structures, tmp_path):
+    box, water = structures["triclinic"], structures["water"]
+    box.calc = SinglePointCalculator(
+        box, energy=-1.0, forces=np.zeros((len(box), 3)), stress=np.arange(6.0)
+    )
+    water.calc = SinglePointCalculator(water, energy=-1.0, forces=np.zeros((3, 3)))
+    write(tmp_path / "both.extxyz", [box, water])
+    assert make_teacher(f"file:{tmp_path}/both.extxyz").get_property("stress", box.copy())[
+        5
+    ] == pytest.approx(5.0)
+
+
+def test_labels_of_several_methods(structures, tmp_path):
+    """Labels that differ are a question to the user; equal ones are not."""
+    water, path = structures["water"], tmp_path / "two.extxyz"
+    forces = np.ones((3, 3))
+    info, arrays = (
+        {"energy": -1.0, "REF_energy": -2.0},
+        {"forces": forces, "REF_forces": 2 * forces},
+    )
+    with pytest.raises(
+        InputError, match=r"-1\.0+ eV under energy, -2\.0+ eV under ref_energy.*#ref"
+    ):
+        labels_in_file(path, water, info, arrays)
+    found = labels_in_file(path, water, info, arrays, "#REF_")
+    assert (found["energy"], found["forces"][0, 0]) == (-2.0, 2.0)
+    same = labels_in_file(
+        path, water, info | {"REF_energy": -1.0}, {"forces": forces, "REF_forces": forces}
+    )
+    assert same["energy"] == -1.0
+    # An energy alone, a prediction beside its reference, and the spread of several models.
+    other = {"REF_energy": -2.0, "energy": -1.0, "MACE_energy": -3.0, "std_energy": 0.1}
+    arrays = {"REF_forces": forces, "MACE_forces": 3 * forces, "std_forces": forces}
+    assert labels_in_file(path, water, other, arrays)["energy"] == -2.0
+    assert labels_in_file(path, water, other, arrays, "#mace")["energy"] == -3.0
+    plain = {"forces": forces}
+    assert labels_in_file(path, water, other, arrays | plain, "#")["energy"] == -1.0
+    with pytest.raises(InputError, match=r"no energy and no forces of 'ccsd'"):
+        labels_in_file(path, water, other, arrays, "#ccsd")
+    del arrays["REF_forces"]
+    with pytest.raises(
+        InputError, match=r"no forces\..*#mace uses those of 'mace'.*Found: .*REF_en"
+    ):
+        labels_in_file(path, water, other, arrays)
+
+
+def test_frames_of_different_methods_are_not_mixed(labelled: tuple[Path, list[Atoms]]):
     path, frames = labelled
     labels = dict(frames[1].calc.results)
-    value = labels.pop(lost)
-    frames[1].calc = SinglePointCalculator(frames[1], **labels)
-    (frames[1].info if lost == "energy" else frames[1].arrays)[f"REF_{lost}"] = value
+    frames[1].calc = None
+    frames[1].info["dft_energy"], frames[1].arrays["dft_forces"] = labels.values()
     write(path, frames)
-    with pytest.raises(InputError) as caught:
+    with pytest.raises(InputError, match="frame 0 are called energy, those of frame 1 dft_energy"):
         labelled_frames(path)
-    message = str(caught.value)
-    assert f"{path}, frame 1 (the first is 0): {expected}." in message
-    assert "must be renamed" in message and f"REF_{lost}" in message.partition("Found: ")[2]
+
+
+def test_units_that_a_file_states(structures, tmp_path):
+    water, forces = structures["water"], np.ones((3, 3))
+    stated = {"energy": -1.0, "energy_unit": "Hartree", "forces_units": "Hartree/Bohr"}
+    found = labels_in_file(tmp_path / "a.extxyz", water, stated, {"forces": forces})
+    assert found["energy"] == pytest.approx(-27.2113862, rel=1e-7)
+    assert found["forces"] == pytest.approx(51.4220675 * forces, rel=1e-7)
+    with pytest.raises(InputError, match="energy has the unit 'furlong'; known are ev"):
+        labels_in_file(
+            tmp_path / "b.extxyz", water, stated | {"energy_unit": "furlong"}, {"forces": forces}
+        )
+    other = {"REF_energy": -1.0, "energy_units": "kJ/mol", "REF_forces_unit": "eV/A"}
+    found = labels_in_file(tmp_path / "c.extxyz", water, other, {"REF_forces": forces})
+    assert found["energy"] == pytest.approx(-0.0103642697, rel=1e-7)
+    assert found["forces"] == pytest.approx(forces)
+    with pytest.raises(InputError, match="units is 'kcal/mol', which says nothing of the forces"):
+        stated = {"energy": -1.0, "units": "kcal/mol"}
+        labels_in_file(tmp_path / "d.extxyz", water, stated, {"forces": forces})
+    database = connect(tmp_path / "schnetpack.db")
+    database.metadata = {
+        "_property_unit_dict": {"energy": "kcal/mol", "forces": "kcal/mol/Ang"},
+        "_distance_unit": "Ang",
+    }
+    database.write(water, data={"energy": np.array([-23.0605478]), "forces": forces})
+    teacher = make_teacher(f"file:{tmp_path}/schnetpack.db")
+    assert teacher.get_property("energy", water) == pytest.approx(-1.0, rel=1e-7)
+    assert teacher.get_property("forces", water) == pytest.approx(forces / 23.0605478, rel=1e-7)
+
+
+def test_labels_of_fixed_atoms(structures, tmp_path):
+    """ASE hides the forces of fixed atoms; the teacher's label is the method's force."""
+    water, forces = structures["water"], np.arange(1.0, 10.0).reshape(3, 3)
+    water.set_constraint(FixAtoms([0]))  # move_mask of extended XYZ
+    info = {"energy": -1.0}
+    found = labels_in_file(tmp_path / "a.extxyz", water, info, {"forces": forces})
+    assert read(tmp_path / "a.extxyz").constraints
+    assert found["forces"] == pytest.approx(forces, abs=FILE_DIGITS)
+    with pytest.raises(InputError, match=r"fixed atoms \[0\] are zero.*apply_constraint=False"):
+        labels_in_file(tmp_path / "b.extxyz", water, info, {"forces": forces * [[0], [1], [1]]})
+
+
+def test_an_isolated_atom_has_no_force(tmp_path):
+    found = labels_in_file(tmp_path / "a.extxyz", Atoms("O"), {"REF_energy": -3.0}, {})
+    assert (found["energy"], found["forces"].tolist()) == (-3.0, [[0.0, 0.0, 0.0]])
+
+
+@pytest.mark.parametrize(
+    ("info", "arrays", "message"),
+    [
+        ({"energy": -1.0}, {}, "no forces. Expected"),
+        ({}, {"forces": np.ones((3, 3))}, "no energy. Expected"),
+        ({"energy": [-1.0, -2.0]}, {"forces": np.ones((3, 3))}, r"energy has the shape \(2,\)"),
+        ({"energy": -1.0}, {"forces": np.ones(3)}, r"forces has the shape \(3,\); expected is"),
+        ({"Energy": -1.0, "total_energy": -2.0}, {"forces": np.ones((3, 3))}, "another energy"),
+    ],
+)
+def test_labels_that_cannot_be_used(info, arrays, message, structures, tmp_path):
+    with pytest.raises(InputError, match=rf"a\.extxyz, frame 0 \(the first is 0\).*{message}"):
+        labels_in_file(tmp_path / "a.extxyz", structures["water"], info, arrays)
+
+
+def test_one_structure_with_two_energies(labelled: tuple[Path, list[Atoms]]):
+    path, frames = labelled
+    again = frames[0].copy()
+    again.calc = SinglePointCalculator(again, **frames[0].calc.results | {"energy": 0.0})
+    write(path, [*frames, again])
+    with pytest.raises(InputError, match="a structure of H2O twice, with the energies"):
+        LabelledFile(path)
+
+
+# --- Files and factories --------------------------------------------------------------------------
 
 
 def test_files_without_labelled_structures(tmp_path: Path, labelled: tuple[Path, list[Atoms]]):
@@ -163,9 +342,29 @@ def test_files_without_labelled_structures(tmp_path: Path, labelled: tuple[Path,
     lines = path.read_text().splitlines()
     lines[2] = lines[2].replace(lines[2].split()[1], "nan")
     path.write_text("\n".join(lines))
-    assert np.isnan(read(path, 0).positions).any()
+    assert np.isnan(read(path, 0, do_not_split_by_at_sign=True).positions).any()
     with pytest.raises(InputError, match=r"frame 0 .* positions are not finite"):
         labelled_frames(path)
+
+
+class Sticky(LennardJones):
+    """Energy equal to the charge; without one, to that of the structure before, as in AIMNet2."""
+
+    charge = 0.0
+
+    def calculate(self, atoms=None, properties=None, system_changes=all_changes) -> None:
+        super().calculate(atoms, properties, system_changes)
+        self.charge = self.atoms.info.get("charge", self.charge)
+        self.results["energy"] = self.charge
+
+
+def test_no_charge_is_taken_from_the_structure_before(structures):
+    teacher, water, cation = neutral_by_default(Sticky()), structures["water"], Atoms("He")
+    cation.info["charge"] = 1
+    assert [teacher.get_property("energy", atoms) for atoms in (cation, water)] == [1.0, 0.0]
+    assert "charge" not in water.info and teacher.check_state(water) == []
+    water.info["charge"] = -1  # ASE does not see this change
+    assert teacher.get_property("energy", water) == -1.0
 
 
 def test_a_calculator_of_the_user(structures: dict[str, Atoms]):

@@ -2,61 +2,70 @@
 
 from collections import defaultdict
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from ase import Atoms
 from ase.calculators.calculator import Calculator, all_changes
+from ase.calculators.singlepoint import SinglePointCalculator
+from ase.db import connect
 from ase.io import read
 from scipy.spatial import KDTree
 
 from mlff_student.core.errors import InputError
+from mlff_student.structures.text import check_counts
+from mlff_student.teachers.labels import labels_of_frames
 
 SAME_STRUCTURE = 1e-3  # largest difference of a coordinate, angstrom; files round their positions
+# Frames this close, in angstrom, are one structure whose energies, in eV, must be the same.
+SAME_POSITIONS, SAME_ENERGY = 1e-6, 1e-3
 
 
-def labelled_frames(path: Path) -> list[Atoms]:
+def labelled_frames(path: Path, method: str | None = None) -> list[Atoms]:
     """Read all frames of a file with their labels.
 
     Parameters
     ----------
     path : Path
         File that ASE reads.
+    method : str or None
+        Method whose labels to take, if the file has those of several; see `labels_of_frames`.
 
     Returns
     -------
     list[Atoms]
-        Frames with the energy (eV) and forces (N, 3) in eV/angstrom of the file in
-        `atoms.calc.results`. Labels that are not finite are returned as they are.
+        Frames with the energy (eV), the forces (N, 3) in eV/angstrom and, if the file has it, the
+        stress (6,) in eV/angstrom^3 in `atoms.calc.results`. Labels that are not finite are
+        returned as they are.
 
     Raises
     ------
     InputError
-        There is no such file, it cannot be read or has no frames, or a frame has no energy, no
-        forces, or positions or a cell that are not finite.
+        There is no such file, it cannot be read or has no frames; a frame has positions or a cell
+        that are not finite; or a frame has no energy or no forces, see `labels_of_frames`.
     """
     if not path.is_file():
         raise InputError(f"there is no file of labelled structures {path}")
+    check_counts(path)
     try:
-        frames = read(path, index=":")
+        if path.suffix == ".db":
+            frames, metadata = _read_database(path)
+        else:
+            frames, metadata = read(path, ":", do_not_split_by_at_sign=True), {}
     except Exception as error:  # ASE's readers raise errors of any kind
         raise InputError(f"cannot read {path}: {error}") from error
     if not frames:
         raise InputError(f"{path} contains no structures")
     for index, atoms in enumerate(frames):
-        labels = atoms.calc.results if atoms.calc else {}
-        missing = [key for key in ("energy", "forces") if key not in labels]
-        if missing:
-            other = [*labels, *atoms.info, *(set(atoms.arrays) - {"numbers", "positions"})]
-            raise InputError(
-                f"{path}, frame {index} (the first is 0): no {' and no '.join(missing)}. Expected "
-                "are energy (eV) and forces (eV/angstrom) under these names; others, such as "
-                f"REF_energy and REF_forces, must be renamed. Found: "
-                f"{', '.join(other) or 'no labels'}"
-            )
         if not (np.isfinite(atoms.positions).all() and np.isfinite(atoms.cell.array).all()):
             raise InputError(
                 f"{path}, frame {index} (the first is 0): positions are not finite, or the cell"
             )
+    for atoms, labels in zip(
+        frames, labels_of_frames(frames, str(path), method, metadata), strict=True
+    ):
+        results = {key: value for key, value in labels._asdict().items() if value is not None}
+        atoms.calc = SinglePointCalculator(atoms, **results)
     return frames
 
 
@@ -70,6 +79,8 @@ class LabelledFile(Calculator):
     ----------
     path : Path
         File of labelled structures, as `labelled_frames` reads it.
+    method : str or None
+        Method whose labels to take, if the file has those of several.
 
     Raises
     ------
@@ -77,19 +88,26 @@ class LabelledFile(Calculator):
         The file cannot be used; see `labelled_frames`.
     """
 
-    def __init__(self, path: Path):
+    def __init__(self, path: Path, method: str | None = None):
         super().__init__()
         self.path = path
         groups: dict[tuple[bytes, bytes], list[Atoms]] = defaultdict(list)
-        for frame in labelled_frames(path):
+        for frame in labelled_frames(path, method):
             groups[_kind(frame)].append(frame)
         self._groups = {
             kind: (KDTree([_geometry(frame) for frame in frames]), frames)
             for kind, frames in groups.items()
         }
-        with_stress = all(
-            "stress" in frame.calc.results for frames in groups.values() for frame in frames
-        )
+        for tree, frames in self._groups.values():
+            for i, j in tree.query_pairs(SAME_POSITIONS, p=np.inf):
+                energies = [frames[k].calc.results["energy"] for k in (i, j)]
+                if abs(energies[0] - energies[1]) > SAME_ENERGY:
+                    raise InputError(
+                        f"{path} contains a structure of {frames[i].get_chemical_formula()} twice, "
+                        f"with the energies {energies[0]:.6f} and {energies[1]:.6f} eV; remove one"
+                    )
+        boxes = [frame for frames in groups.values() for frame in frames if frame.pbc.any()]
+        with_stress = boxes and all("stress" in box.calc.results for box in boxes)
         self.implemented_properties = ["energy", "forces", *(["stress"] if with_stress else [])]
 
     def calculate(
@@ -128,6 +146,13 @@ class LabelledFile(Calculator):
             f"({len(frames)} frames have the same atoms, none of them within {SAME_STRUCTURE} "
             "angstrom); new structures need a teacher that computes, such as gfn2-xtb"
         )
+
+
+def _read_database(path: Path) -> tuple[list[Atoms], dict[str, Any]]:
+    """Return the frames of an ASE database, with each row's data in `info`, and its metadata."""
+    database = connect(path)
+    frames = [row.toatoms(add_additional_information=True) for row in database.select()]
+    return frames, database.metadata
 
 
 def _kind(atoms: Atoms) -> tuple[bytes, bytes]:

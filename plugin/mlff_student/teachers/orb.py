@@ -2,15 +2,13 @@
 
 from typing import Any
 
-from ase import Atoms
-from ase.calculators.calculator import Calculator, all_changes
+from ase.calculators.calculator import Calculator
+
+from mlff_student.teachers.neutral import neutral_by_default
 
 
 def orb_calculator(loaded: Any) -> Calculator:
-    """Make an ASE calculator of a pretrained Orb model that treats structures as neutral singlets.
-
-    Orb v3 OMol needs a charge and a spin multiplicity. The calculator sets them to 0 and 1 unless
-    `atoms.info` has "charge" and "spin".
+    """Make an ASE calculator of a pretrained Orb model; see `neutral_by_default`.
 
     Parameters
     ----------
@@ -23,15 +21,4 @@ def orb_calculator(loaded: Any) -> Calculator:
     except ModuleNotFoundError:  # orb-models 0.5, the last for Python 3.11
         from orb_models.forcefield.calculator import ORBCalculator
 
-    class NeutralSinglet(ORBCalculator):
-        def calculate(
-            self,
-            atoms: Atoms,
-            properties: list[str] | None = None,
-            system_changes: list[str] = all_changes,
-        ) -> None:
-            atoms = atoms.copy()
-            atoms.info = {"charge": 0, "spin": 1} | atoms.info
-            super().calculate(atoms, properties, system_changes)
-
-    return NeutralSinglet(*(loaded if isinstance(loaded, tuple) else (loaded,)))
+    return neutral_by_default(ORBCalculator(*(loaded if isinstance(loaded, tuple) else (loaded,))))

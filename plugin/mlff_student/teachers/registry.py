@@ -13,6 +13,7 @@ from ase.calculators.calculator import Calculator
 
 from mlff_student.core.errors import InputError, MissingDependencyError
 from mlff_student.teachers.labelled import LabelledFile
+from mlff_student.teachers.neutral import neutral_by_default
 from mlff_student.teachers.orb import orb_calculator
 
 
@@ -37,6 +38,8 @@ class Teacher(NamedTuple):
         Folder that downloaded weights are kept in; empty if nothing is downloaded.
     finish : Callable[[Any], Calculator] or None
         Function that makes a calculator from the factory's return value; None if that is one.
+    neutral_only : bool
+        Whether the teacher takes every structure as neutral, whatever `atoms.info` says.
     """
 
     factory: str
@@ -47,6 +50,7 @@ class Teacher(NamedTuple):
     licence: str
     cache: str = ""
     finish: Callable[[Any], Calculator] | None = None
+    neutral_only: bool = False
 
 
 # No torch.compile, which needs a C++ compiler and some minutes, and no TF32, for exact labels.
@@ -54,7 +58,7 @@ _ORB = {"precision": "float32-highest", "compile": False}
 
 TEACHERS = {
     "gfn2-xtb": Teacher(
-        "tblite.ase:TBLite",
+        "mlff_student.teachers.xtb:XTB",
         {"method": "GFN2-xTB", "verbosity": 0},
         "'mlff-student[distill]'",
         "semi-empirical tight binding, elements up to radon, offline",
@@ -69,8 +73,16 @@ TEACHERS = {
         "Kabylda et al. 2025, doi:10.1021/jacs.5c09558",
         "MIT",
     ),
+    "so3lr-float32": Teacher(
+        "mlff_student.teachers.so3lr:SO3LR",
+        {"dtype": "float32"},
+        "'mlff-student[so3lr]'",
+        "the same in half the time; forces differ by less than 1e-4 eV/angstrom",
+        "Kabylda et al. 2025, doi:10.1021/jacs.5c09558",
+        "MIT",
+    ),
     "gfn1-xtb": Teacher(
-        "tblite.ase:TBLite",
+        "mlff_student.teachers.xtb:XTB",
         {"method": "GFN1-xTB", "verbosity": 0},
         "'mlff-student[distill]'",
         "semi-empirical tight binding, elements up to radon, offline",
@@ -86,6 +98,7 @@ TEACHERS = {
         "Apache-2.0",
         "~/.cache/cached_path",
         orb_calculator,
+        neutral_only=True,
     ),
     "orb-v3": Teacher(
         "orb_models.forcefield.pretrained:orb_v3_conservative_omol",
@@ -105,6 +118,7 @@ TEACHERS = {
         "Kovacs et al. 2023, arXiv:2312.15211",
         "Academic Software License: no commercial use",
         "~/.cache/mace",
+        neutral_only=True,
     ),
     "mace-mp": Teacher(
         "mace.calculators:mace_mp",
@@ -114,6 +128,7 @@ TEACHERS = {
         "Batatia et al. 2023, arXiv:2401.00096",
         "MIT",
         "~/.cache/mace",
+        neutral_only=True,
     ),
     "aimnet2": Teacher(
         "aimnet.calculators:AIMNet2ASE",
@@ -123,6 +138,7 @@ TEACHERS = {
         "Anstine et al. 2025, doi:10.1039/D4SC08572H",
         "MIT",
         "~/.cache/aimnet",
+        neutral_by_default,
     ),
 }
 
@@ -143,13 +159,25 @@ def is_teacher(name: str) -> bool:
     return name in TEACHERS or name.startswith(("file:", "python:"))
 
 
+def reads_charge(name: str) -> bool:
+    """Return whether a teacher reads the charge and the multiplicity that a structure states.
+
+    Parameters
+    ----------
+    name : str
+        Name of a teacher. Those of a file and of the user are trusted to do so.
+    """
+    return name not in TEACHERS or not TEACHERS[name].neutral_only
+
+
 def make_teacher(name: str) -> Calculator:
     """Make the ASE calculator of a teacher, for neutral closed-shell structures.
 
     Parameters
     ----------
     name : str
-        A key of `TEACHERS`; `file:PATH` for the labels of a file (`LabelledFile`); or
+        A key of `TEACHERS`; `file:PATH` for the labels of a file (`LabelledFile`), or
+        `file:PATH#METHOD` for those of a method, such as "ccsd" of `ccsd_energy`; or
         `python:MODULE:FACTORY`, where FACTORY is called without arguments and returns a calculator.
 
     Raises
@@ -162,6 +190,9 @@ def make_teacher(name: str) -> Calculator:
     """
     kind, _, target = name.partition(":")
     if kind == "file" and target:
+        path, _, method = target.rpartition("#")
+        if path and not Path(target).expanduser().exists():
+            return LabelledFile(Path(path).expanduser(), method)
         return LabelledFile(Path(target).expanduser())
     if kind == "python":
         return _checked(name, _user_calculator(name, target))

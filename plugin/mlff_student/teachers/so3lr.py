@@ -32,6 +32,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from vesin import NeighborList
 
+from mlff_student.archive.graph import refuse_for_vesin
 from mlff_student.core.errors import InputError, MissingDependencyError
 from mlff_student.model.student import DTYPES
 from mlff_student.structures.checks import check_cell, check_distances
@@ -387,6 +388,7 @@ def _edges(atoms: Atoms, reach: float, first: int) -> tuple[NDArray[np.int64], N
     if not np.isfinite(reach):
         index = np.array(np.nonzero(~np.eye(len(atoms), dtype=bool)))
         return index + first, np.zeros((3, index.shape[1]), dtype=np.int64)
+    refuse_for_vesin(atoms, reach)
     search = NeighborList(cutoff=reach, full_list=True, n_threads=1)
     receivers, senders, shifts = search.compute(
         points=atoms.positions, box=atoms.cell.array, periodic=atoms.pbc, quantities="ijS"

@@ -2,8 +2,8 @@
 
 import io
 from array import array
-from collections.abc import Iterable, Sequence
-from functools import lru_cache
+from collections.abc import Callable, Iterable, Sequence
+from functools import lru_cache, partial
 from inspect import signature
 from pathlib import Path
 from time import perf_counter
@@ -37,9 +37,13 @@ from mlff_student.model.student import DTYPES
 from mlff_student.structures.checks import (
     FARTHEST,
     SHORTEST_DISTANCE,
+    allows_charges,
     bare_atoms,
+    charge_and_multiplicity,
     check_cell,
+    check_charge,
     check_distances,
+    check_electrons,
     check_structure,
 )
 
@@ -76,12 +80,17 @@ class StudentForceFieldCalculator(Calculator):
     CPU uses vesin, which makes it 1.1 to 1.7 times as fast. On the CPU the neighbour list has a
     skin, so that most steps of MD need no search.
 
-    A calculator can be pickled and sent to other processes; the weights are included.
+    A calculator can be pickled and sent to other processes; the weights are included. Calculators
+    can be made in several threads at once, one for each thread: a calculator holds one structure.
 
     A new structure is checked (`mlff_student.structures.checks.check_structure`). During a run only
     a structure that cannot be evaluated is an error: the atoms of the Atoms object that was
     evaluated last may come closer than 0.3 angstrom, and atoms of the same elements may have
     stretched bonds, because minimisers try such steps.
+
+    Ions and radicals are refused, unless the model was trained on them. The charge and the
+    multiplicity are those that a structure states (`atoms.info["charge"]`, initial charges; see
+    `mlff_student.structures.checks.charge_and_multiplicity`), and they are looked at in every call.
 
     Parameters
     ----------
@@ -106,6 +115,12 @@ class StudentForceFieldCalculator(Calculator):
     batch_memory_mb : float, optional
         Memory that `calculate_batch` uses for a batch, MB. The default is 32 on the CPU, and a
         quarter of the free memory on a GPU.
+    charge, multiplicity : float
+        Total charge (elementary charges) and spin multiplicity; other values than 0 and 1 are an
+        error, unless the model was trained on ions and radicals.
+    trust : bool
+        Whether to run the code of an archive that contains other code than this version writes.
+        Use this only for files from people whom you trust.
     **kwargs : Any
         Options of ase.calculators.calculator.Calculator; any other name is an error.
 
@@ -141,6 +156,9 @@ class StudentForceFieldCalculator(Calculator):
         enable_stress: bool = True,
         enable_timing: bool = False,
         batch_memory_mb: float | None = None,
+        charge: float = 0,
+        multiplicity: float = 1,
+        trust: bool = False,
         **kwargs: Any,
     ) -> None:
         options = [*signature(StudentForceFieldCalculator).parameters]
@@ -160,7 +178,9 @@ class StudentForceFieldCalculator(Calculator):
         self.enable_timing = enable_timing
         self.batch_memory_mb = batch_memory_mb
         precision = None if dtype is None else DTYPES[_precision(dtype)]
-        self._portable = archive_of(source, precision, self.device)
+        self._portable = archive_of(source, precision, self.device, trust)
+        if not allows_charges(self._portable.metadata):
+            check_charge(charge, multiplicity)
         self.parameters.update(
             model=str(source),
             device=self.device,
@@ -178,6 +198,7 @@ class StudentForceFieldCalculator(Calculator):
     def _start(self) -> None:
         """Make the members that are not pickled."""
         self.archive = with_backend(self._portable, self.parameters["backend"], self.device)
+        self._charged = allows_charges(self.archive.metadata)
         self._seen: ref[Atoms] | None = None  # the object that was evaluated last
         self.backend = "portable" if self.archive is self._portable else "native"
         self._search = NeighborList(
@@ -206,6 +227,11 @@ class StudentForceFieldCalculator(Calculator):
             f"backend={self.backend!r}, device={self.device!r}, dtype={facts['dtype']!r})"
         )
 
+    @property
+    def allowed_atomic_numbers(self) -> set[int]:
+        """Atomic numbers of the elements that the student knows; mlipaudit asks for them."""
+        return {atomic_numbers[symbol] for symbol in self.archive.metadata["elements"]}
+
     def set(self, **kwargs: Any) -> dict[str, Any]:
         """Refuse changes of parameters, which belong to the loaded network; ASE calls this.
 
@@ -220,6 +246,21 @@ class StudentForceFieldCalculator(Calculator):
                 f"{', '.join(changed)} cannot be set afterwards; make a new {type(self).__name__}"
             )
         return {}
+
+    def check_state(self, atoms: Atoms, tol: float = 1e-15) -> list[str]:
+        """Return what changed since the last call; ASE calls this, but does not look at `info`.
+
+        Raises
+        ------
+        InputError
+            The charge that the structure states is not a number.
+        """
+        changes = super().check_state(atoms, tol)
+        if self.atoms is not None and not self._charged:
+            stated = charge_and_multiplicity(atoms)
+            if stated != charge_and_multiplicity(self.atoms):
+                changes.append("initial_charges")
+        return changes
 
     def calculate(
         self,
@@ -259,11 +300,14 @@ class StudentForceFieldCalculator(Calculator):
         changed = set(system_changes)
         placed = np.abs(self.atoms.positions).max(initial=0.0) < FARTHEST  # False for NaN
         if not placed or changed & {"numbers", "pbc"} or ("cell" in changed and not known):
-            check_structure(self.atoms, self.archive.metadata["elements"])
-        elif "cell" in changed:
+            check_structure(self.atoms, self.archive.metadata["elements"], charged=self._charged)
+            return
+        if "cell" in changed:
             check_cell(self.atoms)
         elif not known:
             check_distances(self.atoms)
+        if not self._charged and (not known or changed & {"initial_charges", "initial_magmoms"}):
+            check_electrons(self.atoms)
 
     def _results(self, atoms: Atoms, with_stresses: bool) -> dict[str, Any]:
         """Return the results of one structure with the keys of ASE."""
@@ -330,13 +374,13 @@ class StudentForceFieldCalculator(Calculator):
         """
         structures = list(structures)
         elements = self.archive.metadata["elements"]
-        _check_batch(structures, elements)
+        _check_batch(structures, elements, self._charged)
         results: list[dict[str, Any]] = []
         for rows in self.batches(structures):
             batch = structures[rows]
             graph = join(batch, self.archive.metadata["cutoff"])
             if (bad := _suspect(graph)) is not None:
-                _check_one(batch[bad], rows.start + bad, elements)
+                _check_one(batch[bad], rows.start + bad, elements, self._charged)
             evaluation = evaluate_graph(self.archive, graph, self.device)
             energies, forces = evaluation.energies.cpu().numpy(), evaluation.forces.cpu().numpy()
             virials = np.zeros((len(batch), 3, 3))
@@ -390,7 +434,7 @@ def _module_of(content: bytes, device: str) -> torch.jit.ScriptModule:
     return torch.jit.load(io.BytesIO(content), map_location=device)
 
 
-def _check_batch(structures: list[Atoms], elements: list[str]) -> None:
+def _check_batch(structures: list[Atoms], elements: list[str], charged: bool) -> None:
     """Check structures as `check_structure` does, except for distances in open structures."""
     known = np.zeros(len(covalent_radii), dtype=bool)
     known[[atomic_numbers[symbol] for symbol in elements]] = True
@@ -402,12 +446,19 @@ def _check_batch(structures: list[Atoms], elements: list[str]) -> None:
         placed = np.abs(atoms.positions).max(initial=0.0) < FARTHEST  # False for NaN
         placed &= np.isfinite(atoms.cell.array).all()
         if len(atoms) == 0 or not known[atoms.numbers].all() or not placed or atoms.pbc.any():
-            _check_one(atoms, number, elements)
+            _check_one(atoms, number, elements, charged)
+        elif not charged:
+            _numbered(number, check_electrons, atoms)
 
 
-def _check_one(atoms: Atoms, number: int, elements: list[str]) -> None:
+def _check_one(atoms: Atoms, number: int, elements: list[str], charged: bool) -> None:
+    _numbered(number, partial(check_structure, elements=elements, charged=charged), atoms)
+
+
+def _numbered(number: int, check: Callable[[Atoms], None], atoms: Atoms) -> None:
+    """Check a structure, with its number in the message of an error."""
     try:
-        check_structure(atoms, elements)
+        check(atoms)
     except InputError as error:
         raise InputError(f"structure {number}: {error}") from error
 
