@@ -7,6 +7,7 @@ with a trajectory that MDTraj reads, a PDB file of its atoms, and a log of OpenM
 """
 
 import argparse
+import shlex
 import subprocess
 from pathlib import Path
 
@@ -37,6 +38,7 @@ minimised = warm.context.getState(positions=True).getPositions()
 with topology.open("w") as file:
     PDBFile.writeFile(pdb.topology, minimised, file)
 
-command = f"mlff-student analyze {trajectory} --top {topology} --log {log}"
-print(command, flush=True)
-raise SystemExit(subprocess.run(command.split()).returncode)
+command = ["mlff-student", "analyze", trajectory, "--top", topology, "--log", log]
+command = [str(word) for word in command]
+print(shlex.join(command), flush=True)
+raise SystemExit(subprocess.run(command).returncode)

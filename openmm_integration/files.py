@@ -12,6 +12,7 @@ from mlff_student.archive.archive import Archive, save_archive
 from mlff_student.archive.export import Agreement
 from mlff_student.archive.native import with_backend
 from mlff_student.archive.registry import archive_of
+from mlff_student.archive.scripting import script
 from mlff_student.core.errors import ArchiveError, InputError
 from mlff_student.core.files import atomic_write
 from mlff_student.core.units import KJ_PER_MOL, NM
@@ -105,7 +106,7 @@ def write_openmm_files(
     periodic = topology.getPeriodicBoxVectors() is not None
     evaluated = with_backend(archive, backend)
     native = evaluated.module is not archive.module
-    module = torch.jit.script(TorchForceModule(evaluated.module, numbers, None, periodic))
+    module = script(TorchForceModule(evaluated.module, numbers, None, periodic))
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:

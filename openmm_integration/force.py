@@ -11,14 +11,19 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+from ase.data import chemical_symbols
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from mlff_student.archive.archive import Archive, load_archive, save_archive
 from mlff_student.archive.native import with_backend
 from mlff_student.archive.registry import archive_of
+from mlff_student.archive.scripting import script
 from mlff_student.core.errors import InputError, MissingDependencyError
 from mlff_student.core.units import KJ_PER_MOL, NM
+from mlff_student.structures.checks import allows_charges
+
+from .topology import check_electrons
 
 if TYPE_CHECKING:
     import openmm
@@ -161,7 +166,9 @@ class PythonForceComputation:
         with TemporaryDirectory() as folder:
             path = Path(folder) / "archive.pt"
             path.write_bytes(state["archive"])
-            vars(self).update(state, archive=load_archive(path, state["device"]))
+            # A pickle can run any code, so the archive inside is no further danger.
+            archive = load_archive(path, state["device"], trust=True)
+            vars(self).update(state, archive=archive)
         self._prepare()
 
 
@@ -177,6 +184,7 @@ def student_force(
     threads: int | None = None,
     backend: str = "auto",
     interface: str = "auto",
+    trust: bool = False,
 ) -> "openmm.Force":
     """Return a student as an OpenMM Force, for `System.addForce`.
 
@@ -213,14 +221,18 @@ def student_force(
         Kind of the Force. "TorchForce" needs openmmtorch and runs no Python in a step; its System
         cannot be copied, see above. "PythonForce" works with any torch and needs OpenMM 8.5, or 8.6
         for a subset of atoms. "auto" is TorchForce if it loads, and PythonForce if not.
+    trust : bool
+        Whether to run the code of an archive that contains other code than this version writes.
+        Use this only for files from people whom you trust.
 
     Raises
     ------
     MissingDependencyError
         The interface, or the native backend, was chosen by name and cannot be used.
     InputError
-        The topology is empty, the student does not know an element, an index is out of range, the
-        interface or backend does not exist, or the archive has another dtype.
+        The topology is empty or an ion or radical (`check_electrons`), the student does not know an
+        element, an index is out of range, the interface or backend does not exist, or the archive
+        has another dtype.
     ArchiveError
         The model is unusable.
     """
@@ -229,12 +241,14 @@ def student_force(
         if threads < 1:
             raise InputError(f"threads must be at least 1, not {threads}")
         torch.set_num_threads(threads)
-    archive = archive_of(model, dtype, device)
+    archive = archive_of(model, dtype, device, trust)
     members = student_atoms(topology, atoms, archive.metadata["elements"])
     if periodic is None:
         periodic = topology.getPeriodicBoxVectors() is not None
     numbers = [atom.element.atomic_number for atom in members]
     subset = None if atoms is None else [atom.index for atom in members]
+    if not allows_charges(archive.metadata):
+        check_electrons(topology, subset)
     if interface == "TorchForce":
         module = TorchForceModule(
             with_backend(archive, backend, device).module,
@@ -242,7 +256,7 @@ def student_force(
             None if subset is None else torch.tensor(subset),
             periodic,
         )
-        force = _import_openmmtorch().TorchForce(torch.jit.script(module.to(device)))
+        force = _import_openmmtorch().TorchForce(script(module.to(device)))
         force.setOutputsForces(True)
         _log_copying_limit()
     else:
@@ -281,7 +295,7 @@ def student_atoms(
         raise InputError(f"atoms must be distinct indices from 0 to {len(members) - 1}")
     for index in chosen:
         element = members[index].element
-        if element is None or element.symbol not in known:
+        if element is None or chemical_symbols[element.atomic_number] not in known:  # D is H
             symbol = "no element" if element is None else element.symbol
             raise InputError(
                 f"atom {index} ({members[index].name}) is {symbol}; "
@@ -301,7 +315,8 @@ def _choose(interface: str) -> str:
     except MissingDependencyError as error:
         if interface == "TorchForce":
             raise
-        logger.warning("interface PythonForce: %s", error)
+        cause = str(error.__cause__).strip().splitlines()[0]
+        logger.warning("interface PythonForce, since TorchForce does not work (%s)", cause)
         return "PythonForce"
     return "TorchForce"
 
@@ -349,11 +364,12 @@ def _import_openmmtorch() -> ModuleType:
             if "OpenMMTorch" in library:
                 with suppress(OpenMMException):  # the OpenCL kernels need OpenCL
                     Platform.loadPluginLibrary(library)
-        _one_step(openmmtorch.TorchForce(torch.jit.script(_NoForce())))
+        _one_step(openmmtorch.TorchForce(script(_NoForce())))
     except Exception as error:
         raise MissingDependencyError(
-            f"TorchForce does not work ({str(error).strip().splitlines()[0]}); "
-            "pip install 'mlff-student[openmm]', and `mlff-student doctor` says what is wrong"
+            f"TorchForce does not work ({str(error).strip().splitlines()[0]}); take PythonForce, "
+            "which gives the same numbers with any torch, or pip install "
+            "'mlff-student[torchforce]' for openmmtorch 1.5 and the torch it needs, 2.9 for CUDA"
         ) from error
     finally:
         logging.disable(level_before)

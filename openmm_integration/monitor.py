@@ -24,7 +24,7 @@ from mlff_student.archive.native import with_backend
 from mlff_student.archive.registry import archive_of
 from mlff_student.core.errors import InputError, RunStoppedError
 from mlff_student.core.figures import Figure, Threshold, load_thresholds, record_of
-from mlff_student.core.files import atomic_write
+from mlff_student.core.files import atomic_write, require_writable
 from mlff_student.engines.ase.calculator import evaluate
 from mlff_student.engines.protocol import THERMO_COLUMNS
 from mlff_student.model.neighbourhoods import REACH, neighbour_counts, neighbourhood_excess
@@ -231,7 +231,12 @@ class Monitor:
         self._failing: set[str] = set()
         self._reports, self._good_step = 0, None
         self._last_good = Path(last_good) if last_good else None
-        self._csv = open(csv, "a" if append else "w") if csv else None
+        if self._last_good:
+            require_writable(self._last_good)
+        try:
+            self._csv = open(csv, "a" if append else "w") if csv else None
+        except OSError as error:
+            raise InputError(f"cannot write {csv}: {error.strerror}") from error
         if self._csv and not self._csv.tell():
             print(",".join(COLUMNS), file=self._csv, flush=True)
 

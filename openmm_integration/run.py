@@ -22,7 +22,7 @@ from openmm import (
 )
 from openmm.app import DCDReporter, Simulation
 
-from mlff_student.core.errors import InputError, StudentError
+from mlff_student.core.errors import InputError, InterruptedRunError, StudentError
 from mlff_student.core.files import atomic_write
 from mlff_student.core.units import KB, KJ_PER_MOL
 from mlff_student.engines.protocol import (
@@ -104,7 +104,7 @@ def run_openmm(
         else:
             production = simulation(langevin)
         if checkpoint.exists():
-            production.loadCheckpoint(str(checkpoint))
+            _load(production, checkpoint)
         else:
             start = simulation(langevin) if settings.ensemble == "nve" else production
             start.context.setPositions(structure.atoms.positions * unit.angstrom)
@@ -155,6 +155,16 @@ def _produce(
 def _save(simulation: Simulation, checkpoint: Path) -> None:
     with atomic_write(checkpoint) as temporary:
         simulation.saveCheckpoint(str(temporary))
+
+
+def _load(simulation: Simulation, checkpoint: Path) -> None:
+    try:
+        simulation.loadCheckpoint(str(checkpoint))
+    except OpenMMException as error:
+        raise InterruptedRunError(
+            f"OpenMM cannot read {checkpoint}: {cause(error)}; remove the folder "
+            f"{checkpoint.parent} and run again"
+        ) from error
 
 
 def _mean_potential(simulation: Simulation, steps: int) -> float:

@@ -66,7 +66,8 @@ def folder(tmp_path, tiny_archive, monkeypatch) -> Path:
     nanometres.positions /= 10.0
     write("nanometres.xyz", nanometres)
     write("bare.xyz", ethanol[[0, 1, 2]])
-    write("flat.extxyz", Atoms("OH2", positions=ethanol.positions[:3], pbc=True))
+    flat = Atoms("OH2", positions=ethanol.positions[:3], cell=[9.0, 9.0, 0.0], pbc=True)
+    write("flat.extxyz", flat)
     Path("empty.xyz").write_text("0\n\n")
     Path("garbage.pdb").write_text("not a structure\n")
     Path("occupied").write_text("a file where a folder should be\n")

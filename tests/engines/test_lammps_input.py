@@ -44,7 +44,7 @@ def run(atoms: Atoms, archive: Path, ensemble: str, folder: Path, ranks: int = 1
 
 
 def test_every_script_is_there():
-    assert list(templates()) == ["melt", "minimise", "npt", "nve", "nvt"]
+    assert list(templates()) == ["melt", "minimise", "npt", "nve", "nvt", "tip3p"]
 
 
 @pytest.mark.parametrize("system", ["metal", "real"])
@@ -199,6 +199,8 @@ def test_command_reads_what_mdtraj_reads(structures, tiny_archive, tmp_path):
         ("nve", {"variables": {"temprature": "1"}}, "did you mean 'temperature'"),
         ("nve", {"variables": {"steps": "many"}}, "steps must be a number, got 'many'"),
         ("nve", {"variables": {"data": "other.data"}}, "unknown key 'data'"),
+        ("nve", {"variables": {"steps": "5\n"}}, r"steps must be a word, got '5\\n'"),
+        ("npt", {"variables": {"coupling": 'iso" & shell'}}, "coupling must be a word"),
         ("nve", {"model": "huge"}, "no model 'huge'"),
     ],
 )

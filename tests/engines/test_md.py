@@ -1,6 +1,7 @@
 """`mlff-student md` in both engines: complete files, conserved energy, resumed and refused runs."""
 
 import os
+import shlex
 import shutil
 import signal
 import subprocess
@@ -20,12 +21,16 @@ from numpy.typing import NDArray
 
 from mlff_student.analysis.thermo import Thermo, read_thermo
 from mlff_student.archive.registry import checkpoint_path
-from mlff_student.core.errors import InputError
+from mlff_student.cli import main
+from mlff_student.core.errors import InputError, InterruptedRunError
 from mlff_student.engines.ase.calculator import StudentForceFieldCalculator
-from mlff_student.engines.protocol import MDSettings, RunFolder
+from mlff_student.engines.lammps.run import readable_restarts
+from mlff_student.engines.protocol import MDSettings, RunFolder, join_segments
 from mlff_student.engines.run import run_md
-from mlff_student.structures.reading import in_engine_orientation, read_structure
+from mlff_student.structures.reading import in_engine_orientation, read_structure, write_topology
+from mlff_student.structures.trajectories import stream_frames
 
+ROOT = Path(__file__).parents[2]
 COMMAND = str(Path(sys.executable).with_name("mlff-student"))
 ENGINES = ("openmm", "lammps")
 # 0.12 ps in 100 frames. At 0.2 fs the energy fluctuates so little that the drift of this short a
@@ -198,11 +203,21 @@ def test_files_of_others_are_not_overwritten(tmp_path):
     assert (tmp_path / "run.pdb").read_text() == "mine"
 
 
-def test_resume_after_a_kill(finished, tmp_path):
-    """A run that was killed and started again is the run that was not."""
+def test_resume_after_kills(finished, tmp_path):
+    """A run that was killed and started again is the run that was not.
+
+    The first two kills are at its first files: when nothing but the settings is there, and before
+    minimisation.
+    """
     engine, whole = finished
     folder = tmp_path / "killed"
     command = md_command(engine, folder)
+    for name in ("settings.json", "model.pt"):
+        with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
+            while not (folder / name).exists():
+                assert process.poll() is None, process.communicate()
+                time.sleep(0.002)
+            process.kill()
     with subprocess.Popen(
         command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
     ) as process:
@@ -233,7 +248,10 @@ def test_resume_after_a_kill(finished, tmp_path):
 
 @pytest.mark.parametrize("engine", ENGINES)
 def test_interrupt(engine, tmp_path):
-    """Ctrl-C: status 130, a hint, no traceback, and no lmp left behind."""
+    """Ctrl-C: status 130, a hint, no traceback, and no lmp left behind.
+
+    The same command is refused while the run has not ended.
+    """
     folder = tmp_path / "stopped"
     command = md_command(engine, folder)
     command[command.index("0.12")] = "120"
@@ -247,14 +265,93 @@ def test_interrupt(engine, tmp_path):
     ) as process:
         try:
             wait_for_rows(process, folder, 2)
+            second = run(command)
             process.send_signal(signal.SIGINT)
             output, errors = process.communicate(timeout=30)
         finally:
             process.kill()
+    assert second.returncode == 2
+    assert f"another process is writing {folder} (process {process.pid} on " in second.stderr
     assert process.returncode == 130, output + errors
     assert "the same command resumes" in output
     assert "Traceback" not in output + errors
     assert not processes_in(folder)
+
+
+NAMES = (
+    """two words, it's "50 %" of $HOME & #1""",
+    "new\nshell touch HACKED\nline",
+    'été 🧪 """',
+    os.fsdecode(b"latin\xe9"),
+)
+
+
+@pytest.mark.parametrize("name", NAMES, ids=("shell", "line", "unicode", "bytes"))
+def test_names_of_files(name, tmp_path, monkeypatch, capsys):
+    """A structure and folders of any name in all engines, and the command that is printed."""
+    monkeypatch.chdir(tmp_path)
+    structure = f"{name}.xyz"
+    Path(structure).write_text((ROOT / "examples" / "ethanol.xyz").read_text())
+    options = ["--model", "ultra_tiny", "--ps", "0.002", "--every", "2", "--thermalise-ps", "0.001"]
+    for engine in ("openmm", "lammps", "ase"):
+        command = ["mlff-student", "md", structure, "--engine", engine, *options]
+        monkeypatch.setattr("sys.argv", command)
+        with pytest.raises(SystemExit) as end:
+            main()
+        assert end.value.code == 0
+        output = capsys.readouterr().out
+        words = shlex.split(output.partition("next: ")[2])
+        paths = [Path("runs", f"{name}-{engine}", f"run.{end}") for end in ("dcd", "pdb", "csv")]
+        if name.isprintable() or "\n" in name:  # a terminal cannot show the bytes of the last name
+            assert words == ["mlff-student", "analyze", str(paths[0]), "--top", str(paths[1]),
+                             "--log", str(paths[2])]  # fmt: skip
+        assert [len(part) for part in stream_frames(*paths[:2])] == [2]
+        assert len(paths[2].read_text().splitlines()) == 3
+    assert not list(tmp_path.rglob("HACKED*"))
+    assert sorted(os.listdir(tmp_path)) == sorted(["runs", structure])
+
+
+def test_damaged_segment_is_not_joined(tmp_path):
+    """Files that end too early, as on a disk that was full."""
+    folder = RunFolder(tmp_path)
+    structure = read_structure("O")
+    write_topology(structure, folder.topology)
+    segment = folder.segment(0)
+    segment.thermo.write_text("time_ps\n0.1\n0.2\n0.3\n")
+    positions = np.repeat(structure.atoms.positions[None].astype(np.float32), 3, 0)
+    with mdtraj.formats.DCDTrajectoryFile(str(segment.trajectory), "w") as file:
+        file.write(positions)
+    whole = segment.trajectory.read_bytes()
+    assert join_segments(folder, 1, periodic=False) == 3
+    for content in (whole[:-1], whole[:-60], whole[:100], b""):
+        segment.trajectory.write_bytes(content)
+        with pytest.raises(
+            InterruptedRunError, match=r"segment-0000000000\.dcd .*remove the folder"
+        ):
+            join_segments(folder, 1, periodic=False)
+    segment.trajectory.write_bytes(whole)
+    (tmp_path / folder.segment(5).thermo.name).write_text("time_ps\n0.6\n")
+    with pytest.raises(InterruptedRunError, match=r"3 of 5 frames and .* 3 of 5 rows"):
+        join_segments(folder, 1, periodic=False)
+
+
+@pytest.mark.parametrize("finished", ["lammps"], indirect=True)
+def test_incomplete_restart_file_is_not_used(finished, tmp_path):
+    """LAMMPS writes restart files in place, and was killed while it wrote the newest."""
+    _, whole = finished
+    older, newer = tmp_path / "restart.b", tmp_path / "restart.a"
+    shutil.copy(whole / "restart.b", older)
+    newer.write_bytes((whole / "restart.a").read_bytes()[:-1])
+    ((path, step),) = readable_restarts(tmp_path)
+    assert path == older and step > 0
+    older.write_bytes(b"short")
+    assert list(readable_restarts(tmp_path)) == []
+
+
+def test_settings_of_a_run_are_damaged(tmp_path):
+    (tmp_path / "settings.json").write_text('{"engine": ')
+    with pytest.raises(InputError, match=r"settings\.json is not JSON"):
+        run_md(settings_of("ase"), tmp_path, quiet=True)
 
 
 def box_file(atoms: Atoms, folder: Path) -> str:

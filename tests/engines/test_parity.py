@@ -158,7 +158,6 @@ def lammps_motion(atoms: Atoms, archive: Path, folder: Path) -> NDArray[np.float
         for index, velocity in enumerate(angstrom_per_ps(atoms), 1):
             print(index, *velocity, file=file)
     start = INPUT.substitute(
-        title="constant energy",
         units="metal",
         boundary=boundary(atoms),
         start="read_data start.data",

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from mlff_student.cli.common import Json, Quiet, console, resumable
+from mlff_student.cli.common import Json, Quiet, console, default_folder, resumable, show
 from mlff_student.cli.md import EngineName
 
 
@@ -78,7 +78,7 @@ def liquid_command(
         seed=seed,
     )
     protocol = replace(protocol, command=shlex.join(["mlff-student", *sys.argv[1:]]))
-    folder = output or Path("runs") / f"liquid-{label_of(liquid)}-{label_of(model)}"
+    folder = output or default_folder(f"liquid-{label_of(liquid)}", label_of(model))
     campaign = Campaign(protocol, CampaignTarget((model,), (engine.value,)), folder)
     with resumable():
         campaign.run(workers=1, quiet=quiet)
@@ -90,7 +90,7 @@ def liquid_command(
             text = f", experiment {experiment}" if experiment else ""
             console.print(f"density {density} g/cm³{text}", highlight=False)
         console.print(summary_table(report))
-        console.print(f"report: {folder}/comparison.html", markup=False, highlight=False)
+        show(f"report: {folder}/comparison.html")
     if json:
         (step,) = protocol.steps
         assert isinstance(step, Liquid)

@@ -7,7 +7,15 @@ from typing import Annotated
 
 import typer
 
-from mlff_student.cli.common import INTERRUPTED, Backend, Json, Quiet, console
+from mlff_student.cli.common import (
+    INTERRUPTED,
+    Backend,
+    Json,
+    Quiet,
+    default_folder,
+    shell_path,
+    show,
+)
 
 
 class EngineName(StrEnum):
@@ -143,19 +151,17 @@ def md_command(
         pressure_bar=pressure_bar,
         thermalise_timestep_fs=thermalise_timestep_fs,
     )
-    folder = output or Path("runs") / f"{Path(structure).stem or 'molecule'}-{engine.value}"
+    folder = output or default_folder(structure, engine.value)
     try:
         record = run_md(settings, folder, quiet)
     except KeyboardInterrupt:
-        text = f"\nstopped; the same command resumes the run from the last checkpoint in {folder}"
-        console.print(text, markup=False)
+        show(f"\nstopped; the same command resumes the run from the last checkpoint in {folder}")
         raise typer.Exit(INTERRUPTED) from None
     if not quiet:
-        console.print(
-            f"{folder}: {record['ms_per_step']:.2f} ms/step, {record['ns_per_day']:.2f} ns/day\n"
-            f"next: mlff-student analyze {folder}/run.dcd --top {folder}/run.pdb "
-            f"--log {folder}/run.csv",
-            markup=False,
-        )
+        speed = record["ms_per_step"]  # None or NaN if the run was killed after its last step
+        if speed and math.isfinite(speed):
+            show(f"{folder}: {speed:.2f} ms/step, {record['ns_per_day']:.2f} ns/day")
+        dcd, pdb, csv = (shell_path(folder / f"run.{ending}") for ending in ("dcd", "pdb", "csv"))
+        show(f"next: mlff-student analyze {dcd} --top {pdb} --log {csv}")
     if json:
         write_results(json, "md", model, [record])

@@ -6,7 +6,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from mlff_student.cli.common import Json, Quiet, console, resumable
+from mlff_student.cli.common import Json, Quiet, console, resumable, show
 
 
 class RunByDefault(TyperGroup):
@@ -125,7 +125,7 @@ def run_command(
         report = write_reports(campaign, json)
     if not quiet:
         console.print(summary_table(report))
-        console.print(f"report: {folder}/comparison.html", markup=False, highlight=False)
+        show(f"report: {folder}/comparison.html")
     if not report.summary.passed:
         raise typer.Exit(1)
 

@@ -1,4 +1,4 @@
-"""Write the JSON file that every command writes with --json, for scripts."""
+"""Write the JSON file that every command writes with --json, and read JSON files."""
 
 import json
 import math
@@ -9,6 +9,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+from mlff_student.core.errors import InputError
 from mlff_student.core.files import atomic_write
 from mlff_student.core.version import __version__
 
@@ -86,7 +87,31 @@ def write_json(path: Path, content: Any) -> None:
     """
     text = json.dumps(_finite(content), indent=2, allow_nan=False) + "\n"
     with atomic_write(path) as temporary:
-        temporary.write_text(text)
+        temporary.write_text(text, encoding="utf-8")
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Read a JSON file that contains an object.
+
+    Parameters
+    ----------
+    path : Path
+        JSON file, in UTF-8.
+
+    Raises
+    ------
+    InputError
+        The file cannot be read, is not JSON, or contains something else than an object.
+    """
+    try:
+        content = json.loads(path.read_bytes())
+    except OSError as error:
+        raise InputError(f"cannot read {path}: {error.strerror}") from error
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"{path} is not JSON: {error}") from error
+    if not isinstance(content, dict):
+        raise InputError(f"{path} contains {type(content).__name__}, expected a JSON object")
+    return content
 
 
 def _finite(value: Any) -> Any:

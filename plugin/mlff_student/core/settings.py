@@ -1,12 +1,11 @@
 """Read settings from YAML files into dataclasses, and check them key by key."""
 
+import os
 from contextlib import suppress
 from dataclasses import MISSING, fields, is_dataclass
 from pathlib import Path
 from types import NoneType, UnionType
 from typing import Any, TypeVar, get_args, get_origin, get_type_hints
-
-import yaml
 
 from mlff_student.core.errors import InputError, check_key
 
@@ -39,13 +38,32 @@ def read_settings(path: Path, kind: type[T]) -> T:
         The file is missing or not YAML; a key is misspelt (the message gives the nearest right
         key) or missing; a value has the wrong type; or the dataclass refuses a value.
     """
+    import yaml  # here, because a bundle for training has its settings in JSON
+
     name = kind.__name__.lower()
-    if not path.is_file():
+    if not os.path.isfile(path):
         raise InputError(f"there is no {name} file {path}")
     try:
-        values = yaml.safe_load(path.read_text())
-    except (OSError, yaml.YAMLError, UnicodeDecodeError) as error:
+        values = yaml.safe_load(path.read_bytes())  # the file says its encoding, else UTF-8
+        return _parse(kind, values, "")
+    except OSError as error:
+        raise InputError(f"cannot read {path}: {error.strerror}") from error
+    except InputError:
+        raise
+    except (yaml.YAMLError, ValueError, RecursionError) as error:  # also dates such as 2020-99-99
         raise InputError(f"{path} is not YAML: {error}") from error
+
+
+def parse_settings(kind: type[T], values: Any) -> T:
+    """Make the dataclass `kind` of values that are read already; see `read_settings`.
+
+    Parameters
+    ----------
+    kind : type[T]
+        Dataclass to make.
+    values : Any
+        Mapping of keys to values, such as JSON gives it.
+    """
     return _parse(kind, values, "")
 
 
@@ -77,7 +95,10 @@ def _parse(kind: Any, value: Any, where: str) -> Any:
     accepted = (int, float) if kind is float else kind
     if not isinstance(value, accepted) or (isinstance(value, bool) and kind is not bool):
         raise InputError(f"{where} must be {kind.__name__}, got {value!r}")
-    return kind(value)
+    try:
+        return kind(value)
+    except OverflowError:
+        raise InputError(f"{where} is too large for a number") from None
 
 
 def _known(kind: Any, keys: Any) -> int:

