@@ -28,6 +28,7 @@ from typer.testing import CliRunner
 import mlff_student.distill.label as labelling
 import mlff_student.distill.quick as quickly
 import mlff_student.distill.rounds as looping
+import mlff_student.distill.step as stepping
 import mlff_student.distill.train as training
 from mlff_student import cli
 from mlff_student.analysis.forces import force_errors
@@ -35,6 +36,7 @@ from mlff_student.archive.archive import load_archive
 from mlff_student.archive.registry import archive_of, load_student
 from mlff_student.core.errors import ArchiveError, InputError
 from mlff_student.core.files import sha256
+from mlff_student.distill.bundle import write_bundle
 from mlff_student.distill.dataset import (
     LabelledFrames,
     LabelledStructure,
@@ -51,10 +53,12 @@ from mlff_student.distill.graphs import (
     make_batch,
     predict_frames,
 )
+from mlff_student.distill.packed import read_packed
 from mlff_student.distill.recipe import Recipe, Rounds, read_recipe
 from mlff_student.distill.relabel import relabel
 from mlff_student.distill.sample import label_source
 from mlff_student.distill.sources import Source
+from mlff_student.distill.step import loss_of
 from mlff_student.engines.ase.calculator import StudentForceFieldCalculator
 from mlff_student.model.elements import ELEMENTS
 from mlff_student.model.student import PRESETS, Student
@@ -204,7 +208,7 @@ def test_loss_of_a_student_that_predicts_zero(distillation: Distillation):
         student.readout_out.bias.zero_()
     batch = make_batch(build_graphs(read_frames(distillation.dataset, "train"), student), [0, 3, 4])
     batch = batch._replace(energies=torch.tensor([1.0, 20.0, 3.0]))
-    settings = replace(distillation.recipe.training[PRESET], energy_weight=7.0, huber=0.5)
+    settings = replace(distillation.recipe.training[PRESET], huber=0.5)
     forces = batch.forces.double()
     size = forces.abs()
     assert (size > 0.5).any()
@@ -212,16 +216,16 @@ def test_loss_of_a_student_that_predicts_zero(distillation: Distillation):
     atoms = len(forces)
     energy = 7.0 * ((batch.energies / batch.atoms) ** 2).sum() / 3
     huber = torch.where(size < 0.5, size**2, 2 * 0.5 * size - 0.5**2).sum() / (3 * atoms)
-    loss, squared = training.loss_of(student.network, batch, settings, 3, atoms)
+    loss, squared, _ = loss_of(student.network, batch, settings, 3, atoms, 7.0)
     assert loss.item() == pytest.approx(float(energy + huber), rel=1e-5)
     assert float(squared) == pytest.approx(float((size**2).sum()), rel=1e-5)
     pulled = batch._replace(virials=torch.full((3, 3, 3), torch.nan))
     pulled.virials[1] = 5.0
-    pulled_loss, _ = training.loss_of(student.network, pulled, settings, 3, atoms)
+    pulled_loss = loss_of(student.network, pulled, settings, 3, atoms, 7.0).total
     virial = settings.virial_weight * (5.0 / int(batch.atoms[1])) ** 2 / 3
     assert pulled_loss.item() == pytest.approx(float(energy + huber) + virial, rel=1e-5)
     plain = replace(settings, huber=0.0)
-    loss, _ = training.loss_of(student.network, batch, plain, 3, atoms)
+    loss = loss_of(student.network, batch, plain, 3, atoms, 7.0).total
     assert loss.item() == pytest.approx(float(energy + (size**2).sum() / (3 * atoms)), rel=1e-5)
 
 
@@ -286,12 +290,11 @@ def after(call: Callable[..., Any], count: int) -> Callable[..., Any]:
 
 
 INSTANTS = {
-    "forward": (training, "predict", 5),
+    "forward": (stepping, "predict", 5),
     "gradients": (torch.nn.utils, "clip_grad_norm_", 4),
     "matrices": (torch.optim.Muon, "step", 4),
     "other weights": (torch.optim.AdamW, "step", 4),
-    "rate": (torch.optim.lr_scheduler.LambdaLR, "step", 6),  # two of them, once each when made
-    "average": (torch.optim.swa_utils.AveragedModel, "update_parameters", 3),
+    "update": (stepping.Step, "_update", 3),
     "validation": (training, "validation_errors", 2),
     "last validation": (training, "validation_errors", 3),
     "curve": (training, "write_curve", 3),
@@ -398,7 +401,7 @@ def test_moving_average_is_validated_and_kept(
     distillation: Distillation, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     with monkeypatch.context() as patch:
-        patch.setattr(training, "predict", after(training.predict, 6))  # in the sixth step
+        patch.setattr(stepping, "predict", after(stepping.predict, 6))  # in the sixth step
         with pytest.raises(KeyboardInterrupt):
             train(distillation, tmp_path)
     before = state_of(tmp_path)
@@ -407,9 +410,9 @@ def test_moving_average_is_validated_and_kept(
     after_it = state_of(tmp_path)
     decay = distillation.recipe.training[PRESET].ema
     for name, weight in after_it["student"].items():
-        average = after_it["average"][f"module.{name}"]
+        average = after_it["average"][name]
         if name != "references":
-            old = before["average"][f"module.{name}"]
+            old = before["average"][name]
             torch.testing.assert_close(average, decay * old + (1 - decay) * weight)
         assert torch.equal(checkpoint["weights"][name], average)
     assert not torch.equal(
@@ -512,7 +515,6 @@ def test_diverging_training_keeps_the_last_state(
     assert last["step"] == "12"
     state = state_of(tmp_path)
     assert all(weight.isfinite().all() for weight in state["student"].values())
-    assert [one["base_lrs"] for one in state["schedules"]] == [[1e-4], [1e-4]]
 
 
 def test_unknown_preset_is_refused(distillation: Distillation, tmp_path: Path):
@@ -631,17 +633,11 @@ def test_extra_frames_are_trained_on(distillation: Distillation, trained: Path, 
             workers,
             options["extra"],
             None,
-            0,
-        )
-        sizes = whole.sizes
-        batch = whole._batch([sizes[0] + 2, 1, sizes[0] + sizes[1], sizes[0]])
-    torch.testing.assert_close(
-        batch.forces[batch.frame == 1], whole.sets[1].forces[frames.start[2] : frames.start[3]]
-    )
-    assert batch.atoms.tolist() == [
-        int(whole.sets[0].frames.start.diff()[1]),
-        *frames.start.diff()[[2, 0, 4]].tolist(),
-    ]
+        ).graphs
+    own = read_frames(distillation.dataset, "train").start.diff()
+    batch = make_batch(whole, [len(own) + 2, 1, len(own) + 3, len(own)])
+    sizes = frames.start.diff()[[2, 4, 0]].tolist()
+    assert batch.atoms.tolist() == [sizes[0], int(own[1]), *sizes[1:]]
 
 
 # --- Several processes, few libraries -----------------------------------------------------------
@@ -687,10 +683,10 @@ def test_a_process_without_a_share_adds_nothing(
     try:
         workers = training.Workers(rank, 2, torch.device("cpu"))
         one = training._Training(
-            recipe, PRESET, distillation.dataset, tmp_path / "model", workers, (), None, 0
+            recipe, PRESET, distillation.dataset, tmp_path / "model", workers, (), None
         )
         before = {name: value.clone() for name, value in one.student.state_dict().items()}
-        one._step(one.student.network, [0])
+        one._step([0])
     finally:
         torch.distributed.destroy_process_group()
     assert one.done == 1
@@ -729,6 +725,60 @@ def test_training_needs_no_chemistry_and_no_tensorboard(distillation: Distillati
     assert done.returncode == 0, done.stderr
     files = {path.name for path in (tmp_path / "model").iterdir()}
     assert files == {"state.pt", "metrics.csv", "model.pt"}
+
+
+WITHOUT_ANYTHING = """
+import runpy, sys
+absent, sys.argv = sys.argv[1].split(), sys.argv[2:]
+class Absent:
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] in absent:
+            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+# Without the finder of an editable installation: the bundle has its own copy of the code.
+others = [finder for finder in sys.meta_path if "editable" not in type(finder).__module__]
+sys.meta_path[:] = [Absent(), *others]
+runpy.run_path(sys.argv[0], run_name="__main__")
+assert sys.modules["mlff_student"].__file__.startswith(sys.argv[0].removesuffix("train.py"))
+"""
+
+
+def test_a_bundle_needs_torch_only(distillation: Distillation, tmp_path: Path):
+    """All presets within the time, resumed when it is given more, with their errors."""
+    folder = tmp_path / "bundle"
+    size = write_bundle(distillation.recipe, distillation.dataset, folder)
+    assert size < 2.0
+    packages = "h5py yaml rich ase rdkit openmm matplotlib scipy mdtraj vesin tblite typer"
+    command = [sys.executable, "-c", WITHOUT_ANYTHING, f"{packages} tensorboard"]
+    for minutes in (0.05, 0.1):
+        done = subprocess.run(
+            [*command, str(folder / "train.py"), "--minutes", str(minutes), "--no-compile"],
+            env=environment(),
+            capture_output=True,
+            text=True,
+        )
+        assert done.returncode == 0, done.stderr
+        for model in distillation.recipe.training:
+            assert {path.name for path in (folder / model).iterdir()} == {
+                *("state.pt", "metrics.csv", "model.pt", "errors.json")
+            }
+            training_time = torch.load(folder / model / "model.pt", weights_only=True)["training"]
+            assert 20 * minutes < training_time["seconds"] + 1 < 60 * minutes + 9
+            assert training_time["steps"] == int(curve_of(folder / model)[-1]["step"]) > 0
+            errors = json.loads((folder / model / "errors.json").read_text())
+            assert errors["all"]["frames"] == 9
+            assert set(errors) == {"all", "small", "dimer"}
+            student, _ = load_student(folder / model / "model.pt")
+            test = read_packed(folder / "data.npz", "test")
+            expected = force_errors(predict_frames(student, test)[1], test.forces.double())
+            for name in ("force_rmse_ev_per_angstrom", "force_mae_ev_per_angstrom"):
+                assert errors["all"][name] == pytest.approx(getattr(expected, name), rel=1e-4)
+    write_bundle(distillation.recipe, distillation.dataset, folder)  # replaces the bundle
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "thesis.tex").touch()
+    with pytest.raises(InputError, match="exists and is no bundle"):
+        write_bundle(distillation.recipe, distillation.dataset, tmp_path / "other")
+    with pytest.raises(InputError, match=r"more than 0.01 MB; give fewer with --structures"):
+        write_bundle(distillation.recipe, distillation.dataset, folder, largest_mb=0.01)
 
 
 def test_tensorboard_shows_the_curve(validated_often: tuple[Path, dict[str, Any]]):

@@ -34,12 +34,15 @@ from mlff_student.distill.dataset import (
     read_frames,
     read_summary,
 )
-from mlff_student.distill.molecules import Molecule, read_library, recombined
+from mlff_student.distill.molecules import LIBRARY, Molecule, read_library, recombined
+from mlff_student.distill.packed import read_packed, write_packed
 from mlff_student.distill.recipe import (
+    CONDENSED_RECIPE,
     MD,
     ORGANIC_RECIPE,
     HeldOut,
     Methods,
+    Mixture,
     StructureRecipe,
     read_recipe,
 )
@@ -219,6 +222,19 @@ def test_shipped_recipe_is_valid_and_has_every_preset():
     assert set(recipe.training) == set(PRESETS)
     assert set(recipe.structures.always) <= {molecule.name for molecule in read_library()}
     assert {"molecule", "dimer", "cluster", "liquid", "held_out"} == set(recipe.sampling)
+
+
+def test_recipe_of_the_condensed_phase_names_molecules_that_exist():
+    recipe = read_recipe(CONDENSED_RECIPE)
+    assert set(recipe.training) == set(PRESETS)
+    molecules = read_library() + read_library(LIBRARY.with_name(recipe.structures.added_smiles))
+    names = [molecule.name for molecule in molecules]
+    assert len(names) == len(set(names))
+    assert len({identity(m.smiles) for m in molecules}) >= len(names) - 12  # stereoisomers
+    known = {*names, *(molecule.kind for molecule in molecules)}
+    for mixture in recipe.structures.mixtures:
+        assert {*mixture.solvents, *mixture.solutes} <= known, mixture.name
+    assert set(recipe.structures.always) <= known
 
 
 # --- Molecules ----------------------------------------------------------------------------------
@@ -423,6 +439,85 @@ def test_solvents_are_pure_liquids_in_the_split_of_their_molecule(own_library: S
         list_sources(replace(recipe, liquid_largest=11), seed=5)
 
 
+def test_mixtures_have_a_molecule_of_their_split(own_library: StructureRecipe):
+    mixtures = [
+        Mixture("pair", 40, [20, 40], ["one", "other"], kinds=2),
+        Mixture("solution", 40, [12, 30], ["water"], ["other", "ethane"], periodic=True),
+    ]
+    sources = list_sources(replace(own_library, mixtures=mixtures), seed=5)
+    alone = {source.identity: source for source in sources if len(source.smiles) == 1}
+    mixed = [source for source in sources if source.kind in ("pair", "solution")]
+    counts = Counter((source.kind, source.split) for source in mixed)
+    assert all(counts[kind, split] for kind in ("pair", "solution") for split in SPLITS)
+    assert 70 <= len(mixed) <= 82  # rounding, and those whose second molecule has no room
+    for source in mixed:
+        members = [alone[identity(smiles)] for smiles in source.smiles]
+        assert members[0].split == source.split
+        drawn = [member for member in members if member.name not in own_library.always]
+        assert {member.split for member in drawn} <= {source.split}
+        atoms = sum(map(atom_count, source.smiles))
+        assert len(members) > 1
+        if source.kind == "pair":
+            assert source.group == "cluster"
+            assert len(set(source.smiles)) <= 2
+            assert atoms <= 40
+        else:
+            assert source.group == "liquid"
+            assert set(source.smiles[1:]) == {"O"}
+            assert members[0].kind == "other" or members[0].name == "ethane"
+            assert atoms <= 30
+    with pytest.raises(InputError, match=r"mixture pair: .*'metanol'.*'methanol'"):
+        wrong = Mixture("pair", 1, [1, 9], ["metanol"])
+        list_sources(replace(own_library, mixtures=[wrong]), seed=5)
+    with pytest.raises(InputError, match=r"mixture pair: atoms is \[9, 1\]"):
+        Mixture("pair", 1, [9, 1], ["water"])
+
+
+def atom_count(smiles: str) -> int:
+    return Chem.AddHs(Chem.MolFromSmiles(smiles)).GetNumAtoms()
+
+
+def test_boxes_have_the_volume_and_the_charge_of_their_molecules():
+    box = Source(
+        name="salt_water",
+        identity="",
+        kind="solution",
+        group="liquid",
+        split="train",
+        smiles=("CC(=O)[O-]", *["O"] * 12),
+        packing=0.65,
+        dilation=(1.1, 1.1),
+    )
+    (atoms,) = build(box, seed=3)
+    volume = molecular_volume("CC(=O)[O-]") + 12 * molecular_volume("O")
+    assert atoms.get_volume() == pytest.approx(1.1 * volume / 0.65, rel=1e-6)
+    assert atoms.info == {"charge": -1}
+    water = atoms[7:10]
+    np.testing.assert_allclose(water.get_distance(0, 1), embed("O", 3)[0].get_distance(0, 1))
+    assert build(box._replace(smiles=("O",) * 3), seed=3)[0].info == {}
+
+
+def test_elements_and_charges_are_those_of_the_recipe(own_library: StructureRecipe, tmp_path: Path):
+    (tmp_path / "more.smi").write_text("C[NH3+]\tammonium\tion\nCSi\tno\tother\n")
+    few = replace(own_library, elements=["H", "C", "O"], always=["water"])
+    symbols = {
+        atom.GetSymbol()
+        for source in list_sources(few, seed=5)
+        for smiles in source.smiles
+        for atom in Chem.MolFromSmiles(smiles).GetAtoms()
+    }
+    assert symbols == {"C", "O"}
+    (tmp_path / "more.smi").write_text("C[NH3+]\tammonium\tion\nCBr\tbromo\tother\n")
+    added = replace(own_library, added_smiles=str(tmp_path / "more.smi"), smiles="", library=3)
+    added = replace(added, always=["water"], held_out=HeldOut(0.0, 0.0))
+    with pytest.raises(InputError, match=r"ammonium .* has the charge \+1, .*structures.charged"):
+        list_sources(added, seed=5)
+    names = {s.name for s in list_sources(replace(added, charged=True), seed=5)}
+    assert {"ammonium", "bromo"} <= names
+    chno = replace(added, charged=True, elements=["H", "C", "N", "O"])
+    assert "bromo" not in {s.name for s in list_sources(chno, seed=5)}
+
+
 def test_longer_library_does_not_change_the_other_molecules():
     recipe = replace(read_recipe(ORGANIC_RECIPE).structures, library=200)
     library = read_library()
@@ -602,7 +697,7 @@ def overlapping() -> Atoms:
         ("a.extxyz", [g2("H2O"), g2("SiH4")], "a.extxyz, structure 1: .* does not know Si"),
         ("a.extxyz", [g2("H2O"), g2("CH4"), overlapping()], "structure 2: .*angstrom apart"),
         ("a.xyz", "3\n\nthis is\nno file\n of atoms", "a.xyz, structure 0: ASE cannot read it"),
-        ("a.xyz", "1\n\nH 0 0 0\n3\n\nH 0 0 zero\n", "a.xyz, structure .*ASE cannot read it"),
+        ("a.xyz", "1\n\nH 0 0 0\n3\n\nH 0 0 zero\n", "a.xyz ends too early: .*3 atoms and has 1"),
         ("a.cif", "no crystal", r"a.cif(, structure 0: ASE cannot read it| holds no structures)"),
         (
             "a.sdf",
@@ -834,6 +929,40 @@ def test_file_that_is_cut_short_is_refused(part: float, tmp_path: Path):
     for use in (read_frames, read_summary, filled):
         with pytest.raises(InputError, match=advice):
             use(path)
+
+
+def test_packed_frames_are_those_of_the_dataset(tmp_path: Path):
+    """Positions and forces are rounded; everything else is the same."""
+    filled(tmp_path / "data.h5")
+    splits = {split: read_frames(tmp_path / "data.h5", split) for split in SPLITS}
+    write_packed(tmp_path / "data.npz", splits)
+    whole = read_frames(tmp_path / "data.h5")
+    for split, expected in [*splits.items(), (None, None)]:
+        frames = read_frames(tmp_path / "data.npz", split)
+        if expected is None:
+            assert len(frames.energies) == len(whole.energies)
+            assert sorted(frames.names) == sorted(whole.names)
+            numbers = torch.cat([splits[split].atomic_numbers for split in SPLITS])
+            assert torch.equal(frames.atomic_numbers, numbers)
+            assert int(frames.start[-1]) == len(numbers)
+            continue
+        for name, value in expected._asdict().items():
+            mine = getattr(frames, name)
+            if name in ("positions", "forces"):
+                step = {"positions": 2.0**-15, "forces": 2.0**-12}[name]
+                torch.testing.assert_close(mine, value, rtol=1e-6, atol=1.01 * step)
+            elif isinstance(value, list):
+                assert mine == value
+            else:
+                assert torch.equal(torch.nan_to_num(mine), torch.nan_to_num(value)), name
+    content = (tmp_path / "data.npz").read_bytes()
+    (tmp_path / "cut.npz").write_bytes(content[: len(content) // 2])
+    with pytest.raises(InputError, match="no packed dataset or is damaged"):
+        read_packed(tmp_path / "cut.npz", "train")
+    broken = splits["train"]._replace(forces=splits["train"].forces * torch.nan)
+    with pytest.raises(InputError, match="the forces are not finite"):
+        write_packed(tmp_path / "broken.npz", {"train": broken})
+    assert not (tmp_path / "broken.npz").exists()
 
 
 def test_file_that_is_no_dataset_is_refused(tmp_path: Path):

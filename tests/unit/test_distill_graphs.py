@@ -4,6 +4,7 @@ import math
 from collections.abc import Callable
 from copy import deepcopy
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -29,15 +30,20 @@ from mlff_student.distill.evaluate import (
 )
 from mlff_student.distill.graphs import (
     Batch,
+    Graphs,
+    Shape,
     build_graphs,
     displaced_batch,
+    draw_displacements,
     fit_references,
     join_batches,
+    join_graphs,
     make_batch,
     predict,
     predict_frames,
 )
 from mlff_student.distill.recipe import ORGANIC_RECIPE, read_recipe
+from mlff_student.distill.step import loss_of
 from mlff_student.engines.ase.calculator import StudentForceFieldCalculator
 from mlff_student.model.elements import ELEMENTS
 from mlff_student.model.student import PRESETS, Student
@@ -162,7 +168,6 @@ def test_virial_is_minus_the_derivative_by_strain(tiny_checkpoint: Path):
     batch = make_batch(graphs, [0, 1, 2])
     batch = batch._replace(vectors=batch.vectors.double())
     found = predict(student.network, batch).virials
-    assert (found[0] == 0.0).all()
     for a, b in np.ndindex(3, 3):
         strain = torch.zeros(3, 3).double()
         strain[a, b] = 1e-5
@@ -231,6 +236,11 @@ def test_unknown_elements_are_refused(random_student: Callable[..., Student]):
         build_graphs(frames_of([molecule("H2O"), molecule("SiH4")]), random_student(PRESET))
 
 
+def displaced(graphs: Graphs, k: int, seed: list[int], cutoff: float) -> Batch:
+    """One displaced frame."""
+    return displaced_batch(graphs, draw_displacements(graphs, [k], [seed]), cutoff, padded=False)
+
+
 def test_displaced_frames_have_the_documented_displacements(
     mixed: list[Atoms], random_student: Callable[..., Student]
 ):
@@ -238,16 +248,15 @@ def test_displaced_frames_have_the_documented_displacements(
     frames = frames_of(mixed)
     graphs = build_graphs(frames, student)
     chosen = list(range(len(mixed)))
-    seeds = [[1, k] for k in chosen]
-    batches = displaced_batch(graphs, chosen, seeds, student.cutoff)
+    drawn = draw_displacements(graphs, chosen, [[1, k] for k in chosen])
     is_open = [k for k in chosen if not mixed[k].pbc.any()]
-    assert len(batches) == len(is_open) > 1
-    again = displaced_batch(graphs, chosen, seeds, student.cutoff)
-    for k, batch, same in zip(is_open, batches, again, strict=True):
-        assert torch.equal(batch.vectors, same.vectors)
+    assert drawn.chosen.tolist() == is_open
+    assert len(is_open) > 1
+    for k in is_open:
+        batch = displaced(graphs, k, [1, k], student.cutoff)
+        assert torch.equal(batch.vectors, displaced(graphs, k, [1, k], student.cutoff).vectors)
         assert batch.displaced.all()
         assert batch.energies == graphs.energies[k]
-        assert not batch.forces.isfinite().any()
         # Where each atom was and where its edges say that it is now, but for a shift of all.
         rows = slice(int(frames.start[k]), int(frames.start[k + 1]))
         before = frames.positions[rows].double()
@@ -256,8 +265,53 @@ def test_displaced_frames_have_the_documented_displacements(
         reach = max(10.0, 0.5 * len(before) ** 0.5)
         assert (moved <= 2.0 * reach).all()
         assert not len(moved) or moved.max() > 0.1  # one atom has no edges
-    others = displaced_batch(graphs, chosen, [[2, k] for k in chosen], student.cutoff)
-    assert not torch.equal(batches[0].vectors, others[0].vectors)
+        other = displaced(graphs, k, [2, k], student.cutoff)
+        assert len(before) == 1 or not torch.equal(batch.vectors[:1], other.vectors[:1])
+
+
+def test_padding_changes_neither_loss_nor_gradient(
+    mixed: list[Atoms], random_student: Callable[..., Student]
+):
+    """Batches of a fixed shape, as a GPU needs them, against batches without padding."""
+    student = deepcopy(random_student(PRESET)).requires_grad_()
+    student.limits[1] = -torch.inf
+    rng = np.random.default_rng(3)
+    frames = frames_of(mixed, stresses=torch.from_numpy(rng.normal(size=(len(mixed), 6))).float())
+    frames = frames._replace(forces=torch.from_numpy(rng.normal(size=frames.forces.shape)).float())
+    graphs = build_graphs(frames, student)
+    graphs = graphs._replace(edge_vectors=graphs.edge_vectors.double())
+    settings = replace(read_recipe(ORGANIC_RECIPE).training[PRESET], displaced_weight=0.5)
+    chosen = list(range(len(mixed)))[::-1]
+    total = Shape(len(chosen) + 2, len(frames.forces) + 5, len(graphs.edge_vectors) + 7, 9, 40)
+    answers = []
+    for shape in (None, total):
+        drawn = draw_displacements(graphs, chosen[::2], [[k] for k in chosen[::2]], shape)
+        filled = torch.tensor(chosen + [-1] * (2 if shape else 0))
+        batch = join_batches(
+            [
+                make_batch(graphs, filled, shape) if shape else make_batch(graphs, chosen),
+                displaced_batch(graphs, drawn, student.cutoff, padded=bool(shape)),
+            ]
+        )
+        student.zero_grad()
+        loss = loss_of(student.network, batch, settings, len(chosen), len(frames.forces), 10.0)
+        loss.total.backward()
+        gradient = [w.grad for w in student.parameters() if w.grad is not None]
+        answers.append([loss.total, loss.squared, loss.components, *gradient])
+    assert answers[0][2] == frames.forces.numel()
+    torch.testing.assert_close(answers[1], answers[0], rtol=1e-5, atol=1e-7)
+
+
+def test_joined_graphs_give_the_batches_of_each(
+    mixed: list[Atoms], random_student: Callable[..., Student]
+):
+    student = random_student(PRESET)
+    first, second = frames_of(mixed[:3]), frames_of(mixed[3:])
+    joined = join_graphs([build_graphs(first, student), build_graphs(second, student)])
+    whole = build_graphs(frames_of(mixed), student)
+    chosen = [4, 0, len(mixed) - 1, 2, 4]
+    for mine, other in zip(make_batch(joined, chosen), make_batch(whole, chosen), strict=True):
+        torch.testing.assert_close(mine, other, equal_nan=True)
 
 
 def test_displaced_frame_adds_to_the_loss_only_if_its_energy_is_too_low(
@@ -267,15 +321,15 @@ def test_displaced_frame_adds_to_the_loss_only_if_its_energy_is_too_low(
     student.limits[1] = -torch.inf
     graphs = build_graphs(frames_of(mixed), student)
     plain = make_batch(graphs, [0])
-    (thrown,) = displaced_batch(graphs, [0], [[1]], student.cutoff)
+    thrown = displaced(graphs, 0, [1], student.cutoff)
     (energy,), *_ = predict(student.network, thrown)
     settings = replace(read_recipe(ORGANIC_RECIPE).training[PRESET], displaced_weight=0.5)
 
     def loss(bound: torch.Tensor) -> torch.Tensor:
         joined = join_batches([plain, thrown._replace(energies=bound[None])])
-        return training.loss_of(student.network, joined, settings, 1, len(plain.species))[0]
+        return loss_of(student.network, joined, settings, 1, len(plain.species), 10.0).total
 
-    alone = training.loss_of(student.network, plain, settings, 1, len(plain.species))[0]
+    alone = loss_of(student.network, plain, settings, 1, len(plain.species), 10.0).total
     assert loss(energy.detach() - 1.0).item() == pytest.approx(alone.item(), rel=1e-5)
     below = 3.0 / len(plain.species)
     expected = alone.item() + 0.5 * math.log(1.0 + below)
@@ -309,15 +363,27 @@ def test_references_recover_exact_energies_of_elements():
 
 
 def test_every_frame_is_seen_once_per_epoch_also_when_resumed():
-    batches = training.shuffled(10, 3, seed=1, step=0)
+    batches = training.shuffled([1] * 10, 3, 0, seed=1, step=0)
     whole = [next(batches) for _ in range(9)]  # three epochs of three batches
     for epoch in range(3):
         seen = [k for batch in whole[3 * epoch : 3 * epoch + 3] for k in batch]
         assert len(seen) == len(set(seen)) == 9
     assert whole[:3] != whole[3:6]
     for step in range(9):
-        assert next(training.shuffled(10, 3, seed=1, step=step)) == whole[step]
-    assert sorted(next(training.shuffled(2, 5, seed=1, step=7))) == [0, 1]
+        assert next(training.shuffled([1] * 10, 3, 0, seed=1, step=step)) == whole[step]
+    assert sorted(next(training.shuffled([1, 1], 5, 0, seed=1, step=7))) == [0, 1]
+
+
+def test_a_batch_has_as_many_frames_as_its_edges_allow():
+    edges = [5, 100, 20, 30, 1, 60, 40, 20, 9, 200] * 3
+    draws = training.shuffled(edges, 4, 90, seed=2, step=0)
+    batches = [next(draws) for _ in range(40)]
+    for batch, following in pairwise(batches[:13]):
+        total = sum(edges[k] for k in batch)
+        assert len(batch) == 1 or total <= 90
+        assert len(batch) == 4 or total + edges[following[0]] > 90
+    resumed = training.shuffled(edges, 4, 90, seed=2, step=37)
+    assert [next(resumed) for _ in range(3)] == batches[37:]
 
 
 # --- Evaluation and checkpoint ------------------------------------------------------------------

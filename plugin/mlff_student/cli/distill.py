@@ -13,7 +13,16 @@ from rich.markdown import Markdown
 from rich.markup import escape
 from rich.table import Table
 
-from mlff_student.cli.common import Json, Quiet, console, quieten, resumable
+from mlff_student.cli.common import (
+    Json,
+    Quiet,
+    console,
+    default_folder,
+    quieten,
+    resumable,
+    shell_path,
+    show,
+)
 
 distill_app = typer.Typer(
     no_args_is_help=True,
@@ -132,7 +141,7 @@ def check_command(
             style = {"pass": "green", "FAIL": "bold red"}.get(outcome, "yellow")
             table.add_row(*cells, f"[{style}]{outcome}[/]")
         console.print(table)
-        console.print(f"{report.verdict}\nreport: {folder}/report.md", markup=False)
+        show(f"{report.verdict}\nreport: {folder}/report.md")
     if not report.passed:
         raise typer.Exit(1)
 
@@ -156,6 +165,13 @@ def train_command(
     structures: Annotated[
         int, typer.Option(help="Number of structures to train on, for a learning curve; 0: all.")
     ] = 0,
+    minutes: Annotated[
+        float,
+        typer.Option(
+            help="Time of training, minute, into which the schedule is fitted; 0: the number of "
+            "steps in the recipe."
+        ),
+    ] = 0.0,
     compiled: Compile = True,
     json: Json = None,
     quiet: Quiet = False,
@@ -183,6 +199,7 @@ def train_command(
             extra=extra or (),
             initial=initial,
             structures=structures,
+            minutes=minutes,
             quiet=quiet,
         )
         training = checkpoint["training"]
@@ -193,6 +210,36 @@ def train_command(
                 "seconds": training["seconds"],
             }
         )
+
+
+@distill_app.command("bundle")
+def bundle_command(
+    recipe: RecipeFile,
+    data: DataFolder,
+    output: Annotated[Path, typer.Option("--output", "-o", help="Folder of the bundle.")],
+    structures: Annotated[
+        int, typer.Option(help="Number of training structures, drawn at random; 0: all.")
+    ] = 0,
+    largest_mb: Annotated[float, typer.Option(help="Largest size of the folder, megabyte.")] = 60.0,
+    json: Json = None,
+    quiet: Quiet = False,
+) -> None:
+    """Pack data, recipe and code into one folder that trains students wherever torch is.
+
+    In the folder, `python train.py --minutes 8` trains all presets of the recipe within that time,
+    on a GPU if there is one, and leaves weights, learning curves and errors on the test frames.
+
+    Example: mlff-student distill bundle plugin/mlff_student/distill/condensed.yaml
+    --data runs/condensed -o runs/bundle
+    """
+    from mlff_student.distill.bundle import write_bundle
+    from mlff_student.distill.recipe import read_recipe
+
+    with reported("bundle", "", json, quiet) as records:
+        size = write_bundle(
+            read_recipe(recipe), data / "dataset.h5", output, structures, largest_mb
+        )
+        records.append({"bundle": str(output), "size_mb": round(size, 1)})
 
 
 @distill_app.command("rounds")
@@ -252,7 +299,7 @@ def relabel_command(
             larger, dataset, output, copies=copies, largest_force=largest_force, seed=seed
         )
         records.append({"dataset": str(output), "frames": frames})
-    console.print(f"{output}: {frames} frames")
+    show(f"{output}: {frames} frames")
 
 
 @distill_app.command("evaluate")
@@ -383,9 +430,10 @@ def quick_command(
     from mlff_student.distill.evaluate import card_text
     from mlff_student.distill.quick import quick
 
-    folder = output or Path("runs") / f"{Path(molecule).stem}-{preset}"
+    folder = output or default_folder(molecule, preset)
     with reported("quick", preset, json, quiet) as records:
         card = quick(molecule, preset, teacher, folder, workers, compiled, recipe)
         records.append(held_out_record(card))
     console.print(Markdown(card_text(card)))
-    console.print(f"next: mlff-student md {molecule} --model {folder}/{preset}.pt", markup=False)
+    archive = shell_path(folder / f"{preset}.pt")
+    show(f"next: mlff-student md {shlex.quote(molecule)} --model {archive}")

@@ -11,18 +11,16 @@ import hashlib
 import io
 import os
 import shutil
-import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import h5py
 import numpy as np
 import torch
 from torch import Tensor
 
-from mlff_student.core.errors import InputError
+from mlff_student.core.errors import InputError, InterruptedRunError
 from mlff_student.core.files import atomic_write, only_writer, sha256
 
 SPLITS = ("train", "validation", "test")
@@ -292,7 +290,8 @@ def read_frames(
     Parameters
     ----------
     path : Path
-        HDF5 file, also of a dataset that is being written.
+        HDF5 file, also of a dataset that is being written; or a packed dataset (.npz), which is
+        read whole.
     split : str, optional
         One of `SPLITS`; all of them if not given.
     structures : int
@@ -307,6 +306,10 @@ def read_frames(
     """
     if split not in (None, *SPLITS):
         raise InputError(f"no split {split!r}; there are {', '.join(SPLITS)}")
+    if path.suffix == ".npz":
+        from mlff_student.distill.packed import read_packed
+
+        return read_packed(path, split)
     tables = _read(path)[1]
     members = np.ones(len(tables["structures"]), bool)
     if split:
@@ -373,7 +376,7 @@ def _write(path: Path, content: io.BytesIO) -> None:
             file.write(content.getbuffer())
             file.flush()
             os.fsync(file.fileno())
-    except (OSError, InputError) as error:
+    except (OSError, InputError, InterruptedRunError) as error:
         reason = getattr(error.__cause__ or error, "strerror", None) or error
         raise InputError(
             f"cannot write {path}: {reason}. What was labelled before is safe; make room and run "
@@ -401,7 +404,10 @@ def _tables_of(structure: LabelledStructure) -> Tables:
 
 
 def _texts(column: np.ndarray) -> list[str]:
-    return [str(value, "utf8") for value in column]
+    try:
+        return [str(value, "utf8") for value in column]
+    except UnicodeDecodeError as error:
+        raise InputError(f"a text in the dataset is damaged: {error}; copy it again") from error
 
 
 def _packed(attributes: dict[str, Any], tables: Tables) -> io.BytesIO:
@@ -421,6 +427,8 @@ def _packed(attributes: dict[str, Any], tables: Tables) -> io.BytesIO:
         "frames/structure": np.repeat(np.arange(len(structures), dtype="i4"), structures["frames"]),
         "frames/start": ends - frames["atoms"],
     }
+    import h5py  # here, because packed datasets are read where it is not installed
+
     content = io.BytesIO()
     with h5py.File(content, "w", libver="latest") as file:
         file.attrs.update(attributes)
@@ -446,6 +454,8 @@ def _read(path: Path, names: tuple[str, ...] = tuple(TABLES)) -> tuple[dict[str,
 def _read_packed(path: Path, names: tuple[str, ...]) -> tuple[dict[str, Any], Tables]:
     if not path.is_file():
         raise InputError(f"no dataset {path}; run `mlff-student distill sample` first")
+    import h5py
+
     tables: Tables = {}
     try:
         with h5py.File(path, "r") as file:
@@ -457,7 +467,7 @@ def _read_packed(path: Path, names: tuple[str, ...]) -> tuple[dict[str, Any], Ta
                     stored["frames"] = np.diff(stored["frames_end"][:], prepend=0)
                 columns = [stored[key][:] for key in TABLES[name].names or ()]
                 tables[name] = np.rec.fromarrays(columns, dtype=TABLES[name])
-    except (OSError, RuntimeError, KeyError, ValueError) as error:
+    except (OSError, RuntimeError, KeyError, TypeError, ValueError) as error:
         raise InputError(
             f"{path} is not a whole HDF5 file ({error}); perhaps a copy was cut short: copy "
             "it again, or move it away and run `mlff-student distill sample` again"
@@ -474,10 +484,13 @@ def _read_shard(path: Path, names: tuple[str, ...]) -> Tables | None:
     """Return the tables of one structure; None if it was packed meanwhile."""
     try:
         with np.load(path) as file:
-            return {name: file[name] for name in names}
+            tables = {name: file[name] for name in names}
+        if any(table.ndim != 1 or table.dtype != TABLES[k] for k, table in tables.items()):
+            raise ValueError("a table has other columns or dimensions")
+        return tables
     except FileNotFoundError:
         return None
-    except (OSError, EOFError, ValueError, KeyError, zipfile.BadZipFile) as error:
+    except Exception as error:  # zipfile and numpy raise errors of any kind
         raise InputError(
             f"{path} is damaged ({error}); delete it and run `mlff-student distill sample` again, "
             "which labels this structure anew"

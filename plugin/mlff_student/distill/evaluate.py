@@ -30,7 +30,7 @@ from mlff_student.model.elements import ELEMENTS
 from mlff_student.model.neighbourhoods import REACH, Limits, neighbour_counts, neighbourhood_limits
 from mlff_student.model.student import Student, parameter_count
 
-COMPLEXES = ("dimer", "cluster", "liquid", "crystal")  # kinds of more than one molecule
+COMPLEXES = ("dimer", "cluster", "liquid", "crystal")  # kinds of more than one molecule, in order
 ACCURACY = "accuracy on held-out molecules"  # names of evidence
 STABILITY = "constant energy of held-out molecules"
 CAMPAIGN = "validation campaign"
@@ -83,7 +83,8 @@ def evaluate_student(student: Student, frames: LabelledFrames) -> dict[str, Any]
     count = frames.start.diff()
     kinds = np.array(frames.kinds)[frames.molecule.numpy()]
     simulated = np.array(frames.methods) == "md"
-    single = torch.from_numpy(simulated & ~np.isin(kinds, COMPLEXES))
+    complexes = complex_kinds(frames)
+    single = torch.from_numpy(simulated & ~np.isin(kinds, complexes))
     single = single if single.any() else torch.ones_like(single)
     energy_error = (energies - frames.energies) / count
 
@@ -123,8 +124,21 @@ def evaluate_student(student: Student, frames: LabelledFrames) -> dict[str, Any]
             for smallest, largest in SIZES
         ),
         "by_class": table((kind, single & of_kind(kind)) for kind in sorted(set(frames.kinds))),
-        "complexes": table((kind, of_kind(kind)) for kind in COMPLEXES),
+        "complexes": table((kind, of_kind(kind)) for kind in complexes),
     }
+
+
+def complex_kinds(frames: LabelledFrames) -> list[str]:
+    """Return the kinds of structures that consist of more than one molecule.
+
+    Parameters
+    ----------
+    frames : LabelledFrames
+        Frames; the identity of a complex is the identities of its molecules, joined by points.
+    """
+    joined = zip(frames.kinds, frames.identities, strict=True)
+    others = {kind for kind, identity in joined if "." in identity} - set(COMPLEXES)
+    return [*COMPLEXES, *sorted(others)]
 
 
 def write_checkpoint(
@@ -163,14 +177,15 @@ def write_checkpoint(
     student, _ = load_student(trained)
     training = torch.load(trained, weights_only=True)["training"]
     train_frames, test_frames = read_frames(dataset, "train"), read_frames(dataset, "test")
-    single = [kind not in COMPLEXES for kind in train_frames.kinds]
+    of_complexes = complex_kinds(train_frames)
+    single = [kind not in of_complexes for kind in train_frames.kinds]
     sizes = train_frames.start.diff()
     largest = max(
         (int(n) for n, k in zip(sizes, train_frames.molecule, strict=True) if single[k]),
         default=int(sizes.max()),
     )
     temperatures = train_frames.temperatures[train_frames.temperatures.isfinite()]
-    complexes = sorted(set(train_frames.kinds) & set(COMPLEXES))
+    complexes = sorted(set(train_frames.kinds) & set(of_complexes))
     systems = "neutral closed-shell organic molecules in vacuum"
     if complexes:
         systems += f", {', '.join(f'{kind}s' for kind in complexes)} of them"
@@ -201,6 +216,7 @@ def write_checkpoint(
             "largest_molecule_atoms": largest,
             "largest_force_ev_per_angstrom": round(float(train_frames.forces.norm(dim=1).max()), 2),
             "systems": systems,
+            "charged": recipe.structures.charged,
             "neighbours": known_neighbourhoods(train_frames),
         },
         "held_out": {"test": test_frames.names},
@@ -409,6 +425,8 @@ def card_text(card: dict[str, Any], evidence: Sequence[Evidence] = ()) -> str:
         "radicals, reactions, excited states or metals, or where interactions beyond the cutoff of "
         f"5 Å matter. {scope}",
         "",
+        *(f"- {limit}" for limit in card.get("limits", ())),
+        *([""] if card.get("limits") else []),
         "## How to use it",
         "",
         "    from mlff_student import StudentForceFieldCalculator",

@@ -3,8 +3,9 @@
 This module needs torch and numpy only, because training must run where no chemistry is installed.
 """
 
-from collections.abc import Callable, Iterator
-from typing import NamedTuple
+from collections.abc import Callable, Iterator, Sequence
+from itertools import pairwise
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -22,11 +23,14 @@ from mlff_student.model.student import (
 
 Network = Callable[[Tensor, Tensor, Tensor, int], tuple[Tensor, Tensor]]  # Student.network
 
+ATOMS_AT_ONCE = 200_000  # bounds the memory in which edges are sorted
 PAIRS_AT_ONCE = 4_000_000  # bounds the scratch memory of the neighbour search
 # Shortest displacement of a displaced frame, root mean square over its atoms, angstrom; thermal
 # motion is a third of it.
 SHORTEST_DISPLACEMENT = 0.25
 LONGEST_DISPLACEMENT = 10.0  # angstrom, norm over all atoms
+LARGEST_DISPLACED = 40  # atoms; larger frames are not displaced
+PADDING_LENGTH = 100.0  # angstrom, of each component of a padding edge; beyond any cutoff
 VOIGT = torch.tensor([[0, 5, 4], [5, 1, 3], [4, 3, 2]])  # places of xx, yy, zz, yz, xz, xy
 
 
@@ -53,6 +57,10 @@ class Graphs(NamedTuple):
         (A, 3) float32, eV/angstrom, without repulsion.
     virials : Tensor
         (T, 3, 3) float32, -dE/dstrain without repulsion, eV; NaN if not labelled.
+    atom_counts, edge_counts : ndarray
+        (T,) int64, numbers of atoms and edges of each frame, always in the memory of the host.
+    periodic : ndarray
+        (T,) bool, whether a frame has a cell; in the memory of the host.
     """
 
     frames: LabelledFrames
@@ -63,10 +71,43 @@ class Graphs(NamedTuple):
     energies: Tensor
     forces: Tensor
     virials: Tensor
+    atom_counts: np.ndarray
+    edge_counts: np.ndarray
+    periodic: np.ndarray
+
+    def to(self, device: torch.device) -> "Graphs":
+        """Return the same graphs on another device."""
+        moved = {
+            name: value.to(device)
+            for name, value in self._asdict().items()
+            if torch.is_tensor(value)
+        }
+        on_device = ("start", "positions")
+        frames = self.frames._replace(
+            **{name: getattr(self.frames, name).to(device) for name in on_device}
+        )
+        return self._replace(frames=frames, **moved)
+
+
+class Shape(NamedTuple):
+    """Largest numbers of frames, atoms and edges of a batch, and of its displaced frames.
+
+    On a GPU all batches have one shape, so that a step can be recorded once and repeated. Entries
+    that a batch does not need are padding, which has no effect on the loss.
+    """
+
+    frames: int
+    atoms: int
+    edges: int
+    displaced: int = 0
+    displaced_atoms: int = 0  # of each displaced frame
 
 
 class Batch(NamedTuple):
     """B frames of N atoms as one graph of E edges.
+
+    Padding atoms belong to the frame B, which has no label. Padding edges are longer than the
+    cutoff and join the last atom to itself. Padding frames have 0 atoms.
 
     Attributes
     ----------
@@ -77,7 +118,7 @@ class Batch(NamedTuple):
     species : Tensor
         (N,) int64, index of each atom's element in the student.
     frame : Tensor
-        (N,) int64, frame of each atom.
+        (N,) int64, frame of each atom; B for padding.
     atoms : Tensor
         (B,) int64, number of atoms of each frame.
     displaced : Tensor
@@ -100,10 +141,6 @@ class Batch(NamedTuple):
     energies: Tensor
     forces: Tensor
     virials: Tensor
-
-    def to(self, device: torch.device) -> "Batch":
-        """Return the same batch on another device."""
-        return Batch(*(tensor.to(device, non_blocking=True) for tensor in self))
 
 
 def fit_references(frames: LabelledFrames, student: Student) -> None:
@@ -156,6 +193,24 @@ def build_graphs(frames: LabelledFrames, student: Student) -> Graphs:
         raise InputError(
             f"the dataset holds atomic number {number}, unknown to the student; take it out"
         )
+    marks = torch.arange(0, max(1, int(frames.start[-1])), ATOMS_AT_ONCE)
+    bounds = [*torch.searchsorted(frames.start, marks).unique().tolist(), len(frames.energies)]
+    parts = [_build_part(_part(frames, first, last), student) for first, last in pairwise(bounds)]
+    return join_graphs(parts)._replace(frames=frames)
+
+
+def _part(frames: LabelledFrames, first: int, last: int) -> LabelledFrames:
+    """Return some of the frames, with the names of all structures."""
+    start, stop = int(frames.start[first]), int(frames.start[last])
+    of_frames = ("molecule", "methods", "energies", "temperatures", "cells", "pbc", "stresses")
+    of_atoms = ("atomic_numbers", "positions", "forces")
+    cut: dict[str, Any] = {name: getattr(frames, name)[first:last] for name in of_frames}
+    cut |= {name: getattr(frames, name)[start:stop] for name in of_atoms}
+    return frames._replace(start=frames.start[first : last + 1] - start, **cut)
+
+
+def _build_part(frames: LabelledFrames, student: Student) -> Graphs:
+    species = student.species_of[frames.atomic_numbers]
     no_edges = torch.zeros((2, 0), dtype=torch.int64)
     parts = [(no_edges[0], no_edges, torch.zeros(0, 3).double())]
     parts += frame_edges(frames, student.cutoff)
@@ -187,6 +242,42 @@ def build_graphs(frames: LabelledFrames, student: Student) -> Graphs:
         energies=energies.float(),
         forces=frames.forces - repulsive.float(),
         virials=virials.float(),
+        atom_counts=frames.start.diff().numpy(),
+        edge_counts=counts.numpy(),
+        periodic=frames.pbc.any(1).numpy(),
+    )
+
+
+def join_graphs(several: list[Graphs]) -> Graphs:
+    """Join the frames of several datasets.
+
+    Parameters
+    ----------
+    several : list of Graphs
+        Graphs of the same student. Of `frames` only the fields that batches need are joined.
+    """
+    if len(several) == 1:
+        return several[0]
+
+    def joined(parts: tuple[Any, ...], axis: int) -> Any:
+        return np.concatenate(parts) if isinstance(parts[0], np.ndarray) else torch.cat(parts, axis)
+
+    def starts(parts: Sequence[Tensor]) -> Tensor:
+        return torch.cat([parts[0][:1], *(part.diff() for part in parts)]).cumsum(0)
+
+    columns: dict[str, Any] = {
+        name: joined(column, -1 if name == "edge_index" else 0)
+        for name, column in zip(Graphs._fields, zip(*several, strict=True), strict=True)
+        if name not in ("frames", "edge_start")
+    }
+    frames = [graphs.frames for graphs in several]
+    return Graphs(
+        frames=frames[0]._replace(
+            start=starts([part.start for part in frames]),
+            positions=torch.cat([part.positions for part in frames]),
+        ),
+        edge_start=starts([graphs.edge_start for graphs in several]),
+        **columns,
     )
 
 
@@ -248,105 +339,196 @@ def _periodic_edges(
         yield torch.full((len(vectors),), k), edge_index, vectors
 
 
-def make_batch(graphs: Graphs, chosen: list[int]) -> Batch:
-    """Join the chosen frames into one graph.
+def make_batch(graphs: Graphs, chosen: Sequence[int] | Tensor, shape: Shape | None = None) -> Batch:
+    """Join the chosen frames into one graph, on the device of the graphs.
 
     Parameters
     ----------
     graphs : Graphs
         All frames.
-    chosen : list of int
-        Frames of the batch, in this order; a frame may occur twice.
+    chosen : sequence of int, or Tensor
+        Frames of the batch, in this order; a frame may occur twice. With a shape, a tensor of
+        `shape.frames` numbers on the device of the graphs, with -1 for padding.
+    shape : Shape, optional
+        Shape of the batch; if it is not given, there is no padding.
     """
-    members = torch.tensor(chosen)
-    start, atoms = graphs.frames.start[members], graphs.frames.start.diff()[members]
-    edge_start, edges = graphs.edge_start[members], graphs.edge_start.diff()[members]
-    rows, edge_rows = _ranges(start, atoms), _ranges(edge_start, edges)
-    offset = torch.repeat_interleave(atoms.cumsum(0) - atoms, edges)
+    if shape is None:
+        members = np.asarray(chosen, dtype=np.int64)
+        counts = graphs.atom_counts[members].sum(), graphs.edge_counts[members].sum()
+        shape = Shape(len(members), *map(int, counts))
+        chosen = torch.from_numpy(members)
+    chosen = torch.as_tensor(chosen, device=graphs.energies.device)
+    member, start = chosen.clamp(min=0), graphs.frames.start
+    atoms = torch.where(chosen < 0, 0, start[member + 1] - start[member])
+    edges = torch.where(chosen < 0, 0, graphs.edge_start[member + 1] - graphs.edge_start[member])
+    rows, frame = _rows(start[member], atoms, shape.atoms)
+    edge_rows, edge_frame = _rows(graphs.edge_start[member], edges, shape.edges)
+    # Padding is behind all frames: its first atom would be the number of atoms of the frames.
+    first = torch.cat([atoms.cumsum(0) - atoms, atoms.new_full((1,), shape.atoms - 1)])
+    real = edge_frame < shape.frames
+    local = torch.where(real, graphs.edge_index[:, edge_rows], 0)
+    vectors = torch.where(real[:, None], graphs.edge_vectors[edge_rows], PADDING_LENGTH)
     return Batch(
-        vectors=graphs.edge_vectors[edge_rows],
-        edge_index=graphs.edge_index[:, edge_rows].long() + offset,
+        vectors=vectors,
+        edge_index=local + first[edge_frame],
         species=graphs.species[rows],
-        frame=torch.repeat_interleave(atoms),
+        frame=frame,
         atoms=atoms,
         displaced=torch.zeros_like(atoms, dtype=torch.bool),
-        energies=graphs.energies[members],
+        energies=graphs.energies[member],
         forces=graphs.forces[rows],
-        virials=graphs.virials[members],
+        virials=graphs.virials[member],
     )
+
+
+def _rows(start: Tensor, count: Tensor, total: int) -> tuple[Tensor, Tensor]:
+    """Return start[0], start[0] + 1, ... (count[0] numbers), start[1], ... and their owners.
+
+    There are `total` numbers; padding has the owner len(start) and the row 0.
+    """
+    ends, place = count.cumsum(0), torch.arange(total, device=start.device)
+    owner = torch.searchsorted(ends, place, right=True)
+    inside = owner.clamp(max=len(start) - 1)
+    rows = (start - (ends - count))[inside] + place
+    return torch.where(owner < len(start), rows, 0), owner
 
 
 def join_batches(batches: list[Batch]) -> Batch:
     """Join several batches into one graph."""
-    if len(batches) == 1:
-        return batches[0]
     first, *others = batches
     for other in others:
+        frames, more = len(first.atoms), len(other.atoms)
         moved = other._replace(
-            edge_index=other.edge_index + len(first.species), frame=other.frame + len(first.atoms)
+            edge_index=other.edge_index + len(first.species), frame=other.frame + frames
         )
+        # Padding has the number of frames of the whole batch as its frame.
+        frame = torch.where(first.frame == frames, frames + more, first.frame)
         joined = {
             name: torch.cat([mine, theirs], -1 if name == "edge_index" else 0)
-            for (name, mine), theirs in zip(first._asdict().items(), moved, strict=True)
+            for (name, mine), theirs in zip(
+                first._replace(frame=frame)._asdict().items(), moved, strict=True
+            )
         }
         first = Batch(**joined)
     return first
 
 
-def displaced_batch(
-    graphs: Graphs, chosen: list[int], seeds: list[list[int]], cutoff: float
-) -> list[Batch]:
-    """Displace the atoms of the chosen open frames by a large distance; return a batch for each.
+class Displacements(NamedTuple):
+    """Random displacements of D frames with at most A atoms, in the memory of the host.
 
-    The displacement is at least 0.25 angstrom (root mean square over the atoms), and its norm over
+    Attributes
+    ----------
+    chosen : Tensor
+        (D,) int64, frames to displace; -1 for padding.
+    downhill : Tensor
+        (D,) bool, whether the atoms move along the forces and not in a random direction.
+    directions : Tensor
+        (D, A, 3) float32, normal random numbers.
+    lengths : Tensor
+        (D,) float32, norm of the displacement over all atoms, angstrom.
+    """
+
+    chosen: Tensor
+    downhill: Tensor
+    directions: Tensor
+    lengths: Tensor
+
+
+def draw_displacements(
+    graphs: Graphs,
+    chosen: Sequence[int],
+    seeds: Sequence[Sequence[int]],
+    shape: Shape | None = None,
+) -> Displacements:
+    """Draw large random displacements of open frames.
+
+    A displacement is at least 0.25 angstrom (root mean square over the atoms), and its norm over
     all atoms is up to 10 angstrom, as in a minimiser's first trial step. Half of the frames are
-    displaced at random and half along the forces. The teacher does not label them; their energies
-    are taken to be above that of the frame itself.
+    displaced at random and half along the forces.
 
     Parameters
     ----------
     graphs : Graphs
         All frames.
-    chosen : list of int
-        Frames to displace; periodic frames are left out.
-    seeds : list of list of int
+    chosen : sequence of int
+        Frames to displace. Periodic frames, and frames with more atoms than `LARGEST_DISPLACED`,
+        are left out.
+    seeds : sequence of sequence of int
         Random seed for each of the chosen frames.
+    shape : Shape, optional
+        Gives the numbers of frames and atoms with padding.
+    """
+    kept = [
+        (k, seed)
+        for k, seed in zip(chosen, seeds, strict=True)
+        if graphs.atom_counts[k] <= LARGEST_DISPLACED and not graphs.periodic[k]
+    ]
+    largest = max((int(graphs.atom_counts[k]) for k, _ in kept), default=0)
+    frames, atoms = (shape.displaced, shape.displaced_atoms) if shape else (len(kept), largest)
+    drawn = Displacements(
+        chosen=torch.full((frames,), -1),
+        downhill=torch.zeros(frames, dtype=torch.bool),
+        directions=torch.zeros(frames, atoms, 3),
+        lengths=torch.zeros(frames),
+    )
+    for row, (k, seed) in enumerate(kept):
+        rng, count = np.random.default_rng(seed), int(graphs.atom_counts[k])
+        drawn.chosen[row], drawn.downhill[row] = k, bool(rng.random() < 0.5)
+        drawn.directions[row, :count] = torch.from_numpy(rng.standard_normal((count, 3)))
+        shortest = SHORTEST_DISPLACEMENT * count**0.5
+        drawn.lengths[row] = rng.uniform(shortest, max(LONGEST_DISPLACEMENT, 2.0 * shortest))
+    return drawn
+
+
+def displaced_batch(graphs: Graphs, drawn: Displacements, cutoff: float, padded: bool) -> Batch:
+    """Return displaced copies of frames as one graph, on the device of the graphs.
+
+    The teacher does not label them; their energies are taken to be above that of the frame itself.
+
+    Parameters
+    ----------
+    graphs : Graphs
+        All frames.
+    drawn : Displacements
+        Displacements, on the device of the graphs.
     cutoff : float
         Largest length of an edge, angstrom.
+    padded : bool
+        Whether all pairs of atoms are edges, so that the shape does not depend on the positions.
     """
-    batches = []
-    for k, seed in zip(chosen, seeds, strict=True):
-        if graphs.frames.pbc[k].any():
-            continue
-        rows = slice(int(graphs.frames.start[k]), int(graphs.frames.start[k + 1]))
-        species, forces = graphs.species[rows], graphs.forces[rows].double()
-        rng, atoms = np.random.default_rng(seed), len(species)
-        downhill = rng.random() < 0.5 and bool(forces.any())
-        direction = forces if downhill else torch.from_numpy(rng.standard_normal((atoms, 3)))
-        shortest = SHORTEST_DISPLACEMENT * atoms**0.5
-        length = rng.uniform(shortest, max(LONGEST_DISPLACEMENT, 2.0 * shortest))
-        positions = graphs.frames.positions[rows] + length * direction / direction.norm()
-        _, edge_index, vectors = _all_edges(positions[None], cutoff)
-        batches.append(
-            Batch(
-                vectors=vectors.float(),
-                edge_index=edge_index,
-                species=species,
-                frame=torch.zeros(atoms, dtype=torch.int64),
-                atoms=torch.tensor([atoms]),
-                displaced=torch.tensor([True]),
-                energies=graphs.energies[k : k + 1],
-                forces=torch.full((atoms, 3), torch.nan),
-                virials=torch.full((1, 3, 3), torch.nan),
-            )
-        )
-    return batches
-
-
-def _ranges(start: Tensor, count: Tensor) -> Tensor:
-    """Return start[0], start[0] + 1, ... (count[0] numbers), start[1], ..."""
-    first = torch.repeat_interleave(start - (count.cumsum(0) - count), count)
-    return first + torch.arange(int(count.sum()))
+    (frames, largest, _), device = drawn.directions.shape, graphs.energies.device
+    member, start = drawn.chosen.clamp(min=0), graphs.frames.start
+    atoms = torch.where(drawn.chosen < 0, 0, start[member + 1] - start[member])
+    place = torch.arange(largest, device=device)
+    inside = place < atoms[:, None]  # (D, A)
+    rows = torch.where(inside, start[member][:, None] + place, 0)
+    forces = torch.where(inside[:, :, None], graphs.forces[rows], 0.0)
+    downhill = drawn.downhill & (forces != 0.0).any(2).any(1)
+    direction = torch.where(downhill[:, None, None], forces, drawn.directions)
+    norm = direction.square().sum((1, 2)).sqrt().clamp(min=1e-30)
+    positions = graphs.frames.positions[rows]
+    positions = positions + (drawn.lengths / norm)[:, None, None] * direction
+    far = PADDING_LENGTH * (1.0 + place[None, :, None])
+    positions = torch.where(inside[:, :, None], positions, far)
+    i, j = (~torch.eye(largest, dtype=torch.bool)).nonzero().T.to(device)
+    vectors = (positions[:, j] - positions[:, i]).flatten(0, 1)
+    offset = largest * torch.arange(frames, device=device)[:, None]
+    edge_index = torch.stack([(offset + i).flatten(), (offset + j).flatten()])
+    if not padded:
+        near = vectors.square().sum(1) < cutoff**2
+        vectors, edge_index = vectors[near], edge_index[:, near]
+    owner = torch.arange(frames, device=device)[:, None]
+    return Batch(
+        vectors=vectors,
+        edge_index=edge_index,
+        species=graphs.species[rows].flatten(),
+        frame=torch.where(inside, owner, frames).flatten(),
+        atoms=atoms,
+        displaced=atoms > 0,
+        energies=graphs.energies[member],
+        forces=torch.zeros(frames * largest, 3, device=device),
+        virials=torch.full((frames, 3, 3), torch.nan, device=device),
+    )
 
 
 class Prediction(NamedTuple):
@@ -359,7 +541,7 @@ class Prediction(NamedTuple):
     forces : Tensor
         (N, 3) eV/angstrom.
     virials : Tensor
-        (B, 3, 3) -dE/dstrain, eV; zero for frames whose virial is not labelled.
+        (B, 3, 3) -dE/dstrain, eV.
     """
 
     energies: Tensor
@@ -371,13 +553,11 @@ def predict(network: Network, batch: Batch) -> Prediction:
     """Predict energies, forces and virials of a batch by the network."""
     atoms, frames = len(batch.species), len(batch.atoms)
     eps, gradient = network(batch.vectors, batch.edge_index, batch.species, atoms)
-    frame = batch.frame[batch.edge_index[0]]
-    labelled = batch.virials[:, 0, 0].isfinite()[frame]  # (E,)
-    virials = edge_virials(gradient[labelled], batch.vectors[labelled])
+    virials = edge_virials(gradient, batch.vectors)
     return Prediction(
-        energies=sum_to_atoms(eps, batch.frame, frames),
+        energies=sum_to_atoms(eps, batch.frame, frames + 1)[:-1],
         forces=forces_from_gradient(gradient, batch.edge_index, atoms),
-        virials=sum_to_atoms(virials, frame[labelled], frames),
+        virials=sum_to_atoms(virials, batch.frame[batch.edge_index[0]], frames + 1)[:-1],
     )
 
 

@@ -19,6 +19,7 @@ from mlff_student.distill.dataset import LabelledStructure, open_dataset
 from mlff_student.distill.recipe import Recipe
 from mlff_student.distill.sample import label_source
 from mlff_student.distill.sources import Source, list_sources
+from mlff_student.teachers.registry import TEACHERS, reads_charge
 
 SCHEDULER_TIMEOUT_S = 10.0
 
@@ -40,11 +41,18 @@ def label(recipe: Recipe, dataset: Path, workers: int, scheduler: str = "") -> N
     Raises
     ------
     InputError
-        The dataset was made with another teacher or random seed, no structure gave a frame, the
-        disk is full, a worker process died or the scheduler does not answer.
+        The dataset was made with another teacher or random seed, the recipe has charged molecules
+        and the teacher ignores charges, no structure gave a frame, the disk is full, a worker
+        process died or the scheduler does not answer.
     MissingDependencyError
         The teacher or Dask is not installed.
     """
+    if recipe.structures.charged and not reads_charge(recipe.teacher):
+        others = [name for name in TEACHERS if reads_charge(name)]
+        raise InputError(
+            f"structures.charged is set, but teacher {recipe.teacher!r} computes every structure "
+            f"as neutral; unset it, or use {', '.join(others)}"
+        )
     with Console(stderr=True).status("listing structures"):
         sources = list_sources(recipe.structures, recipe.seed)
     label_sources(sources, recipe, dataset, workers, scheduler, recipe.structures.split_by)

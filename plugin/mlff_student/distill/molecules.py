@@ -42,12 +42,16 @@ def read_library(path: Path = LIBRARY) -> list[Molecule]:
     Raises
     ------
     InputError
-        There is no such file, or a line does not have three columns.
+        There is no such file, it is not text in UTF-8, or a line does not have three columns.
     """
     if not path.is_file():
         raise InputError(f"no file of molecules {path}; give a tab-separated file")
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"cannot read {path}: {error}; save it as text in UTF-8") from error
     molecules = []
-    for number, line in enumerate(path.read_text().splitlines(), 1):
+    for number, line in enumerate(lines, 1):
         if line and not line.startswith("#"):
             columns = line.split("\t")
             if len(columns) != 3:

@@ -7,6 +7,7 @@ from mlff_student.core.errors import InputError, check_key
 from mlff_student.core.settings import read_settings
 
 ORGANIC_RECIPE = Path(__file__).with_name("organic.yaml")
+CONDENSED_RECIPE = Path(__file__).with_name("condensed.yaml")
 GROUPS = ("molecule", "dimer", "cluster", "liquid", "file", "held_out")
 
 
@@ -29,6 +30,55 @@ class HeldOut:
 
 
 @dataclass(frozen=True)
+class Mixture:
+    """Groups of molecules, open (clusters, droplets) or in periodic boxes (liquids, solutions).
+
+    Attributes
+    ----------
+    name : str
+        First part of the structures' names, and their kind in tables of errors.
+    count : int
+        Number of structures. They are shared among the splits in proportion to the molecules.
+    atoms : list[int]
+        Smallest and largest number of atoms of a structure; the number is drawn between them.
+    solvents : list[str]
+        Names or classes of the molecules that fill a structure.
+    solutes : list[str]
+        Names or classes of molecules, of which each structure has one; empty: no solute.
+    kinds : int
+        Number of different solvents in a structure.
+    periodic : bool
+        Whether a structure is a cubic periodic box.
+    packing : float
+        Van der Waals volume of the molecules over the volume of a box: 0.51 for hexane, 0.56 for
+        benzene and ethanol, 0.67 for water and ethylene glycol, at their densities at 298 K.
+    dilation : list[float]
+        Smallest and largest factor of the volume of a box, which is drawn between them.
+    """
+
+    name: str
+    count: int
+    atoms: list[int]
+    solvents: list[str]
+    solutes: list[str] = field(default_factory=list)
+    kinds: int = 1
+    periodic: bool = False
+    packing: float = 0.58
+    dilation: list[float] = field(default_factory=lambda: [0.87, 1.25])
+
+    def __post_init__(self) -> None:
+        for key in ("atoms", "dilation"):
+            low, high = getattr(self, key) if len(getattr(self, key)) == 2 else (1, 0)
+            if not 0 < low <= high:
+                raise InputError(
+                    f"mixture {self.name}: {key} is {getattr(self, key)}; expected the smallest "
+                    "and the largest value, above 0"
+                )
+        if self.kinds < 1 or not self.solvents:
+            raise InputError(f"mixture {self.name} needs solvents, and kinds of 1 or more")
+
+
+@dataclass(frozen=True)
 class StructureRecipe:
     """Which structures a dataset has, and how they are split.
 
@@ -44,6 +94,14 @@ class StructureRecipe:
         Names of molecules that must be in the training set.
     smiles : str
         Tab-separated file with the columns SMILES, name and class, instead of the library.
+    added_smiles : str
+        File of the same form whose molecules are used beside the library, whatever `library` and
+        `largest` say; "condensed.smi" is the shipped list of ions, peptides and lipids.
+    elements : list[str]
+        Elements of the molecules; those with other elements are left out. Empty: no limit.
+    charged : bool
+        Whether molecules may be charged. The teacher must read the total charge from
+        `atoms.info["charge"]`.
     brics : int
         Number of new molecules made of fragments of the library, all for training.
     brics_largest : int
@@ -69,6 +127,8 @@ class StructureRecipe:
         Names of molecules that boxes of the pure liquid are made of, in the split of the molecule.
     solvent_boxes : int
         Number of boxes of each solvent.
+    mixtures : list[Mixture]
+        Clusters, droplets, liquids and solutions of named molecules or classes.
     files : list[str]
         Structure files, or folders of them, that ASE or RDKit (SDF) reads, crystals included.
     split_by : str
@@ -81,6 +141,9 @@ class StructureRecipe:
     held_out: HeldOut
     always: list[str] = field(default_factory=list)
     smiles: str = ""
+    added_smiles: str = ""
+    elements: list[str] = field(default_factory=list)
+    charged: bool = False
     brics: int = 0
     brics_largest: int = 24
     conformers: int = 1
@@ -92,6 +155,7 @@ class StructureRecipe:
     liquid_largest: int = 24
     solvents: list[str] = field(default_factory=list)
     solvent_boxes: int = 1
+    mixtures: list[Mixture] = field(default_factory=list)
     files: list[str] = field(default_factory=list)
     split_by: str = "molecule"
 
@@ -185,6 +249,9 @@ class Methods:
         Rattled and partly relaxed frames.
     contacts : int
         Number of frames with one bond compressed or stretched.
+    torsions : int
+        Number of frames of a molecule in which one bond, single or double, is turned by any angle.
+        In every second frame the other coordinates are relaxed with MMFF94.
     volumes : int
         Number of frames of periodic boxes whose molecules are moved apart or together as rigid
         bodies.
@@ -196,6 +263,7 @@ class Methods:
     normal_modes: NormalModes | None = None
     augment: Augmentation | None = None
     contacts: int = 0
+    torsions: int = 0
     volumes: int = 0
 
 
@@ -252,7 +320,10 @@ class TrainingRecipe:
     steps : int
         Number of optimiser steps.
     batch : int
-        Number of frames in a step.
+        Largest number of frames in a step.
+    edges : int
+        Largest number of edges in a step, so that large boxes and small molecules take the same
+        time: a step then has as many frames as fit; 0: no limit. A larger frame is a step alone.
     learning_rate : float
         Highest learning rate, which a linear warm-up reaches and a cosine lowers to zero.
     warmup : int
@@ -260,6 +331,10 @@ class TrainingRecipe:
     energy_weight : float
         Weight of the squared energy error per atom (eV^2); the squared error of a force component
         (eV^2/angstrom^2) has the weight 1.
+    final_energy_weight : float
+        Weight of the energies at the end; it changes geometrically from `energy_weight` to this as
+        the learning rate falls, because energy differences of conformers need it and the first
+        steps do not. 0: it stays `energy_weight`.
     huber : float
         Error of a force component above which it counts linearly and not squared, eV/angstrom, so
         that a few strained frames do not dominate (Huber 1964, doi:10.1214/aoms/1177703732); 0: all
@@ -272,6 +347,8 @@ class TrainingRecipe:
         (eV/atom) is how far the predicted energy of the displaced frame lies below that of the
         frame itself. One in four frames is also shown displaced; without this term the energy
         where there are no data is arbitrary, and a minimiser finds such places. 0: no such frames.
+    share : float
+        Share of the time that a bundle trains this preset, relative to the shares of the others.
     clip : float
         Largest norm of the gradient.
     ema : float
@@ -283,11 +360,14 @@ class TrainingRecipe:
     steps: int
     batch: int
     learning_rate: float
+    edges: int = 0
     warmup: int = 300
     energy_weight: float = 10.0
+    final_energy_weight: float = 0.0
     huber: float = 0.1
     virial_weight: float = 100.0
     displaced_weight: float = 0.02
+    share: float = 1.0
     clip: float = 5.0
     ema: float = 0.999
     patience: int = 0

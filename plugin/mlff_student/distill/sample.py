@@ -13,7 +13,8 @@ from ase import Atoms, units
 from ase.calculators.calculator import Calculator, all_changes
 from ase.md.langevin import Langevin
 from ase.md.velocitydistribution import thermalize_momenta
-from ase.optimize import BFGS
+from ase.optimize import BFGS, FIRE
+from ase.stress import full_3x3_to_voigt_6_stress
 from ase.vibrations import Vibrations
 
 from mlff_student.core.errors import InputError, MissingDependencyError, StudentError
@@ -23,8 +24,12 @@ from mlff_student.distill.recipe import MD, Augmentation, Methods, NormalModes, 
 from mlff_student.distill.sources import Source, build
 from mlff_student.engines.ase.calculator import StudentForceFieldCalculator
 from mlff_student.structures.checks import connected_fragments, perceive_bonds
+from mlff_student.structures.smiles import embed
+from mlff_student.structures.torsions import relaxed_torsion, rotatable_bonds, turned
 from mlff_student.teachers import make_teacher
 
+BOX_RELAXATION_STEPS = 100  # of a packed box, whose molecules touch, before its dynamics
+TORSION_RATTLE = 0.04  # angstrom, standard deviation of the displacements of turned molecules
 CONTACT_SCALES = (0.8, 1.3)  # smallest and largest factor of the length of a bond
 VOLUME_FACTORS = (0.8, 2.0)  # smallest and largest factor of the volume of a box
 SOFTEST_MODE = 100.0  # 1/cm; softer modes are not harmonic, and their displacement has no bound
@@ -106,7 +111,8 @@ class Labeller:
         self.largest_force = largest_force
         self.rng = np.random.default_rng(seed)
         self.seed = seed
-        self.frames: list[dict[str, Any]] = []
+        self.proposed: list[tuple[Atoms, str, float]] = []  # geometry, method, temperature
+        self.info: dict[str, Any] = {}  # total charge and spin of the structure
         self.attempted = 0
         self.failures: list[str] = []
 
@@ -129,13 +135,17 @@ class Labeller:
         if methods.md and methods.md.by != "teacher":
             mover = _student(methods.md.by, get_ident())
         with self._counted():
-            for atoms in build(self.source, self.seed):
+            for start in build(self.source, self.seed):
+                atoms = start.copy()
+                atoms.set_constraint()  # all atoms move, whatever a file fixes
                 self._check_periodicity(atoms)
+                self.info = atoms.info
                 atoms.calc = self.teacher
                 if methods.starts:
                     self._add(self._rattled(atoms, methods.rattle), "start")
                 for _ in range(methods.contacts):
                     self._add(self._with_contact(atoms), "contact")
+                self._turn(atoms, methods.torsions)
                 if methods.augment:
                     with self._counted(methods.augment.frames):
                         self._augment(atoms, methods.augment)
@@ -146,7 +156,7 @@ class Labeller:
                     self._simulate(atoms, methods.md, mover)
                 for _ in range(methods.volumes):
                     self._add(self._at_another_volume(atoms), "volume")
-        return self._gather(atoms)
+        return self._gather(atoms, self._labelled())
 
     @contextmanager
     def _counted(self, planned: int = 0) -> Iterator[None]:
@@ -162,20 +172,29 @@ class Labeller:
             self.attempted = max(self.attempted, planned)
 
     def _add(self, atoms: Atoms, method: str, temperature: float = np.nan) -> None:
-        """Label a geometry, rounded to float32 first because the dataset stores float32."""
+        """Propose a geometry, rounded to float32 because the dataset stores float32."""
         self.attempted += 1
-        with self._counted():
-            atoms = atoms.copy()
-            atoms.positions = atoms.positions.astype(np.float32)
-            atoms.cell[:] = atoms.cell.array.astype(np.float32)
-            atoms.calc = self.teacher
-            energy, forces = atoms.get_potential_energy(), atoms.get_forces()
+        proposed = atoms.copy()
+        proposed.set_constraint()
+        proposed.info = dict(self.info)
+        proposed.positions = atoms.positions.astype(np.float32)
+        proposed.cell[:] = atoms.cell.array.astype(np.float32)
+        self.proposed.append((proposed, method, temperature))
+
+    def _labelled(self) -> list[dict[str, Any]]:
+        """Label all proposed geometries; leave out those that the teacher cannot label."""
+        frames = []
+        labels = self._labels([atoms for atoms, _, _ in self.proposed])
+        for (atoms, method, temperature), label in zip(self.proposed, labels, strict=True):
+            if label is None:
+                continue
+            energy, forces, stress = label
             if not (np.isfinite(energy) and np.isfinite(forces).all()):
                 self.failures.append(f"{method}: labels that are not finite")
             elif abs(forces).max() > self.largest_force:
                 self.failures.append(f"{method}: force of {abs(forces).max():.0f} eV/angstrom")
             else:
-                self.frames.append(
+                frames.append(
                     {
                         "methods": method,
                         "positions": atoms.positions,
@@ -184,9 +203,30 @@ class Labeller:
                         "temperatures": temperature,
                         "cells": atoms.cell.array,
                         "pbc": atoms.pbc,
-                        "stresses": self._stress(atoms),
+                        "stresses": stress,
                     }
                 )
+        return frames
+
+    def _labels(self, structures: list[Atoms]) -> list[tuple[float, Any, Any] | None]:
+        """Return energy, forces and stress of each structure; None if the teacher refuses it.
+
+        A teacher that labels many structures in one call (`SO3LR.label`) is asked for all at once.
+        """
+        label = getattr(self.teacher.teacher, "label", None)
+        if label:
+            with self._counted():
+                return [
+                    (each.energy, each.forces, _voigt(each.stress)) for each in label(structures)
+                ]
+        labels: list[tuple[float, Any, Any] | None] = []
+        for atoms in structures:
+            labels.append(None)
+            with self._counted():
+                atoms.calc = self.teacher
+                forces = atoms.get_forces(apply_constraint=False)
+                labels[-1] = atoms.get_potential_energy(), forces, self._stress(atoms)
+        return labels
 
     def _check_periodicity(self, atoms: Atoms) -> None:
         """Refuse slabs and wires for tblite, which computes them as periodic along three axes."""
@@ -202,7 +242,7 @@ class Labeller:
 
     def _stress(self, atoms: Atoms) -> np.ndarray:
         if atoms.pbc.all() and "stress" in self.teacher.implemented_properties:
-            return atoms.get_stress()
+            return atoms.get_stress(apply_constraint=False)
         return np.full(6, NOT_LABELLED)
 
     def _rattled(self, atoms: Atoms, width: float) -> Atoms:
@@ -227,15 +267,28 @@ class Labeller:
             moved.positions[side] += (self.rng.uniform(*CONTACT_SCALES) - 1.0) * vector
         return moved
 
+    def _turn(self, atoms: Atoms, count: int) -> None:
+        """Add frames in which one bond of a molecule is turned, every second one relaxed."""
+        if not count or len(self.source.smiles) != 1:
+            return
+        smiles = self.source.smiles[0]
+        bonds = embed(smiles, self.seed)[1]
+        torsions = rotatable_bonds(atoms, bonds)
+        for index in range(count if torsions else 0):
+            torsion = torsions[self.rng.integers(len(torsions))]
+            moved = turned(atoms, bonds, torsion, self.rng.uniform(0.0, 360.0))
+            relaxed = relaxed_torsion(smiles, moved, torsion) if index % 2 else None
+            self._add(self._rattled(relaxed or moved, TORSION_RATTLE), "torsion")
+
     def _at_another_volume(self, atoms: Atoms) -> Atoms:
         """Return an earlier frame (or the structure itself) in a box of another volume.
 
         The molecules are moved apart or together as rigid bodies.
         """
         moved = atoms.copy()
-        earlier = [frame for frame in self.frames if frame["methods"] != "volume"]
+        earlier = [frame for frame, method, _ in self.proposed if method != "volume"]
         if earlier:
-            moved.positions = earlier[self.rng.integers(len(earlier))]["positions"]
+            moved.positions = earlier[self.rng.integers(len(earlier))].positions
         factor = self.rng.uniform(*VOLUME_FACTORS) ** (1.0 / 3.0)
         owner = connected_fragments(len(atoms), perceive_bonds(moved))
         for molecule in range(owner.max() + 1):
@@ -280,6 +333,11 @@ class Labeller:
     def _simulate(self, atoms: Atoms, settings: MD, mover: Calculator) -> None:
         runner = atoms.copy()
         runner.calc = mover
+        if mover is not self.teacher:
+            runner.info.clear()  # students have no input for the total charge
+        if atoms.pbc.any() and len(self.source.smiles) > 1:
+            with self._counted():
+                FIRE(runner, logfile=None).run(fmax=1.0, steps=BOX_RELAXATION_STEPS)
         for temperature in settings.temperatures_K:
             broken = True
             with self._counted(settings.frames):
@@ -300,7 +358,7 @@ class Labeller:
             if broken:  # the teacher raised an error: the next temperature starts anew
                 runner.positions = atoms.positions
 
-    def _gather(self, atoms: Atoms) -> LabelledStructure:
+    def _gather(self, atoms: Atoms, frames: list[dict[str, Any]]) -> LabelledStructure:
         arrays = {
             "positions": (np.float32, (len(atoms), 3)),
             "forces": (np.float32, (len(atoms), 3)),
@@ -318,14 +376,19 @@ class Labeller:
             attempted=max(self.attempted, 1),
             failure="; ".join(dict.fromkeys(self.failures)),
             atomic_numbers=atoms.numbers.astype(np.uint8),
-            methods=[frame["methods"] for frame in self.frames],
+            methods=[frame["methods"] for frame in frames],
             **{
-                key: np.array([frame[key] for frame in self.frames], dtype).reshape(
-                    len(self.frames), *shape
-                )
+                key: np.array([frame[key] for frame in frames], dtype).reshape(len(frames), *shape)
                 for key, (dtype, shape) in arrays.items()
             },
         )
+
+
+def _voigt(stress: np.ndarray | None) -> np.ndarray:
+    """Return the stress (6,) in the order of the dataset, NaN if there is none."""
+    if stress is None:
+        return np.full(6, NOT_LABELLED)
+    return full_3x3_to_voigt_6_stress(stress)
 
 
 class _Finite(Calculator):

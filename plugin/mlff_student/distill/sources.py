@@ -14,7 +14,7 @@ from ase.io import iread
 
 from mlff_student.core.errors import InputError, check_key
 from mlff_student.distill.molecules import LIBRARY, Molecule, read_library, recombined
-from mlff_student.distill.recipe import StructureRecipe
+from mlff_student.distill.recipe import Mixture, StructureRecipe
 from mlff_student.structures.checks import check_structure, perceive_bonds
 from mlff_student.structures.packing import (
     LIQUID_PACKING,
@@ -22,9 +22,17 @@ from mlff_student.structures.packing import (
     dimer_scan,
     liquid_box,
     molecular_volume,
+    scaled_box,
 )
 from mlff_student.structures.reading import read_molecules
-from mlff_student.structures.smiles import atoms_and_bonds, embed, identity, rdkit_chem
+from mlff_student.structures.smiles import (
+    atoms_and_bonds,
+    embed,
+    formal_charge,
+    identity,
+    rdkit_chem,
+)
+from mlff_student.structures.text import check_counts
 
 # Smallest and largest volume of a box over that of LIQUID_PACKING: what a barostat may try.
 LIQUID_DILATION = (0.9, 1.15)
@@ -56,6 +64,10 @@ class Source(NamedTuple):
         Number of embedded geometries.
     starts : tuple of Atoms
         Starting geometries; empty if they are made from the SMILES.
+    packing : float
+        Van der Waals volume of the molecules over the volume of a box.
+    dilation : tuple of float
+        Smallest and largest factor of the volume of a box.
     """
 
     name: str
@@ -66,6 +78,8 @@ class Source(NamedTuple):
     smiles: tuple[str, ...] = ()
     conformers: int = 1
     starts: tuple[Atoms, ...] = ()
+    packing: float = LIQUID_PACKING
+    dilation: tuple[float, float] = LIQUID_DILATION
 
 
 def list_sources(recipe: StructureRecipe, seed: int) -> list[Source]:
@@ -84,8 +98,12 @@ def list_sources(recipe: StructureRecipe, seed: int) -> list[Source]:
         A file cannot be used, there are fewer molecules than are to be held out, or a name is
         unknown, not unique or too long.
     """
-    library = read_library(Path(recipe.smiles) if recipe.smiles else LIBRARY)
-    molecules = choose_molecules(library, recipe, seed)
+    molecules = choose_molecules(
+        read_library(Path(recipe.smiles) if recipe.smiles else LIBRARY), recipe, seed
+    )
+    if recipe.added_smiles:
+        added = read_library(_shipped(recipe.added_smiles))
+        molecules += [molecule for molecule in added if _atom_count(molecule, recipe)]
     keys = {molecule: identity(molecule.smiles) for molecule in molecules}
     always = {keys[molecule] for molecule in molecules if molecule.name in recipe.always}
     unique = with_unique_bonds({key: _bond_graph(key) for key in keys.values()})
@@ -103,6 +121,8 @@ def list_sources(recipe: StructureRecipe, seed: int) -> list[Source]:
         for molecule, key in keys.items()
     ]
     sources = single + list(_complexes(single, recipe, seed)) + list(_solvents(single, recipe))
+    for mixture in recipe.mixtures:
+        sources += _mixtures(single, mixture, recipe.always, seed)
     for molecule in recombined(molecules, recipe.brics, recipe.brics_largest, seed):
         key = identity(molecule.smiles)
         sources.append(
@@ -122,7 +142,8 @@ def list_sources(recipe: StructureRecipe, seed: int) -> list[Source]:
         for source, unit in zip(from_files, units, strict=True)
     ]
     _check_names([source.name for source in sources])
-    return sorted(sources, key=lambda source: source.split == "train")
+    # In the order of a hash, so that a dataset that is half labelled has all kinds of structures.
+    return sorted(sources, key=lambda source: (source.split == "train", _draw(seed, source.name)))
 
 
 def _check_names(names: list[str]) -> None:
@@ -155,7 +176,8 @@ def choose_molecules(library: list[Molecule], recipe: StructureRecipe, seed: int
     Raises
     ------
     InputError
-        A name of `recipe.always` is not in the library, or a molecule is charged.
+        A name of `recipe.always` is not in the library, or a molecule is charged and
+        `recipe.charged` is not set.
     """
     unknown = set(recipe.always) - {molecule.name for molecule in library}
     if unknown:
@@ -168,7 +190,7 @@ def choose_molecules(library: list[Molecule], recipe: StructureRecipe, seed: int
     small = {
         molecule
         for molecule in library
-        if recipe.library and _atom_count(molecule) <= recipe.largest
+        if recipe.library and 0 < _atom_count(molecule, recipe) <= recipe.largest
     }
     for molecule in sorted(small - set(chosen), key=lambda molecule: _draw(seed, molecule.smiles)):
         by_kind[molecule.kind].append(molecule)
@@ -291,6 +313,51 @@ def _solvents(single: list[Source], recipe: StructureRecipe) -> Iterator[Source]
             )
 
 
+def _mixtures(
+    single: list[Source], mixture: Mixture, always: list[str], seed: int
+) -> Iterator[Source]:
+    """Draw the structures of a mixture in each split.
+
+    A structure of a held-out split has a held-out molecule: its solute if there is one, else its
+    first solvent. Its other solvents are from the same split or in `always`.
+    """
+
+    def matching(names: list[str]) -> list[Source]:
+        check_key(names, known, f"mixture {mixture.name}")
+        return [source for source in single if {source.name, source.kind} & set(names)]
+
+    known = {source.name for source in single} | {source.kind for source in single}
+    sizes = {source.name: len(_bond_graph(source.smiles[0])[0]) for source in single}
+    solvents, solutes = matching(mixture.solvents), matching(mixture.solutes)
+    leading = solutes or solvents
+    for split in ("test", "validation", "train"):
+        own = [source for source in leading if source.split == split]
+        allowed = [s for s in solvents if s.split == split or s.name in always]
+        for index in range(round(mixture.count * len(own) / len(leading))):
+            name = f"{mixture.name}_{split}_{index:05d}"
+            rng = np.random.default_rng([seed, crc32(name.encode())])
+            first = own[rng.integers(len(own))]
+            others = [allowed[k] for k in rng.permutation(len(allowed)) if allowed[k] != first]
+            kinds = [*([] if solutes else [first]), *others][: mixture.kinds]
+            share = rng.dirichlet(np.ones(len(kinds)))
+            room = int(rng.integers(mixture.atoms[0], mixture.atoms[1] + 1)) - sizes[first.name]
+            chosen = [first]
+            while kinds and sizes[(new := kinds[rng.choice(len(kinds), p=share)]).name] <= room:
+                chosen.append(new)
+                room -= sizes[new.name]
+            if len(chosen) > 1:
+                yield Source(
+                    name=name,
+                    identity=".".join(sorted(source.identity for source in chosen)),
+                    kind=mixture.name,
+                    group="liquid" if mixture.periodic else "cluster",
+                    split=split,
+                    smiles=tuple(source.smiles[0] for source in chosen),
+                    packing=mixture.packing,
+                    dilation=(mixture.dilation[0], mixture.dilation[1]),
+                )
+
+
 def _fill(
     members: list[Source],
     sizes: dict[str, int],
@@ -311,23 +378,33 @@ def _fill(
     return chosen
 
 
-def _atom_count(molecule: Molecule) -> int:
-    """Return the number of atoms of a molecule, hydrogens included.
+def _atom_count(molecule: Molecule, recipe: StructureRecipe) -> int:
+    """Return the number of atoms, hydrogens included; 0 if an element is not in the recipe.
 
     Raises
     ------
     InputError
-        The molecule is charged, and teachers are asked for neutral molecules only.
+        The molecule is charged, and the recipe does not allow that.
     """
     from rdkit import Chem
 
     identity(molecule.smiles)  # raises InputError if it is no SMILES string
     parsed = Chem.MolFromSmiles(molecule.smiles)
-    if charge := Chem.GetFormalCharge(parsed):
+    charge = Chem.GetFormalCharge(parsed)
+    if charge and not recipe.charged:
         raise InputError(
-            f"{molecule.name} ({molecule.smiles}) has the charge {charge:+d}, not 0; take it out"
+            f"{molecule.name} ({molecule.smiles}) has the charge {charge:+d}, not 0; take it out, "
+            "or set structures.charged if the teacher reads the total charge"
         )
-    return Chem.AddHs(parsed).GetNumAtoms()
+    whole = Chem.AddHs(parsed)
+    symbols = {atom.GetSymbol() for atom in whole.GetAtoms()}
+    return whole.GetNumAtoms() if symbols <= set(recipe.elements or symbols) else 0
+
+
+def _shipped(name: str) -> Path:
+    """Return the path of a file that lies beside the library, or the path as it is."""
+    shipped = LIBRARY.parent / name
+    return shipped if shipped.is_file() else Path(name)
 
 
 def _bond_graph(smiles: str) -> BondGraph:
@@ -356,16 +433,28 @@ def build(source: Source, seed: int) -> list[Atoms]:
     """
     if source.starts:
         return list(source.starts)
+    charge = sum(formal_charge(smiles) for smiles in source.smiles)
+    built = _built(source, seed)
+    for atoms in built:
+        atoms.info.update({"charge": charge} if charge else {})
+    return built
+
+
+def _built(source: Source, seed: int) -> list[Atoms]:
     if source.group in ("molecule", "held_out"):
         return [embed(source.smiles[0], seed + k)[0] for k in range(source.conformers)]
     rng = np.random.default_rng(seed)
-    molecules = [embed(smiles, seed % 2**31)[0] for smiles in source.smiles]
+    geometry = {smiles: embed(smiles, seed % 2**31)[0] for smiles in sorted(set(source.smiles))}
+    molecules = [geometry[smiles] for smiles in source.smiles]
     if source.group == "dimer":
-        return dimer_scan(*molecules, rng)
+        return dimer_scan(molecules[0], molecules[1], rng)
     if source.group == "cluster":
         return [cluster(molecules, rng)]
-    volume = sum(molecular_volume(smiles) for smiles in source.smiles)
-    return [liquid_box(molecules, rng.uniform(*LIQUID_DILATION) * volume / LIQUID_PACKING, rng)]
+    volumes = {smiles: molecular_volume(smiles) for smiles in geometry}
+    volume = sum(volumes[smiles] for smiles in source.smiles) / source.packing
+    volume *= rng.uniform(*source.dilation)
+    sizes = [len(molecule) for molecule in molecules]
+    return [scaled_box(liquid_box(molecules, volume, rng), sizes, volume)]
 
 
 def read_generated(path: Path) -> list[Source]:
@@ -424,6 +513,7 @@ def _stem(file: Path, folder: Path) -> str:
 
 def _read_with_ase(path: Path) -> Iterator[Atoms]:
     index = 0
+    check_counts(path)
     try:
         for atoms in iread(path, index=":"):
             yield atoms

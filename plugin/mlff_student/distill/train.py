@@ -9,41 +9,40 @@ import ctypes
 import math
 import os
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from copy import deepcopy
 from dataclasses import asdict, replace
-from itertools import accumulate
+from itertools import count
 from pathlib import Path
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 import torch.distributed as dist
-from rich.progress import Progress, TextColumn
 from torch import Tensor
 
 from mlff_student.archive.registry import load_student
-from mlff_student.core.errors import InputError, MissingDependencyError
+from mlff_student.core.errors import InputError
 from mlff_student.core.files import atomic_write
 from mlff_student.distill.dataset import LabelledFrames, dataset_sha256, read_frames
 from mlff_student.distill.graphs import (
-    Batch,
     Graphs,
     Network,
     build_graphs,
-    displaced_batch,
     fit_references,
-    join_batches,
+    join_graphs,
     make_batch,
     predict,
     predict_frames,
 )
-from mlff_student.distill.recipe import Recipe, TrainingRecipe
+from mlff_student.distill.recipe import Recipe
+from mlff_student.distill.step import Step
 from mlff_student.model.student import PRESETS, Student
 
 STATE_EVERY_S = 60.0
 VALIDATE_EVERY = 1000  # steps
-DISPLACED_EVERY = 4  # one of so many frames is also shown displaced
+CHECK_EVERY = {"cpu": 1, "cuda": 100}  # steps; a GPU is not asked after each step
 
 
 class Errors(NamedTuple):
@@ -168,10 +167,48 @@ def started_workers() -> Iterator[Workers]:
             dist.destroy_process_group()
 
 
+@contextmanager
+def progress_bar(title: str, quiet: bool) -> Iterator[Callable[[float, str], None]]:
+    """Show the progress of a long computation by rich, or line by line where that is missing.
+
+    Parameters
+    ----------
+    title : str
+        What is computed.
+    quiet : bool
+        Whether to show nothing.
+
+    Yields
+    ------
+    callable
+        Takes the part that is done, from 0 to 1, and a text, which stays if it is empty.
+    """
+    try:
+        from rich.progress import Progress, TextColumn
+    except ImportError:
+
+        def write(done: float, text: str) -> None:
+            if text and not quiet:
+                print(f"{title}: {done:.0%}, {text}", flush=True)
+
+        yield write
+        return
+    columns = (*Progress.get_default_columns(), TextColumn("{task.fields[info]}"))
+    with Progress(*columns, disable=quiet) as progress:
+        bar = progress.add_task(title, total=1000, info="")
+
+        def show(done: float, text: str) -> None:
+            progress.update(bar, completed=int(1000 * done))
+            if text:
+                progress.update(bar, info=text)
+
+        yield show
+
+
 def validation_errors(
-    network: Network, graphs: Graphs, device: torch.device | str = "cpu", batch: int = 32
+    network: Network, graphs: Graphs, chosen: Sequence[int] | None = None, batch: int = 32
 ) -> Errors:
-    """Measure the errors of a network over all frames.
+    """Measure the errors of a network over frames, on their device.
 
     Parameters
     ----------
@@ -179,16 +216,16 @@ def validation_errors(
         `Student.network`.
     graphs : Graphs
         The frames.
-    device : torch.device or str
-        Device to compute on.
+    chosen : sequence of int, optional
+        Frames to use; all of them if not given.
     batch : int
         Number of frames that are computed at once.
     """
+    chosen = range(len(graphs.energies)) if chosen is None else chosen
     energy, force, label = [], [], []
     with torch.no_grad():
-        for first in range(0, len(graphs.energies), batch):
-            chosen = list(range(first, min(first + batch, len(graphs.energies))))
-            part = make_batch(graphs, chosen).to(torch.device(device))
+        for first in range(0, len(chosen), batch):
+            part = make_batch(graphs, chosen[first : first + batch])
             predicted = predict(network, part)
             energy.append((predicted.energies - part.energies) / part.atoms)
             force.append((predicted.forces - part.forces).flatten())
@@ -202,15 +239,19 @@ def validation_errors(
     )
 
 
-def shuffled(frames: int, batch: int, seed: int, step: int) -> Iterator[list[int]]:
+def shuffled(
+    edges: Sequence[int], batch: int, limit: int, seed: int, step: int
+) -> Iterator[list[int]]:
     """Draw batches from step `step` on; the draw is the same if training was interrupted.
 
     Parameters
     ----------
-    frames : int
-        Number of frames.
+    edges : sequence of int
+        Number of edges of each frame.
     batch : int
-        Number of frames in a batch.
+        Largest number of frames in a batch.
+    limit : int
+        Largest number of edges in a batch with more than one frame; 0: no limit.
     seed : int
         Random seed.
     step : int
@@ -221,93 +262,19 @@ def shuffled(frames: int, batch: int, seed: int, step: int) -> Iterator[list[int
     list of int
         Frames of the next batch; in an epoch each frame occurs at most once.
     """
-    per_epoch = max(1, frames // batch)
-    while True:
-        epoch, within = divmod(step, per_epoch)
-        order = np.random.default_rng([seed, epoch]).permutation(frames).tolist()
-        for k in range(within, per_epoch):
-            yield order[k * batch : (k + 1) * batch]
-            step += 1
-
-
-def loss_of(
-    network: Network, batch: Batch, settings: TrainingRecipe, frames: int, atoms: int
-) -> tuple[Tensor, Tensor]:
-    """Compute the loss of one process's share of a batch.
-
-    The terms and their weights are described in `TrainingRecipe`.
-
-    Parameters
-    ----------
-    network : callable
-        `Student.network`.
-    batch : Batch
-        The share of this process.
-    settings : TrainingRecipe
-        Weights of the terms.
-    frames, atoms : int
-        Numbers of frames and atoms of the whole batch, by which the terms are divided.
-
-    Returns
-    -------
-    loss : Tensor
-        () the loss.
-    squared : Tensor
-        () sum of the squared errors of the force components, (eV/angstrom)^2.
-    """
-    energies, forces, virials = predict(network, batch)
-    excess_energy = (energies - batch.energies) / batch.atoms
-    energy = torch.where(batch.displaced, 0.0, excess_energy).square().sum() / frames
-    unlabelled = batch.displaced[batch.frame, None]  # (N, 1)
-    residual = torch.where(unlabelled, 0.0, forces - batch.forces)
-    force = residual.square()
-    if settings.huber:
-        excess = (residual.abs() - settings.huber).clamp(min=0.0)
-        force = force - excess.square()
-    loss = settings.energy_weight * energy + force.sum() / (3 * atoms)
-    labelled = batch.virials.isfinite()
-    virial = torch.where(labelled, virials - batch.virials, 0.0) / batch.atoms[:, None, None]
-    loss = loss + settings.virial_weight * virial.square().sum() / (9 * frames)
-    below = torch.where(batch.displaced, -excess_energy, 0.0).clamp(min=0.0)
-    loss = loss + settings.displaced_weight * torch.log1p(below).sum() / frames
-    return loss, residual.detach().square().sum()
-
-
-def make_optimizers(student: Student, learning_rate: float) -> list[torch.optim.Optimizer]:
-    """Make the optimisers: Muon for the matrices of the layers, AdamW for the other weights.
-
-    Muon (Jordan et al. 2024, https://kellerjordan.github.io/posts/muon) takes a step of the same
-    size along every singular direction of a matrix. Its steps are scaled to those of AdamW (Liu et
-    al. 2025, arXiv:2502.16982), so that both use one learning rate. With 4,000 steps of 16 frames,
-    tiny reached a validation force RMSE of 0.237 eV/angstrom, and 0.324 with AdamW alone; a step
-    takes 18 % longer.
-
-    Parameters
-    ----------
-    student : Student
-        Student to train.
-    learning_rate : float
-        Highest learning rate.
-
-    Raises
-    ------
-    MissingDependencyError
-        Torch is older than 2.9, the first version with Muon.
-    """
-    if not hasattr(torch.optim, "Muon"):
-        raise MissingDependencyError(
-            f"training needs torch 2.9 or later (torch.optim.Muon), this is {torch.__version__}; "
-            "pip install 'torch>=2.9'"
-        )
-    layers = [weight for weight in student.blocks.parameters() if weight.ndim == 2]
-    chosen = set(map(id, layers))
-    others = [weight for weight in student.parameters() if id(weight) not in chosen]
-    return [
-        torch.optim.Muon(
-            layers, lr=learning_rate, weight_decay=0.0, adjust_lr_fn="match_rms_adamw"
-        ),
-        torch.optim.AdamW(others, lr=learning_rate, weight_decay=0.0),
-    ]
+    for epoch in count():
+        order = np.random.default_rng([seed, epoch]).permutation(len(edges)).tolist()
+        batches, total = [[order[0]]], edges[order[0]]
+        for k in order[1:]:
+            total += edges[k]
+            if len(batches[-1]) == batch or (limit and total > limit):
+                batches.append([])
+                total = edges[k]
+            batches[-1].append(k)
+        if len(batches) > 1 and len(batches[-1]) < batch:
+            del batches[-1]  # a smaller batch has noisier gradients
+        yield from batches[step:]
+        step = max(0, step - len(batches))
 
 
 def train(
@@ -320,6 +287,7 @@ def train(
     extra: Sequence[Path] = (),
     initial: Path | None = None,
     structures: int = 0,
+    minutes: float = 0.0,
     quiet: bool = False,
 ) -> dict[str, Any]:
     """Train one preset, or resume its training from the state in `folder`.
@@ -349,6 +317,10 @@ def train(
     structures : int
         Number of structures to train on, drawn with the random seed of the recipe, for a learning
         curve in the size of the data; 0 trains on all.
+    minutes : float
+        Time of training, minute, into which the schedule of the learning rate is fitted in place of
+        the number of steps of the recipe; 0: the steps of the recipe. The time of earlier runs in
+        the same folder counts; compiling and validation do too.
     quiet : bool
         Whether to show no progress bar.
 
@@ -371,8 +343,10 @@ def train(
     if model not in recipe.training or model not in PRESETS:
         raise InputError(f"no preset {model!r} in the recipe; it has {', '.join(recipe.training)}")
     with started_workers() as workers:
-        training = _Training(recipe, model, dataset, folder, workers, extra, initial, structures)
-        return training.run(compiled, quiet)
+        training = _Training(
+            recipe, model, dataset, folder, workers, extra, initial, structures, minutes, compiled
+        )
+        return training.run(quiet)
 
 
 class _Training:
@@ -387,31 +361,28 @@ class _Training:
         workers: Workers,
         extra: Sequence[Path],
         initial: Path | None,
-        structures: int,
+        structures: int = 0,
+        minutes: float = 0.0,
+        compiled: bool = False,
     ) -> None:
         keep_freed_memory()
         self.model, self.folder, self.workers = model, folder, workers
         self.settings, self.seed = recipe.training[model], recipe.seed
+        self.time_s = 60.0 * minutes
         folder.mkdir(parents=True, exist_ok=True)
         torch.manual_seed(recipe.seed)
         self.student = Student(PRESETS[model]).to(workers.device)
         self.student.limits[1] = -math.inf  # a bounded energy has no gradient below its bound
-        self.average = torch.optim.swa_utils.AveragedModel(
-            self.student, multi_avg_fn=torch.optim.swa_utils.get_ema_multi_avg_fn(self.settings.ema)
-        )
-        self.optimizers = make_optimizers(self.student, self.settings.learning_rate)
-        self.schedules = [
-            torch.optim.lr_scheduler.LambdaLR(optimizer, self._rate)
-            for optimizer in self.optimizers
-        ]
-        self.done, self.elapsed, self.running = 0, 0.0, 0.0
+        self.average = deepcopy(self.student)
+        self.done, self.elapsed = 0, 0.0
         self.curve: list[CurvePoint] = []
         self.best: dict[str, Tensor] = {}
         self.history: list[dict[str, Any]] = []
-        self.updating = False  # while True the state is not saved, because a step is half done
         frames = _read_nonempty(dataset, "train", structures, recipe.seed)
-        if (folder / "state.pt").exists():
-            self._load()
+        state = self._read_state() if (folder / "state.pt").exists() else None
+        if state:
+            self.student.load_state_dict(state["student"])
+            self.average.load_state_dict(state["average"])
         else:
             if initial:
                 start, config = load_student(initial)
@@ -430,29 +401,59 @@ class _Training:
                 self.student.load_state_dict(start.state_dict())
             else:
                 fit_references(frames, self.student)
-            self.average.module.load_state_dict(self.student.state_dict())
+            self.average.load_state_dict(self.student.state_dict())
         on_cpu = Student(PRESETS[model])  # only its references and repulsion are used
         on_cpu.references.copy_(self.student.references)
         added = [_read_nonempty(path, "train") for path in extra]
-        self.sets = [build_graphs(labelled, on_cpu) for labelled in (frames, *added)]
-        self.sizes = [len(graphs.energies) for graphs in self.sets]
-        if workers.broadcast_from_rank0(self.sizes) != self.sizes:
+        graphs = [build_graphs(labelled, on_cpu) for labelled in (frames, *added)]
+        sizes = [len(part.energies) for part in graphs]
+        if workers.broadcast_from_rank0(sizes) != sizes:
             raise InputError(f"{dataset} grew while the processes read it; start them again")
-        self.validation = build_graphs(_read_nonempty(dataset, "validation"), on_cpu)
+        self.graphs = join_graphs(graphs).to(workers.device)
+        self.step = Step(
+            self.student,
+            self.average,
+            torch.compile(self.student.network, dynamic=True) if compiled else self.student.network,
+            self.graphs,
+            self.settings,
+            rank=workers.rank,
+            size=workers.size,
+            sum_gradients=workers.sum_gradients,
+            seed=self.seed,
+        )
+        if state:
+            self._restore(state)
+        self.validation = build_graphs(_read_nonempty(dataset, "validation"), on_cpu).to(
+            workers.device
+        )
         data: dict[str, Any] = {
             "dataset_sha256": [dataset_sha256(path) for path in (dataset, *extra)],
             "settings": asdict(self.settings),
         }
         known = self.history and data.items() <= self.history[-1].items()
-        if not known and self.done < self.settings.steps:
-            data |= {"from_step": self.done, "frames": sum(self.sizes)}
+        if not known and self._progress() < 1.0:
+            data |= {"from_step": self.done, "frames": sum(sizes)}
             self.history.append(data | {"molecules": len(set(frames.identities))})
 
-    def _rate(self, step: int) -> float:
-        warm = min(1.0, (step + 1) / max(1, self.settings.warmup))
-        return warm * (0.5 + 0.5 * math.cos(math.pi * min(1.0, step / self.settings.steps)))
+    def _progress(self) -> float:
+        """Return the part of the training that is done, from 0 to 1."""
+        if self.time_s:
+            (elapsed,) = self.workers.broadcast_from_rank0([self.elapsed])
+            return min(1.0, elapsed / self.time_s)
+        return min(1.0, self.done / self.settings.steps)
 
-    def _load(self) -> None:
+    def _learning_rate(self) -> float:
+        """Return the learning rate of the next step."""
+        warm = min(1.0, (self.done + 1) / max(1, self.settings.warmup))
+        cosine = 0.5 + 0.5 * math.cos(math.pi * self._progress())
+        return self.settings.learning_rate * warm * cosine
+
+    def _energy_weight(self) -> float:
+        """Return the weight of the energies in the next step."""
+        first, last = self.settings.energy_weight, self.settings.final_energy_weight
+        return first * (last / first) ** self._progress() if last and first else first
+
+    def _read_state(self) -> dict[str, Any]:
         state = torch.load(
             self.folder / "state.pt", weights_only=True, map_location=self.workers.device
         )
@@ -461,23 +462,17 @@ class _Training:
                 f"{self.folder} holds the state of {state['model']}, not {self.model}; "
                 "give another folder"
             )
-        self.student.load_state_dict(state["student"])
-        self.average.load_state_dict(state["average"])
-        # The recipe may have changed since: its learning rate and steps are used.
-        rate = self.settings.learning_rate * self._rate(state["step"])
-        saved = zip(state["optimizers"], state["schedules"], strict=True)
-        for optimizer, schedule, (optimizer_state, schedule_state) in zip(
-            self.optimizers, self.schedules, saved, strict=True
-        ):
-            optimizer.load_state_dict(optimizer_state)
-            schedule.load_state_dict(schedule_state)
-            schedule.base_lrs = [self.settings.learning_rate]
-            optimizer.param_groups[0]["lr"] = rate
-        self.done, self.elapsed, self.running = state["step"], state["elapsed_s"], state["running"]
+        return state
+
+    def _restore(self, state: dict[str, Any]) -> None:
+        self.step.optimizers.load_state_dict(state["optimizers"])
+        self.step.running.fill_(state["running"])
+        self.done, self.elapsed = state["step"], state["elapsed_s"]
         self.curve = [CurvePoint(*row) for row in state["curve"]]
         self.best, self.history = state["best"], state["history"]
 
     def _save(self) -> None:
+        self._check()
         if self.workers.rank == 0:
             with atomic_write(self.folder / "state.pt") as temporary:
                 torch.save(
@@ -485,11 +480,10 @@ class _Training:
                         "model": self.model,
                         "student": self.student.state_dict(),
                         "average": self.average.state_dict(),
-                        "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
-                        "schedules": [schedule.state_dict() for schedule in self.schedules],
+                        "optimizers": self.step.optimizers.state_dict(),
                         "step": self.done,
                         "elapsed_s": self.elapsed,
-                        "running": self.running,
+                        "running": float(self.step.running),
                         "curve": [tuple(point) for point in self.curve],
                         "best": self.best,
                         "history": self.history,
@@ -497,102 +491,64 @@ class _Training:
                     temporary,
                 )
 
-    def run(self, compiled: bool, quiet: bool) -> dict[str, Any]:
-        network = self.student.network
-        if compiled:
-            network = torch.compile(network, dynamic=True)
+    def run(self, quiet: bool) -> dict[str, Any]:
         settings, workers = self.settings, self.workers
-        batches = shuffled(sum(self.sizes), settings.batch, self.seed, self.done)
+        edges = self.graphs.edge_counts.tolist()
+        batches = shuffled(edges, settings.batch, settings.edges, self.seed, self.done)
         last_save = clock = time.monotonic()
-        columns = (*Progress.get_default_columns(), TextColumn("{task.fields[info]}"))
-        with Progress(*columns, disable=quiet or workers.rank > 0) as progress:
-            bar = progress.add_task(
-                f"training {self.model}", total=settings.steps, completed=self.done, info=""
-            )
+        with progress_bar(f"training {self.model}", quiet or workers.rank > 0) as show:
             try:
                 while True:
                     if self._due():
                         error = self._validate().validation_force_rmse_ev_per_angstrom
-                        progress.update(bar, info=f"validation force RMSE {error:.4f} eV/A")
-                    if self.done >= settings.steps or self._stalled():
+                        show(self._progress(), f"validation force RMSE {error:.4f} eV/A")
+                    if self._progress() >= 1.0 or self._stalled():
                         break
-                    self._step(network, next(batches))
+                    self._step(next(batches))
                     now = time.monotonic()
                     self.elapsed, clock = self.elapsed + now - clock, now
                     if now - last_save > STATE_EVERY_S:
                         self._save()
                         last_save = now
-                    progress.update(bar, completed=self.done)
+                    show(self._progress(), "")
             finally:  # also when interrupted
-                if not self.updating:
+                if not self.step.updating:
                     self._save()
         return self._finish()
 
     def _due(self) -> bool:
         """Return whether a validation is due, also if an interrupted run had begun it."""
         last = self.curve[-1].step if self.curve else 0
-        ended = self.done >= self.settings.steps
+        ended = self._progress() >= 1.0
         return self.done > last and (ended or self.done % VALIDATE_EVERY == 0)
 
-    def _step(self, network: Network, chosen: list[int]) -> None:
-        share = chosen[self.workers.rank :: self.workers.size]
-        whole = self._batch(chosen)
-        atoms = len(whole.species)
-        self.student.zero_grad()
-        error = 0.0
-        if share:  # a batch may be smaller than the number of processes
-            part = whole if len(share) == len(chosen) else self._batch(share)
-            if self.settings.displaced_weight:
-                part = join_batches([part, *self._displaced(chosen, share)])
-            loss, squared = loss_of(
-                network, part.to(self.workers.device), self.settings, len(chosen), atoms
-            )
-            loss.backward()
-            error = float(squared) / (3 * int(part.atoms[: len(share)].sum()))
-        self.workers.sum_gradients(self.student)
-        norm = torch.nn.utils.clip_grad_norm_(self.student.parameters(), self.settings.clip)
-        self.updating = True
-        if not (math.isfinite(error) and math.isfinite(float(norm))):
+    def _step(self, chosen: list[int]) -> None:
+        self.step(chosen, self.done, self._learning_rate(), self._energy_weight())
+        self.done += 1
+        if self.done % CHECK_EVERY[self.workers.device.type] == 0:
+            self._check()
+        self.step.updating = False
+
+    def _check(self) -> None:
+        """Stop if a step has failed; the state on the disk is then from before it."""
+        if failed := self.step.failed_step():
+            self.step.updating = True  # so that the state on the disk stays
             raise InputError(
-                f"the loss is not finite any more at step {self.done + 1}; lower training."
+                f"the loss is not finite any more at step {failed}; lower training."
                 f"{self.model}.learning_rate, or check the data with `mlff-student distill check`"
             )
-        for optimizer, schedule in zip(self.optimizers, self.schedules, strict=True):
-            optimizer.step()
-            schedule.step()
-        self.average.update_parameters(self.student)
-        self.done += 1
-        self.running = 0.98 * self.running + 0.02 * error if self.running else error
-        self.updating = False
-
-    def _batch(self, chosen: list[int]) -> Batch:
-        """Join the chosen frames, which are counted over all datasets."""
-        ends = list(accumulate(self.sizes))
-        parts = [
-            make_batch(graphs, members)
-            for graphs, end, size in zip(self.sets, ends, self.sizes, strict=True)
-            if (members := [k - end + size for k in chosen if end - size <= k < end])
-        ]
-        return join_batches(parts)
-
-    def _displaced(self, chosen: list[int], share: list[int]) -> list[Batch]:
-        """Displace one in four of the frames of a step, if it is in the share of this process."""
-        members = [k for k in chosen[::DISPLACED_EVERY] if k in share and k < self.sizes[0]]
-        seeds = [[self.seed, self.done, k] for k in members]
-        return displaced_batch(self.sets[0], members, seeds, self.student.cutoff)
 
     def _validate(self) -> CurvePoint:
-        average = cast(Student, self.average.module)
-        errors = validation_errors(average.network, self.validation, self.workers.device)
+        errors = validation_errors(self.average.network, self.validation)
         errors = Errors(*self.workers.broadcast_from_rank0(errors))
         best = min(
             (point.validation_force_rmse_ev_per_angstrom for point in self.curve), default=math.inf
         )
         if errors.force_rmse_ev_per_angstrom < best:
-            weights = self.average.module.state_dict()
+            weights = self.average.state_dict()
             self.best = {name: value.clone() for name, value in weights.items()}
-        rate = self.schedules[0].get_last_lr()[0]
-        point = CurvePoint(self.done, self.elapsed, rate, math.sqrt(self.running), *errors)
+        trained = math.sqrt(float(self.step.running))
+        point = CurvePoint(self.done, self.elapsed, self._learning_rate(), trained, *errors)
         self.curve.append(point)
         if self.workers.rank == 0:
             write_curve(self.curve, self.folder / "metrics.csv")

@@ -96,6 +96,26 @@ def liquid_box(molecules: Sequence[Atoms], volume: float, rng: np.random.Generat
     )
 
 
+def scaled_box(box: Atoms, sizes: Sequence[int], volume: float) -> Atoms:
+    """Bring a periodic box to a volume by moving its molecules together or apart as rigid bodies.
+
+    Parameters
+    ----------
+    box : Atoms
+        Periodic structure whose molecules lie one after another and are whole.
+    sizes : Sequence[int]
+        Number of atoms of each molecule, in their order.
+    volume : float
+        Volume of the returned box, angstrom^3.
+    """
+    scaled = box.copy()
+    factor = (volume / box.get_volume()) ** (1.0 / 3.0)
+    for rows in np.split(np.arange(len(box)), np.cumsum(sizes)[:-1]):
+        scaled.positions[rows] += (factor - 1.0) * box.positions[rows].mean(0)
+    scaled.cell[:] = factor * box.cell.array
+    return scaled
+
+
 def molecular_volume(smiles: str) -> float:
     """Return the van der Waals volume of a molecule, computed by RDKit on a grid.
 
