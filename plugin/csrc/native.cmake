@@ -4,6 +4,7 @@
 set(CSRC "${CMAKE_CURRENT_SOURCE_DIR}/csrc")
 add_library(mlff_student_core STATIC
   "${CSRC}/archive.cpp"
+  "${CSRC}/contents.cpp"
   "${CSRC}/dispatch.cpp"
   "${CSRC}/evaluate.cpp"
   "${CSRC}/json.cpp"
@@ -54,10 +55,10 @@ print(root, end="")
 ]]
   OUTPUT_VARIABLE VESIN_ROOT RESULT_VARIABLE VESIN_MISSING ERROR_QUIET)
 if(VESIN_MISSING)
-  skip("Native kernels for Python" "${Python_EXECUTABLE} finds no vesin wheel with header and library")
+  skip("native kernels" "no vesin wheel with header and library was found; install vesin")
   return()
 endif()
-message(STATUS "Native kernels: torch ${TORCH_RELEASE} in ${TORCH_ROOT}, vesin in ${VESIN_ROOT}")
+message(STATUS "Native kernels: vesin in ${VESIN_ROOT}")
 
 add_library(mlff_student_native SHARED "${CSRC}/neighbours.cpp" "${CSRC}/registration.cpp")
 target_include_directories(mlff_student_native SYSTEM PRIVATE "${VESIN_ROOT}/include")

@@ -15,7 +15,10 @@ namespace {
 // Angstrom. A hydrogen atom at 300 K moves by half of it in about 20 femtoseconds. A search takes
 // 30 times as long as choosing the pairs within the cutoff.
 constexpr double SKIN = 1.0;
-constexpr double FARTHEST = 1e5; // angstrom from the origin; vesin divides by zero from 1e6 on
+constexpr double FARTHEST = 1e5;    // angstrom from the origin
+constexpr double MAX_IMAGES = 1e4;  // of the cell within the cutoff
+constexpr double VESIN_CELLS = 1e5; // vesin makes its grid coarser if it has more cells
+constexpr double MOST_CELLS = 1e8;  // that vesin may look through
 using Row = std::array<double, 3>;
 
 Row cross(const Row &a, const Row &b) {
@@ -48,6 +51,82 @@ Cell complete(Cell cell) {
     }
   }
   return cell;
+}
+
+// Columns: fractional coordinates are f = x . columns.
+std::array<Row, 3> inverse(const std::array<Row, 3> &rows) {
+  const double volume = dot(rows[0], cross(rows[1], rows[2]));
+  std::array<Row, 3> columns{};
+  for (int a = 0; a < 3; a++) {
+    columns[a] = cross(rows[(a + 1) % 3], rows[(a + 2) % 3]);
+    for (double &component : columns[a]) component /= volume;
+  }
+  return columns;
+}
+
+// Pairs as vesin returns them.
+struct Pairs {
+  std::vector<std::array<std::size_t, 2>> atoms;
+  std::vector<std::array<int32_t, 3>> shifts;
+};
+
+// Finds the pairs of a structure that is long in one direction: the atoms are sorted along it, and
+// each looks at those within the cutoff in this direction. `heights` are the lengths of the cell,
+// or of the structure in open directions, between opposite faces, angstrom.
+Pairs sweep(const double *positions, int64_t atoms, const Cell &whole, double cutoff,
+            const Row &heights) {
+  const int axis = std::max_element(heights.begin(), heights.end()) - heights.begin();
+  const int b = (axis + 1) % 3, c = (axis + 2) % 3;
+  const std::array<Row, 3> columns = inverse(whole.rows);
+  Row step;         // largest difference of the fractional coordinates of neighbours
+  int32_t reach[3]; // images to look through in each direction
+  for (int a = 0; a < 3; a++) {
+    step[a] = cutoff * std::sqrt(dot(columns[a], columns[a])) * (1.0 + 1e-9);
+    reach[a] = whole.periodic[a] ? static_cast<int32_t>(step[a]) + 1 : 0;
+  }
+  std::vector<Row> wrapped(atoms);
+  std::vector<std::array<int32_t, 3>> moved(atoms);
+  std::vector<std::pair<double, std::size_t>> order(atoms); // along the axis
+  for (int64_t i = 0; i < atoms; i++) {
+    const double *x = positions + 3 * i;
+    std::copy_n(x, 3, wrapped[i].begin());
+    for (int a = 0; a < 3; a++)
+      moved[i][a] = whole.periodic[a]
+                        ? static_cast<int32_t>(std::floor(dot(columns[a], {x[0], x[1], x[2]})))
+                        : 0;
+    for (int a = 0; a < 3; a++)
+      for (int k = 0; k < 3; k++) wrapped[i][k] -= moved[i][a] * whole.rows[a][k];
+    order[i] = {dot(columns[axis], wrapped[i]), i};
+  }
+  std::sort(order.begin(), order.end());
+  Pairs pairs;
+  for (const auto &[fraction, i] : order)
+    for (int32_t along = -reach[axis]; along <= reach[axis]; along++) {
+      const double lowest = fraction - along - step[axis];
+      auto next =
+          std::lower_bound(order.begin(), order.end(), std::make_pair(lowest, std::size_t{0}));
+      for (; next != order.end() && next->first <= lowest + 2.0 * step[axis]; next++) {
+        const std::size_t j = next->second;
+        std::array<int32_t, 3> image{};
+        image[axis] = along;
+        for (image[b] = -reach[b]; image[b] <= reach[b]; image[b]++)
+          for (image[c] = -reach[c]; image[c] <= reach[c]; image[c]++) {
+            if (i == j && image == std::array<int32_t, 3>{}) continue;
+            double squared = 0.0;
+            for (int k = 0; k < 3; k++) {
+              double r = wrapped[j][k] - wrapped[i][k];
+              for (int a = 0; a < 3; a++) r += image[a] * whole.rows[a][k];
+              squared += r * r;
+            }
+            if (!(squared < cutoff * cutoff)) continue;
+            pairs.atoms.push_back({i, j});
+            pairs.shifts.push_back({});
+            for (int a = 0; a < 3; a++)
+              pairs.shifts.back()[a] = image[a] + moved[i][a] - moved[j][a];
+          }
+      }
+    }
+  return pairs;
 }
 
 } // namespace
@@ -90,35 +169,86 @@ void NeighbourList::search(const double *positions, int64_t atoms, const Cell &c
                                 std::to_string(std::abs(volume)) +
                                 " angstrom^3; its vectors must be linearly independent");
 
-  // The memory of the last search is used again; if this search fails, it is freed.
-  std::unique_ptr<VesinNeighborList, FreeList> list(list_ ? list_.release()
-                                                          : new VesinNeighborList());
-  VesinOptions options{};
-  options.cutoff = cutoff + SKIN;
-  options.full = true;
-  options.sorted = false; // sorted below
-  options.algorithm = VesinCellList;
-  options.skin = 0.0;
-  options.n_threads = 1;
-  options.return_shifts = true;
-  double box[3][3];
-  for (int a = 0; a < 3; a++) std::copy(whole.rows[a].begin(), whole.rows[a].end(), box[a]);
-  const char *message = nullptr;
-  if (vesin_neighbors(reinterpret_cast<const double (*)[3]>(positions), atoms, box,
-                      cell.periodic.data(), {VesinCPU, 0}, options, list.get(), &message))
-    throw std::runtime_error(std::string("mlff_student: the neighbour search failed: ") +
-                             (message ? message : "no reason given"));
+  const std::array<Row, 3> columns = inverse(whole.rows);
+  Row heights, bins;
+  double images = 1.0, grid = 1.0;
+  for (int a = 0; a < 3; a++) {
+    if (cell.periodic[a]) {
+      heights[a] = 1.0 / std::sqrt(dot(columns[a], columns[a]));
+      images *= 2.0 * cutoff / heights[a] + 1.0;
+    } else { // as vesin measures it
+      double least = positions[a], most = positions[a];
+      for (int64_t i = 0; i < atoms; i++) {
+        least = std::min(least, positions[3 * i + a]);
+        most = std::max(most, positions[3 * i + a]);
+      }
+      heights[a] = 1.01 * (most - least);
+    }
+    bins[a] = std::max(1.0, heights[a] / (cutoff + SKIN));
+    grid *= bins[a];
+  }
+  if (!(images < MAX_IMAGES))
+    throw std::invalid_argument("mlff_student: the periodic cell is so thin or skewed that " +
+                                std::to_string(static_cast<int64_t>(std::min(images, 1e18))) +
+                                " images of it are within the cutoff, expected less than " +
+                                std::to_string(static_cast<int64_t>(MAX_IMAGES)) +
+                                "; give a larger or less skewed cell");
+
+  // vesin divides by zero if it leaves no cell of a coarser grid in a thin direction. It looks
+  // through all images of all cells of its grid, empty ones too. In partly periodic structures it
+  // looks through very many if the grid is large, or if a periodic vector has a part along the
+  // Cartesian axis of an open direction.
+  const double thinnest = *std::min_element(bins.begin(), bins.end());
+  bool partly = false, oblique = false;
+  for (int a = 0; a < 3; a++)
+    for (int b = 0; b < 3; b++) {
+      partly |= cell.periodic[a] && !cell.periodic[b];
+      oblique |= cell.periodic[a] && !cell.periodic[b] && whole.rows[a][b] != 0.0;
+    }
+  Pairs swept;
+  std::size_t length = 0;
+  const std::size_t (*pairs)[2] = nullptr;
+  const int32_t (*shifts)[3] = nullptr;
+  std::unique_ptr<VesinNeighborList, FreeList> list;
+  if (oblique || std::min(grid, VESIN_CELLS) * images > MOST_CELLS ||
+      (grid > VESIN_CELLS && (partly || thinnest * std::cbrt(VESIN_CELLS / grid) < 2.0))) {
+    swept = sweep(positions, atoms, whole, cutoff + SKIN, heights);
+    length = swept.atoms.size();
+    pairs = reinterpret_cast<const std::size_t (*)[2]>(swept.atoms.data());
+    shifts = reinterpret_cast<const int32_t (*)[3]>(swept.shifts.data());
+  } else {
+    // The memory of the last search is used again; if this search fails, it is freed.
+    list.reset(list_ ? list_.release() : new VesinNeighborList());
+    VesinOptions options{};
+    options.cutoff = cutoff + SKIN;
+    options.full = true;
+    options.sorted = false; // sorted below
+    options.algorithm = VesinCellList;
+    options.skin = 0.0;
+    options.n_threads = 1;
+    options.return_shifts = true;
+    double box[3][3];
+    for (int a = 0; a < 3; a++) std::copy(whole.rows[a].begin(), whole.rows[a].end(), box[a]);
+    const char *message = nullptr;
+    if (vesin_neighbors(reinterpret_cast<const double (*)[3]>(positions), atoms, box,
+                        cell.periodic.data(), {VesinCPU, 0}, options, list.get(), &message))
+      throw std::runtime_error(std::string("mlff_student: the neighbour search failed: ") +
+                               (message ? message : "no reason given"));
+    length = list->length;
+    pairs = list->pairs;
+    shifts = list->shifts;
+  }
 
   first_.assign(atoms + 1, 0);
-  pairs_.resize(list->length);
+  pairs_.resize(length);
   shifts_.clear();
   // There are few different shifts. A pair stores the index of its shift, which is smaller.
   std::vector<std::array<int32_t, 3>> known;
-  const auto shift_of = [&list](std::size_t k) {
-    const int32_t *shift = list->shifts[k];
+  const auto shift_of = [shifts](std::size_t k) {
+    const int32_t *shift = shifts[k];
     return std::array<int32_t, 3>{shift[0], shift[1], shift[2]};
   };
-  for (std::size_t k = 0; k < list->length; k++) {
+  for (std::size_t k = 0; k < length; k++) {
     const auto shift = shift_of(k);
     const auto at = std::lower_bound(known.begin(), known.end(), shift);
     if (at == known.end() || *at != shift) known.insert(at, shift);
@@ -129,13 +259,13 @@ void NeighbourList::search(const double *positions, int64_t atoms, const Cell &c
       for (int b = 0; b < 3; b++) row[b] += shift[a] * whole.rows[a][b];
     shifts_.push_back(row);
   }
-  for (std::size_t k = 0; k < list->length; k++) first_[list->pairs[k][0] + 1]++;
+  for (std::size_t k = 0; k < length; k++) first_[pairs[k][0] + 1]++;
   for (int64_t i = 0; i < atoms; i++) first_[i + 1] += first_[i];
   std::vector<int64_t> next(first_.begin(), first_.end() - 1);
-  for (std::size_t k = 0; k < list->length; k++) {
+  for (std::size_t k = 0; k < length; k++) {
     const auto at = std::lower_bound(known.begin(), known.end(), shift_of(k));
-    pairs_[next[list->pairs[k][0]]++] = {static_cast<int32_t>(list->pairs[k][1]),
-                                         static_cast<int32_t>(at - known.begin())};
+    pairs_[next[pairs[k][0]]++] = {static_cast<int32_t>(pairs[k][1]),
+                                   static_cast<int32_t>(at - known.begin())};
   }
   // The order depends on the structure alone, not on the time of the search, so that sums round the
   // same way.

@@ -1,5 +1,6 @@
 """How the plugin gets into a LAMMPS: by itself, from a source tree, or not at all with a reason."""
 
+import json
 import os
 import shutil
 import subprocess
@@ -82,37 +83,86 @@ def run_bare(script: str, plugins: Path, folder: Path) -> str:
     ).stdout
 
 
+RIGHT = {
+    "LAMMPS_VERSION": VERSION,
+    "LAMMPS_ABI": "1",
+    "TORCH_RELEASE": f'"{TORCH_RELEASE}"',
+}
+# Facts that the plugin is compiled with, further options, and the words of the refusal.
 BUILT_FOR = {
-    "another LAMMPS": ("20240829", TORCH_RELEASE, "SMALLBIG", "LAMMPS 20240829, found 20250722"),
-    "another torch": (VERSION, "2.4", "SMALLBIG", f"torch 2.4, found {TORCH_RELEASE}"),
-    "other integers": (VERSION, TORCH_RELEASE, "BIGBIG", "8 and 8 bytes, found 4 and 8 bytes"),
+    "another LAMMPS": (
+        {"LAMMPS_VERSION": "20240829"},
+        [],
+        "LAMMPS 20240829, found 20250722",
+    ),
+    "another ABI": (
+        {"LAMMPS_ABI": "0"},
+        [],
+        "a LAMMPS compiled with _GLIBCXX_USE_CXX11_ABI=0, found 1",
+    ),
+    "another torch": (
+        {"TORCH_RELEASE": '"2.4"'},
+        [],
+        f"torch 2.4, found {TORCH_RELEASE}",
+    ),
+    "other integers": (
+        {},
+        ["-DLAMMPS_BIGBIG"],
+        "atom IDs and step numbers of 8 and 8 bytes, found 4 and 8 bytes",
+    ),
+    "another MPI": ({}, ["-DOPEN_MPI"], "a LAMMPS with Open MPI, found MPICH"),
 }
 
 
 @pytest.mark.parametrize("case", BUILT_FOR)
 def test_plugin_of_another_version_refuses(case, tmp_path):
-    """The plugin's own registration, compiled as for another LAMMPS or torch; the rest of it comes
-    from the plugin that is installed.
+    """LAMMPS loads the plugin whatever it was built for; the plugin says why the pair style is
+    missing, and LAMMPS runs on. The library of the pair style is none here, so the check of the
+    facts must come first.
     """
     if not (compiler := shutil.which("c++")):
         pytest.skip("no C++ compiler")
-    version, release, sizes, words = BUILT_FOR[case]
-    torch_root = Path(torch.__file__).parent
-    real = plugin_path()
-    headers = (LAMMPS / "include/lammps", MPI_INCLUDE, torch_root / "include")
-    command = [compiler, "-std=c++17", "-fPIC", "-shared", "-Wl,--allow-shlib-undefined"]
-    command += [f"-DMLFF_STUDENT_LAMMPS_VERSION={version}", f"-DLAMMPS_{sizes}"]
-    command += [f'-DMLFF_STUDENT_TORCH_RELEASE="{release}"']
+    changed, options, words = BUILT_FOR[case]
+    (tmp_path / "mlff_student_pair.so").write_text("")
+    command = [compiler, "-std=c++17", "-fPIC", "-shared", f"-I{MPI_INCLUDE}", *options]
+    command += [f"-DMLFF_STUDENT_{name}={value}" for name, value in (RIGHT | changed).items()]
     command += [f"-D_GLIBCXX_USE_CXX11_ABI={int(torch.compiled_with_cxx11_abi())}"]
-    command += [f"-I{folder}" for folder in headers]
-    command += [f"-Wl,-rpath,{real.parent}:{torch_root / 'lib'}"]
-    command += ["-o", tmp_path / PLUGIN, ROOT / "lammps/mlff_studentplugin.cpp", real]
-    subprocess.run(command, check=True)
-    output = run_bare("pair_style mlff_student\n", tmp_path, tmp_path)
-    assert f"Pair style mlff_student is not available: built for {words}" in output.replace(
-        "atom IDs and step numbers of ", ""
-    )
+    command += [f"-Wl,-rpath,{Path(torch.__file__).parent / 'lib'}", "-o", tmp_path / PLUGIN]
+    subprocess.run([*command, ROOT / "lammps/mlff_studentplugin.cpp", "-ldl"], check=True)
+    output = run_bare('print "still here"\npair_style mlff_student\n', tmp_path, tmp_path)
+    assert f"Pair style mlff_student is not available: built for {words}." in output
+    assert "mlff-student doctor" in output
+    assert "still here" in output
     assert "Unrecognized pair style 'mlff_student'" in output
+
+
+def test_plugin_without_the_library_of_the_pair_style(tmp_path):
+    """The reason of the linker is passed on, and the command `md` stops with it."""
+    shutil.copy(plugin_path(), tmp_path / PLUGIN)
+    output = run_bare("pair_style mlff_student\n", tmp_path, tmp_path)
+    assert "is not available: its library does not load" in output
+    assert "mlff_student_pair.so: cannot open shared object file" in output
+
+
+def test_plugin_serves_a_lammps_whose_symbols_are_hidden(structures, tiny_archive, tmp_path):
+    """A program may open LAMMPS with RTLD_LOCAL, as Python does by default."""
+    program = f"""
+import ctypes, os
+ctypes.CDLL({str(next(MPI_LIB.glob("libmpi.so.*")))!r}, mode=ctypes.RTLD_GLOBAL)
+lammps = ctypes.CDLL({str(LAMMPS / "liblammps.so")!r}, mode=os.RTLD_LOCAL | os.RTLD_NOW)
+lammps.lammps_open_no_mpi.restype = ctypes.c_void_p
+words = (ctypes.c_char_p * 5)(b"lmp", b"-log", b"none", b"-screen", b"none")
+handle = ctypes.c_void_p(lammps.lammps_open_no_mpi(5, words, None))
+print("found", lammps.lammps_has_style(handle, b"pair", b"mlff_student"))
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", program],
+        env=bare_environment() | {"LAMMPS_PLUGIN_PATH": str(plugin_path().parent)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.stdout.strip() == "found 1", done.stderr
 
 
 @pytest.fixture
@@ -124,25 +174,140 @@ def source_tree(tmp_path) -> Path:
     return tree
 
 
-def configure(tree: Path, build: Path, *options: str) -> subprocess.CompletedProcess[str]:
-    command = ["cmake", "-S", ROOT / "plugin", "-B", build, f"-DPython_EXECUTABLE={sys.executable}"]
-    command += [f"-DLAMMPS_SOURCE_DIR={tree}", f"-DMPI_INCLUDE={MPI_INCLUDE}", *options]
+TORCH = """
+def compiled_with_cxx11_abi():
+    return True
+__version__ = "{version}"
+"""
+
+
+def python_with(torch: str, folder: Path) -> Path:
+    """A Python whose package torch is this text, beside one header. The build reads no more of
+    torch until it compiles.
+    """
+    package = folder / "python/torch"
+    header = package / "include/c10/core/TensorImpl.h"
+    header.parent.mkdir(parents=True)
+    header.write_text(
+        "#if __cplusplus < 202002L\n#error C++20 is required\n#endif\n" * ("2.14" in torch)
+    )
+    (package / "__init__.py").write_text(torch)
+    python = folder / "python3"
+    python.write_text(f'#!/bin/sh\nPYTHONPATH={folder / "python"} exec {sys.executable} "$@"\n')
+    python.chmod(0o755)
+    return python
+
+
+@pytest.fixture
+def light_python(tmp_path) -> Path:
+    return python_with(TORCH.format(version="2.9.1+cu128"), tmp_path)
+
+
+def configure(
+    build: Path, *options: str, python: Path | str = sys.executable
+) -> subprocess.CompletedProcess[str]:
+    command = ["cmake", "-S", ROOT / "plugin", "-B", build, f"-DPython_EXECUTABLE={python}"]
+    command += [f"-DMPI_INCLUDE={MPI_INCLUDE}", *options]
     if shutil.which("ninja"):
         command += ["-G", "Ninja"]
     return subprocess.run(command, capture_output=True, text=True, check=False)
 
 
 @pytest.mark.skipif(not shutil.which("cmake"), reason="no cmake")
-def test_source_tree_is_recognised(source_tree, tmp_path):
+def test_source_tree_is_recognised(source_tree, light_python, tmp_path):
     """Its version goes into the plugin; what is no source tree ends the configuration."""
+    option = f"-DLAMMPS_SOURCE_DIR={source_tree}"
     (source_tree / "src/version.h").write_text('#define LAMMPS_VERSION "2 Apr 2025"\n')
-    found = configure(source_tree, tmp_path / "build")
-    assert found.returncode == 0, found.stderr
-    assert f"LAMMPS plugin: LAMMPS 20250402, torch {TORCH_RELEASE}" in found.stdout
+    configured = configure(tmp_path / "build", option, python=light_python)
+    assert configured.returncode == 0, configured.stderr
+    assert "LAMMPS plugin: LAMMPS 20250402" in configured.stdout
+    record = json.loads((tmp_path / "build/build.json").read_text())
+    assert record == {"torch": "2.9", "lammps": "20250402", "missing": {}}
     (source_tree / "src/version.h").unlink()
-    refused = configure(source_tree, tmp_path / "build")
+    refused = configure(tmp_path / "build", option, python=light_python)
     assert refused.returncode != 0
     assert "is not a source tree of LAMMPS" in refused.stderr
+
+
+PC_FILE = "Name: liblammps\nVersion: {version}\nCflags: -I${{includedir}}  {options}\n"
+
+
+@pytest.mark.skipif(not shutil.which("cmake"), reason="no cmake")
+def test_installed_lammps_is_recognised(light_python, tmp_path):
+    """Headers and liblammps.pc without sources, as cmake --install, Debian and conda leave them."""
+    prefix = tmp_path / "prefix"
+    shutil.copytree(LAMMPS / "include", prefix / "include")
+    option = f"-DLAMMPS_PREFIX={prefix}"
+    nameless = configure(tmp_path / "build", option, python=light_python)
+    assert nameless.returncode != 0
+    assert "give -DLAMMPS_VERSION=YYYYMMDD" in " ".join(nameless.stderr.split())
+    folder = prefix / "lib/x86_64-linux-gnu/pkgconfig"
+    folder.mkdir(parents=True)
+    ninja = tmp_path / "build/build.ninja"
+    for version, number, options in (
+        ("20240829", "20240829", "-DLAMMPS_BIGBIG"),
+        ("2025.7.22.4", "20250722", "-DLAMMPS_SMALLBIG -DLAMMPS_EXCEPTIONS"),
+    ):
+        text = PC_FILE.format(version=version, options=options)
+        (folder / "liblammps.pc").write_text(text)
+        configured = configure(tmp_path / "build", option, python=light_python)
+        assert configured.returncode == 0, configured.stderr
+        assert f"LAMMPS plugin: LAMMPS {number} in {prefix}" in configured.stdout
+        if ninja.exists():
+            assert all(option in ninja.read_text() for option in options.split())
+    (folder / "liblammps.pc").write_text(PC_FILE.format(version="20210929", options=""))
+    old = configure(tmp_path / "build", option, python=light_python)
+    assert old.returncode != 0
+    assert "LAMMPS 20210929" in old.stderr
+    assert "too old" in old.stderr
+
+
+@pytest.mark.skipif(not shutil.which("cmake"), reason="no cmake")
+@pytest.mark.parametrize(
+    ("version", "standard"), [("2.9.1+cu128", "17"), ("2.13.0+cpu", "17"), ("2.14.0", "20")]
+)
+def test_standard_of_cpp_follows_torch(version, standard, tmp_path):
+    """The headers of torch 2.14 refuse C++17."""
+    python = python_with(TORCH.format(version=version), tmp_path)
+    configured = configure(tmp_path / "build", python=python)
+    assert configured.returncode == 0, configured.stderr
+    assert f"compiled as C++{standard}" in configured.stdout
+
+
+@pytest.mark.skipif(not shutil.which("cmake"), reason="no cmake")
+def test_parts_that_cannot_be_built_are_named(tmp_path):
+    """The rest is installed, and build.json says what is missing."""
+    python = python_with("raise ImportError", tmp_path)
+    configured = configure(tmp_path / "build", python=python)
+    assert configured.returncode == 0, configured.stderr
+    missing = json.loads((tmp_path / "build/build.json").read_text())["missing"]
+    assert set(missing) == {"native kernels", "LAMMPS plugin"}
+    assert "had no torch (without --no-build-isolation" in missing["native kernels"]
+
+
+@pytest.mark.skipif(not shutil.which("cmake"), reason="no cmake")
+def test_a_plugin_that_does_not_compile_is_left_out(tmp_path):
+    """The step that pip runs after the kernels: the install succeeds, and the reason is kept."""
+    (tmp_path / "CMakeLists.txt").write_text(
+        "cmake_minimum_required(VERSION 3.20)\nproject(plugin NONE)\n"
+        "add_custom_target(mlff_studentplugin COMMAND sh -c "
+        "\"echo 'pair.h:1: error: no member named finish' >&2; exit 1\" VERBATIM)\n"
+    )
+    install, library = tmp_path / "install", tmp_path / "install/mlff_student/lib"
+    library.mkdir(parents=True)
+    (library / "build.json").write_text('{"torch": "2.9", "missing": {}}')
+    build = tmp_path / "build"
+    subprocess.run(["cmake", "-S", tmp_path, "-B", build], check=True, capture_output=True)
+    values = {"BUILD_DIR": build, "LAMMPS_VERSION": "20240829", "CMAKE_INSTALL_PREFIX": install}
+    command = ["cmake", *(f"-D{key}={value}" for key, value in values.items())]
+    done = subprocess.run(
+        [*command, "-P", ROOT / "lammps/install.cmake"], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert "does not compile for LAMMPS 20240829" in done.stderr
+    record = json.loads((library / "build.json").read_text())
+    assert record["torch"] == "2.9"
+    assert "error: no member named finish" in record["missing"]["LAMMPS plugin"]
 
 
 @pytest.mark.slow
@@ -150,7 +315,7 @@ def test_source_tree_is_recognised(source_tree, tmp_path):
 def test_plugin_built_from_a_source_tree(source_tree, structures, tiny_archive, tmp_path):
     """It gives the numbers of the one that was installed."""
     build = tmp_path / "build"
-    assert configure(source_tree, build).returncode == 0
+    assert configure(build, f"-DLAMMPS_SOURCE_DIR={source_tree}").returncode == 0
     subprocess.run(["cmake", "--build", build, "--target", "mlff_studentplugin"], check=True)
     atoms = structures["triclinic"]
     write_data(atoms, tmp_path / "point.data")

@@ -22,6 +22,7 @@ from mlff_student.archive.archive import ArchiveModule, load_archive
 from mlff_student.archive.native import library_path, native_student, unavailable, with_backend
 from mlff_student.archive.registry import archive_of, available_models, load_student
 from mlff_student.core.errors import ArchiveError, InputError, MissingDependencyError
+from mlff_student.core.installation import build_command
 from mlff_student.engines.ase.calculator import StudentForceFieldCalculator
 from mlff_student.model.neighbours import neighbour_edges
 from mlff_student.model.repulsion import envelope
@@ -544,6 +545,31 @@ def test_bad_input_is_refused(pair: Callable, structures: dict[str, Atoms]):
     assert torch.isfinite(native.evaluate(positions, numbers, cell, pbc)[1]).all()
 
 
+@pytest.mark.parametrize(
+    "cell",
+    [[1e6, 1e6, 1e6], [1e6, 1e6, 12.0], [2000.0, 2000.0, 12.0], [20_000.0, 200.0, 12.0]],
+    ids=str,
+)
+def test_a_molecule_in_a_huge_cell(cell: list[float], pair: Callable, structures: dict):
+    """It is alone there. The grid of vesin would have no cell in the thin direction."""
+    native, _ = pair("random", "tiny")
+    atoms = structures["water"]
+    expected = outcome(native, atoms)
+    atoms.set_cell(cell)
+    atoms.pbc = True
+    for part, same in zip(outcome(native, atoms), expected, strict=True):
+        torch.testing.assert_close(part, same, rtol=1e-6, atol=1e-6)
+
+
+def test_a_cell_with_too_many_images_is_refused(pair: Callable, structures: dict[str, Atoms]):
+    native, _ = pair("random", "tiny")
+    atoms = structures["water"]
+    atoms.set_cell([[5.0, 0.0, 0.0], [1e5, 5.0, 0.0], [0.0, 0.0, 5.0]])
+    atoms.pbc = True
+    with pytest.raises(RuntimeError, match="thin or skewed"):
+        outcome(native, atoms)
+
+
 def test_no_atoms(pair: Callable):
     native, _ = pair("random", "ultra_tiny")
     found = outcome(native, Atoms())
@@ -561,10 +587,19 @@ def test_missing_library_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Pat
     monkeypatch.setenv("MLFF_STUDENT_NATIVE", str(tmp_path / "none.so"))
     unavailable.cache_clear()
     try:
-        assert "none.so; install from a checkout" in str(unavailable())
+        assert "none.so, which is no file; correct or unset it" in str(unavailable())
         monkeypatch.setenv("MLFF_STUDENT_NATIVE", "off")
         unavailable.cache_clear()
         assert unavailable() == "MLFF_STUDENT_NATIVE is set to off"
+        monkeypatch.delenv("MLFF_STUDENT_NATIVE")
+        unavailable.cache_clear()
+        monkeypatch.setattr(native, "build_record", lambda: {"torch": "2.4"})
+        release = ".".join(torch.__version__.split(".")[:2])
+        assert f"was built for torch 2.4, found torch {release}; to build" in str(unavailable())
+        monkeypatch.setattr(native, "library_path", lambda: tmp_path / "none.so")
+        unavailable.cache_clear()
+        assert "none.so does not exist); to build them: " in str(unavailable())
+        assert str(unavailable()).endswith(build_command())
     finally:
         monkeypatch.undo()
         unavailable.cache_clear()

@@ -15,6 +15,7 @@ import torch
 from ase import Atoms
 
 from mlff_student.archive.archive import build_archive, load_archive, save_archive
+from mlff_student.archive.contents import read_members, write_members
 from mlff_student.core.errors import InterruptedRunError, StudentError
 from mlff_student.engines.ase.calculator import StudentForceFieldCalculator
 from mlff_student.engines.lammps.plugin import lammps_environment, plugin_path
@@ -201,6 +202,8 @@ REFUSALS = {
     "other numbers": ("MODEL", "altered.pt", ["self-check fails: energy off by", "doctor"]),
     "other weights": ("MODEL", "exchanged.pt", ["the weights have the hash", "say 000000000000"]),
     "no metadata": ("MODEL", "bare.pt", ["metadata of model random_tiny are damaged", "export"]),
+    "code of a stranger": ("MODEL", "strange.pt", ["contains code that this version", "was run"]),
+    "another cutoff in the metadata": ("MODEL", "cutoff.pt", ["they contradict the module"]),
     "member with another cutoff": (
         "MODEL C H O",
         "MODEL few.pt wide.pt C H O",
@@ -214,13 +217,13 @@ REFUSALS = {
     "excluded neighbors": (
         "pair_coeff",
         "neigh_modify exclude type 1 1\npair_coeff",
-        ["neigh_modify exclude none"],
+        ["neigh_modify exclude type 1 1 removes neighbors", "neigh_modify exclude none"],
     ),
     "atoms on each other": (
         "pair_style",
         "displace_atoms all random 0.0 0.0 0.0 1\nset atom 1 x 1.0 y 1.0 z 1.0\n"
-        "set atom 2 x 1.0 y 1.0 z 1.2\npair_style",
-        ["0.2 angstrom apart", "at least 0.3"],
+        "set atom 2 x 1.0 y 1.0 z 1.0\npair_style",
+        ["atoms 1 and 2 coincide (0 angstrom apart) at step 0", "delete_atoms overlap"],
     ),
 }
 
@@ -243,6 +246,11 @@ def bad_files(tiny_archive, tiny_archive64, tmp_path_factory) -> Path:
     archive.metadata["self_check"]["energy"] -= 0.01
     archive.metadata["weights_sha256"] = "0" * 64
     save_archive(archive, folder / "exchanged.pt")
+    far = load_archive(tiny_archive)
+    save_archive(far._replace(metadata=far.metadata | {"cutoff": 6.0}), folder / "cutoff.pt")
+    members = read_members(tiny_archive)
+    members["code/__torch__/f.py"] = b"def f(x: int=torch.seed()) -> int:\n  return x\n"
+    (folder / "strange.pt").write_bytes(write_members(members))
     (folder / "truncated.pt").write_bytes(content[: len(content) // 2])
     torch.jit.save(torch.jit.script(torch.nn.Linear(2, 2)), str(folder / "foreign.pt"))
     return folder
@@ -262,22 +270,6 @@ def test_refusal(case, structures, tiny_archive, bad_files, tmp_path):
         run_lmp(script + "run 0\n", tmp_path, "refused")
     for word in words:
         assert word in str(refusal.value)
-
-
-def test_special_bonds_are_refused(tiny_archive, tmp_path):
-    """Bonds in the data file make LAMMPS drop the neighbors that the student needs."""
-    (tmp_path / "point.data").write_text(
-        "\n\n2 atoms\n1 atom types\n1 bonds\n1 bond types\n"
-        "0 9 xlo xhi\n0 9 ylo yhi\n0 9 zlo zhi\n\nMasses\n\n1 1.008\n\n"
-        "Atoms # bond\n\n1 1 1 1 1 1\n2 1 1 1 1 1.75\n\nBonds\n\n1 1 1 2\n"
-    )
-    script = SCRIPT.format(archive=tiny_archive, elements="H").replace(
-        "boundary", "atom_style bond\nboundary"
-    )
-    bonds = "bond_style zero\nbond_coeff *\n"
-    with pytest.raises(StudentError, match="special_bonds lj/coul 1 1 1"):
-        run_lmp(script + bonds + "run 0\n", tmp_path, "refused")
-    run_lmp(script + bonds + "special_bonds lj/coul 1 1 1\nrun 0\n", tmp_path, "accepted")
 
 
 def test_portable_backend_is_for_one_rank(structures, tiny_archive, tiny_archive64, tmp_path):

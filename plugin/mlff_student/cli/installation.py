@@ -1,5 +1,6 @@
 """The commands `mlff-student models`, `doctor` and `lammps-env`, which report the installation."""
 
+import shlex
 from typing import Annotated, Any
 
 import typer
@@ -138,7 +139,7 @@ def lammps_env_command(json: Json = None, quiet: Quiet = False) -> None:
 
     path = lammps_environment()["LAMMPS_PLUGIN_PATH"]
     if not quiet:
-        typer.echo(f"export LAMMPS_PLUGIN_PATH={path}")
+        typer.echo(f"export LAMMPS_PLUGIN_PATH={shlex.quote(path)}")
     if json:
         write_results(json, "lammps-env", "", [{"lammps_plugin_path": path}])
 
@@ -156,13 +157,18 @@ def doctor_command(json: Json = None, quiet: Quiet = False) -> None:
     quieten(quiet)
     with console.status("trying the engines"):
         findings = examine()
-    table = Table("", "works", "found", "to fix it")
+    table = Table("", "works", "found")
+    commands: dict[str, list[str]] = {}
     for finding in findings:
         works = "[red]NO[/]"
         if finding.works or finding.optional:
             works = "[green]yes[/]" if finding.works else "[yellow]no[/]"
-        table.add_row(finding.what, works, escape(finding.found), escape(finding.mend))
+        table.add_row(finding.what, works, escape(finding.found))
+        if finding.mend:
+            commands.setdefault(finding.mend, []).append(finding.what)
     console.print(table)
+    for command, parts in commands.items():
+        console.print(f"To fix {', '.join(parts)}:\n  {command}", markup=False, soft_wrap=True)
     if json:
         write_results(json, "doctor", "", [finding._asdict() for finding in findings])
     if not all(finding.works or finding.optional for finding in findings):

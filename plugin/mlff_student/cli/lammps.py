@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from mlff_student.cli.common import Json, Quiet, console
+from mlff_student.cli.common import Json, Quiet, default_folder, shell_path, show
 
 
 def lammps_input_command(
@@ -16,7 +16,7 @@ def lammps_input_command(
         ),
     ],
     ensemble: Annotated[
-        str, typer.Option(help="Script of the run: nve, nvt, npt, minimise or melt.")
+        str, typer.Option(help="Script of the run: nve, nvt, npt, minimise, melt or tip3p.")
     ] = "nve",
     model: Annotated[
         str, typer.Option(help="Shipped name, or path of a checkpoint or archive.")
@@ -72,14 +72,13 @@ def lammps_input_command(
         atoms = read_frame(structure, topology, frame or 0).atoms
     else:
         atoms = read_structure(structure).atoms
-    folder = output or Path("runs") / f"{Path(structure).stem or 'molecule'}-{ensemble}"
+    folder = output or default_folder(structure, ensemble)
     written = write_lammps_input(atoms, model, ensemble, folder, units=units, variables=values)
     if not quiet:
-        console.print(
+        show(
             f"wrote {', '.join(path.name for path in written)} in {folder}\n"
-            f"to run it: eval $(mlff-student lammps-env); cd {folder} && lmp -in "
-            f"{written.script.name}",
-            markup=False,
+            f"to run it: eval $(mlff-student lammps-env); cd {shell_path(folder)} && lmp -in "
+            f"{written.script.name}"
         )
     if json:
         record = {name: str(path) for name, path in written._asdict().items()}

@@ -10,21 +10,31 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import NamedTuple
 
-from mlff_student.archive.native import INSTALL_HINT, library_path, load_library, with_backend
+from mlff_student.archive.native import library_path, obstacle, with_backend
 from mlff_student.archive.registry import archive_of, available_models
 from mlff_student.core.errors import StudentError
+from mlff_student.core.installation import build_command, install_command, why_missing
+from mlff_student.core.paths import built_library
+from mlff_student.engines.lammps.plugin import (
+    PLUGIN,
+    lammps_executable,
+    mpi_executable,
+    plugin_command,
+)
+from mlff_student.engines.lammps.run import run_lmp
 
+# What pip installs for each package.
 PACKAGES = {
-    "torch": "pip install 'torch==2.9.*'",
-    "ase": "pip install ase",
-    "vesin": "pip install vesin",
-    "mdtraj": "pip install mdtraj",
-    "openmm": "pip install 'mlff-student[openmm]'",
-    "openmmml": "pip install 'mlff-student[openmm]'",
-    "openmmtorch": "pip install 'mlff-student[openmm]'",
-    "lammps": "pip install 'mlff-student[lammps]'",
-    "rdkit": "pip install 'mlff-student[distill]'",
-    "tblite": "pip install 'mlff-student[distill]'",
+    "torch": "torch",
+    "ase": "ase",
+    "vesin": "vesin",
+    "mdtraj": "mdtraj",
+    "openmm": "mlff-student[openmm]",
+    "openmmml": "mlff-student[openmm]",
+    "openmmtorch": "",  # PythonForce does the same with any torch
+    "lammps": "mlff-student[lammps]",
+    "rdkit": "mlff-student[distill]",
+    "tblite": "mlff-student[distill]",
 }
 # This runs in a separate process, because a plug-in for another torch may end the interpreter.
 OPENMM_TRIAL = """
@@ -72,31 +82,52 @@ class Finding(NamedTuple):
 
 def examine() -> list[Finding]:
     """Check every package and every part that this package uses."""
-    findings = [_package(name, command) for name, command in PACKAGES.items()]
-    findings.append(_models())
+    findings = {name: _package(name, requirement) for name, requirement in PACKAGES.items()}
     # Without native kernels the portable backend works.
-    findings.append(_attempt("native kernels", _native, INSTALL_HINT)._replace(optional=True))
-    for interface in ("TorchForce", "PythonForce"):
-        trial = partial(_openmm, interface)
-        findings.append(_attempt(f"OpenMM {interface}", trial, PACKAGES["openmm"]))
-    findings.append(_attempt("LAMMPS lmp", _lmp, PACKAGES["lammps"]))
-    findings.append(_attempt("LAMMPS plugin", _plugin, "pip install --no-build-isolation -e ."))
-    findings.append(_attempt("mpiexec", _mpiexec, PACKAGES["lammps"]))
-    findings.append(_gpu())
-    return findings
+    kernels = _attempt("native kernels", _native, build_command())._replace(optional=True)
+    torch_force = findings["openmmtorch"]._replace(what="OpenMM TorchForce")
+    if torch_force.works:
+        torch_force = _attempt("OpenMM TorchForce", partial(_openmm, "TorchForce"), "")
+    openmm = install_command(PACKAGES["openmm"])
+    python_force = _attempt("OpenMM PythonForce", partial(_openmm, "PythonForce"), openmm)
+    findings["openmmtorch"] = _not_needed(findings["openmmtorch"], "PythonForce gives the same")
+    lammps = install_command(PACKAGES["lammps"])
+    lmp = _attempt("LAMMPS lmp", _lmp, lammps)
+    if lmp.works:
+        findings["lammps"] = _not_needed(findings["lammps"], "another LAMMPS works")
+    return [
+        *findings.values(),
+        _models(),
+        kernels,
+        _not_needed(torch_force, "PythonForce gives the same"),
+        python_force,
+        lmp,
+        _attempt("LAMMPS plugin", _plugin, plugin_command()),
+        _attempt("mpiexec", _mpiexec, lammps),
+        _gpu(),
+    ]
 
 
-def _package(name: str, command: str) -> Finding:
+def _package(name: str, requirement: str) -> Finding:
     try:
         return Finding(name, True, version(name), "")
     except PackageNotFoundError:
+        command = install_command(requirement) if requirement else ""
         return Finding(name, False, "not installed", command)
+
+
+def _not_needed(finding: Finding, instead: str) -> Finding:
+    """Return a finding that asks for nothing where it fails, because another part does the same."""
+    if finding.works:
+        return finding
+    return finding._replace(found=f"{finding.found}; not needed: {instead}", mend="", optional=True)
 
 
 def _models() -> Finding:
     models = available_models()
-    command = "" if models else "git checkout -- checkpoints (or reinstall mlff-student)"
-    return Finding("models", bool(models), ", ".join(models) or "none", command)
+    return Finding(
+        "models", bool(models), ", ".join(models) or "none", "" if models else build_command()
+    )
 
 
 def _attempt(what: str, trial: Callable[[], str], command: str) -> Finding:
@@ -116,7 +147,8 @@ def _smallest_model() -> str:
 def _native() -> str:
     import torch
 
-    load_library()
+    if reason := obstacle():
+        raise StudentError(reason)
     instructions = torch.ops.mlff_student.instruction_set()
     name = _smallest_model()
     with_backend(archive_of(name), "native")
@@ -135,8 +167,6 @@ def _openmm(interface: str) -> str:
 
 
 def _lmp() -> str:
-    from mlff_student.engines.lammps.plugin import lammps_executable
-
     executable = lammps_executable()
     help_text = subprocess.run(
         [executable, "-help"], capture_output=True, text=True, timeout=60, check=True
@@ -148,18 +178,15 @@ def _lmp() -> str:
 
 
 def _plugin() -> str:
-    from mlff_student.engines.lammps.plugin import plugin_path
-    from mlff_student.engines.lammps.run import run_lmp
-
-    path = plugin_path()
+    path = built_library(PLUGIN)
+    if not path.is_file():
+        raise StudentError(f"{why_missing('LAMMPS plugin')} ({path} does not exist)")
     with tempfile.TemporaryDirectory() as folder:
         run_lmp("units metal\npair_style mlff_student\n", Path(folder), "doctor")
     return f"pair_style mlff_student loads: {path}"
 
 
 def _mpiexec() -> str:
-    from mlff_student.engines.lammps.plugin import mpi_executable
-
     return mpi_executable()
 
 

