@@ -11,6 +11,7 @@ from ase.build import bulk
 from ase.neighborlist import neighbor_list
 from vesin import NeighborList
 
+from mlff_student.archive.graph import edges_of
 from mlff_student.model.neighbours import complete_cell, neighbour_edges
 
 CUTOFF = 5.0
@@ -197,6 +198,91 @@ def test_scripted_and_chunked_searches_find_the_same(name: str):
         edges = own_edges(vectors, index, atoms)
         assert_same_edges(edges, expected, f"{function} {options}")
         assert (index[0].diff() >= 0).all()
+
+
+@pytest.mark.parametrize(
+    "cell",
+    [
+        [1e6, 1e6, 1e6],
+        [1e6, 1e6, 10.0],
+        [2000.0, 2000.0, 6.0],
+        [1e6, 10.0, 10.0],
+        [20_000.0, 200.0, 10.0],
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("mask", [(1, 1, 1), (1, 1, 0), (0, 0, 0)], ids=str)
+def test_few_atoms_in_a_huge_cell(cell: list[float], mask: tuple[int, int, int]):
+    """Vesin divides by zero in some of them, and ASE makes a grid of all of the cell."""
+    atoms = Atoms("OH2", positions=[[1.0, 0.5, 0.3], [1.9, 0.5, 0.3], [0.8, 1.4, 0.3]], pbc=mask)
+    atoms += Atoms("O", positions=[np.array(cell) - 0.5])  # nearest through the faces, if any
+    atoms.set_cell(cell)
+    vectors, index = search(atoms)
+    assert_same_edges(
+        own_edges(vectors, index, atoms),
+        as_edges(*with_few_images(atoms), atoms),
+        "all pairs",
+    )
+    index, vectors = edges_of(atoms, CUTOFF)
+    assert_same_edges(
+        as_edges(*index, vectors, atoms), as_edges(*with_few_images(atoms), atoms), "all pairs"
+    )
+
+
+def with_few_images(atoms: Atoms) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Receivers, senders and vectors among the atoms and the next images of the cell."""
+    shifts = np.stack(np.meshgrid(*[(-1, 0, 1)] * 3, indexing="ij"), -1).reshape(-1, 3)
+    shifts = shifts[(shifts[:, ~atoms.pbc] == 0).all(1)]
+    vectors = atoms.positions[None, None] - atoms.positions[None, :, None]
+    vectors = vectors + (shifts @ atoms.cell.array)[:, None, None]
+    near = np.linalg.norm(vectors, axis=-1) < CUTOFF
+    itself = (shifts == 0).all(1)[:, None, None] & np.eye(len(atoms), dtype=bool)
+    image, i, j = np.nonzero(near & ~itself)
+    return i, j, vectors[image, i, j]
+
+
+def test_a_wire_along_no_axis_that_is_not_wrapped():
+    atoms = open_cluster(12, 6.0)
+    wire = np.array([53.0, -50.0, -41.0])
+    atoms.set_cell([[0, 0, 0], wire, [0, 0, 0]])
+    atoms.pbc = (False, True, False)
+    expected = own_edges(*search(atoms), atoms)
+    atoms.positions[::2] += 700 * wire
+    for vectors, index in (search(atoms), edges_of(atoms, CUTOFF)[::-1]):
+        edges = own_edges(torch.as_tensor(vectors), torch.as_tensor(index), atoms)
+        assert len(edges.keys) == len(expected.keys)
+        lengths = (np.sort(np.linalg.norm(each.vectors, axis=1)) for each in (edges, expected))
+        np.testing.assert_allclose(*lengths, atol=1e-9)
+
+
+NAN = float("nan")
+BAD_CELLS = {
+    "zero": (np.zeros((3, 3)), "no volume"),
+    "singular": (np.array([[5.0, 0, 0], [0, 5.0, 0], [5.0, 5.0, 0]]), "no volume"),
+    "NaN": (np.full((3, 3), NAN), "no volume"),
+    "tiny": (0.2 * np.eye(3), "thin"),
+    "skewed": (np.array([[5.0, 0, 0], [1e6, 5.0, 0], [0, 0, 5.0]]), "thin"),
+}
+
+
+@pytest.mark.parametrize("name", BAD_CELLS)
+@pytest.mark.parametrize("function", [neighbour_edges, torch.jit.script(neighbour_edges)])
+def test_cells_that_are_refused(name: str, function: Callable):
+    cell, message = BAD_CELLS[name]
+    atoms = Atoms("H2", positions=[[0, 0, 0], [0.8, 0, 0]], cell=cell, pbc=True)
+    with pytest.raises(Exception, match=f"mlff_student: .*{message}"):
+        search(atoms, function=function)
+
+
+def test_cutoffs_and_positions_that_are_refused():
+    atoms = SYSTEMS["orthorhombic"]()
+    for cutoff in (0.0, -1.0, NAN, float("inf")):
+        with pytest.raises(RuntimeError, match="mlff_student: the cutoff"):
+            search(atoms, cutoff)
+    atoms.pbc = False
+    atoms.positions[3] = NAN
+    with pytest.raises(RuntimeError, match="mlff_student: a position"):
+        search(atoms)
 
 
 def test_a_structure_without_atoms_has_no_edges():

@@ -25,7 +25,12 @@ from mlff_student.benchmark.settings import check_cores, check_models, check_pos
 from mlff_student.benchmark.structures import acetone_box, edge_lengths, whole_molecules
 from mlff_student.core.errors import InputError, StudentError
 from mlff_student.core.results import machine_facts, package_versions
-from mlff_student.engines.lammps.plugin import lammps_executable, mpi_executable, plugin_path
+from mlff_student.engines.lammps.plugin import (
+    PAIR_STYLE,
+    lammps_executable,
+    mpi_executable,
+    plugin_path,
+)
 from mlff_student.engines.lammps.run import element_order, run_lmp, write_data
 from mlff_student.engines.protocol import ns_per_day
 
@@ -228,10 +233,11 @@ def benchmark_lammps(
     archives = {model: archive_of(model) for model in settings.models}
     for needed in (lammps_executable, mpi_executable, plugin_path):
         needed()
+    pair_style = plugin_path().with_name(PAIR_STYLE)
     machine = {
         "lammps": package_versions().get("lammps", "of no package"),
         "torch": torch.__version__,
-        "plugin_sha256": hashlib.sha256(plugin_path().read_bytes()).hexdigest(),
+        "plugin_sha256": hashlib.sha256(pair_style.read_bytes()).hexdigest(),
     }
     file = RecordFile(output, command, settings, machine)
     potentials = dict(alternatives or {})

@@ -8,7 +8,7 @@ from typing import Any, Protocol
 
 from mlff_student.core.errors import InputError
 from mlff_student.core.files import require_writable
-from mlff_student.core.results import machine_facts, write_json
+from mlff_student.core.results import machine_facts, read_json, write_json
 from mlff_student.core.version import __version__
 
 Record = dict[str, Any]
@@ -65,10 +65,10 @@ class RecordFile:
 
     def _read(self, path: Path) -> list[Record]:
         try:
-            content = json.loads(path.read_text())
+            content = read_json(path)
             head = {name: content.get(name) for name in self.head}
-            records = content["results"]
-        except (OSError, ValueError, AttributeError, KeyError) as error:
+            records = _records_of(content)
+        except (InputError, KeyError, TypeError) as error:
             raise InputError(
                 f"{path} exists and is no file of {self.head['command']}; give another file"
             ) from error
@@ -140,9 +140,9 @@ def read_records(path: Path, *commands: str) -> tuple[dict[str, Any], list[Recor
         The file cannot be read, is of another command, or holds no records.
     """
     try:
-        content = json.loads(path.read_text())
-        command, machine, records = (content[key] for key in ("command", "machine", "results"))
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        content = read_json(path)
+        command, machine, records = content["command"], content["machine"], _records_of(content)
+    except (InputError, KeyError, TypeError) as error:
         raise InputError(f"{path} is no file of {' or '.join(commands)}: {error}") from error
     if command not in commands or not records:
         raise InputError(
@@ -150,6 +150,13 @@ def read_records(path: Path, *commands: str) -> tuple[dict[str, Any], list[Recor
             f"{' or '.join(commands)} are needed"
         )
     return machine, records
+
+
+def _records_of(content: dict[str, Any]) -> list[Record]:
+    records = content["results"]
+    if not (isinstance(records, list) and all(isinstance(record, dict) for record in records)):
+        raise TypeError("results is not a list of records")
+    return records
 
 
 def _differences(old: dict[str, Any], new: dict[str, Any]) -> Iterator[str]:

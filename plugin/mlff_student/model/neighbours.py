@@ -5,6 +5,8 @@ bins that are at least one cutoff wide where the cell allows it, and every atom 
 bins (and periodic images of bins) around its own.
 """
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -39,13 +41,23 @@ def neighbour_edges(
         (E, 3) float64, r_ij = x_j + S.cell - x_i, angstrom.
     edge_index : Tensor
         (2, E) int64, rows [receiver i, sender j], sorted by receiver.
+
+    Raises
+    ------
+    RuntimeError
+        The cutoff is not a positive number; a position is NaN or infinite; the periodic cell has no
+        volume, or is so thin or skewed that 10,000 images of it are within the cutoff.
     """
+    if not (cutoff > 0.0 and math.isfinite(cutoff)):
+        raise RuntimeError("mlff_student: the cutoff is not a positive number")
     atoms = positions.shape[0]
     device = positions.device
     if atoms == 0:
         return positions.new_zeros((0, 3)), torch.zeros((2, 0), dtype=torch.int64, device=device)
 
     lattice = complete_cell(cell, pbc)
+    if not bool(torch.linalg.det(lattice).abs() > 1e-3):  # also if it is NaN
+        raise RuntimeError("mlff_student: the periodic cell has no volume")
     reciprocal = torch.linalg.inv(lattice)  # columns
     fractional = positions @ reciprocal  # (N, 3)
     # An open direction gets bins from one end of the structure to the other.
@@ -59,6 +71,11 @@ def neighbour_edges(
     heights = length / torch.linalg.vector_norm(reciprocal, dim=[0])  # (3,) between opposite faces
     bins = (heights / cutoff).floor().clamp(min=1.0, max=1e6)  # (3,)
     reach = (cutoff * bins / heights).ceil()  # bins to look through each way
+    if not bool(torch.isfinite(heights).all()):
+        raise RuntimeError("mlff_student: a position is NaN or infinite")
+    # A cubic cell of 0.5 angstrom has so many images within 5 angstrom.
+    if not bool(torch.where(pbc, 2.0 * cutoff / heights + 1.0, 1.0).prod() < 1e4):
+        raise RuntimeError("mlff_student: the periodic cell is too thin or skewed; reduce it")
     # No image of an open direction exists: its farthest bin is the last one.
     reach = torch.where(pbc, reach, torch.minimum(reach, bins - 1.0)).to(torch.int64)
     bins = bins.to(torch.int64)

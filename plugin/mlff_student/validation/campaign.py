@@ -6,7 +6,6 @@ runs/NAME/        trajectories, logs and checkpoints, which git ignores
 results/NAME.json record and series of a task, written atomically
 """
 
-import json
 import os
 import re
 from collections.abc import Callable, Iterator
@@ -30,7 +29,7 @@ from mlff_student.core.errors import (
 )
 from mlff_student.core.files import only_writer, require_writable, sha256
 from mlff_student.core.processes import end_with_parent
-from mlff_student.core.results import write_json
+from mlff_student.core.results import read_json, write_json
 from mlff_student.engines.protocol import RunFolder
 from mlff_student.engines.run import engine_of, run_md
 from mlff_student.structures.checks import check_structure
@@ -126,11 +125,11 @@ class Folder:
         if not path.exists():
             return None
         try:
-            content = json.loads(path.read_text())
+            content = read_json(path)
             if content.get("measures") != MEASURES:
                 return None
             return {"record": content["record"], "series": content["series"]}
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
+        except (InputError, KeyError) as error:
             raise InputError(f"{path} is damaged; delete it, and it is computed again") from error
 
 
@@ -258,9 +257,9 @@ class Campaign:
                 )
             return False
         try:
-            begun = json.loads(path.read_text())
-        except ValueError as error:
-            raise InputError(f"{path} is damaged ({error}); choose another --output") from error
+            begun = read_json(path)
+        except InputError as error:
+            raise InputError(f"{error}; choose another --output") from error
         if changed := [key for key in wanted if begun.get(key) != wanted[key]]:
             raise InputError(
                 f"{self.folder.path} has another campaign: {', '.join(changed)} differ (models are "

@@ -1,6 +1,5 @@
 """Compare two reports of `mlff-student validate` to find out whether a new model is worse."""
 
-import json
 from collections import defaultdict
 from collections.abc import Mapping
 from pathlib import Path
@@ -10,6 +9,7 @@ import numpy as np
 
 from mlff_student.core.errors import InputError
 from mlff_student.core.figures import Threshold, figure_of
+from mlff_student.core.results import read_json
 
 SIGMAS = 3.0  # a change must exceed this many combined standard errors
 RELEVANT = 0.05  # a change smaller than this share of the threshold does not matter, unless the
@@ -78,8 +78,8 @@ def read_report(path: Path) -> Read:
     InputError
         If it is no such file, or a report of several models.
     """
+    content = read_json(Path(path))
     try:
-        content = json.loads(Path(path).read_text())
         if content["command"] != "validate":
             raise ValueError(f"it is a file of the command {content['command']!r}")
         records = content["results"]
@@ -90,13 +90,11 @@ def read_report(path: Path) -> Read:
             if record["model"] in models
         }
         read = Read(cases, content["teacher"], content["protocol_sha256"])
-    except OSError as error:
-        raise InputError(f"cannot read {path}: {error.strerror}") from error
     except (ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
         raise InputError(f"{path} is no report of mlff-student validate: {error}") from error
     if len(models) != 1:
         raise InputError(
-            f"{path} has {len(models)} models ({', '.join(sorted(models))}); "
+            f"{path} has {len(models)} models ({', '.join(sorted(map(str, models)))}); "
             "give a report of a single model"
         )
     return read
