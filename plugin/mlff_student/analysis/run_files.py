@@ -200,10 +200,11 @@ def _fitting_run(
         try:
             run = opened(tables)
             if series is None:
-                series = FrameSeries()
+                numbers = FrameSeries()
                 whole = replace(run, chosen_frames=None).frames()
-                for _ in series.follow(whole, run.structure):
+                for _ in numbers.follow(whole, run.structure):
                     pass
+                series = numbers  # only if the whole file could be read
             selected = series if run.chosen_frames is None else series.select(run.chosen_frames)
             run.check(selected)
             fitting.append((run, tables))
