@@ -120,7 +120,7 @@ def test_task_that_raises_anything_stops_no_other(tmp_path):
     damaged = campaign.folder.run(campaign.runs()[0].name)
     damaged.path.mkdir(parents=True)
     damaged.settings.write_text("{")
-    with pytest.raises(StudentError, match=r"1 task.*/a/.*JSONDecodeError"):
+    with pytest.raises(StudentError, match=r"1 task.*/a/.*settings.json is not JSON"):
         campaign.run(1, quiet=True)
     assert [name.split("/")[2] for name in campaign.results()] == ["b"]
 

@@ -274,6 +274,7 @@ RUNNABLE = {
     "benchmark kernels": ["--models", "tiny"],
     "benchmark lammps": ["--models", "tiny"],
     "benchmark openmm": ["--models", "tiny"],
+    "distill bundle": [RECIPE, "--data", "data", "-o", "bundle"],
     "distill check": [str(ROOT / "tests" / "data" / "held_out.h5"), "-o", "check"],
     "distill evaluate": [RECIPE, "--data", "data", "--model", "tiny", "-o", "mine"],
     "distill quick": ["--molecule", "CO", "-o", "quick"],

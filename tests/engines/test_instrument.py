@@ -11,7 +11,7 @@ from ase import Atoms
 from ase.build import molecule
 from ase.calculators.calculator import Calculator, all_changes
 
-from mlff_student.core.errors import InputError
+from mlff_student.core.errors import InputError, InterruptedRunError
 from mlff_student.core.figures import load_thresholds
 from mlff_student.engines.protocol import MDSettings, RunFolder
 from mlff_student.engines.run import run_md
@@ -146,7 +146,7 @@ def test_full_disk_is_no_failure_of_the_calculator():
         def calculate(self, *arguments, **options):
             raise OSError(28, "No space left on device")
 
-    with pytest.raises(OSError, match="No space left"):
+    with pytest.raises(InterruptedRunError, match="No space left"):
         nve(ETHANOL, Full(ETHANOL), ps=0.2)
 
 

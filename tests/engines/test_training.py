@@ -1075,9 +1075,8 @@ def test_killed_rounds_resume(
         if killed_at == "labelling of round 1":
             patch.setattr(labelling, "_label", after(labelling._label, 2))
         else:
-            # Two members, three steps and one validation batch each, then in the second member's
-            # training of round 2.
-            patch.setattr(training, "predict", after(training.predict, 2 * (3 + 1) + 3 + 1 + 2))
+            # Two members with three steps each, then in the second member's training of round 2.
+            patch.setattr(stepping, "predict", after(stepping.predict, 2 * 3 + 3 + 2))
         with pytest.raises(KeyboardInterrupt):
             looping.run_rounds(recipe, data, 1, compiled=False)
     assert (data / "rounds" / "round_1.done").exists() == (killed_at == "training of round 2")

@@ -7,6 +7,7 @@ import torch
 import vesin
 from ase import Atoms
 from ase.build import molecule
+from ase.data import atomic_numbers
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -48,8 +49,15 @@ def thermal_structure(count: int, elements: list[str], cutoff: float) -> Atoms:
         chosen = np.argsort(np.square(points).sum(1), kind="stable")[:count]
         neighbours = min(MOLECULE_NEIGHBOURS, round(MOLECULE_NEIGHBOURS / 21 * (count - 1)))
     drawn = [symbol for symbol in ORGANIC if symbol in elements] or elements
+    symbols = rng.choice(drawn, count)
+    numbers = np.array([atomic_numbers[symbol] for symbol in drawn])
+    if len(odd := np.flatnonzero(numbers % 2)) and len(even := np.flatnonzero(numbers % 2 == 0)):
+        # Another first atom where the number of electrons would be odd, which students refuse.
+        others = sum(atomic_numbers[symbol] for symbol in symbols[1:])
+        if (others + atomic_numbers[symbols[0]]) % 2:
+            symbols[0] = drawn[odd[0] if others % 2 else even[0]]
     atoms = Atoms(
-        rng.choice(drawn, count),
+        symbols,
         positions=points[chosen] + DISORDER * rng.normal(size=(count, 3)),
         cell=[edge] * 3 if periodic else None,
         pbc=periodic,

@@ -20,7 +20,7 @@ from ase.io import write
 from rich.console import Console
 
 from mlff_student.analysis.thermo import FEWEST_ROWS
-from mlff_student.core.errors import InputError, StudentError
+from mlff_student.core.errors import InputError, InterruptedRunError, StudentError
 from mlff_student.engines.protocol import MDSettings, RunFolder
 from mlff_student.engines.run import run_md
 from mlff_student.reporting.analyze import judge_run
@@ -149,7 +149,7 @@ def nve(
         )
         try:
             run_md(settings, folder / "run", quiet=True, calculator=calculator)
-        except InputError:
+        except (InputError, InterruptedRunError):  # say nothing about the model
             raise
         except StudentError as error:
             return NVEResult({}, [], str(error))
