@@ -3,7 +3,9 @@
 set(LOG "${BUILD_DIR}/lammps_plugin.log")
 file(REMOVE "${BUILD_DIR}/mlff_student_pair.so" "${BUILD_DIR}/mlff_studentplugin.so")
 execute_process(
-  COMMAND "${CMAKE_COMMAND}" --build "${BUILD_DIR}" --target mlff_studentplugin
+  # In the C locale compilers quote in ASCII, which file(STRINGS) reads.
+  COMMAND "${CMAKE_COMMAND}" -E env LC_ALL=C
+          "${CMAKE_COMMAND}" --build "${BUILD_DIR}" --target mlff_studentplugin
   RESULT_VARIABLE FAILED OUTPUT_FILE "${LOG}" ERROR_FILE "${LOG}")
 if(FAILED)
   file(REMOVE "${BUILD_DIR}/mlff_student_pair.so" "${BUILD_DIR}/mlff_studentplugin.so")

@@ -35,7 +35,7 @@ namespace {
 constexpr double COINCIDENCE = 1e-3; // angstrom; atoms that are closer are an error
 // Rules by which LAMMPS leaves pairs out of neighbor lists. 1, 2 and 3 are the 1-2, 1-3 and 1-4
 // neighbors of special_bonds; those of `neigh_modify exclude` are counted from EXCLUDE on.
-enum Rule { NONE = 0, TEMPLATE = 4, INCLUDE = 5, EXCLUDE = 6 };
+enum Rule { NONE = 0, TEMPLATE = 4, INCLUDE = 5, BORDER = 6, EXCLUDE = 7 };
 constexpr const char *USAGE =
     "pair_style mlff_student [backend auto|native|portable] [device cpu|cuda] [threads N] "
     "[committee mean|first]";
@@ -49,6 +49,11 @@ template <typename Word> std::string join(const std::vector<Word> &words) {
   for (const auto &word : words) (text += text.empty() ? "" : " ") += word;
   return text;
 }
+
+// Reads the group of `comm_modify group`, which LAMMPS shows to derived classes only.
+struct BorderGroup : Comm {
+  static int of(Comm *comm) { return comm->*(&BorderGroup::bordergroup); }
+};
 
 // Returns how many doubles hold the scalar and vector features of one atom. A double holds two
 // float32.
@@ -350,10 +355,12 @@ void PairMLFFStudent::require_all_neighbors() {
   const int *flag = neighbor->special_flag; // 0: LAMMPS removes these special neighbors
   const bool special =
       atom->molecular != Atom::ATOMIC && (flag[1] == 0 || flag[2] == 0 || flag[3] == 0);
-  if (!special && !neighbor->exclude && !neighbor->includegroup) return;
+  const int include = neighbor->includegroup, border = BorderGroup::of(comm);
+  if (!special && !neighbor->exclude && !include && !border) return;
   Removal removal;
   if (special) removal = removed_by_special_bonds();
-  if (!removal.rule && neighbor->includegroup) removal = removed_by_include();
+  if (!removal.rule && include) removal = outside_group(include, INCLUDE);
+  if (!removal.rule && border) removal = outside_group(border, BORDER);
   if (!removal.rule && neighbor->exclude) removal = removed_by_exclude();
 
   // All ranks take part, and the one with the largest number has its atoms named.
@@ -387,11 +394,11 @@ PairMLFFStudent::Removal PairMLFFStudent::removed_by_special_bonds() const {
   return {};
 }
 
-// Finds an atom of the student outside the group to which neighbor lists are restricted.
-PairMLFFStudent::Removal PairMLFFStudent::removed_by_include() const {
-  const int bit = group->bitmask[neighbor->includegroup];
+// Finds an atom of the student outside the group to which neighbor lists or ghosts are restricted.
+PairMLFFStudent::Removal PairMLFFStudent::outside_group(int which, int rule) const {
+  const int bit = group->bitmask[which];
   for (int i = 0; i < atom->nlocal; i++)
-    if (is_present(i) && !(atom->mask[i] & bit)) return {INCLUDE, atom->tag[i], atom->tag[i]};
+    if (is_present(i) && !(atom->mask[i] & bit)) return {rule, atom->tag[i], atom->tag[i]};
   return {};
 }
 
@@ -442,6 +449,9 @@ std::string PairMLFFStudent::name_of_rule(int rule) const {
   if (rule == INCLUDE)
     return fmt::format("neigh_modify include {} removes neighbors",
                        group->names[neighbor->includegroup]);
+  if (rule == BORDER)
+    return fmt::format("comm_modify group {} removes ghost atoms",
+                       group->names[BorderGroup::of(comm)]);
   std::string what;
   int k = rule - EXCLUDE;
   if (k < neighbor->nex_type) {
@@ -459,6 +469,7 @@ std::string PairMLFFStudent::name_of_rule(int rule) const {
 
 std::string PairMLFFStudent::remedy(int rule) const {
   if (rule == INCLUDE) return "use: neigh_modify include all";
+  if (rule == BORDER) return "use: comm_modify group all";
   if (rule >= EXCLUDE)
     return "use: neigh_modify exclude none, or exclude only atoms of other pair styles";
   std::string sources;

@@ -71,7 +71,7 @@ private:
 
   void require_all_neighbors();
   Removal removed_by_special_bonds() const;
-  Removal removed_by_include() const;
+  Removal outside_group(int which, int rule) const;
   Removal removed_by_exclude() const;
   std::string name_of_rule(int rule) const;
   std::string remedy(int rule) const;

@@ -194,6 +194,11 @@ REFUSALS = {
         "group some id 1:9\natom_modify first some\nneigh_modify include some\npair_coeff",
         ["neigh_modify include all"],
     ),
+    "ghosts of a group": (
+        "pair_coeff",
+        "group some id 1:9\natom_modify first some\ncomm_modify group some\npair_coeff",
+        ["comm_modify group some removes ghost atoms", "comm_modify group all"],
+    ),
     "newer archive": (
         "MODEL",
         "newer.pt",

@@ -284,6 +284,56 @@ def test_restarted_run_replaces_what_it_repeats(tmp_path: Path) -> None:
     )
 
 
+def test_restart_after_an_equilibration_with_the_same_steps(tmp_path: Path) -> None:
+    """Logs and dumps of the run and of its restart, one after the other."""
+    again = "reset_timestep 0\nvelocity all create 80.0 3 loop geom\n"
+    begun = f"{BEGIN}run 200\n{again}{DUMP.format('begun')}run 100\nwrite_restart r"
+    whole = f"{BEGIN}run 200\n{again}{DUMP.format('whole')}run 100\nrun 100"
+    restarted = (
+        "units metal\nread_restart r\npair_style lj/cut 5.0\npair_modify shift yes\n"
+        "pair_coeff 1 1 0.0103 3.4\nfix 1 all nve\ntimestep 0.002\nthermo 5\n"
+        "thermo_style custom step temp pe ke etotal vol\nthermo_modify format float %.12g\n"
+        f"{DUMP.format('end')}run 100"
+    )
+    run_lammps(tmp_path, {"whole": whole, "begun": begun, "end": restarted})
+    begin, end = ((tmp_path / f"{name}.log").read_text() for name in ("begun", "end"))
+    (tmp_path / "run.log").write_text(f"{begin}\nLAMMPS (1 Jan 2026)\n{end}")
+    (tmp_path / "run.dump").write_bytes(
+        b"".join((tmp_path / f"{name}.dump").read_bytes() for name in ("begun", "end"))
+    )
+    found = measured(tmp_path, "run.dump", "run.log")
+    np.testing.assert_array_equal(found.thermo.step, 5.0 * np.arange(41))
+    assert_same_figures(
+        found.as_record(), measured(tmp_path, "whole.dump", "whole.log").as_record()
+    )
+
+
+def test_a_timestep_that_the_log_does_not_show_is_unknown(tmp_path: Path) -> None:
+    """Printed text is no command, and the speed after a run shows a command without echo."""
+    printed = "print 'timestep 7'\nprint \"timestep 0.5 fs\"\nrun 100"
+    run_lammps(
+        tmp_path,
+        {
+            "plain": f"{BEGIN}{DUMP.format('plain')}run 100",
+            "printed": f"{BEGIN}{DUMP.format('printed')}{printed}",
+            "hidden": f"{BEGIN}{DUMP.format('hidden')}echo none\ntimestep 0.001\nrun 3000",
+        },
+    )
+    found, plain = (measured(tmp_path, f"{n}.dump", f"{n}.log") for n in ("printed", "plain"))
+    assert_same_figures(found.as_record(), plain.as_record())
+    with pytest.raises(InputError, match=r"--timestep-fs"):
+        measured(tmp_path, "hidden.dump", "hidden.log")
+
+
+def test_a_trajectory_that_cannot_be_read_is_refused_also_beside_several_runs(
+    several: Path,
+) -> None:
+    for step in range(0, 201, 10):
+        (several / f"c.{step}.cfg").write_text("Number of particles = 32\n")
+    with pytest.raises(InputError, match=r"cannot read the trajectory .*c.0.cfg"):
+        measured(several, "c.0.cfg", "twins.log")
+
+
 @pytest.mark.parametrize("name", ["two", "layouts"])
 def test_killed_runs_are_read_up_to_where_log_and_dump_end(
     logs: Path, tmp_path: Path, name: str

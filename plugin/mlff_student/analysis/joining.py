@@ -274,7 +274,7 @@ def _by_steps(
     together = np.logical_or.reduce(chosen).sum()
     whole = [run for run in candidates if _chosen(run).sum() == together]
     apart = any((first & second).sum() < 2 for first, second in combinations(chosen, 2))
-    if (~current).any() or (apart and not whole):
+    if (np.diff(frames) < 0).any() or (apart and not whole):
         raise InputError(several_runs(log, trajectory, candidates))
     exact = [run for run in whole if _ends_with_frames(run, frames)]
     return exact or whole or candidates

@@ -17,6 +17,7 @@ from mlff_student.core.units import LAMMPS_UNITS
 STYLE_ONE = ["step", "temp", "epair", "emol", "etotal", "press"]
 # First part of the style of fixes that integrate, thermostat or change the pressure.
 INTEGRATORS = {"nve", "nvt", "npt", "nph", "nvk", "langevin", "temp", "press", "rigid", "deform"}
+PERFORMANCE = re.compile(r"Performance: (\S+) ns/day, \S+ hours/ns, (\S+) timesteps/s")
 STYLES = {"lj", "real", "metal", "si", "cgs", "electron", "micro", "nano"}  # of the command units
 # What shows that a file is a log of LAMMPS; only the first stands at its begin in each log.
 MARKS = re.compile(
@@ -94,19 +95,32 @@ class _RawTable:
     integrators: frozenset[str]
     rows: "array[float]" = field(default_factory=lambda: array("d"))
     ended: bool = False
+    performance: tuple[float, float] | None = None  # ns/day and steps/s, as LAMMPS prints them
+
+    def contradicts(self, timestep_ps: float) -> bool:
+        """Return whether the speed that LAMMPS prints after a run shows another timestep."""
+        if self.performance is None or self.varying_timestep:
+            return False
+        per_day, per_second = self.performance
+        rounding = 1e-3 + 1e-3 / per_day + 1e-3 / per_second  # three decimals are printed
+        return abs(1e3 * per_day / (86400.0 * per_second * timestep_ps) - 1.0) > rounding
 
     def in_units(self, style: str, newest: dict[str, int]) -> LogTable:
         """Return the table in the units of `Thermo`; `newest` says which dump wrote each file."""
         energy, time, default_ps = LAMMPS_UNITS[style]
         units = {"time_ps": time, **dict.fromkeys(ENERGIES, energy)}
         names = [f"{name} ({units.get(field_of(name)[0], '')})" for name in self.names]
+        timestep = (
+            self.timestep * FACTORS[time]
+            if self.timestep
+            else default_ps * self.default_timestep or None
+        )
         table = LogTable(
             self.kind or "run",
             columns_of(names, self.rows),
             ", ".join(self.names),
-            self.timestep * FACTORS[time]
-            if self.timestep
-            else default_ps * self.default_timestep or None,
+            # A command that the log does not show (`echo none`) may have changed it.
+            None if timestep and self.contradicts(timestep) else timestep,
             self.varying_timestep,
             self.per_atom,
             self.ended,
@@ -143,6 +157,7 @@ class _Reader:
         self.names: dict[str, str] = {}  # keyword of each column that thermo_modify renamed
         self.per_atom = False
         self.default_timestep = False  # whether all commands are known up to now
+        self.printed = ""  # text of a command print, which is the next line
         self.clear()
 
     def clear(self) -> None:
@@ -166,6 +181,11 @@ class _Reader:
             if self.table is not None:
                 self.table.ended = not line.startswith("ERROR")
             self.end_table()
+        elif match := PERFORMANCE.match(line):
+            if self.tables and self.tables[-1].ended and min(map(float, match.groups())) > 0:
+                self.tables[-1].performance = float(match.group(1)), float(match.group(2))
+        elif line.strip() == self.printed:
+            self.printed = ""
         elif line.startswith("Minimization stats") and self.tables:
             self.tables[-1].kind = "minimize"
         elif words[:2] == ["Unit", "style"]:  # as LAMMPS prints it on the screen
@@ -262,8 +282,11 @@ class _Reader:
             case ["units", style, *_] if style in STYLES:
                 self.set_units(style)
                 self.default_timestep = True
-            case ["timestep", timestep, *_] if _are_numbers([timestep]):
-                self.timestep = float(timestep)
+            case ["print", *_] if line.count('"') % 2 == line.count("'") % 2 == 0:
+                self.printed = " ".join(shlex.split(line)[1:2]).strip()  # the next line repeats it
+            case ["timestep", timestep, *rest] if _are_numbers([timestep]):
+                if not rest or rest[0].startswith("#"):
+                    self.timestep = float(timestep)
             case ["read_restart" | "echo", *rest]:  # a restart file has a timestep
                 if words[0] != "echo" or rest[:1] in (["none"], ["screen"]):
                     self.default_timestep = False
