@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from ase import Atoms
 from ase.build import molecule
+from ase.db import connect
 from ase.io import write
 from rdkit import Chem
 from rdkit.Chem import AllChem
@@ -18,6 +19,7 @@ from mlff_student.engines.ase.calculator import StudentForceFieldCalculator
 from mlff_student.model.elements import ELEMENTS
 from mlff_student.structures.checks import (
     allows_charges,
+    charge_and_multiplicity,
     check_electrons,
     check_masses,
     check_structure,
@@ -384,7 +386,11 @@ def test_radicals_are_refused(tmp_path: Path):
     [({"charge": 1}, True), ({"Total-Charge": -1}, True), ({"spin": 3}, True),
      ({"multiplicity": 2}, True), ({"charge": "-1"}, True), ({"charge": 0.5}, True),
      ({"charge": np.nan}, True), ({"charge": "high"}, True),
-     ({"charge": 0, "total_charge": 1}, True),
+     ({"charge": 0, "total_charge": 1}, True), ({"TotalCharge": 1}, True), ({"uhf": 2}, True),
+     ({"total_spin": 3}, True), ({"num_unpaired_electrons": 0, "spin": 3}, True),
+     ({"data": {"total_charge": np.array([2.0])}}, True),
+     ({"key_value_pairs": {"charge": 1}}, True),
+     ({"charge": "None"}, False), ({"uhf": 0, "multiplicity": 1}, False), ({"data": {}}, False),
      ({"charge": 0, "spin": 1}, False), ({"spin": 0, "multiplicity": 1}, False),
      ({"charge": None}, False), ({"charge": True}, False), ({"energy": 1.0}, False)],
 )  # fmt: skip
@@ -396,6 +402,24 @@ def test_what_info_states(info: dict, refused: bool):
             check_electrons(atoms)
     else:
         check_electrons(atoms)
+
+
+def test_charges_in_comments_and_databases_are_read(tmp_path: Path):
+    lines = "3\nwater, {}\nO 0 0 0\nH 0.96 0 0\nH -0.24 0.93 0\n"
+    for comment, charge in (("Charge: -2 Mult: 1", -2), ("charge = 2", 2), ("charge transfer", 0)):
+        path = tmp_path / "water.xyz"
+        path.write_text(lines.format(comment), encoding="utf-8-sig")
+        assert charge_and_multiplicity(read_structure(str(path)).atoms) == (charge, 1)
+    for suffix in ("db", "json"):
+        path = tmp_path / f"rows.{suffix}"
+        with connect(path) as database:
+            database.write(molecule("CH3OH"), total_charge=2)  # ASE itself overwrites `charge`
+            database.write(molecule("CH3OH"), data={"total_charge": [2.0]})
+            database.write(molecule("H2O"))
+        for row in ("0", "1"):
+            with pytest.raises(InputError, match="charge 2"):
+                check_structure(read_structure(f"{path}@{row}").atoms)
+        check_structure(read_structure(f"{path}@2").atoms)
 
 
 def test_initial_charges_may_be_partial():

@@ -83,6 +83,8 @@ class Finding(NamedTuple):
 def examine() -> list[Finding]:
     """Check every package and every part that this package uses."""
     findings = {name: _package(name, requirement) for name, requirement in PACKAGES.items()}
+    for name in ("rdkit", "tblite"):  # for SMILES and for making students
+        findings[name] = findings[name]._replace(optional=True)
     # Without native kernels the portable backend works.
     kernels = _attempt("native kernels", _native, build_command())._replace(optional=True)
     torch_force = findings["openmmtorch"]._replace(what="OpenMM TorchForce")

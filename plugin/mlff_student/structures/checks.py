@@ -21,8 +21,12 @@ FARTHEST = 1e5  # largest coordinate, angstrom; molecules do not get there unles
 THINNEST = 0.3  # least height of a periodic cell, angstrom; the images within a cutoff grow as 1/h
 # Names under which programs store the charge and the spin multiplicity of a structure in its
 # `info`, in lower case and with underscores.
-CHARGE_KEYS = ("charge", "total_charge", "net_charge", "formal_charge", "molecular_charge")
-SPIN_KEYS = ("spin", "multiplicity", "spin_multiplicity", "mult")
+CHARGE_KEYS = (
+    *("charge", "total_charge", "net_charge", "formal_charge", "molecular_charge"),
+    *("totalcharge", "tot_charge", "system_charge", "molecule_charge"),
+)
+SPIN_KEYS = ("spin", "multiplicity", "spin_multiplicity", "mult", "total_spin")
+UNPAIRED_KEYS = ("num_unpaired_electrons", "unpaired_electrons", "n_unpaired", "uhf")
 # Bond order of carbon from a bond length r: exp((r1 - r) / 0.29), where r1 is the sum of the
 # covalent radii (Pauling 1947, doi:10.1021/ja01195a024); 0.29 angstrom gives 2 for C=C and C=O.
 BOND_ORDER_LENGTH = 0.29
@@ -193,10 +197,11 @@ def check_charge(charge: float, multiplicity: float = 1) -> None:
 def charge_and_multiplicity(atoms: Atoms) -> tuple[float, float]:
     """Return the charge and the spin multiplicity that a structure states; 0 and 1 if it has none.
 
-    They are taken from `atoms.info` (the keys `CHARGE_KEYS` and `SPIN_KEYS`, in upper or lower
-    case). Without these keys the charge is the sum of the initial charges, rounded to a whole
-    number because partial charges have rounding errors, and the multiplicity is one more than the
-    absolute sum of the initial magnetic moments.
+    They are taken from `atoms.info` (the keys `CHARGE_KEYS`, `SPIN_KEYS` and `UNPAIRED_KEYS`, in
+    upper or lower case), and from the columns of an ASE database that are stored there. Without
+    these keys the charge is the sum of the initial charges, rounded to a whole number because
+    partial charges have rounding errors, and the multiplicity is one more than the absolute sum of
+    the initial magnetic moments.
 
     Parameters
     ----------
@@ -216,12 +221,24 @@ def charge_and_multiplicity(atoms: Atoms) -> tuple[float, float]:
     InputError
         A value is not a number, or two keys contradict each other.
     """
+    # Of a row of a database ASE stores the columns under two keys.
+    columns = (atoms.info.get(key) for key in ("data", "key_value_pairs"))
+    stored = [column for column in columns if isinstance(column, dict)]
     info = {
         str(key).lower().replace("-", "_"): value
-        for key, value in atoms.info.items()
+        for part in (*stored, atoms.info)
+        for key, value in part.items()
         if not isinstance(value, bool | np.bool)  # ASE stores True for each word of a comment
     }
     charge, multiplicity = _stated(info, CHARGE_KEYS, 0.0), _stated(info, SPIN_KEYS, 1.0)
+    unpaired = _stated(info, UNPAIRED_KEYS, 0.0)
+    if unpaired is not None and multiplicity not in (None, unpaired + 1.0):
+        raise InputError(
+            f"the structure states {unpaired:g} unpaired electrons and the multiplicity "
+            f"{multiplicity:g}; expected is the multiplicity {unpaired + 1:g}"
+        )
+    if unpaired is not None:
+        multiplicity = unpaired + 1.0
     if charge is None:
         charge = _total(atoms, "initial_charges")
     if multiplicity is None:
@@ -243,7 +260,7 @@ def _stated(info: dict[str, Any], keys: Sequence[str], zero: float) -> float | N
     """Return the number that is stored under one of the keys, `zero` for 0; None without one."""
     values = {}
     for key in keys:
-        if info.get(key) is None:
+        if info.get(key) is None or str(info[key]) == "None":  # as extended XYZ stores None
             continue
         try:
             values[key] = float(np.sum(np.asarray(info[key], dtype=float))) or zero

@@ -1,6 +1,7 @@
 """Read structures with their bonds from files and SMILES strings, and write topology files."""
 
 import logging
+import re
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from io import StringIO
@@ -10,6 +11,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from ase import Atoms
+from ase.db import connect
 from ase.io import iread
 from ase.io import read as ase_read
 
@@ -153,7 +155,11 @@ def _read(path: Path, index: int) -> tuple[Structure, int]:
         atoms, count = _from_gro(path, index)
     else:
         check_poscar(path)
-        frames = iread(path, index=":", do_not_split_by_at_sign=True)
+        frames = (
+            _rows_of_database(path)
+            if suffix in (".db", ".json")
+            else iread(path, index=":", do_not_split_by_at_sign=True)
+        )
         atoms, count = choose_frame(path, frames, index)
     if atoms.pbc.any() and not atoms.cell.any():
         atoms.pbc = False
@@ -163,10 +169,18 @@ def _read(path: Path, index: int) -> tuple[Structure, int]:
     return Structure(atoms, make_topology(atoms, perceive_bonds(atoms))), count
 
 
+def _rows_of_database(path: Path) -> Iterator[Atoms]:
+    """Read the rows of an ASE database with their columns in `info`, which `iread` leaves out."""
+    for row in connect(path).select():
+        yield row.toatoms(add_additional_information=True)
+
+
 def _from_xyz(path: Path, index: int) -> tuple[Atoms, int]:
     frame, count = choose_frame(path, frames_of_xyz(path), index)
     lines, isotopes = with_elements(path, frame)
     atoms = ase_read(StringIO("".join(lines)), index=0, format="extxyz")
+    for key, value in re.findall(r"(?i)\b(charge|mult\w*)\s*:\s*([+-]?\d+)\b", frame[1]):
+        atoms.info.setdefault(key.lower() if key.lower() == "charge" else "mult", float(value))
     if isotopes:
         masses = atoms.get_masses()
         masses[list(isotopes)] = list(isotopes.values())
@@ -398,7 +412,8 @@ def _from_mmcif(path: Path, index: int) -> tuple[Structure, int]:
         charges = {row[serial]: row[charge] for row in sites.getRowList()}
         for atom in frame.topology.atoms:
             text = charges.get(atom.serial, "?")
-            atom.formal_charge = 0 if text in ".?" else int(text)
+            # mmCIF has -1; some programs write 1-, as in PDB.
+            atom.formal_charge = 0 if text in ".?" else int(re.sub(r"^(\d+)([+-])$", r"\2\1", text))
     for (
         residue
     ) in frame.topology.residues:  # MDTraj reads these numbers as text, but writes numbers

@@ -73,7 +73,7 @@ def frames_of_xyz(path: Path) -> Iterator[list[str]]:
     InputError
         The number of atoms is no number, or larger than the number of lines.
     """
-    with path.open(errors="replace") as file:
+    with path.open(encoding="utf-8-sig", errors="replace") as file:
         line = file.readline()
         frame: list[str] = []
         while line:
