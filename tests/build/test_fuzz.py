@@ -1,7 +1,7 @@
 """Damaged files: every reader reads them, or raises an error of this project.
 
 A worker process damages small valid files at random and reads them. Its memory and the time for a
-file are limited; if a file kills the process, the next process goes on behind it.
+file are limited; if a file kills the process, the next process continues behind it.
 """
 
 import contextlib

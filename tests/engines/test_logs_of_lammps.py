@@ -118,7 +118,7 @@ def test_all_tables_of_the_run_are_used(logs: Path, plain: dict, name: str) -> N
 
 def test_log_without_tables_names_the_file_that_continues_it(logs: Path) -> None:
     (logs / "head.log").write_text("LAMMPS (1 Jan 2026)\nunits metal\nlog plain.log\n")
-    with pytest.raises(InputError, match=r"no table of a run; LAMMPS went on to log into plain"):
+    with pytest.raises(InputError, match=r"no table of a run; LAMMPS continued its log in plain"):
         read_thermo(logs / "head.log")
     with pytest.raises(InputError, match="give the option --units metal or real"):
         read_thermo(logs / "plain.log")

@@ -195,10 +195,11 @@ def test_charge_and_spin_come_from_the_structure(so3lr: SO3LR):
         (lambda atoms: atoms.positions.__setitem__(0, np.nan), "not finite"),
         (lambda atoms: atoms.set_pbc([True, True, False]), "fully periodic"),
         (lambda atoms: atoms.set_pbc(True), "no volume"),
-        (lambda atoms: atoms.info.update(spin=0), "whole numbers"),
+        (lambda atoms: atoms.info.update(spin=1.5), "whole numbers"),
+        (lambda atoms: atoms.info.update(total_charge=1), "cannot have"),
         (lambda atoms: atoms.info.update(charge=0.5), "whole numbers"),
-        (lambda atoms: atoms.info.update(charge=np.nan), "whole numbers"),
-        (lambda atoms: atoms.info.update(charge="one"), "whole numbers"),
+        (lambda atoms: atoms.info.update(charge=np.nan), "expected is a number"),
+        (lambda atoms: atoms.info.update(charge="one"), "expected is a number"),
         (lambda atoms: atoms.positions.__setitem__(1, atoms.positions[0]), "angstrom apart"),
         (lambda atoms: atoms.info.update(spin=2), "cannot have"),
     ],
@@ -208,3 +209,17 @@ def test_unsupported_structures_are_refused(change, message: str):
     change(atoms)
     with pytest.raises(InputError, match=message):
         check_supported(atoms)
+
+
+def test_float32_gives_the_labels_of_float64(structures: dict[str, Atoms], so3lr: SO3LR):
+    rng = np.random.default_rng(5)
+    several = [molecule("CH3CH2OH"), structures["triclinic"].copy()]
+    for atoms in several:
+        atoms.positions += rng.normal(scale=0.05, size=atoms.positions.shape)
+    single, double = SO3LR("float32").label(several), so3lr.label(several)
+    for mine, exact in zip(single, double, strict=True):
+        assert np.abs(mine.forces - exact.forces).max() < 1e-4
+        assert mine.energy == pytest.approx(exact.energy, abs=1e-4)
+        assert mine.forces.std() > 0.1
+    assert single[1].stress is not None
+    np.testing.assert_allclose(single[1].stress, double[1].stress, atol=1e-6)

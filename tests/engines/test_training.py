@@ -524,6 +524,25 @@ def test_unknown_preset_is_refused(distillation: Distillation, tmp_path: Path):
         training.train(distillation.recipe, "tinny", distillation.dataset, tmp_path)
 
 
+@pytest.mark.parametrize("damage", ["cut", "other"])
+def test_damaged_state_is_refused(
+    damage: str, distillation: Distillation, trained: Path, tmp_path: Path
+):
+    content = (trained / "state.pt").read_bytes()
+    if damage == "cut":
+        (tmp_path / "state.pt").write_bytes(content[:-2000])
+    else:  # as versions before wrote it
+        state = state_of(trained)
+        torch.save(state | {"schedules": []}, tmp_path / "state.pt")
+    with pytest.raises(InputError, match=r"state.pt is damaged or of another version; move it"):
+        train(distillation, tmp_path)
+    assert not (tmp_path / "model.pt").exists()
+    (tmp_path / "state.pt").write_bytes(content)
+    (tmp_path / "model.pt").write_bytes(b"damaged")
+    train(distillation, tmp_path)
+    assert load_student(tmp_path / "model.pt")
+
+
 def test_state_of_another_preset_is_refused(
     distillation: Distillation, trained: Path, tmp_path: Path
 ):
@@ -734,9 +753,7 @@ class Absent:
     def find_spec(self, name, path=None, target=None):
         if name.split(".")[0] in absent:
             raise ModuleNotFoundError(f"No module named {name!r}", name=name)
-# Without the finder of an editable installation: the bundle has its own copy of the code.
-others = [finder for finder in sys.meta_path if "editable" not in type(finder).__module__]
-sys.meta_path[:] = [Absent(), *others]
+sys.meta_path.insert(0, Absent())
 runpy.run_path(sys.argv[0], run_name="__main__")
 assert sys.modules["mlff_student"].__file__.startswith(sys.argv[0].removesuffix("train.py"))
 """

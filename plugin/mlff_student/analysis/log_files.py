@@ -45,7 +45,7 @@ def read_log(path: Path, *, lammps_units: str | None = None, units_of_dump: str 
     if not log.tables:
         raise InputError(
             f"{path} has no table of a run"
-            + (f"; LAMMPS went on to log into {log.continued}: give that" if log.continued else "")
+            + (f"; LAMMPS continued its log in {log.continued}: give that" if log.continued else "")
         )
     return log
 

@@ -124,7 +124,7 @@ class Log:
     lammps_units : str
         Unit style of LAMMPS, "metal" or "real". Empty for other programs.
     continued : str
-        Name of the file that LAMMPS went on to log into (command `log`), else empty.
+        Name of the file in which LAMMPS continued its log (command `log`), else empty.
     """
 
     path: Path

@@ -365,8 +365,8 @@ def load_archive(path: Path, device: str = "cpu", trust: bool = False) -> Archiv
     device : str
         Device of torch that the model is loaded to, for example "cpu" or "cuda".
     trust : bool
-        Whether to run the code of the file, whatever it is. Use this only for files from people
-        whom you trust.
+        Whether to run code in the file that this version does not write. Use this only for files
+        from people whom you trust.
 
     Raises
     ------

@@ -189,8 +189,8 @@ def archive_of(
     device : str
         Device of torch, for example "cpu" or "cuda".
     trust : bool
-        Whether to run the code of an archive file, whatever it is. Use this only for files from
-        people whom you trust.
+        Whether to run code in an archive that this version does not write. Use this only for files
+        from people whom you trust.
 
     Raises
     ------

@@ -30,6 +30,8 @@ START = """\
 import sys
 from pathlib import Path
 
+# The finder of an editable installation would take the code of its checkout.
+sys.meta_path[:] = [f for f in sys.meta_path if "editable" not in type(f).__module__]
 sys.path.insert(0, str(Path(__file__).parent / "code"))
 from mlff_student.distill.bundled import main
 

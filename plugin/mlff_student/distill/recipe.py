@@ -95,8 +95,9 @@ class StructureRecipe:
     smiles : str
         Tab-separated file with the columns SMILES, name and class, instead of the library.
     added_smiles : str
-        File of the same form whose molecules are used beside the library, whatever `library` and
-        `largest` say; "condensed.smi" is the shipped list of ions, peptides and lipids.
+        File of the same form whose molecules are all used beside the library; `library` and
+        `largest` do not apply to them; "condensed.smi" is the shipped list of ions, peptides and
+        lipids.
     elements : list[str]
         Elements of the molecules; those with other elements are left out. Empty: no limit.
     charged : bool

@@ -137,7 +137,7 @@ class Labeller:
         with self._counted():
             for start in build(self.source, self.seed):
                 atoms = start.copy()
-                atoms.set_constraint()  # all atoms move, whatever a file fixes
+                atoms.set_constraint()  # all atoms move, also those that a file fixes
                 self._check_periodicity(atoms)
                 self.info = atoms.info
                 atoms.calc = self.teacher

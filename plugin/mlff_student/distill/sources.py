@@ -3,6 +3,7 @@
 import hashlib
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator
+from functools import cache
 from itertools import zip_longest
 from pathlib import Path
 from typing import NamedTuple
@@ -407,6 +408,7 @@ def _shipped(name: str) -> Path:
     return shipped if shipped.is_file() else Path(name)
 
 
+@cache
 def _bond_graph(smiles: str) -> BondGraph:
     """Return symbols and bonds of a molecule, hydrogens included."""
     from rdkit import Chem

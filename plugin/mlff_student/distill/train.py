@@ -42,6 +42,10 @@ from mlff_student.model.student import PRESETS, Student
 
 STATE_EVERY_S = 60.0
 VALIDATE_EVERY = 1000  # steps
+STATE_KEYS = {
+    *("model", "student", "average", "optimizers", "step", "elapsed_s", "running", "curve"),
+    *("best", "history"),
+}
 CHECK_EVERY = {"cpu": 1, "cuda": 100}  # steps; a GPU is not asked after each step
 
 
@@ -454,9 +458,12 @@ class _Training:
         return first * (last / first) ** self._progress() if last and first else first
 
     def _read_state(self) -> dict[str, Any]:
-        state = torch.load(
-            self.folder / "state.pt", weights_only=True, map_location=self.workers.device
-        )
+        path = self.folder / "state.pt"
+        state = read_checkpoint_file(path, self.workers.device)
+        if set(state) != STATE_KEYS:
+            raise InputError(
+                f"{path} is damaged or of another version; move it away to begin the training anew"
+            )
         if state["model"] != self.model:
             raise InputError(
                 f"{self.folder} holds the state of {state['model']}, not {self.model}; "
@@ -575,8 +582,8 @@ class _Training:
         }
         result = self.folder / "model.pt"
         if result.exists():  # it is not written again, because its bytes could differ
-            written = torch.load(result, weights_only=True)
-            if written["training"] == checkpoint["training"]:
+            written = read_checkpoint_file(result)
+            if written.get("training") == checkpoint["training"]:
                 return written
         if self.workers.rank == 0:
             write_curve(self.curve, self.folder / "metrics.csv")
@@ -590,6 +597,23 @@ def _read_nonempty(dataset: Path, split: str, structures: int = 0, seed: int = 0
     if not len(frames.energies):
         raise InputError(f"{dataset} has no {split} frames; see structures.held_out of the recipe")
     return frames
+
+
+def read_checkpoint_file(path: Path, device: torch.device | str = "cpu") -> dict[str, Any]:
+    """Read a file of tensors and plain values; an empty dictionary if it is damaged.
+
+    Parameters
+    ----------
+    path : Path
+        File that `torch.save` wrote.
+    device : torch.device or str
+        Device of the tensors.
+    """
+    try:
+        content = torch.load(path, weights_only=True, map_location=device)
+    except Exception:  # torch raises errors of any kind for a damaged file
+        return {}
+    return content if isinstance(content, dict) else {}
 
 
 def write_curve(curve: list[CurvePoint], path: Path) -> None:

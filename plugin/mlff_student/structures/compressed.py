@@ -13,7 +13,7 @@ UTF_16 = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)  # PowerShell writes it wher
 
 
 def is_gzipped(path: Path) -> bool:
-    """Return whether a file is compressed by gzip, whatever its name is."""
+    """Return whether a file is compressed by gzip. Its name does not matter."""
     with path.open("rb") as file:
         return file.read(2) == GZIP
 

@@ -1,4 +1,4 @@
-"""Read the text dumps of LAMMPS (styles atom and custom), whatever columns they have."""
+"""Read the text dumps of LAMMPS (styles atom and custom), with any columns."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass

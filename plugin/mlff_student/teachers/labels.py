@@ -223,7 +223,7 @@ def _by_method(
 
 
 def _shaped(value: Any, quantity: str, atoms: int, what: str) -> NDArray[np.float64]:
-    """Return a label as (), (N, 3) or (6,), whatever form the file gives it."""
+    """Return a label as (), (N, 3) or (6,) from any form that files have."""
     try:
         label = np.asarray(value, dtype=float)
     except (TypeError, ValueError) as error:

@@ -39,7 +39,7 @@ class Teacher(NamedTuple):
     finish : Callable[[Any], Calculator] or None
         Function that makes a calculator from the factory's return value; None if that is one.
     neutral_only : bool
-        Whether the teacher takes every structure as neutral, whatever `atoms.info` says.
+        Whether the teacher takes every structure as neutral and ignores the charge in `atoms.info`.
     """
 
     factory: str

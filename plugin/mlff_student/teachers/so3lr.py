@@ -35,7 +35,11 @@ from vesin import NeighborList
 from mlff_student.archive.graph import refuse_for_vesin
 from mlff_student.core.errors import InputError, MissingDependencyError
 from mlff_student.model.student import DTYPES
-from mlff_student.structures.checks import check_cell, check_distances
+from mlff_student.structures.checks import (
+    charge_and_multiplicity,
+    check_cell,
+    check_distances,
+)
 
 ELEMENTS = ("H", "C", "N", "O", "F", "P", "S", "Cl")  # elements of the training data
 ELEMENT_COUNT = 118  # length of the network's one-hot encoding of elements
@@ -61,8 +65,8 @@ class Labels(NamedTuple):
 class SO3LR(Calculator):
     """ASE calculator of SO3LR with the corrected electrostatics.
 
-    The total charge and the spin multiplicity are read from `atoms.info["charge"]` (0 by default)
-    and `atoms.info["spin"]` (2S + 1; 1 by default).
+    The total charge and the spin multiplicity are what the structure states; see
+    `mlff_student.structures.checks.charge_and_multiplicity`.
 
     Parameters
     ----------
@@ -123,7 +127,9 @@ class SO3LR(Calculator):
     def check_state(self, atoms: Atoms, tol: float = 1e-15) -> list[str]:
         """Return the changes since the last call, also those of charge and spin, unlike ASE."""
         changes = super().check_state(atoms, tol)
-        if self.atoms is not None and _charge_and_spin(atoms) != _charge_and_spin(self.atoms):
+        if self.atoms is not None and charge_and_multiplicity(atoms) != charge_and_multiplicity(
+            self.atoms
+        ):
             changes.append("initial_charges")
         return changes
 
@@ -183,7 +189,7 @@ def check_supported(atoms: Atoms) -> None:
         )
     check_cell(atoms)
     check_distances(atoms)
-    charge, multiplicity = _charge_and_spin(atoms)
+    charge, multiplicity = charge_and_multiplicity(atoms)
     if not (charge % 1 == 0 and multiplicity % 1 == 0 and multiplicity >= 1):
         raise InputError(
             f"the charge is {charge} and the spin multiplicity {multiplicity}; expected are whole "
@@ -356,7 +362,7 @@ def _graph(
     def integers(values: Any) -> Tensor:
         return torch.as_tensor(np.asarray(values), dtype=torch.long, device=weight.device)
 
-    charge, multiplicity = np.array([_charge_and_spin(atoms) for atoms in structures]).T
+    charge, multiplicity = np.array([charge_and_multiplicity(atoms) for atoms in structures]).T
     cells = torch.tensor(np.stack([atoms.cell.array for atoms in structures]), **floats)
     atomic = integers(numbers)
     graph: dict[str, Any] = {
@@ -414,19 +420,6 @@ def _batches(structures: Sequence[Atoms]) -> Iterator[list[int]]:
         edges += expected
     if batch:
         yield batch
-
-
-def _charge_and_spin(atoms: Atoms) -> tuple[float, float]:
-    """Return the total charge and the spin multiplicity of a structure."""
-    values = [atoms.info.get(key, default) for key, default in (("charge", 0), ("spin", 1))]
-    try:
-        charge, multiplicity = map(float, values)
-    except (TypeError, ValueError):
-        raise InputError(
-            f"the charge is {values[0]!r} and the spin multiplicity {values[1]!r}; expected are "
-            "whole numbers"
-        ) from None
-    return charge, multiplicity
 
 
 @cache
