@@ -131,16 +131,21 @@ def _continued(run: JoinedTables, table: LogTable) -> JoinedTables | None:
     new = Part(table, 0, len(table))
     if ("step" in last.table.columns) != ("step" in table.columns):
         return None
-    begin, clock = float(new.clock()[0]), run.clock()
+    begin = float(new.clock()[0])
+    # Only a restart looks back beyond the last tables: `run N every M` writes thousands of them.
+    near = run if begin < last.clock()[0] else replace(run, parts=run.parts[-2:])
+    clock = near.clock()
     if begin < clock[-1] and len(table) == 1:
         return None
     if begin > clock[-1]:
         due = 1.5 * float(np.diff(clock).max()) if len(clock) > 1 else 0.0
         return replace(run, parts=(*run.parts, new)) if begin <= clock[-1] + due else None
     shared = np.flatnonzero(clock == begin)
-    if not shared.size or not _same_state(run, int(shared[0]), new):
+    if not shared.size or not _same_state(near, int(shared[0]), new):
         return None
-    parts = list(run.between(-np.inf, np.nextafter(begin, np.inf)).parts)
+    parts = run.parts
+    if begin < clock[-1]:
+        parts = run.between(-np.inf, np.nextafter(begin, np.inf)).parts
     notes = run.notes
     if begin < clock[-1]:
         notes += (f"the rows after {begin:g} are those of the run that was restarted there",)
