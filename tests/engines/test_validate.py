@@ -55,6 +55,8 @@ steps:
     npt_ps: 0.4
     replicas: 1
     teacher_ps: 0.8
+    teacher_npt_ps: 0.8
+    gas_ps: 0.8
     proposal_model: ultra_tiny
     thermalise_ps: 0.2
 """
@@ -101,11 +103,12 @@ def records_of(folder: Path) -> dict[str, dict]:
 
 def test_campaign_has_every_result(finished, engines):
     """For each engine: ethanol, two temperatures, two timesteps with their convergence, a box at
-    constant volume and pressure with its g(r); and one run of the teacher for all.
+    constant volume and pressure with its g(r), its density and its vaporisation, for which there is
+    a run of the gas; and three runs of the teacher for all.
     """
     records = records_of(finished)
     names = engines.split(",")
-    assert len(records) == 9 * len(names) + 1
+    assert len(records) == 12 * len(names) + 3
     assert all(one["failed_runs"] == 0 for one in records.values())
     for engine in names:
         head = f"tiny/{engine}"
@@ -117,12 +120,22 @@ def test_campaign_has_every_result(finished, engines):
         assert 0.0 < liquid["rdf_error_percent"]
         assert 0.0 < liquid["teacher_acceptance"] <= 1.0
         assert abs(liquid["pressure_error_gpa"]) < 5.0, "eV/angstrom^3 would be 160 GPa"
+        density = records[f"{head}/liquid/water_box-density"]
+        packed = records[f"{head}/liquid/water_box-npt-1"]["density_g_per_cm3"]
+        ratio = packed / density["density_teacher_g_per_cm3"]
+        assert density["density_error_percent"] == pytest.approx(100 * (ratio - 1), abs=0.01)
+        assert "rdf_error_percent" not in density, "it is compared at constant volume"
+        gas = records[f"{head}/liquid/water_box-vaporisation"]
+        change = gas["vaporisation_kj_per_mol"] - gas["vaporisation_teacher_kj_per_mol"]
+        assert gas["vaporisation_error_kj_per_mol"] == pytest.approx(change)
+        assert records[f"{head}/liquid/water_box-gas-1"]["atoms"] == 3
         ladder = records[f"{head}/timestep_ladder/water-0.5ps-300K-convergence"]
         assert ladder["convergence_deviation"] < 0.25
         assert not records[f"{head}/temperature_ladder/water-0.5ps-2000K-0.5fs"]["judged"]
-    (reference,) = (one for one in records.values() if one["engine"] == "ase")
+    references = [one for one in records.values() if one["engine"] == "ase"]
+    assert sorted(one["ensemble"] for one in references) == ["npt", "nvt", "nvt"]
     why = "a move of hybrid Monte Carlo is no stretch of MD"
-    assert "diffusion_cm2_per_s" not in reference, why
+    assert all("diffusion_cm2_per_s" not in one for one in references), why
 
 
 def test_campaign_leaves_files_to_commit(finished, engines):

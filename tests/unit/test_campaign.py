@@ -209,3 +209,25 @@ def test_comparisons_of_a_liquid_leave_the_burn_in_out(tmp_path):
         (comparison,) = (task for task in tasks if isinstance(task, CompareTask))
         windows.append((comparison.burn_in_ps, comparison.window_ps))
     assert windows == [(1.0, 2.0), (1.0, float("inf"))]
+
+
+def test_liquid_is_compared_with_the_teachers_chains_at_its_pressure(tmp_path):
+    """Density and g(r) with two chains of the box, and both gases for the vaporisation."""
+    text = "boxes: {b: {smiles: O, count: 2}}\nsteps: [{step: a, box: b, nvt_ps: 0, npt_ps: 5, "
+    text += "equilibrate_ps: 1, pressure_bar: 7, teacher_npt_ps: 3, gas_ps: 2, proposal_model: tiny"
+    (tmp_path / "liquid.yaml").write_text(text + ", replicas: 2, seed: 4}]")
+    tasks = planned(load_protocol(str(tmp_path / "liquid.yaml")), tmp_path)
+    chains = [task for task in tasks if isinstance(task, RunTask) and task.proposal_model]
+    boxes = [task for task in chains if task.settings.ensemble == "npt"]
+    assert [task.settings.seed for task in boxes] == [4, 5]
+    for task in boxes:
+        settings = task.settings
+        assert (settings.engine, settings.pressure_bar, settings.every) == ("ase", 7.0, 80)
+        assert settings.steps * settings.timestep_fs == pytest.approx(4000.0)
+    density, vaporisation = (task for task in tasks if isinstance(task, CompareTask))
+    assert (density.kind, density.burn_in_ps, density.with_rdf) == ("density", 1.0, True)
+    assert density.references == tuple(task.name for task in boxes)
+    (gas,) = (task for task in chains if task not in boxes)
+    assert (gas.atoms, gas.molecules, gas.settings.structure) == (3, 1, "O")
+    assert vaporisation.references == (*density.references, gas.name)
+    assert vaporisation.needs[:2] == ("tiny/openmm/a/b-npt-1", "tiny/openmm/a/b-gas-1")

@@ -169,6 +169,19 @@ BAD_PROTOCOLS = {
         "steps: [{step: a, box: b, teacher_ps: 2, proposal_model: tiny, move_fs: 250}]",
         "10 frames of teacher_ps 2, with a frame every 250 fs",
     ),
+    "constant pressure of the teacher without a proposal": (
+        "boxes: {b: {smiles: O, count: 2}}\nsteps: [{step: a, box: b, teacher_npt_ps: 5}]",
+        "teacher_npt_ps needs a proposal_model",
+    ),
+    "gas without a liquid": (
+        "boxes: {b: {smiles: O, count: 2}}\nsteps: [{step: a, box: b, gas_ps: 5}]",
+        "gas_ps needs teacher_npt_ps",
+    ),
+    "few moves at constant pressure": (
+        "boxes: {b: {smiles: O, count: 2}}\n"
+        "steps: [{step: a, box: b, teacher_npt_ps: 1, proposal_model: tiny, move_fs: 250}]",
+        "10 frames or more, got teacher_npt_ps 1 with a frame every 250 fs",
+    ),
     "close timesteps": (
         "steps: [{step: a, structures: [water], timesteps_fs: [0.5, 0.75, 1.5]}]",
         "timesteps 0.5, 0.75, 1.5 fs are too close",

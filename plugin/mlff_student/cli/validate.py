@@ -44,7 +44,8 @@ def run_command(
     protocol: Annotated[
         str,
         typer.Option(
-            help="Protocol: quick, standard, full, campaign, liquid, stability, or a YAML file."
+            help="Protocol: quick, standard, full, campaign, condensed, liquid, stability, or a "
+            "YAML file."
         ),
     ] = "quick",
     output: Annotated[
@@ -84,6 +85,8 @@ def run_command(
     threshold, else 1.
 
     Example: mlff-student validate run tiny --protocol quick --teacher gfn2-xtb --workers 2
+
+    Example: mlff-student validate run tiny --protocol condensed --teacher so3lr --estimate
     """
     from mlff_student.core.files import require_writable
     from mlff_student.validation.campaign import Campaign

@@ -177,7 +177,9 @@ class Campaign:
             {
                 step.proposal_model
                 for step in protocol.steps
-                if isinstance(step, Liquid) and step.proposal_model and step.teacher_ps
+                if isinstance(step, Liquid)
+                and step.proposal_model
+                and (step.teacher_ps or step.teacher_npt_ps)
             }
             if target.teacher
             else set()
@@ -201,7 +203,9 @@ class Campaign:
         begun = self._check_identity(identity)
         self.tasks = tasks_of(protocol, target, sources)
         for settings in {
-            (task.settings.engine, task.settings.ensemble): task.settings for task in self.runs()
+            (task.settings.engine, task.settings.ensemble): task.settings
+            for task in self.runs()
+            if not task.proposal_model  # hybrid Monte Carlo has an engine of its own
         }.values():
             engine_of(settings)
         if not begun:

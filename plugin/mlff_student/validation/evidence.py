@@ -6,6 +6,7 @@ import yaml
 
 from mlff_student.archive.evidence import content_sha256
 from mlff_student.core.figures import THRESHOLDS
+from mlff_student.distill.chemistry import CHEMISTRY, chemistry_sha256
 from mlff_student.distill.evaluate import recipe_content_sha256
 from mlff_student.distill.recipe import ORGANIC_RECIPE
 from mlff_student.validation.protocol import PROTOCOLS
@@ -30,6 +31,7 @@ def evidence_inputs(model: str) -> dict[str, str]:
         ORGANIC_RECIPE.name: recipe_content_sha256(ORGANIC_RECIPE, model),
         CAMPAIGN.name: protocol_sha256(CAMPAIGN),
         THRESHOLDS.name: thresholds_sha256(THRESHOLDS),
+        CHEMISTRY.name: chemistry_sha256(),
     }
 
 

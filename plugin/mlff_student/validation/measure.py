@@ -11,14 +11,16 @@ from ase.calculators.calculator import Calculator
 from numpy.typing import NDArray
 
 from mlff_student.analysis import Analysis, analyze
-from mlff_student.analysis.blocks import BLOCKS, mean_of_blocks, mean_of_runs
+from mlff_student.analysis.blocks import BLOCKS, Estimate, mean_of_blocks, mean_of_runs
 from mlff_student.analysis.ensemble import convergence
-from mlff_student.analysis.rdf import compare_rdf, measure_suitable_rdf
+from mlff_student.analysis.rdf import RdfError, compare_rdf, measure_suitable_rdf
 from mlff_student.analysis.spectrum import HIGHEST, compare_spectra, measure_spectrum
 from mlff_student.analysis.thermo import FEWEST_ROWS, read_thermo
-from mlff_student.analysis.transport import Density, measure_density
+from mlff_student.analysis.transport import G_PER_CM3, Density, measure_density
 from mlff_student.core.errors import InputError
 from mlff_student.core.figures import Figure, record_of
+from mlff_student.core.results import read_json
+from mlff_student.core.units import KB, KJ_PER_MOL
 from mlff_student.engines.ase.calculator import StudentForceFieldCalculator
 from mlff_student.engines.protocol import RunFolder
 from mlff_student.structures.reading import Structure
@@ -230,6 +232,11 @@ def measure_comparison(
         return compare_liquids(runs, references, task.burn_in_ps, task.window_ps, calculator)
     if task.kind == "spectrum":
         return compare_vibrations(runs[0], references[0])
+    if task.kind == "density":
+        return compare_densities(runs, references, task.burn_in_ps, with_rdf=task.with_rdf)
+    if task.kind == "vaporisation":
+        figures = compare_vaporisation(runs, references, task.burn_in_ps, task.molecules)
+        return record_of(figures), {}
     energies = {}
     for timestep_fs, run in zip(task.timesteps_fs, runs, strict=True):
         log = read_thermo(run.thermo)
@@ -309,6 +316,22 @@ def compare_liquids(
         If the runs cannot be compared.
     """
     structure = read_topology(runs[0].topology)
+    error, series = _compare_rdf(runs, references, structure, burn_in_ps, window_ps)
+    figures = [*error.figures(), *_lengths(runs, references, burn_in_ps, window_ps)]
+    of_teacher = [read_thermo(run.thermo) for run in references]
+    if calculator and all(log.pressure_gpa is not None for log in of_teacher):
+        figures += compare_pressures(runs, references, structure, calculator, burn_in_ps, window_ps)
+    return record_of(figures) | error.facts(), series
+
+
+def _compare_rdf(
+    runs: list[RunFolder],
+    references: list[RunFolder],
+    structure: Structure,
+    burn_in_ps: float,
+    window_ps: float,
+) -> tuple[RdfError, Series]:
+    """Compare g(r) of the runs with those of the references; return also both for plots."""
     student, teacher = (
         measure_suitable_rdf(
             chain.from_iterable(_window(run, structure, burn_in_ps, window_ps) for run in folders),
@@ -316,18 +339,24 @@ def compare_liquids(
         )
         for folders in (runs, references)
     )
-    series: dict[str, NDArray[np.float64]] = {"r_angstrom": student.r}
+    series = {"r_angstrom": thinned(student.r)}
     for k, pair in enumerate(student.pairs):
-        series |= {f"g_student_{pair}": student.g[k], f"g_teacher_{pair}": teacher.g[k]}
-    error = compare_rdf(student, teacher)
+        series[f"g_student_{pair}"] = thinned(student.g[k])
+        series[f"g_teacher_{pair}"] = thinned(teacher.g[k])
+    return compare_rdf(student, teacher), series
+
+
+def _lengths(
+    runs: list[RunFolder], references: list[RunFolder], burn_in_ps: float, window_ps: float
+) -> list[Figure]:
+    """Return what is compared of the runs, and how many moves of the references were accepted."""
     logs, of_teacher = (
         [read_thermo(run.thermo) for run in folders] for folders in (runs, references)
     )
     moved = [np.diff(log.potential_ev) != 0.0 for log in of_teacher]
     longest = max(float(log.time_ps[-1]) for log in logs)
     longest_of_teacher = max(float(log.time_ps[-1]) for log in of_teacher)
-    figures = [
-        *error.figures(),
+    return [
         Figure("burn_in", burn_in_ps, "ps"),
         Figure("window", min(window_ps, longest - burn_in_ps), "ps"),
         Figure("teacher_window", min(window_ps, longest_of_teacher - burn_in_ps), "ps"),
@@ -336,10 +365,129 @@ def compare_liquids(
         Figure("teacher_acceptance", float(min(accepted.mean() for accepted in moved))),
         Figure("teacher_longest_rest", max(map(_longest_rest, moved))),
     ]
-    if calculator and all(log.pressure_gpa is not None for log in of_teacher):
-        figures += compare_pressures(runs, references, structure, calculator, burn_in_ps, window_ps)
-    thin = {name: thinned(values) for name, values in series.items()}
-    return record_of(figures) | error.facts(), thin
+
+
+def compare_densities(
+    runs: list[RunFolder], references: list[RunFolder], burn_in_ps: float, *, with_rdf: bool
+) -> tuple[Record, Series]:
+    """Compare the density of a liquid at constant pressure with the teacher's.
+
+    Parameters
+    ----------
+    runs, references : list[RunFolder]
+        Files of the student's run and of all chains of the teacher, at the same pressure.
+    burn_in_ps : float
+        Length at the start of each run that is left out, ps.
+    with_rdf : bool
+        Whether radial distribution functions are compared too, each at its own density.
+
+    Returns
+    -------
+    tuple[Record, Series]
+        Density of the teacher, g/cm^3, and error of the student's, percent, with standard errors;
+        with `with_rdf`, also the radial distribution functions.
+
+    Raises
+    ------
+    InputError
+        If the runs cannot be compared.
+    """
+    structure = read_topology(runs[0].topology)
+    mass = float(structure.atoms.get_masses().sum())
+
+    def densities(run: RunFolder) -> NDArray[np.float64]:
+        frames = _window(run, structure, burn_in_ps, np.inf)
+        cells = np.concatenate([part.cells for part in frames if part.cells is not None])
+        return mass * G_PER_CM3 / np.abs(np.linalg.det(cells))
+
+    student = mean_of_runs([densities(run) for run in runs])
+    teacher = mean_of_chains([densities(run) for run in references])
+    ratio = student.value / teacher.value
+    error = ratio * np.hypot(student.stderr / student.value, teacher.stderr / teacher.value)
+    figures = [
+        Figure("density_teacher", teacher.value, "g/cm^3", teacher.stderr),
+        Figure("density_error", 100.0 * (ratio - 1.0), "%", 100.0 * float(error)),
+        *_lengths(runs, references, burn_in_ps, np.inf),
+    ]
+    if not with_rdf:
+        return record_of(figures), {}
+    rdf, series = _compare_rdf(runs, references, structure, burn_in_ps, np.inf)
+    return record_of([*rdf.figures(), *figures]) | rdf.facts(), series
+
+
+def compare_vaporisation(
+    runs: list[RunFolder], references: list[RunFolder], burn_in_ps: float, molecules: int
+) -> list[Figure]:
+    """Compare the enthalpy of vaporisation, U(gas) - U(box) / n + RT, with the teacher's.
+
+    The volume of the liquid is neglected (at 1 bar, P V is 0.002 kJ/mol for water).
+
+    Parameters
+    ----------
+    runs, references : list[RunFolder]
+        Files of the runs of the student and of the teacher at constant pressure, and, last in each
+        list, of a run of a single molecule.
+    burn_in_ps : float
+        Length at the start of each run at constant pressure that is left out, ps.
+    molecules : int
+        Number of molecules in the box.
+
+    Returns
+    -------
+    list[Figure]
+        Enthalpies of vaporisation of student and teacher, and their difference, kJ/mol.
+
+    Raises
+    ------
+    InputError
+        If a log cannot be read.
+    """
+    enthalpies = []
+    for *boxes, gas in (runs, references):
+        logs = [read_thermo(run.thermo) for run in boxes]
+        energies = [
+            log.potential_ev[_counted(log.time_ps, burn_in_ps, np.inf)] / molecules for log in logs
+        ]
+        liquid = mean_of_chains(energies)
+        of_gas = mean_of_blocks(read_thermo(gas.thermo).potential_ev)
+        temperature_K = read_json(gas.settings)["temperature_K"]
+        value = of_gas.value - liquid.value + KB * temperature_K
+        enthalpies.append(Estimate(value, float(np.hypot(of_gas.stderr, liquid.stderr))))
+    student, teacher = (
+        Estimate(estimate.value / KJ_PER_MOL, estimate.stderr / KJ_PER_MOL)
+        for estimate in enthalpies
+    )
+    error = float(np.hypot(student.stderr, teacher.stderr))
+    return [
+        Figure("vaporisation", student.value, "kJ/mol", student.stderr),
+        Figure("vaporisation_teacher", teacher.value, "kJ/mol", teacher.stderr),
+        Figure("vaporisation_error", student.value - teacher.value, "kJ/mol", error),
+    ]
+
+
+def mean_of_chains(
+    values: list[NDArray[np.float64]], moving: list[NDArray[np.float64]] | None = None
+) -> Estimate:
+    """Return the mean over chains of Monte Carlo.
+
+    Parameters
+    ----------
+    values : list[NDArray[np.float64]]
+        A series (rows,) for each chain.
+    moving : list[NDArray[np.float64]] | None
+        A series (rows,) for each chain that changes with every accepted move. None: the values do.
+
+    Returns
+    -------
+    Estimate
+        Mean and standard error, in the unit of the series. The error is NaN if a single chain
+        rejected moves for longer than a block.
+    """
+    mean = mean_of_runs(values)
+    rest = _longest_rest(np.diff((moving or values)[0]) != 0.0)
+    if len(values) == 1 and BLOCKS * rest > len(values[0]):
+        return mean._replace(stderr=np.nan)
+    return mean
 
 
 def compare_pressures(
@@ -397,10 +545,7 @@ def compare_pressures(
         for part in _window(run, structure, burn_in_ps, window_ps):
             of_student += map(virial, part.positions)
         errors.append(of_student - virials[-1])
-    student, teacher = mean_of_runs(own), mean_of_runs(virials)
-    rest = _longest_rest(np.diff(pressures[0]) != 0.0)
-    if len(references) == 1 and BLOCKS * rest > len(pressures[0]):
-        teacher = teacher._replace(stderr=np.nan)  # moves were rejected for longer than a block
+    student, teacher = mean_of_runs(own), mean_of_chains(virials, pressures)
     own_pressure, virial_error = mean_of_runs(pressures), mean_of_runs(errors)
     difference = student.value - teacher.value
     error = float(np.hypot(student.stderr, teacher.stderr))

@@ -27,7 +27,7 @@ CONVERGENCE_PS = 0.3
 LEAST_RATIO = 2.0  # of neighbouring timesteps; the threshold of convergence_deviation assumes it
 MAY_BE_ZERO = ("thermalise_ps", "teacher_frames", "spectrum_teacher_ps", "held_out")
 MAY_BE_ZERO += ("nvt_ps", "npt_ps", "teacher_ps", "teacher_thermalise_ps", "burn_in_ps", "judged")
-MAY_BE_ZERO += ("equilibrate_ps", "threads")
+MAY_BE_ZERO += ("equilibrate_ps", "threads", "teacher_npt_ps", "gas_ps")
 FILE_NAME = re.compile(r"\w[\w.+-]*")
 
 
@@ -191,7 +191,7 @@ class Runs:
 class Liquid:
     """Runs of a periodic box at constant temperature and at constant pressure.
 
-    The teacher can run the same box at constant temperature, for comparison.
+    The teacher can run the same box, and a single molecule, for comparison.
 
     Attributes
     ----------
@@ -202,9 +202,10 @@ class Liquid:
     nvt_ps, npt_ps : float
         Lengths of the runs at constant volume and at constant pressure, ps. 0: no such run.
     equilibrate_ps : float
-        Length at constant pressure before `npt_ps`, ps. The density is measured after it.
+        Length at constant pressure before `npt_ps`, and before `teacher_npt_ps`, ps. The density is
+        measured after it.
     pressure_bar : float
-        Pressure of the run at constant pressure, bar.
+        Pressure of the runs at constant pressure, bar.
     experiment : str
         Name of a liquid in liquids.yaml. Its experimental density at 298.15 K and 1 bar is compared
         with that of the run. Empty: no comparison.
@@ -219,6 +220,15 @@ class Liquid:
     teacher_ps : float
         Length of each run of the teacher, ps. 0: no such run. The radial distribution functions of
         the student are computed from a part of the same length of each replica.
+    teacher_npt_ps : float
+        Length of all moves of each chain of the teacher at constant pressure, ps. Its density is
+        compared with that of the run at constant pressure and, without runs of the teacher at
+        constant volume, also its radial distribution functions. It needs a proposal model. 0: no
+        such run.
+    gas_ps : float
+        Length of runs of a single molecule in vacuum at constant temperature, of the student and of
+        the teacher, ps. With `teacher_npt_ps`, enthalpies of vaporisation are compared. 0: no such
+        runs.
     teacher_thermalise_ps : float
         Length of the thermalisation of the teacher's runs, ps. It takes little time with a proposal
         model. 0: `thermalise_ps`.
@@ -257,6 +267,8 @@ class Liquid:
     seed: int = 1
     threads: int = 1
     teacher_ps: float = 0.0
+    teacher_npt_ps: float = 0.0
+    gas_ps: float = 0.0
     teacher_thermalise_ps: float = 0.0
     burn_in_ps: float = 0.0
     proposal_model: str = ""
@@ -283,7 +295,27 @@ class Liquid:
                 )
         if self.experiment:
             check_key([self.experiment], known_liquids(), f"step {self.step}, experiment")
+        if self.teacher_npt_ps and not (self.proposal_model and self.npt_ps):
+            raise InputError(
+                f"step {self.step}: teacher_npt_ps needs a proposal_model, whose trajectories are "
+                "the moves of the teacher's chain, and npt_ps, the run it is compared with"
+            )
+        if self.gas_ps and not self.teacher_npt_ps:
+            raise InputError(
+                f"step {self.step}: gas_ps needs teacher_npt_ps; an enthalpy of vaporisation is "
+                "that of a gas and of a liquid at constant pressure"
+            )
         of_teacher = self.move_fs if self.proposal_model else self.frame_fs
+        for name, frame_fs in (
+            ("teacher_npt_ps", of_teacher),
+            ("gas_ps", max(of_teacher, self.frame_fs)),
+        ):
+            ps = getattr(self, name)
+            if ps and 1e3 * ps < FEWEST_ROWS * frame_fs:
+                raise InputError(
+                    f"step {self.step}: a run needs {FEWEST_ROWS} frames or more, got {name} "
+                    f"{ps:g} with a frame every {frame_fs:g} fs"
+                )
         for name, frame_fs in (("nvt_ps", self.frame_fs), ("teacher_ps", of_teacher)):
             left_fs = 1e3 * (getattr(self, name) - self.burn_in_ps)
             if self.teacher_ps and self.nvt_ps and left_fs < FEWEST_ROWS * frame_fs:

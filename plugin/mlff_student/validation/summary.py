@@ -25,6 +25,8 @@ EXPECTED = {
     "density_change_percent": "a liquid box at constant pressure",
     "rdf_error_percent": "a liquid box and a run of the teacher of the same box",
     "pressure_error_gpa": "a liquid box and a run of it by a teacher that computes stresses",
+    "density_error_percent": "a liquid step with teacher_npt_ps in the protocol",
+    "vaporisation_error_kj_per_mol": "a liquid step with teacher_npt_ps and gas_ps",
     "spectrum_overlap_percent": "a step with spectrum_teacher_ps in the protocol",
     "equipartition_sigma": "a trajectory with velocities and mlff-student analyze",
 }
@@ -35,6 +37,9 @@ OF_NVE += ("bond_deviation_angstrom", "nonfinite_rows")
 OF_THERMOSTAT = ("kinetic_mean_percent", "kinetic_width_percent")
 OF_BAROSTAT = ("density_change_percent",)
 NEEDED = {"rdf": ("rdf_error_percent",), "convergence": ("convergence_deviation",)}
+NEEDED |= {"density": ("density_error_percent",)}
+NEEDED |= {"vaporisation": ("vaporisation_error_kj_per_mol",)}
+OF_LIQUIDS = ("rdf", "density", "vaporisation")  # comparisons of liquids
 
 
 class CaseCheck(NamedTuple):
@@ -303,7 +308,8 @@ def _liquids(records: list[Record], failed: Mapping[str, Reason]) -> list[_Line]
     liquid = [
         record
         for record in records
-        if record.get("ensemble") in ("nvt", "npt") or record.get("kind") == "rdf"
+        if (record["molecules"] > 1 or record["judged"])  # not a molecule in the gas
+        and (record.get("ensemble") in ("nvt", "npt") or record.get("kind") in OF_LIQUIDS)
     ]
     if not liquid:
         return [_Line("liquids: they were not tested", Reason("", resolved=True))]
@@ -316,7 +322,7 @@ def _liquids(records: list[Record], failed: Mapping[str, Reason]) -> list[_Line]
         bad = [record for record in of_box if record["case"] in failed]
         for record in bad:
             reason = failed[record["case"]]
-            kind = record.get("ensemble") or "g(r)"
+            kind = record.get("ensemble") or record["kind"].replace("rdf", "g(r)")
             lines.append(_Line(f"liquids such as {name} ({engine}, {kind}): {reason}", reason))
         if not bad:
             lengths = ", ".join(
@@ -325,7 +331,7 @@ def _liquids(records: list[Record], failed: Mapping[str, Reason]) -> list[_Line]
                 if "ensemble" in record
             )
             size = f"{of_box[0]['molecules']} molecules ({of_box[0]['atoms']} atoms)"
-            rdf = "" if any(record.get("kind") == "rdf" for record in of_box) else NO_RDF
+            rdf = "" if any("rdf_error_percent" in record for record in of_box) else NO_RDF
             text = f"liquids such as {name} ({engine}): runs of {size} pass, {lengths}{rdf}"
             lines.append(_Line(text, None))
     return lines

@@ -116,8 +116,9 @@ class CompareTask:
     structure : str
         Short name of the structure.
     kind : str
-        "convergence" of the energy with the timestep, or comparison of "rdf" or "spectrum" with the
-        teacher's.
+        "convergence" of the energy with the timestep, or comparison of "rdf", "spectrum", "density"
+        or "vaporisation" with the teacher's. For "vaporisation", the last run and the last
+        reference are those of the gas.
     needs : tuple[str, ...]
         Names of the runs, those of the teacher included.
     references : tuple[str, ...]
@@ -128,6 +129,8 @@ class CompareTask:
         Length of each run after `burn_in_ps` that is compared, ps.
     timesteps_fs : tuple[float, ...]
         Timestep of each run, fs.
+    with_rdf : bool
+        Whether a comparison of densities also compares radial distribution functions.
     judged : bool
         Whether the comparison is judged.
     atoms, molecules : int
@@ -143,6 +146,7 @@ class CompareTask:
     burn_in_ps: float = 0.0
     window_ps: float = float("inf")
     timesteps_fs: tuple[float, ...] = ()
+    with_rdf: bool = False
     judged: bool = True
     atoms: int = 0
     molecules: int = 1
@@ -269,7 +273,7 @@ def prepare_structures(protocol: Protocol, folder: Path) -> dict[str, str]:
     names = [
         name
         for step in protocol.steps
-        for name in (step.structures if isinstance(step, Runs) else (step.box,))
+        for name in (step.structures if isinstance(step, Runs) else _names(step, protocol))
     ]
     sources = {}
     for name in dict.fromkeys(names):
@@ -282,6 +286,12 @@ def prepare_structures(protocol: Protocol, folder: Path) -> dict[str, str]:
             sources[name] = library.get(name, name)
             read_structure(sources[name])  # raises an error here if it cannot be read
     return sources
+
+
+def _names(step: Liquid, protocol: Protocol) -> tuple[str, ...]:
+    """Return the box of a liquid and, if the gas is run as well, the SMILES of its molecule."""
+    gas = (protocol.boxes[step.box].smiles,) if step.gas_ps else ()
+    return (step.box, *gas)
 
 
 def write_box(box: Box, path: Path) -> None:
@@ -341,7 +351,10 @@ def tasks_of(protocol: Protocol, target: CampaignTarget, sources: dict[str, str]
         for model in target.models:
             for engine in target.engines:
                 others = (model, engine, target.teacher, sources, sizes)
-                of_step = _runs(step, *others) if isinstance(step, Runs) else _liquid(step, *others)
+                if isinstance(step, Runs):
+                    of_step = _runs(step, *others)
+                else:
+                    of_step = _liquid(step, _names(step, protocol), *others)
                 for task in of_step:
                     if tasks.setdefault(task.name, task) != task:
                         raise InputError(
@@ -478,27 +491,31 @@ def _size(source: str) -> Size:
 
 
 def _liquid(
-    step: Liquid, model: str, engine: str, teacher: str, sources: dict[str, str], sizes: Sizes
-) -> Iterator[Task]:
+    step: Liquid, names: tuple[str, ...], model: str, engine: str, teacher: str,
+    sources: dict[str, str], sizes: Sizes,
+) -> Iterator[Task]:  # fmt: skip
     every = max(1, round(step.frame_fs / step.timestep_fs))
+    moves = max(1, round(step.move_fs / step.timestep_fs)) if step.proposal_model else every
     size = sizes[step.box]
 
     def run(
         model: str, engine: str, ensemble: str, ps: float, replica: int, every: int,
-        thermalise_ps: float = step.thermalise_ps, **options: Any,
+        thermalise_ps: float = step.thermalise_ps, gas: bool = False, **options: Any,
     ) -> RunTask:  # fmt: skip
+        structure = names[-1] if gas else step.box
+        case = f"{label_of(step.box)}-{'gas' if gas else ensemble}-{replica}"
         return RunTask(
-            name=f"{label_of(model)}/{engine}/{step.step}/{label_of(step.box)}-{ensemble}-{replica}",
+            name=f"{label_of(model)}/{engine}/{step.step}/{case}",
             step=step.step,
             structure=label_of(step.box),
             settings=_settings(
-                model, engine, sources[step.box], ensemble, ps, step.timestep_fs,
+                model, engine, sources[structure], ensemble, ps, step.timestep_fs,
                 step.temperature_K, thermalise_ps, every,
                 seed=step.seed + replica - 1, threads=step.threads, pressure_bar=step.pressure_bar,
             ),
             **options,
-            atoms=size.atoms,
-            molecules=size.molecules,
+            atoms=sizes[structure].atoms,
+            molecules=sizes[structure].molecules,
         )  # fmt: skip
 
     replicas = range(1, step.replicas + 1)
@@ -513,35 +530,56 @@ def _liquid(
             constant_volume.append(task.name)
             yield task
     # ASE has no constant pressure. The run is left out beside NVT; alone, it raises an error.
+    constant_pressure = ""
     if step.npt_ps and (engine != "ase" or not step.nvt_ps):
-        yield run(
+        task = run(
             model, engine, "npt", step.equilibrate_ps + step.npt_ps, 1, every, judged=step.judged,
             equilibrate_ps=step.equilibrate_ps, experiment=step.experiment,
         )  # fmt: skip
-    if teacher and step.teacher_ps and constant_volume:
-        if step.proposal_model:
-            every = max(1, round(step.move_fs / step.timestep_fs))
-        references = []
-        for k in replicas:
-            task = run(
-                teacher, "ase", "nvt", step.teacher_ps, k, every, judged=False,
-                proposal_model=step.proposal_model,
-                thermalise_ps=step.teacher_thermalise_ps or step.thermalise_ps,
-            )  # fmt: skip
-            references.append(task.name)
-            yield task
-        yield CompareTask(
-            name=f"{label_of(model)}/{engine}/{step.step}/{label_of(step.box)}-rdf",
+        constant_pressure = task.name
+        yield task
+
+    def of_teacher(ensemble: str, ps: float, replica: int, **options: Any) -> RunTask:
+        return run(
+            teacher, "ase", ensemble, ps, replica, moves, judged=False,
+            proposal_model=step.proposal_model,
+            thermalise_ps=step.teacher_thermalise_ps or step.thermalise_ps, **options,
+        )  # fmt: skip
+
+    def comparison(kind: str, runs: list[str], references: list[str], **options: Any) -> Task:
+        return CompareTask(
+            name=f"{label_of(model)}/{engine}/{step.step}/{label_of(step.box)}-{kind}",
             step=step.step,
             structure=label_of(step.box),
-            kind="rdf",
-            needs=(*constant_volume, *references),
+            kind=kind,
+            needs=(*runs, *references),
             references=tuple(references),
-            burn_in_ps=step.burn_in_ps,
-            window_ps=float("inf")
-            if step.proposal_model
-            else min(step.teacher_ps, step.nvt_ps) - step.burn_in_ps,
             judged=step.judged,
             atoms=size.atoms,
             molecules=size.molecules,
+            **options,
         )
+
+    compared = bool(teacher and step.teacher_ps and constant_volume)
+    if compared:
+        tasks = [of_teacher("nvt", step.teacher_ps, k) for k in replicas]
+        yield from tasks
+        window_ps = min(step.teacher_ps, step.nvt_ps) - step.burn_in_ps
+        yield comparison(
+            "rdf", constant_volume, [task.name for task in tasks], burn_in_ps=step.burn_in_ps,
+            window_ps=float("inf") if step.proposal_model else window_ps,
+        )  # fmt: skip
+    if teacher and step.teacher_npt_ps and constant_pressure:
+        options = {"equilibrate_ps": step.equilibrate_ps, "experiment": step.experiment}
+        ps = step.equilibrate_ps + step.teacher_npt_ps
+        tasks = [of_teacher("npt", ps, k, **options) for k in replicas]
+        yield from tasks
+        boxes = [task.name for task in tasks]
+        burn_in = {"burn_in_ps": step.equilibrate_ps}
+        yield comparison("density", [constant_pressure], boxes, with_rdf=not compared, **burn_in)
+        if step.gas_ps:
+            gas = run(model, engine, "nvt", step.gas_ps, 1, every, judged=False, gas=True)
+            reference = of_teacher("nvt", step.gas_ps, 1, gas=True)
+            yield from (gas, reference)
+            runs = [constant_pressure, gas.name]
+            yield comparison("vaporisation", runs, [*boxes, reference.name], **burn_in)

@@ -54,16 +54,24 @@ class State(NamedTuple):
         Momenta (N, 3), ASE's units.
     randomness : str
         State of the random number generator as JSON.
+    cell : np.ndarray or None
+        Lattice vectors as rows (3, 3), angstrom. None, as in files of older versions: those of the
+        structure.
     """
 
     step: int
     positions: np.ndarray
     momenta: np.ndarray
     randomness: str
+    cell: np.ndarray | None = None
 
 
 class Dynamics(Protocol):
-    """An object that moves atoms, such as ASE's `MolecularDynamics`."""
+    """An object that moves atoms, such as ASE's `MolecularDynamics`.
+
+    If it has the attribute `record`, a dictionary from names to numbers, the log has a column for
+    each name.
+    """
 
     atoms: Atoms
 
@@ -130,7 +138,7 @@ def start(settings: MDSettings, atoms: Atoms, folder: RunFolder) -> tuple[int, n
     settings : MDSettings
         Settings of the run.
     atoms : Atoms
-        Atoms with their calculator; positions and momenta are changed.
+        Atoms with their calculator; positions, momenta and cell are changed.
     folder : RunFolder
         Folder of the run.
 
@@ -164,6 +172,10 @@ def start(settings: MDSettings, atoms: Atoms, folder: RunFolder) -> tuple[int, n
         for values in (state.positions, state.momenta):
             if values.shape != (len(atoms), 3) or not np.isfinite(values).all():
                 raise ValueError(f"expected {len(atoms)} positions and momenta")
+        if state.cell is not None:
+            if not np.isfinite(state.cell).all():
+                raise ValueError("the cell is not finite")
+            atoms.set_cell(state.cell)
         atoms.positions = state.positions
         atoms.set_momenta(state.momenta)
         rng.bit_generator.state = json.loads(str(state.randomness))
@@ -232,14 +244,14 @@ def write_segment(
     """Run from step `first` to step `last`; write a frame and a log row every `settings.every`."""
     atoms = dynamics.atoms
     degrees = max(1, 3 * len(atoms) - 3)
-    box = _box(atoms)
+    record: dict[str, float] = getattr(dynamics, "record", {})
     with (
         ascii_path(segment.trajectory) as name,
         closing(mdtraj.formats.DCDTrajectoryFile(name, "w")) as frames,
         open(segment.thermo, "w") as log,
     ):
         columns = (*THERMO_COLUMNS, PRESSURE) if _has_stress(atoms) else THERMO_COLUMNS
-        print(",".join(columns), file=log, flush=True)
+        print(",".join([*columns, *record]), file=log, flush=True)
         for step in range(first + settings.every, last + 1, settings.every):
             dynamics.run(settings.every)
             potential, kinetic = atoms.get_potential_energy(), atoms.get_kinetic_energy()
@@ -253,8 +265,9 @@ def write_segment(
             if PRESSURE in columns:
                 stress = atoms.get_stress(include_ideal_gas=True)
                 row.append(-stress[:3].mean() / units.GPa)
+            row += record.values()
             try:
-                frames.write(atoms.positions[None].astype(np.float32), **box)
+                frames.write(atoms.positions[None].astype(np.float32), **_box(atoms))
             except Exception as error:  # MDTraj has no error of its own for a full disk
                 raise InterruptedRunError(
                     f"cannot write {segment.trajectory}; is the disk full?"
@@ -317,7 +330,8 @@ def make_dynamics(
 
 
 def _save(path: Path, step: int, atoms: Atoms, rng: np.random.Generator) -> None:
-    state = State(step, atoms.positions, atoms.get_momenta(), json.dumps(rng.bit_generator.state))
+    randomness = json.dumps(rng.bit_generator.state)
+    state = State(step, atoms.positions, atoms.get_momenta(), randomness, atoms.cell.array)
     with atomic_write(path) as temporary, open(temporary, "wb") as stream:
         np.savez(stream, **state._asdict())
         stream.flush()
