@@ -275,6 +275,7 @@ RUNNABLE = {
     "benchmark lammps": ["--models", "tiny"],
     "benchmark openmm": ["--models", "tiny"],
     "distill bundle": [RECIPE, "--data", "data", "-o", "bundle"],
+    "distill chemistry": ["tiny", "-o", "chemistry"],
     "distill check": [str(ROOT / "tests" / "data" / "held_out.h5"), "-o", "check"],
     "distill evaluate": [RECIPE, "--data", "data", "--model", "tiny", "-o", "mine"],
     "distill quick": ["--molecule", "CO", "-o", "quick"],

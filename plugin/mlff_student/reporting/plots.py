@@ -63,6 +63,57 @@ def single_figure(path: Path, x: str, y: str, *, yscale: str = "linear") -> Iter
         figure.savefig(temporary, format="png", dpi=150)
 
 
+@contextmanager
+def panel_figure(
+    path: Path, titles: Sequence[str], x: str, y: str, *, columns: int = 3, sharex: bool = True
+) -> Iterator[list[Axes]]:
+    """Yield small axes with titles and common labels, and write them as PNG when the block ends.
+
+    Parameters
+    ----------
+    path : Path
+        PNG file to write.
+    titles : Sequence[str]
+        Titles of the panels, at least one.
+    x, y : str
+        Common labels of the axes, with units.
+    columns : int
+        Largest number of panels in a row.
+    sharex : bool
+        Whether all panels have the same horizontal range.
+
+    Yields
+    ------
+    list[Axes]
+        Axes to draw on. The legend is that of the first.
+
+    Raises
+    ------
+    InputError
+        If `path` cannot be written.
+    """
+    columns = min(columns, len(titles))
+    rows = -(-len(titles) // columns)
+    figure = Canvas(figsize=(3.2 * columns, 2.4 * rows + 0.5), layout="constrained")
+    panels = figure.subplots(rows, columns, squeeze=False, sharex=sharex).ravel().tolist()
+    for panel in panels[len(titles) :]:
+        panel.set_visible(False)
+    yield panels[: len(titles)]
+    for title, panel in zip(titles, panels, strict=False):
+        panel.set_title(title, fontsize=FONT_SIZE)
+        panel.tick_params(labelsize=FONT_SIZE - 1, labelbottom=True)
+        panel.spines[["top", "right"]].set_visible(False)
+    figure.supxlabel(x, fontsize=FONT_SIZE)
+    figure.supylabel(y, fontsize=9)
+    handles, labels = panels[0].get_legend_handles_labels()
+    if labels:
+        figure.legend(
+            handles, labels, fontsize=FONT_SIZE, loc="outside upper left", ncols=4, frameon=False
+        )
+    with atomic_write(path) as temporary:
+        figure.savefig(temporary, format="png", dpi=150)
+
+
 class EnergyCourse(NamedTuple):
     """Energy and temperature of a run against time, for `plot_drift`.
 
@@ -204,30 +255,15 @@ def plot_rdf(
     InputError
         If `path` cannot be written.
     """
-    columns = min(3, len(pairs))
-    rows = -(-len(pairs) // columns)
-    figure = Canvas(figsize=(3.2 * columns, 2.4 * rows + 0.5), layout="constrained")
-    panels = figure.subplots(rows, columns, squeeze=False, sharex=True).ravel()
-    for panel in panels[len(pairs) :]:
-        panel.set_visible(False)
-    for index, (pair, panel) in enumerate(zip(pairs, panels, strict=False)):
-        for (label, run), colour in zip(runs.items(), COLOURS, strict=False):
-            g, error = run.g[index], run.standard_error[index]
-            panel.plot(r, g, color=colour, linewidth=1.0, label=label)
-            panel.fill_between(
-                r, g - 2.0 * error, g + 2.0 * error, color=colour, alpha=0.3, linewidth=0.0
-            )
-        panel.set_title(pair, fontsize=FONT_SIZE)
-        panel.tick_params(labelsize=FONT_SIZE - 1, labelbottom=True)
-        panel.spines[["top", "right"]].set_visible(False)
-    figure.supxlabel("distance (angstrom)", fontsize=FONT_SIZE)
-    figure.supylabel("g(r); open system: density of distances (1/angstrom)", fontsize=9)
-    handles, labels = panels[0].get_legend_handles_labels()
-    figure.legend(
-        handles, labels, fontsize=FONT_SIZE, loc="outside upper left", ncols=4, frameon=False
-    )
-    with atomic_write(path) as temporary:
-        figure.savefig(temporary, format="png", dpi=150)
+    x, y = "distance (angstrom)", "g(r); open system: density of distances (1/angstrom)"
+    with panel_figure(path, pairs, x, y) as panels:
+        for index, panel in enumerate(panels):
+            for (label, run), colour in zip(runs.items(), COLOURS, strict=False):
+                g, error = run.g[index], run.standard_error[index]
+                panel.plot(r, g, color=colour, linewidth=1.0, label=label)
+                panel.fill_between(
+                    r, g - 2.0 * error, g + 2.0 * error, color=colour, alpha=0.3, linewidth=0.0
+                )
 
 
 class SpectrumCurve(NamedTuple):
