@@ -94,7 +94,7 @@ RECIPE = {
         "committee": 2,
         "steps": 3,
         "structures": 2,
-        "temperature_K": 300.0,
+        "temperatures_K": [300.0],
         "ps": 0.02,
         "frames": 1,
         "disagreement": 0.001,
@@ -275,15 +275,18 @@ def test_finished_training_is_not_repeated(
     assert (tmp_path / "metrics.csv").read_bytes() == (trained / "metrics.csv").read_bytes()
 
 
-def after(call: Callable[..., Any], count: int) -> Callable[..., Any]:
-    """Return the same function, which raises Ctrl-C after its `count`-th call."""
+def after(
+    call: Callable[..., Any], count: int, error: BaseException | None = None
+) -> Callable[..., Any]:
+    """Return the same function, which raises an error, or Ctrl-C, after its `count`-th call."""
+    error = error or KeyboardInterrupt()
     calls = []
 
     def interrupted(*arguments: Any, **options: Any) -> Any:
         result = call(*arguments, **options)
         calls.append(arguments)
         if len(calls) == count:
-            raise KeyboardInterrupt
+            raise error
         return result
 
     return interrupted
@@ -292,7 +295,7 @@ def after(call: Callable[..., Any], count: int) -> Callable[..., Any]:
 INSTANTS = {
     "forward": (stepping, "predict", 5),
     "gradients": (torch.nn.utils, "clip_grad_norm_", 4),
-    "matrices": (torch.optim.Muon, "step", 4),
+    "matrices": (stepping.Muon, "step", 4),
     "other weights": (torch.optim.AdamW, "step", 4),
     "update": (stepping.Step, "_update", 3),
     "validation": (training, "validation_errors", 2),
@@ -342,6 +345,23 @@ def test_interrupted_training_resumes_bit_for_bit(
     assert curve_of(tmp_path) == curve_of(whole_folder)
     for part in ("student", "average"):
         assert same(state_of(tmp_path)[part], state_of(whole_folder)[part])
+
+
+def test_training_resumes_after_the_gpu_failed(
+    distillation: Distillation,
+    validated_often: tuple[Path, dict[str, Any]],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+):
+    monkeypatch.setattr(training, "VALIDATE_EVERY", 2)
+    monkeypatch.setattr(training, "STATE_EVERY_S", -1.0)
+    failure = torch.AcceleratorError("CUDA error: uncorrectable ECC error encountered")
+    with monkeypatch.context() as patch:
+        patch.setattr(stepping.Step, "_update", after(stepping.Step._update, 4, failure))
+        with pytest.raises(InputError, match="the GPU failed in step 4: CUDA error: uncorrectable"):
+            train(distillation, tmp_path)
+    assert state_of(tmp_path)["step"] == 3
+    assert same(train(distillation, tmp_path)["weights"], validated_often[1]["weights"])
 
 
 KILLABLE = """
@@ -897,7 +917,7 @@ def test_exported_checkpoint_has_the_errors_of_its_card(
         assert archive.metadata[key] == card[key], key
     test = read_frames(distillation.dataset, "test")
     student, _ = load_student(checkpoint / "model.pt")
-    energies, forces = predict_frames(student, test)
+    energies, forces, _ = predict_frames(student, test)
     squares, energy_squares = [], []
     for k in range(len(test.energies)):
         rows = slice(int(test.start[k]), int(test.start[k + 1]))
@@ -962,7 +982,7 @@ def test_relabelled_frames_have_labels_of_the_student(
     assert set(read_summary(tmp_path / "more.h5").splits) == {"train"}
     assert set(frames.methods) == {"relabelled"}
     student, _ = load_student(checkpoint / "model.pt")
-    energies, forces = predict_frames(student, frames)
+    energies, forces, _ = predict_frames(student, frames)
     # The same frames in other batches: float32 sums round differently; forces are kept in float32.
     torch.testing.assert_close(frames.energies, energies, rtol=0, atol=1e-5)
     torch.testing.assert_close(frames.forces.double(), forces, rtol=0, atol=1e-5)
@@ -1027,9 +1047,8 @@ def test_relabelled_frames_with_large_forces_are_dropped_and_counted(
 @pytest.fixture
 def in_this_process(monkeypatch: pytest.MonkeyPatch) -> None:
     """Label in this process, because starting workers takes longer than their work."""
-    monkeypatch.setattr(
-        labelling, "_on_cores", lambda _, jobs: (labelling._label(job) for job in jobs)
-    )
+    for module in (labelling, looping):
+        monkeypatch.setattr(module, "on_cores", lambda _, work, jobs: (work(job) for job in jobs))
 
 
 @pytest.fixture
@@ -1051,7 +1070,8 @@ def test_a_round_labels_frames_on_which_untrained_students_disagree(
 ):
     recipe = distillation.recipe
     before = read_summary(data / "dataset.h5")
-    assert looping.run_rounds(recipe, data, 1, compiled=False) == [2]
+    (done,) = looping.run_rounds(recipe, data, 1, compiled=False)
+    assert done.simulated == done.structures == done.frames == 2
     summary = read_summary(data / "dataset.h5")
     new = [k for k, name in enumerate(summary.names) if name not in before.names]
     assert len(new) == 2
@@ -1069,7 +1089,7 @@ def test_a_round_labels_frames_on_which_untrained_students_disagree(
     states = {path: path.read_bytes() for path in data.rglob("state.pt")}
     assert len(states) == 2
     hash_before = read_summary(data / "dataset.h5").names
-    assert looping.run_rounds(recipe, data, 1, compiled=False) == [2]
+    assert looping.run_rounds(recipe, data, 1, compiled=False) == [done]
     assert read_summary(data / "dataset.h5").names == hash_before
     assert all(path.read_bytes() == content for path, content in states.items())
 
@@ -1096,8 +1116,10 @@ def test_killed_rounds_resume(
             patch.setattr(stepping, "predict", after(stepping.predict, 2 * 3 + 3 + 2))
         with pytest.raises(KeyboardInterrupt):
             looping.run_rounds(recipe, data, 1, compiled=False)
-    assert (data / "rounds" / "round_1.done").exists() == (killed_at == "training of round 2")
-    assert looping.run_rounds(recipe, data, 1, compiled=False) == expected == [2, 2]
+    record = json.loads((data / "rounds" / "round_1.json").read_text())
+    assert ("summary" in record) == (killed_at == "training of round 2")
+    assert looping.run_rounds(recipe, data, 1, compiled=False) == expected
+    assert [summary.structures for summary in expected] == [2, 2]
     one, other = (read_frames(folder / "dataset.h5") for folder in (data, whole))
     assert len(set(one.names)) == len(one.names)
     assert one.names == other.names
@@ -1120,19 +1142,25 @@ def test_rounds_never_use_held_out_molecules(
     run = []
     propose = looping.propose
     monkeypatch.setattr(looping, "propose", lambda *given: run.append(given) or propose(*given))
-    assert looping.run_rounds(recipe, data, 1, compiled=False) == [1]
+    assert [s.frames for s in looping.run_rounds(recipe, data, 1, compiled=False)] == [1]
     (given,) = run
     split = {one.name: one.split for one in looping.list_sources(structures, recipe.seed)}
     (name,) = [name for name in split if split[name] == "train"]
     assert f"round1_{name}" in read_summary(data / "dataset.h5").names
-    assert len(given[0]) == {"water": 3, "methane": 5, "methanol": 6}[name]
+    assert given[0].name == f"round1_{name}"
+    assert given[0].split == "train"
 
 
-def test_students_that_agree_propose_nothing(distillation: Distillation, tiny_checkpoint: Path):
+def one_water() -> Source:
+    return Source("water", "O", "small", "file", "train", starts=(molecule("H2O"),))
+
+
+def test_equal_students_do_not_disagree(distillation: Distillation, tiny_checkpoint: Path):
     members = [StudentForceFieldCalculator(tiny_checkpoint) for _ in range(2)]
     # In less than a femtosecond: random students pull a molecule apart.
-    settings = settings_of(distillation.recipe, temperature_K=1.0, ps=0.0008, timestep_fs=0.01)
-    assert looping.propose(molecule("H2O"), members, settings, seed=1) == []
+    settings = settings_of(distillation.recipe, ps=0.0008, timestep_fs=0.01)
+    (proposal,) = looping.propose(one_water(), members, settings, [1.0], seed=1)
+    assert proposal.disagreement == 0.0
 
 
 @pytest.mark.filterwarnings("ignore:invalid value:RuntimeWarning")  # meant to happen
@@ -1150,11 +1178,11 @@ def test_md_that_breaks_proposes_the_frame_before_it(
     content = {"config": PRESETS[PRESET].as_dict(), "weights": student.state_dict()}
     torch.save(content, tmp_path / "model.pt")
     member = StudentForceFieldCalculator(tmp_path / "model.pt")
-    settings = settings_of(distillation.recipe, ps=2.0, frames=3, temperature_K=temperature_K)
-    water = molecule("H2O")
-    (first,) = looping.propose(water, [member, member], settings, seed=1)
+    settings = settings_of(distillation.recipe, ps=2.0, frames=1)
+    source, members = one_water(), [member, member]
+    (first,) = looping.propose(source, members, settings, [temperature_K, 1.0], seed=1)
     assert first.disagreement == np.inf
-    np.testing.assert_array_equal(first.atoms.positions, water.positions)
+    np.testing.assert_array_equal(first.atoms.positions, source.starts[0].positions)
 
 
 def test_rounds_that_cannot_run_are_refused(distillation: Distillation, data: Path):

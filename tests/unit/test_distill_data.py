@@ -87,7 +87,7 @@ RECIPE: dict[str, Any] = {
         "committee": 2,
         "steps": 5,
         "structures": 2,
-        "temperature_K": 300,
+        "temperatures_K": [300],
         "ps": 0.1,
     },
     "training": {"ultra_tiny": {"steps": 6, "batch": 3, "learning_rate": 1e-3}},

@@ -1,6 +1,7 @@
 """Frames as graphs and batches, references and losses, and errors against labels."""
 
 import math
+from collections import Counter
 from collections.abc import Callable
 from copy import deepcopy
 from dataclasses import replace
@@ -10,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from ase import Atoms
+from ase import Atoms, units
 from ase.build import molecule
 from frames import atoms_of, periodic_water
 from typer.testing import CliRunner
@@ -42,6 +43,7 @@ from mlff_student.distill.graphs import (
     predict,
     predict_frames,
 )
+from mlff_student.distill.muon import Muon, orthogonalized
 from mlff_student.distill.recipe import ORGANIC_RECIPE, read_recipe
 from mlff_student.distill.step import loss_of
 from mlff_student.engines.ase.calculator import StudentForceFieldCalculator
@@ -111,7 +113,7 @@ def test_edges_are_those_of_vesin(mixed: list[Atoms], random_student: Callable[.
 def test_predictions_are_those_of_the_calculator(mixed: list[Atoms], tiny_checkpoint: Path):
     frames = frames_of(mixed)
     student, _ = load_student(tiny_checkpoint, torch.float64)
-    energies, forces = predict_frames(student, frames, batch=4)
+    energies, forces, virials = predict_frames(student, frames, batch=4)
     calculator = StudentForceFieldCalculator(tiny_checkpoint, dtype=torch.float64)
     for k in range(len(mixed)):
         atoms = atoms_of(frames, k)
@@ -126,6 +128,7 @@ def test_predictions_are_those_of_the_calculator(mixed: list[Atoms], tiny_checkp
         # times curvatures of up to 100 eV/angstrom^2.
         assert abs(float(energies[k]) - float(archive_answer[0])) < 1e-6 * max(len(atoms), 10)
         torch.testing.assert_close(forces[rows], archive_answer[1], rtol=0, atol=3e-5)
+        torch.testing.assert_close(virials[k], archive_answer[2], rtol=0, atol=3e-4)
         if k == 1:
             atoms.calc = calculator
             assert atoms.get_potential_energy() == float(archive_answer[0])
@@ -215,7 +218,7 @@ def test_frames_of_one_kind_alone_give_the_same_graphs(
     kinds = [*mixed[:5], Atoms("O")]
     whole = predict_frames(student, frames_of(kinds))
     start = frames_of(kinds).start
-    energies, forces = predict_frames(student, frames_of([kinds[k] for k in chosen]))
+    energies, forces, _ = predict_frames(student, frames_of([kinds[k] for k in chosen]))
     torch.testing.assert_close(energies, whole[0][chosen], rtol=0, atol=1e-10)
     expected = torch.cat([whole[1][start[k] : start[k + 1]] for k in chosen])
     torch.testing.assert_close(forces, expected, rtol=0, atol=1e-10)
@@ -386,6 +389,59 @@ def test_a_batch_has_as_many_frames_as_its_edges_allow():
     assert [next(resumed) for _ in range(3)] == batches[37:]
 
 
+def test_frames_of_one_structure_are_drawn_in_pairs():
+    structures = np.array([0] * 4 + [1] * 3 + [2] * 5 + [3])
+    draws = training.shuffled([1] * len(structures), 4, 0, 3, 0, structures)
+    batches = [next(draws) for _ in range(12)]
+    for batch in batches:
+        alone = [k for k, n in Counter(structures[batch]).items() if n % 2]
+        assert all(structures.tolist().count(k) % 2 for k in alone)
+        places = [k for k in range(len(batch)) if structures[batch[k]] not in alone]
+        for k in places[::2]:
+            assert structures[batch[k]] in structures[np.delete(batch, k)]
+    assert len({frozenset(batch) for batch in batches}) == len(batches)  # other pairs each epoch
+    first = [k for batch in batches[:3] for k in batch]
+    assert len(first) == len(set(first))
+
+
+def test_energy_differences_of_one_structure_are_in_the_loss(
+    mixed: list[Atoms], random_student: Callable[..., Student]
+):
+    student = random_student(PRESET)
+    graphs = build_graphs(frames_of(mixed[:3]), student)
+    graphs = graphs._replace(edge_vectors=graphs.edge_vectors.double())
+    settings = replace(read_recipe(ORGANIC_RECIPE).training[PRESET], difference_weight=0.0)
+    # Frames 0 and 2 are taken as frames of one structure; only the pair (0, 2) is adjacent.
+    batch = make_batch(graphs, [1, 0, 2])._replace(structures=torch.tensor([4, 7, 7]))
+    plain = loss_of(student.network, batch, settings, 3, 100, 0.0).total
+    weighted = replace(settings, difference_weight=5.0)
+    error = predict(student.network, batch).energies - batch.energies
+    expected = plain + 5.0 * (error[2] - error[1]) ** 2 / batch.atoms[2] / 3
+    torch.testing.assert_close(
+        loss_of(student.network, batch, weighted, 3, 100, 0.0).total, expected
+    )
+
+
+def test_muon_in_float32_takes_the_steps_of_torch():
+    """Those of torch are rounded to bfloat16, 1 part in 256, in each of 15 products."""
+    shapes = [(12, 5), (5, 12), (8, 8), (8, 8)]
+    mine, theirs = ([torch.nn.Parameter(torch.zeros(shape)) for shape in shapes] for _ in range(2))
+    library = torch.optim.Muon(theirs, 0.02, weight_decay=0.0, adjust_lr_fn="match_rms_adamw")
+    optimizer = Muon(mine, 0.02)
+    generator = torch.Generator().manual_seed(3)
+    for _ in range(4):
+        for weight, other in zip(mine, theirs, strict=True):
+            weight.grad = torch.randn(weight.shape, generator=generator)
+            other.grad = weight.grad.clone()
+        optimizer.step()
+        library.step()
+    for weight, other in zip(mine, theirs, strict=True):
+        assert (weight - other).norm() < 0.02 * weight.norm()
+    optimizer.load_state_dict(library.state_dict())
+    values = torch.linalg.svdvals(orthogonalized(torch.randn(2, 9, 4, generator=generator)))
+    assert 0.5 < values.min() and values.max() < 1.5
+
+
 # --- Evaluation and checkpoint ------------------------------------------------------------------
 
 
@@ -411,8 +467,17 @@ def test_without_single_molecules_all_frames_are_measured(random_student: Callab
     student = random_student(PRESET, torch.float32)
     crystals = frames_of([periodic_water()] * 3)._replace(kinds=["crystal"] * 3)
     crystals.forces.normal_(generator=torch.Generator().manual_seed(1))
+    virials = predict_frames(student, crystals).virials
+    volume = crystals.cells[0].double().det()
+    # The teacher's pressure is 1 and 3 GPa below the student's, and unknown in the third frame.
+    trace = virials.diagonal(dim1=1, dim2=2).sum(1) / (3.0 * volume)
+    lower = torch.tensor([1.0, 3.0, torch.nan]) * units.GPa
+    crystals.stresses[:, :3] = (lower - trace)[:, None].float()
     measured = evaluate_student(student, crystals)
     assert measured["frames"] == measured["complexes"]["crystal"]["frames"] == 3
+    warm = measured["complexes_by_temperature_K"]["crystal"]["300"]
+    assert warm["pressure_error_gpa"] == pytest.approx(2.0, rel=1e-4)
+    assert warm["pressure_rmse_gpa"] == pytest.approx(5.0**0.5, rel=1e-4)
     without_md = frames_of([molecule("H2O")])._replace(
         methods=["start"], temperatures=torch.full((1,), torch.nan)
     )

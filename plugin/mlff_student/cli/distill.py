@@ -246,7 +246,16 @@ def bundle_command(
 def rounds_command(
     recipe: RecipeFile,
     data: DataFolder,
-    workers: Workers = 2,
+    student: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Trained student of the committee (model.pt, archive or shipped name); repeat it "
+            "for each member. If not given, a committee is trained by the recipe."
+        ),
+    ] = None,
+    workers: Annotated[
+        int, typer.Option(help="Number of processes on this machine, for MD and for the teacher.")
+    ] = 2,
     compiled: Compile = True,
     json: Json = None,
     quiet: Quiet = False,
@@ -254,17 +263,40 @@ def rounds_command(
     """Run MD by students, and label by the teacher the frames on which the students disagree.
 
     The recipe needs a section `rounds`. The new frames are added to DATA/dataset.h5, which `distill
-    sample` wrote; run `distill train` after it. The same command resumes after a kill.
+    sample` wrote; run `distill train` after it. With --student a command runs one round; train the
+    students again, and repeat the command for the next. The same command resumes after a kill.
 
-    Example: mlff-student distill rounds benchmarks/rounds.yaml --data runs/rounds
+    Example: mlff-student distill rounds plugin/mlff_student/distill/condensed.yaml
+    --data runs/condensed --student runs/condensed/tiny/model.pt
+    --student runs/condensed/original/model.pt
     """
     from mlff_student.distill.recipe import read_recipe
     from mlff_student.distill.rounds import run_rounds
 
     with reported("rounds", "", json, quiet) as records:
-        for number, count in enumerate(run_rounds(read_recipe(recipe), data, workers, compiled), 1):
-            console.print(f"round {number}: {count} structures labelled")
-            records.append({"round": number, "structures": count})
+        settings = read_recipe(recipe)
+        rounds = run_rounds(settings, data, workers, compiled, student or ())
+        for number, summary in enumerate(rounds, 1):
+            console.print(
+                f"round {number}: MD of {summary.simulated} structures, {summary.broken} broke, "
+                f"median disagreement {summary.disagreement:.3g} eV/angstrom; {summary.frames} "
+                f"frames of {summary.structures} structures labelled"
+            )
+            records.append(
+                {
+                    "round": number,
+                    "simulated": summary.simulated,
+                    "broken": summary.broken,
+                    "disagreement_ev_per_angstrom": summary.disagreement,
+                    "structures": summary.structures,
+                    "frames": summary.frames,
+                }
+            )
+        if settings.rounds and len(rounds) < settings.rounds.count:
+            show(
+                f"next: mlff-student distill train ... --data {shell_path(data)} for each student, "
+                f"then the same command for round {len(rounds) + 1}"
+            )
 
 
 @distill_app.command("relabel")
@@ -397,6 +429,79 @@ def stability_command(
         table.add_row(record["name"], str(record["atoms"]), *cells, outcome)
     console.print(table)
     if not report.summary.passed:
+        raise typer.Exit(1)
+
+
+@distill_app.command("chemistry")
+def chemistry_command(
+    student: Annotated[
+        str, typer.Argument(help="Shipped name, or path of a checkpoint folder or an archive.")
+    ],
+    output: Annotated[
+        Path, typer.Option("-o", "--output", help="Folder of the results and of the labels.")
+    ],
+    teacher: Annotated[str, typer.Option(help="Name of the teacher.")] = "so3lr",
+    only: Annotated[
+        str,
+        typer.Option(
+            help="Parts to compare, separated by commas: torsions, dimers, conformers, bonds, "
+            "isomers; all if not given."
+        ),
+    ] = "",
+    skip_md: Annotated[
+        bool, typer.Option("--skip-md", help="Leave out the MD of the isomers.")
+    ] = False,
+    limits: Annotated[
+        str,
+        typer.Option(
+            help="Preset whose limits apply; if not given, that of the student's number of "
+            "channels."
+        ),
+    ] = "",
+    summary: Annotated[
+        bool,
+        typer.Option("--summary", help="Also add the figures to summary.json of the checkpoint."),
+    ] = False,
+    json: Json = None,
+    quiet: Quiet = False,
+) -> None:
+    """Compare the chemistry of a student with its teacher, and judge it.
+
+    Rotation about 16 kinds of bond, binding of the S22 dimers, energies of conformers, curves of
+    stretched bonds, and MD at 600 K of molecules that must keep their cis or trans isomer. The
+    energies of the teacher stay in OUTPUT, so that the same command resumes after a kill, and other
+    students are compared without a teacher. A folder in it receives chemistry.json and plots. The
+    exit status is 1 if a limit of plugin/mlff_student/distill/chemistry.yaml is not kept.
+
+    Example: mlff-student distill chemistry checkpoints/tiny --teacher gfn2-xtb -o runs/chemistry
+    """
+    from datetime import UTC, datetime
+
+    from mlff_student.archive.evidence import SUMMARY, add_evidence
+    from mlff_student.archive.registry import is_checkpoint, model_file
+    from mlff_student.core.errors import InputError
+    from mlff_student.distill.chemistry import PARTS, compare_chemistry
+    from mlff_student.distill.chemistry_report import records, table, write_report
+
+    checkpoint = model_file(student)
+    if summary and (checkpoint.name != "model.pt" or not is_checkpoint(checkpoint)):
+        raise InputError(
+            f"--summary needs a checkpoint folder, whose {SUMMARY} it extends; {student} is none"
+        )
+    parts = only.split(",") if only else [p for p in PARTS if not (skip_md and p == "isomers")]
+    with reported("chemistry", student, json, quiet) as results:
+        report = compare_chemistry(student, teacher, output, parts, limits)
+        write_report(report)
+        results += records(report)
+    if summary:
+        command = shlex.join(["mlff-student", *sys.argv[1:]])
+        date = datetime.now(UTC).strftime("%Y-%m-%d")
+        evidence = report.evidence(command, date)
+        add_evidence(checkpoint.parent, checkpoint.parent.name, [evidence])
+    console.print(table(report))
+    if not quiet:
+        show(f"results: {report.folder}")
+    if not report.passed:
         raise typer.Exit(1)
 
 

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 import yaml
+from ase import units
 from torch import Tensor
 
 from mlff_student.analysis.forces import force_errors
@@ -68,8 +69,9 @@ def evaluate_student(student: Student, frames: LabelledFrames) -> dict[str, Any]
     -------
     dict
         The main figures, their names with units. The keys `by_temperature_K`, `by_element`,
-        `by_size` and `by_class` hold the same figures for parts of these frames, and `complexes`
-        for frames of several molecules (dimers, clusters, liquids, crystals), kind by kind.
+        `by_size` and `by_class` hold the same figures for parts of these frames. `complexes` and
+        `complexes_by_temperature_K` hold them for frames of several molecules (dimers, clusters,
+        liquids, crystals), kind by kind, with the errors of the pressure where it is labelled.
 
     Raises
     ------
@@ -78,7 +80,8 @@ def evaluate_student(student: Student, frames: LabelledFrames) -> dict[str, Any]
     """
     if not len(frames.energies):
         raise InputError("no held-out frames to measure on; see structures.held_out of the recipe")
-    energies, forces = predict_frames(student, frames)
+    energies, forces, virials = predict_frames(student, frames)
+    pressure_error = _pressures(virials, frames.cells) - _label_pressures(frames)
     label = frames.forces.double()
     count = frames.start.diff()
     kinds = np.array(frames.kinds)[frames.molecule.numpy()]
@@ -94,6 +97,7 @@ def evaluate_student(student: Student, frames: LabelledFrames) -> dict[str, Any]
             "frames": int(chosen.sum()),
             "energy_rmse_ev_per_atom": float(energy_error[chosen].square().mean().sqrt()),
             **force_errors(forces[rows], label[rows])._asdict(),
+            **_pressure_errors(pressure_error[chosen]),
         }
 
     def table(groups: Iterable[tuple[str, Tensor]]) -> dict[str, Any]:
@@ -104,6 +108,7 @@ def evaluate_student(student: Student, frames: LabelledFrames) -> dict[str, Any]
 
     temperature = frames.temperatures[single]
     temperatures = sorted(set(temperature[temperature.isfinite()].tolist()))
+    known = sorted(set(frames.temperatures[frames.temperatures.isfinite()].tolist()))
     rows = torch.repeat_interleave(single, count)
     of_element = {
         symbol: rows & (frames.atomic_numbers == number) for symbol, (number, _) in ELEMENTS.items()
@@ -125,6 +130,33 @@ def evaluate_student(student: Student, frames: LabelledFrames) -> dict[str, Any]
         ),
         "by_class": table((kind, single & of_kind(kind)) for kind in sorted(set(frames.kinds))),
         "complexes": table((kind, of_kind(kind)) for kind in complexes),
+        "complexes_by_temperature_K": {
+            kind: table((f"{t:g}", of_kind(kind) & (frames.temperatures == t)) for t in known)
+            for kind in complexes
+            if (of_kind(kind) & frames.temperatures.isfinite()).any()
+        },
+    }
+
+
+def _label_pressures(frames: LabelledFrames) -> Tensor:
+    """Return (T,) the teacher's pressures, GPa; NaN for frames without a stress."""
+    return -frames.stresses[:, :3].double().mean(1) / units.GPa
+
+
+def _pressures(virials: Tensor, cells: Tensor) -> Tensor:
+    """Return (T,) the potential part of the pressure, GPa."""
+    volumes = cells.double().det().abs()
+    return virials.diagonal(dim1=1, dim2=2).sum(1) / (3.0 * volumes * units.GPa)
+
+
+def _pressure_errors(error: Tensor) -> dict[str, float]:
+    """Return mean and root mean square of the errors that are finite; nothing if none is."""
+    error = error[error.isfinite()]
+    if not len(error):
+        return {}
+    return {
+        "pressure_error_gpa": float(error.mean()),
+        "pressure_rmse_gpa": float(error.square().mean().sqrt()),
     }
 
 
@@ -186,9 +218,12 @@ def write_checkpoint(
     )
     temperatures = train_frames.temperatures[train_frames.temperatures.isfinite()]
     complexes = sorted(set(train_frames.kinds) & set(of_complexes))
-    systems = "neutral closed-shell organic molecules in vacuum"
+    charged = recipe.structures.charged
+    systems = "closed-shell organic molecules"
+    systems += " and ions" if charged else ", neutral, in vacuum"
     if complexes:
-        systems += f", {', '.join(f'{kind}s' for kind in complexes)} of them"
+        plurals = [f"{kind.replace('_', ' ')}s" for kind in complexes]
+        systems += f"; {', '.join(plurals)} of them"
     summary = read_summary(dataset)
     card = {
         "name": name,
@@ -216,7 +251,7 @@ def write_checkpoint(
             "largest_molecule_atoms": largest,
             "largest_force_ev_per_angstrom": round(float(train_frames.forces.norm(dim=1).max()), 2),
             "systems": systems,
-            "charged": recipe.structures.charged,
+            "charged": charged,
             "neighbours": known_neighbourhoods(train_frames),
         },
         "held_out": {"test": test_frames.names},
@@ -265,12 +300,17 @@ def accuracy_evidence(card: dict[str, Any], recipe_sha256: str, date: str = "") 
     groups += [({"temperature_K": float(t)}, row) for t, row in test["by_temperature_K"].items()]
     groups += [({"element": symbol}, row) for symbol, row in test["by_element"].items()]
     groups += [({"kind": kind}, row) for kind, row in test["complexes"].items()]
+    groups += [
+        ({"kind": kind, "temperature_K": float(t)}, row)
+        for kind, rows in test.get("complexes_by_temperature_K", {}).items()
+        for t, row in rows.items()
+    ]
     observations = [
         Observation(figure, where)
         for where, row in groups
         for figure in (
             Figure("energy_rmse", row.get("energy_rmse_ev_per_atom", np.nan), "eV/atom"),
-            *(figure for figure in figures_of(row) if figure.name.startswith("force_")),
+            *(f for f in figures_of(row) if f.name.startswith(("force_", "pressure_"))),
         )
     ]
     counts = {
@@ -421,9 +461,10 @@ def card_text(card: dict[str, Any], evidence: Sequence[Evidence] = ()) -> str:
         "",
         f"Made for {domain['systems']}; elements {', '.join(domain['elements'])}; molecules of up "
         f"to {domain['largest_molecule_atoms']} atoms; trained at {trained_at} K and on forces of "
-        f"up to {domain['largest_force_ev_per_angstrom']:g} eV/Å. Do not use it for ions, "
-        "radicals, reactions, excited states or metals, or where interactions beyond the cutoff of "
-        f"5 Å matter. {scope}",
+        f"up to {domain['largest_force_ev_per_angstrom']:g} eV/Å. Do not use it for "
+        + ("" if domain.get("charged") else "ions, ")
+        + "radicals, reactions, excited states or metals, or where interactions beyond the cutoff "
+        f"of 5 Å matter. {scope}",
         "",
         *(f"- {limit}" for limit in card.get("limits", ())),
         *([""] if card.get("limits") else []),

@@ -57,6 +57,8 @@ class Graphs(NamedTuple):
         (A, 3) float32, eV/angstrom, without repulsion.
     virials : Tensor
         (T, 3, 3) float32, -dE/dstrain without repulsion, eV; NaN if not labelled.
+    structures : Tensor
+        (T,) int64, number of the structure of each frame.
     atom_counts, edge_counts : ndarray
         (T,) int64, numbers of atoms and edges of each frame, always in the memory of the host.
     periodic : ndarray
@@ -71,6 +73,7 @@ class Graphs(NamedTuple):
     energies: Tensor
     forces: Tensor
     virials: Tensor
+    structures: Tensor
     atom_counts: np.ndarray
     edge_counts: np.ndarray
     periodic: np.ndarray
@@ -130,6 +133,8 @@ class Batch(NamedTuple):
         (N, 3) float32, eV/angstrom, without repulsion.
     virials : Tensor
         (B, 3, 3) float32, -dE/dstrain without repulsion, eV; NaN if not labelled.
+    structures : Tensor
+        (B,) int64, number of the structure of each frame.
     """
 
     vectors: Tensor
@@ -141,6 +146,7 @@ class Batch(NamedTuple):
     energies: Tensor
     forces: Tensor
     virials: Tensor
+    structures: Tensor
 
 
 def fit_references(frames: LabelledFrames, student: Student) -> None:
@@ -196,7 +202,7 @@ def build_graphs(frames: LabelledFrames, student: Student) -> Graphs:
     marks = torch.arange(0, max(1, int(frames.start[-1])), ATOMS_AT_ONCE)
     bounds = [*torch.searchsorted(frames.start, marks).unique().tolist(), len(frames.energies)]
     parts = [_build_part(_part(frames, first, last), student) for first, last in pairwise(bounds)]
-    return join_graphs(parts)._replace(frames=frames)
+    return join_graphs(parts)._replace(frames=frames, structures=frames.molecule)
 
 
 def _part(frames: LabelledFrames, first: int, last: int) -> LabelledFrames:
@@ -242,6 +248,7 @@ def _build_part(frames: LabelledFrames, student: Student) -> Graphs:
         energies=energies.float(),
         forces=frames.forces - repulsive.float(),
         virials=virials.float(),
+        structures=frames.molecule,
         atom_counts=frames.start.diff().numpy(),
         edge_counts=counts.numpy(),
         periodic=frames.pbc.any(1).numpy(),
@@ -268,8 +275,10 @@ def join_graphs(several: list[Graphs]) -> Graphs:
     columns: dict[str, Any] = {
         name: joined(column, -1 if name == "edge_index" else 0)
         for name, column in zip(Graphs._fields, zip(*several, strict=True), strict=True)
-        if name not in ("frames", "edge_start")
+        if name not in ("frames", "edge_start", "structures")
     }
+    first = [0, *np.cumsum([int(part.structures.max()) + 1 for part in several])]
+    structures = [part.structures + n for part, n in zip(several, first, strict=False)]
     frames = [graphs.frames for graphs in several]
     return Graphs(
         frames=frames[0]._replace(
@@ -277,6 +286,7 @@ def join_graphs(several: list[Graphs]) -> Graphs:
             positions=torch.cat([part.positions for part in frames]),
         ),
         edge_start=starts([graphs.edge_start for graphs in several]),
+        structures=torch.cat(structures),
         **columns,
     )
 
@@ -378,6 +388,7 @@ def make_batch(graphs: Graphs, chosen: Sequence[int] | Tensor, shape: Shape | No
         energies=graphs.energies[member],
         forces=graphs.forces[rows],
         virials=graphs.virials[member],
+        structures=graphs.structures[member],
     )
 
 
@@ -528,11 +539,12 @@ def displaced_batch(graphs: Graphs, drawn: Displacements, cutoff: float, padded:
         energies=graphs.energies[member],
         forces=torch.zeros(frames * largest, 3, device=device),
         virials=torch.full((frames, 3, 3), torch.nan, device=device),
+        structures=graphs.structures[member],
     )
 
 
 class Prediction(NamedTuple):
-    """Predictions of the network for a batch, without reference energies and repulsion.
+    """Predictions for B frames with N atoms.
 
     Attributes
     ----------
@@ -550,7 +562,7 @@ class Prediction(NamedTuple):
 
 
 def predict(network: Network, batch: Batch) -> Prediction:
-    """Predict energies, forces and virials of a batch by the network."""
+    """Predict a batch by the network, without reference energies and repulsion."""
     atoms, frames = len(batch.species), len(batch.atoms)
     eps, gradient = network(batch.vectors, batch.edge_index, batch.species, atoms)
     virials = edge_virials(gradient, batch.vectors)
@@ -561,10 +573,8 @@ def predict(network: Network, batch: Batch) -> Prediction:
     )
 
 
-def predict_frames(
-    student: Student, frames: LabelledFrames, batch: int = 32
-) -> tuple[Tensor, Tensor]:
-    """Predict total energies and forces of all frames.
+def predict_frames(student: Student, frames: LabelledFrames, batch: int = 32) -> Prediction:
+    """Predict total energies, forces and virials of all frames, in float64.
 
     Parameters
     ----------
@@ -575,24 +585,20 @@ def predict_frames(
     batch : int
         Number of frames that are predicted at once.
 
-    Returns
-    -------
-    energies : Tensor
-        (T,) float64, eV.
-    forces : Tensor
-        (A, 3) float64, eV/angstrom.
-
     Raises
     ------
     InputError
         The frames hold an element that the student does not know.
     """
     graphs = build_graphs(frames, student)
-    energies, forces = [], []
+    energies, forces, virials = [], [], []
     for first in range(0, len(frames.energies), batch):
         part = make_batch(graphs, list(range(first, min(first + batch, len(frames.energies)))))
         atoms = len(part.species)
-        each, gradient = student(part.vectors.double(), part.edge_index, part.species, atoms)
-        energies.append(sum_to_atoms(each, part.frame, len(part.atoms)))
+        vectors, count = part.vectors.double(), len(part.atoms)
+        each, gradient = student(vectors, part.edge_index, part.species, atoms)
+        energies.append(sum_to_atoms(each, part.frame, count))
         forces.append(forces_from_gradient(gradient, part.edge_index, atoms))
-    return torch.cat(energies), torch.cat(forces)
+        owner = part.frame[part.edge_index[0]]
+        virials.append(sum_to_atoms(edge_virials(gradient, vectors), owner, count))
+    return Prediction(torch.cat(energies), torch.cat(forces), torch.cat(virials))

@@ -1,7 +1,7 @@
 """Labelling of many structures in parallel, on the cores of this machine or on a Dask cluster."""
 
 import os
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import closing
@@ -99,7 +99,9 @@ def label_sources(
         progress.update(bar, completed=len(sources) - len(pending))
         place = {source.name: number for number, source in enumerate(sources)}
         skipped = 0
-        results = _on_cluster(scheduler, pending) if scheduler else _on_cores(workers, pending)
+        results = (
+            _on_cluster(scheduler, pending) if scheduler else on_cores(workers, _label, pending)
+        )
         with closing(results):  # stops the workers also when this loop ends by an error
             for labelled in results:
                 writer.append(labelled, place[labelled.name])
@@ -119,17 +121,40 @@ def _label(job: tuple[Source, Recipe, int]) -> LabelledStructure:
     return label_source(*job)
 
 
-def _on_cores(workers: int, jobs: list[Any]) -> Generator[LabelledStructure, None, None]:
+def on_cores(
+    workers: int, work: Callable[[Any], Any], jobs: list[Any]
+) -> Generator[Any, None, None]:
+    """Do jobs in processes with one thread each, and return the results as they come.
+
+    Parameters
+    ----------
+    workers : int
+        Number of processes.
+    work : callable
+        Function of a module, which takes a job.
+    jobs : list
+        The jobs, which can be pickled.
+
+    Yields
+    ------
+    Any
+        What the function returns for each job, in the order in which the jobs end.
+
+    Raises
+    ------
+    InputError
+        A worker process died.
+    """
     os.environ["OMP_NUM_THREADS"] = "1"  # read by the workers when they load the teacher
     with ProcessPoolExecutor(workers, get_context("spawn"), end_with_parent) as pool:
         try:
             # No list of the futures is kept: it would keep all labels in memory.
-            for future in as_completed([pool.submit(_label, job) for job in jobs]):
+            for future in as_completed([pool.submit(work, job) for job in jobs]):
                 yield future.result()
         except BrokenProcessPool as error:
             raise InputError(
                 "a worker process died (out of memory, or a crash inside the teacher); what was "
-                "labelled is safe: run the same command again, with fewer --workers"
+                "done is safe: run the same command again, with fewer --workers"
             ) from error
         finally:
             pool.shutdown(wait=False, cancel_futures=True)

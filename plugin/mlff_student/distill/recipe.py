@@ -8,7 +8,8 @@ from mlff_student.core.settings import read_settings
 
 ORGANIC_RECIPE = Path(__file__).with_name("organic.yaml")
 CONDENSED_RECIPE = Path(__file__).with_name("condensed.yaml")
-GROUPS = ("molecule", "dimer", "cluster", "liquid", "file", "held_out")
+TRAINED_GROUPS = ("molecule", "dimer", "cluster", "liquid", "file")
+GROUPS = (*TRAINED_GROUPS, "held_out")
 
 
 @dataclass(frozen=True)
@@ -272,25 +273,30 @@ class Methods:
 class Rounds:
     """Rounds of active learning.
 
-    In each round several students, the committee, are trained; one of them runs MD, and the teacher
-    labels the frames on which the committee disagrees.
+    In each round several students, the committee, are trained, or trained ones are given. They run
+    MD of training structures, and the teacher labels the frames on which the committee disagrees.
 
     Attributes
     ----------
     count : int
         Number of rounds.
     model : str
-        Preset of the members of the committee.
+        Preset of the members of a committee that is trained.
     committee : int
-        Number of members.
+        Number of its members.
     steps : int
         Number of optimiser steps by which each member is trained in each round.
     structures : int
-        Number of training structures (molecules of the library) on which MD is run in a round.
-    temperature_K : float
-        Temperature of that MD, kelvin.
+        Number of training structures of which MD is run in a round.
     ps : float
-        Length of that MD, picosecond.
+        Length of that MD at each temperature, picosecond.
+    weights : dict[str, float]
+        Share of each group of structures ("molecule", "dimer", "cluster", "liquid", "file"),
+        relative to the others; a group that is not named gets none. Empty: in proportion to the
+        numbers of structures.
+    temperatures_K : list[float]
+        Temperatures of that MD, one after another, kelvin. Empty: those of the MD in the group's
+        section of `sampling`.
     timestep_fs : float
         Timestep of that MD, femtosecond.
     frames : int
@@ -305,11 +311,22 @@ class Rounds:
     committee: int
     steps: int
     structures: int
-    temperature_K: float
     ps: float
+    weights: dict[str, float] = field(default_factory=dict)
+    temperatures_K: list[float] = field(default_factory=list)
     timestep_fs: float = 0.5
     frames: int = 2
     disagreement: float = 0.3
+
+    def __post_init__(self) -> None:
+        check_key(self.weights, TRAINED_GROUPS, "rounds.weights")
+        if min(self.weights.values(), default=1.0) < 0 or not any(self.weights.values() or [1]):
+            raise InputError(f"rounds.weights are {self.weights}; expected 0 or more, not all 0")
+        if self.ps <= 0 or self.timestep_fs <= 0 or self.structures < 1 or self.frames < 1:
+            raise InputError(
+                f"rounds: ps {self.ps:g}, timestep_fs {self.timestep_fs:g}, structures "
+                f"{self.structures}, frames {self.frames}; expected numbers above 0"
+            )
 
 
 @dataclass(frozen=True)
@@ -336,6 +353,10 @@ class TrainingRecipe:
         Weight of the energies at the end; it changes geometrically from `energy_weight` to this as
         the learning rate falls, because energy differences of conformers need it and the first
         steps do not. 0: it stays `energy_weight`.
+    difference_weight : float
+        Weight of the squared error of the energy difference between two frames of one structure,
+        divided by its number of atoms (eV^2). With it, frames come in pairs of one structure, so
+        that conformers are learned by their relative energies. 0: frames are drawn one by one.
     huber : float
         Error of a force component above which it counts linearly and not squared, eV/angstrom, so
         that a few strained frames do not dominate (Huber 1964, doi:10.1214/aoms/1177703732); 0: all
@@ -365,6 +386,7 @@ class TrainingRecipe:
     warmup: int = 300
     energy_weight: float = 10.0
     final_energy_weight: float = 0.0
+    difference_weight: float = 0.0
     huber: float = 0.1
     virial_weight: float = 100.0
     displaced_weight: float = 0.02

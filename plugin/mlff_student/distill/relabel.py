@@ -72,7 +72,7 @@ def relabel(
             if frames.names[k] not in writer.names and first[k] < first[k + 1]:
                 generator = torch.Generator().manual_seed(seed + k)
                 rattled = _rattled(frames, int(first[k]), int(first[k + 1]), copies, generator)
-                energies, forces = predict_frames(student, rattled)
+                energies, forces, _ = predict_frames(student, rattled)
                 writer.append(_labelled(rattled, energies, forces, largest_force), k)
         return writer.frames
 

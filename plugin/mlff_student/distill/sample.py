@@ -85,7 +85,15 @@ def _teacher(name: str, thread: int) -> Calculator:
 
 @cache
 def _student(name: str, thread: int) -> Calculator:
-    return StudentForceFieldCalculator(name)
+    return Mover(name)
+
+
+class Mover(StudentForceFieldCalculator):
+    """Student that moves atoms for the teacher, which labels them; ions are not refused."""
+
+    def _start(self) -> None:
+        super()._start()
+        self._charged = True
 
 
 class Labeller:
@@ -335,20 +343,13 @@ class Labeller:
         runner.calc = mover
         if mover is not self.teacher:
             runner.info.clear()  # students have no input for the total charge
-        if atoms.pbc.any() and len(self.source.smiles) > 1:
-            with self._counted():
-                FIRE(runner, logfile=None).run(fmax=1.0, steps=BOX_RELAXATION_STEPS)
+        with self._counted():
+            relax_packed(runner, self.source)
         for temperature in settings.temperatures_K:
             broken = True
             with self._counted(settings.frames):
-                thermalize_momenta(runner, temperature_K=temperature, rng=self.rng)
-                md = Langevin(
-                    runner,
-                    timestep=settings.timestep_fs * units.fs,
-                    temperature_K=temperature,
-                    friction=settings.friction_per_fs / units.fs,
-                    fixcm=False,  # a fixed centre of mass makes small molecules too hot
-                    rng=self.rng,
+                md = thermostat(
+                    runner, temperature, settings.timestep_fs, settings.friction_per_fs, self.rng
                 )
                 md.run(settings.equilibration)
                 for _ in range(settings.frames):
@@ -382,6 +383,55 @@ class Labeller:
                 for key, (dtype, shape) in arrays.items()
             },
         )
+
+
+def relax_packed(runner: Atoms, source: Source) -> None:
+    """Relax a box of packed molecules for at most `BOX_RELAXATION_STEPS` steps.
+
+    Other structures stay as they are.
+
+    Parameters
+    ----------
+    runner : Atoms
+        Structure with its calculator; its positions are changed.
+    source : Source
+        What the structure was built from.
+    """
+    if runner.pbc.any() and len(source.smiles) > 1:
+        FIRE(runner, logfile=None).run(fmax=1.0, steps=BOX_RELAXATION_STEPS)
+
+
+def thermostat(
+    runner: Atoms,
+    temperature_K: float,
+    timestep_fs: float,
+    friction_per_fs: float,
+    rng: np.random.Generator,
+) -> Langevin:
+    """Draw velocities, and return Langevin MD at the same temperature.
+
+    Parameters
+    ----------
+    runner : Atoms
+        Structure with its calculator.
+    temperature_K : float
+        Temperature, kelvin.
+    timestep_fs : float
+        Timestep, femtosecond.
+    friction_per_fs : float
+        Friction, 1/femtosecond.
+    rng : Generator
+        Source of the random numbers.
+    """
+    thermalize_momenta(runner, temperature_K=temperature_K, rng=rng)
+    return Langevin(
+        runner,
+        timestep=timestep_fs * units.fs,
+        temperature_K=temperature_K,
+        friction=friction_per_fs / units.fs,
+        fixcm=False,  # a fixed centre of mass makes small molecules too hot
+        rng=rng,
+    )
 
 
 def _voigt(stress: np.ndarray | None) -> np.ndarray:

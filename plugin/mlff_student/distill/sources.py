@@ -129,7 +129,7 @@ def list_sources(recipe: StructureRecipe, seed: int) -> list[Source]:
         sources.append(
             Source(molecule.name, key, molecule.kind, "molecule", "train", (molecule.smiles,))
         )
-    from_files = [source for path in recipe.files for source in read_generated(Path(path))]
+    from_files = [source for path in recipe.files for source in read_generated(_shipped(path))]
     stretch = max(1, len(from_files) // STRETCHES)
     units = [
         source.identity if recipe.split_by == "molecule" else f"stretch {index // stretch}"
@@ -440,6 +440,33 @@ def build(source: Source, seed: int) -> list[Atoms]:
     for atoms in built:
         atoms.info.update({"charge": charge} if charge else {})
     return built
+
+
+def bonds_of(source: Source, atoms: Atoms) -> list[tuple[int, int]]:
+    """Return the bonds of a starting geometry.
+
+    They are those of the SMILES, because molecules that are packed into a box may touch. Of a
+    structure from a file they are perceived from its distances.
+
+    Parameters
+    ----------
+    source : Source
+        The structure.
+    atoms : Atoms
+        Geometry that `build` made of it.
+
+    Returns
+    -------
+    list of tuple of int
+        Pairs of bonded atoms.
+    """
+    if source.starts:
+        return perceive_bonds(atoms)
+    bonds, first = [], 0
+    for symbols, own in map(_bond_graph, source.smiles):
+        bonds += [(first + i, first + j) for i, j in own]
+        first += len(symbols)
+    return bonds
 
 
 def _built(source: Source, seed: int) -> list[Atoms]:

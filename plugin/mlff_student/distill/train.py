@@ -244,7 +244,12 @@ def validation_errors(
 
 
 def shuffled(
-    edges: Sequence[int], batch: int, limit: int, seed: int, step: int
+    edges: Sequence[int],
+    batch: int,
+    limit: int,
+    seed: int,
+    step: int,
+    structures: np.ndarray | None = None,
 ) -> Iterator[list[int]]:
     """Draw batches from step `step` on; the draw is the same if training was interrupted.
 
@@ -260,6 +265,9 @@ def shuffled(
         Random seed.
     step : int
         Number of steps that are done.
+    structures : ndarray, optional
+        (T,) number of the structure of each frame; with it, frames are drawn in pairs of one
+        structure. The last frame of an odd number is drawn alone.
 
     Yields
     ------
@@ -267,18 +275,33 @@ def shuffled(
         Frames of the next batch; in an epoch each frame occurs at most once.
     """
     for epoch in count():
-        order = np.random.default_rng([seed, epoch]).permutation(len(edges)).tolist()
-        batches, total = [[order[0]]], edges[order[0]]
-        for k in order[1:]:
-            total += edges[k]
-            if len(batches[-1]) == batch or (limit and total > limit):
+        rng = np.random.default_rng([seed, epoch])
+        order = rng.permutation(len(edges))
+        drawn = order[:, None].tolist() if structures is None else _pairs(order, structures, rng)
+        batches: list[list[int]] = []
+        total = 0
+        for group in drawn:
+            size = sum(edges[k] for k in group)
+            full = not batches or len(batches[-1]) + len(group) > batch
+            if full or (limit and total + size > limit):
                 batches.append([])
-                total = edges[k]
-            batches[-1].append(k)
+                total = 0
+            batches[-1] += group
+            total += size
         if len(batches) > 1 and len(batches[-1]) < batch:
             del batches[-1]  # a smaller batch has noisier gradients
         yield from batches[step:]
         step = max(0, step - len(batches))
+
+
+def _pairs(order: np.ndarray, structures: np.ndarray, rng: np.random.Generator) -> list[list[int]]:
+    """Return frames in pairs of one structure, in random order; `order` says who is paired."""
+    grouped = order[np.argsort(structures[order], kind="stable")]
+    owner = structures[grouped]
+    first = np.searchsorted(owner, owner)  # place of the first frame of the structure
+    starts = np.flatnonzero((np.arange(len(grouped)) - first) % 2 == 0)
+    pairs = [part.tolist() for part in np.split(grouped, starts[1:])]
+    return [pairs[k] for k in rng.permutation(len(pairs))]
 
 
 def train(
@@ -338,7 +361,7 @@ def train(
     ------
     InputError
         There is no such preset, a split is empty, the state or the initial checkpoint is of another
-        preset, or the loss is not finite any more; the last saved state then stays.
+        preset, the loss is not finite any more, or the GPU fails; the last saved state then stays.
     ArchiveError
         `initial` is no checkpoint.
     MissingDependencyError
@@ -399,7 +422,8 @@ class _Training:
                     )
                 # References are fitted to what the network does not explain; of a molecule of 40
                 # atoms it explains 10 eV.
-                references, (explained, _) = start.references.clone(), predict_frames(start, frames)
+                references = start.references.clone()
+                explained = predict_frames(start, frames).energies
                 fit_references(frames._replace(energies=frames.energies - explained), start)
                 start.references += references
                 self.student.load_state_dict(start.state_dict())
@@ -501,7 +525,8 @@ class _Training:
     def run(self, quiet: bool) -> dict[str, Any]:
         settings, workers = self.settings, self.workers
         edges = self.graphs.edge_counts.tolist()
-        batches = shuffled(edges, settings.batch, settings.edges, self.seed, self.done)
+        structures = self.graphs.structures.cpu().numpy() if settings.difference_weight else None
+        batches = shuffled(edges, settings.batch, settings.edges, self.seed, self.done, structures)
         last_save = clock = time.monotonic()
         with progress_bar(f"training {self.model}", quiet or workers.rank > 0) as show:
             try:
@@ -518,6 +543,14 @@ class _Training:
                         self._save()
                         last_save = now
                     show(self._progress(), "")
+            except (torch.AcceleratorError, torch.OutOfMemoryError) as error:
+                self.step.updating = True  # the weights may be lost; the state on the disk stays
+                reason = str(error).splitlines()[0]
+                raise InputError(
+                    f"the GPU failed in step {self.done + 1}: {reason}; run the same command "
+                    f"again, which resumes from {self.folder / 'state.pt'}, or lower "
+                    f"training.{self.model}.edges if the memory is too small"
+                ) from error
             finally:  # also when interrupted
                 if not self.step.updating:
                     self._save()
