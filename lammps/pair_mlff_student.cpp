@@ -321,7 +321,8 @@ void PairMLFFStudent::init_style() {
   // pair_coeff, so they are set again here.
   force->pair->comm_forward = std::max(force->pair->comm_forward, comm_forward);
   force->pair->comm_reverse = std::max(force->pair->comm_reverse, comm_reverse);
-  set_threads(threads ? threads : comm->nthreads);
+  work->threads = threads ? threads : comm->nthreads;
+  set_threads(work->threads);
 }
 
 void PairMLFFStudent::setup() {
@@ -678,7 +679,7 @@ void PairMLFFStudent::evaluate_native(const Member &member, double *energies, do
   const Model &model = *member.model;
   int32_t *species = work->species.reserve(row_of_node.size());
   for (const int row : row_of_node) *species++ = member.species_of_type[atom->type[row]];
-  work->graph.complete(model);
+  work->graph.complete(model, work->threads);
   embed(model, *work);
 
   channels = model.channels;

@@ -19,7 +19,7 @@ void evaluate_graph(const Model &model, Workspace &work, int64_t n_local, double
 void assemble(const Model &model, const Workspace &work, int64_t n_local, double *energies,
               double *gradient) {
   const Graph &graph = work.graph;
-  in_pieces(graph.receivers, [&](int64_t begin, int64_t end) {
+  in_pieces(work.threads, graph.receivers, [&](int64_t begin, int64_t end) {
     for (int64_t i = begin; i < end; i++) {
       const int32_t species = work.species[i];
       double repulsion = 0.0;
@@ -41,11 +41,12 @@ void assemble(const Model &model, const Workspace &work, int64_t n_local, double
   });
 }
 
-void gather_forces(const Graph &graph, const double *gradient, double *forces, double *virial) {
+void gather_forces(const Workspace &work, const double *gradient, double *forces, double *virial) {
+  const Graph &graph = work.graph;
   const int64_t pieces = count_pieces(graph.nodes);
   thread_local Buffer<std::array<double, 9>> memory;
   std::array<double, 9> *shares = memory.reserve(pieces); // of the virial, one for each piece
-  in_pieces(graph.nodes, [&](int64_t begin, int64_t end) {
+  in_pieces(work.threads, graph.nodes, [&](int64_t begin, int64_t end) {
     auto &share = shares[begin / ROWS_AT_ONCE];
     share = {};
     for (int64_t i = begin; i < end; i++) {

@@ -18,6 +18,6 @@ void assemble(const Model &model, const Workspace &work, int64_t n_local, double
 
 // Computes forces (N, 3) in eV/angstrom and the virial (3, 3) in eV, which is the negative sum over
 // edges of the outer products of r_ij and dE/dr_ij.
-void gather_forces(const Graph &graph, const double *gradient, double *forces, double *virial);
+void gather_forces(const Workspace &work, const double *gradient, double *forces, double *virial);
 
 } // namespace mlff_student

@@ -222,6 +222,59 @@ void messages_adjoint_any(const AdjointTask &task, int64_t begin, int64_t end) {
          : messages_adjoint<NARROW, false>(task, begin, end);
 }
 
+// A tile of the product stays in registers: R rows of x by V vectors of columns. Of 32 registers
+// (AVX-512) 24 hold the tile, of 16 (AVX2, SSE) 12 or 8; the others hold a row of W and a number of
+// x.
+#if defined(__AVX512F__)
+constexpr int TILE_ROWS = 12, TILE_PANELS = 2;
+#elif defined(__AVX__)
+constexpr int TILE_ROWS = 6, TILE_PANELS = 1;
+#else
+constexpr int TILE_ROWS = 2, TILE_PANELS = 1;
+#endif
+
+template <int R, int V> void product_tile(const ProductTask &task, int64_t row, int64_t column) {
+  Vec sum[R][V] = {};
+  if (task.start)
+    for (int r = 0; r < R; r++)
+      for (int v = 0; v < V; v++)
+        sum[r][v] = load(task.start + (row + r) * task.start_stride + column + v * LANES);
+  const float *panel = task.panels + column * task.panel_depth, *x = task.x + row * task.depth;
+  for (int64_t k = 0; k < task.depth; k++) {
+    Vec w[V];
+    for (int v = 0; v < V; v++) {
+      const int c = v * LANES;
+      w[v] = load(panel + c / PANEL * task.panel_depth * PANEL + k * PANEL + c % PANEL);
+    }
+    for (int r = 0; r < R; r++)
+      for (int v = 0; v < V; v++) sum[r][v] += w[v] * x[r * task.depth + k];
+  }
+  for (int r = 0; r < R; r++)
+    for (int v = 0; v < V; v++)
+      store(task.y + (row + r) * task.columns + column + v * LANES, sum[r][v]);
+}
+
+// Computes `panels` panels of columns for all rows. The rows are divided evenly among the tiles.
+template <int V, int... I>
+void product_columns(const ProductTask &task, int64_t column, std::integer_sequence<int, I...>) {
+  using Tile = void (*)(const ProductTask &, int64_t, int64_t);
+  static constexpr Tile of_rows[] = {product_tile<I + 1, V>...};
+  const int64_t tiles = (task.rows + TILE_ROWS - 1) / TILE_ROWS;
+  for (int64_t tile = 0, row = 0; tile < tiles; tile++) {
+    const int64_t end = task.rows * (tile + 1) / tiles;
+    of_rows[end - row - 1](task, row, column);
+    row = end;
+  }
+}
+
+void product(const ProductTask &task) {
+  constexpr std::make_integer_sequence<int, TILE_ROWS> rows{};
+  int64_t column = 0;
+  for (; column + TILE_PANELS * PANEL <= task.columns; column += TILE_PANELS * PANEL)
+    product_columns<TILE_PANELS * PANEL / LANES>(task, column, rows);
+  if (column < task.columns) product_columns<PANEL / LANES>(task, column, rows);
+}
+
 void silu(const float *x, float *out, int64_t count) {
   for (int64_t k = 0; k < count; k += LANES) store(out + k, load(x + k) * sigmoid(load(x + k)));
 }
@@ -285,9 +338,9 @@ void vector_adjoint(const float *g_in, float *g_q, const float *g_mu, const floa
 } // namespace
 
 extern const Kernels table;
-const Kernels table = {
-    messages_any, messages_adjoint_any, silu,          times_silu_derivative, norms,
-    update,       gate_adjoint,         vector_adjoint};
+const Kernels table = {messages_any, messages_adjoint_any,  product,
+                       silu,         times_silu_derivative, norms,
+                       update,       gate_adjoint,          vector_adjoint};
 
 } // namespace MLFF_STUDENT_ISA
 } // namespace mlff_student

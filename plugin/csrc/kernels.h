@@ -9,6 +9,7 @@ namespace mlff_student {
 constexpr int KNOT_ROWS = 3; // rows of a filter table at a knot: value, slope and curvature
 constexpr int TABLE_ROWS = 2 * KNOT_ROWS; // rows that one distance needs, of two knots
 constexpr int CHANNEL_MULTIPLE = 16;      // numbers of channels are multiples of it
+constexpr int PANEL = CHANNEL_MULTIPLE;   // columns of a matrix that are stored together
 
 // The geometry of a directed edge i <- j, the same for every layer. It fills one cache line.
 struct alignas(64) EdgeGeometry {
@@ -50,10 +51,23 @@ struct AdjointTask {
   float *g_edge;           // (E, 4), by sender; the gradient by distance and unit vector is added
 };
 
+// The matrix product y = x W, plus `start`. The columns of W are stored in panels of PANEL columns,
+// in each of which the rows follow one another.
+struct ProductTask {
+  const float *x;      // (rows, depth), a row after the other
+  const float *panels; // (columns / PANEL, panel_depth, PANEL), from the first row that is used
+  const float *start;  // (rows, columns) with start_stride between rows; null: zero
+  float *y;            // (rows, columns)
+  int64_t rows, columns, depth;
+  int64_t panel_depth;  // rows of W that are stored
+  int64_t start_stride; // 0 adds the same row to all rows
+};
+
 // The functions of one instruction set. All counts of floats are multiples of CHANNEL_MULTIPLE.
 struct Kernels {
   void (*messages)(const MessageTask &, int64_t begin, int64_t end);
   void (*messages_adjoint)(const AdjointTask &, int64_t begin, int64_t end);
+  void (*product)(const ProductTask &);
   void (*silu)(const float *x, float *out, int64_t count);
   // out *= silu'(x)
   void (*times_silu_derivative)(const float *x, float *out, int64_t count);

@@ -11,21 +11,7 @@
 #include <string>
 #include <utility>
 
-extern "C" {
-void sgemm_(const char *, const char *, const int *, const int *, const int *, const float *,
-            const float *, const int *, const float *, const int *, const float *, float *,
-            const int *);
-// Only MKL has this function. Other libraries compute small products on one thread.
-int MKL_Set_Num_Threads_Local(int) __attribute__((weak));
-}
-
 namespace mlff_student {
-
-SequentialProducts::SequentialProducts()
-    : threads_before_(MKL_Set_Num_Threads_Local ? MKL_Set_Num_Threads_Local(1) : 0) {}
-SequentialProducts::~SequentialProducts() {
-  if (MKL_Set_Num_Threads_Local) MKL_Set_Num_Threads_Local(threads_before_);
-}
 
 namespace {
 
@@ -35,13 +21,9 @@ enum class Start { ZERO, BIAS, KEEP };
 // `inputs` choose columns of W.
 void apply(const Linear &map, const float *x, float *y, int64_t rows, Start start, int64_t from,
            int64_t inputs) {
-  const int m = map.outputs, n = rows, k = inputs, ldw = map.inputs;
-  const float alpha = 1.0f, beta = start == Start::ZERO ? 0.0f : 1.0f;
-  if (start == Start::BIAS)
-    for (int64_t row = 0; row < rows; row++)
-      std::memcpy(y + row * m, map.bias.data(), m * sizeof(float));
-  // BLAS is column-major, so it sees the transpose of every matrix.
-  sgemm_("T", "N", &m, &n, &k, &alpha, map.weight.data() + from, &ldw, x, &k, &beta, y, &m);
+  const float *before[] = {nullptr, map.bias.data(), y};
+  kernels().product({x, map.panels.data() + from * PANEL, before[static_cast<int>(start)], y, rows,
+                     map.outputs, inputs, map.inputs, start == Start::KEEP ? map.outputs : 0});
 }
 
 void apply(const Linear &map, const float *x, float *y, int64_t rows, Start start) {
@@ -50,9 +32,9 @@ void apply(const Linear &map, const float *x, float *y, int64_t rows, Start star
 
 // Computes g_x = g_y W, plus the old g_x: the adjoint of `apply`.
 void apply_adjoint(const Linear &map, const float *g_y, float *g_x, int64_t rows, Start start) {
-  const int m = map.inputs, n = rows, k = map.outputs;
-  const float alpha = 1.0f, beta = start == Start::ZERO ? 0.0f : 1.0f;
-  sgemm_("N", "N", &m, &n, &k, &alpha, map.weight.data(), &m, g_y, &k, &beta, g_x, &m);
+  kernels().product({g_y, map.adjoint_panels.data(), start == Start::KEEP ? g_x : nullptr, g_x,
+                     rows, map.inputs, map.outputs, map.stored_outputs,
+                     start == Start::KEEP ? map.inputs : 0});
 }
 
 // Working memory of the calling thread for one piece, `width` floats for each row.
@@ -92,7 +74,7 @@ std::size_t Workspace::bytes() const {
   return sum;
 }
 
-void Graph::complete(const Model &model) {
+void Graph::complete(const Model &model, int threads) {
   // A counting sort by sender; edges of the same sender keep their order.
   sender_first.reserve(nodes + 1);
   receiver_of.reserve(edges);
@@ -114,7 +96,7 @@ void Graph::complete(const Model &model) {
   geometry.reserve(edges);
   geometry_by_sender.reserve(edges);
   std::atomic<bool> finite{true};
-  in_pieces(receivers, [&](int64_t begin, int64_t end) {
+  in_pieces(threads, receivers, [&](int64_t begin, int64_t end) {
     for (int64_t e = first[begin]; e < first[end]; e++) {
       if (!locate(&vectors[3 * e], model.cutoff, model.knots, geometry[e])) finite = false;
       // Stored a second time, so that the adjoint of every layer reads it in order.
@@ -149,7 +131,7 @@ void forward_layer(const Model &model, Workspace &work, std::size_t depth) {
   const bool last = depth + 1 == model.layers.size();
 
   float *phi = state.phi.reserve(graph.nodes * parts * f);
-  in_pieces(graph.nodes, [&](int64_t begin, int64_t end) {
+  in_pieces(work.threads, graph.nodes, [&](int64_t begin, int64_t end) {
     float *h = scratch(f); // (rows, F)
     run.silu(&state.q[begin * f], h, (end - begin) * f);
     apply(layer.message, h, phi + begin * parts * f, end - begin, Start::BIAS);
@@ -165,7 +147,7 @@ void forward_layer(const Model &model, Workspace &work, std::size_t depth) {
                             layer.filter.data(), phi,
                             state.q.data(),      depth == 0 ? nullptr : state.mu.data(),
                             next.q.data(),       next.mu.data()};
-  in_pieces(graph.receivers, [&](int64_t begin, int64_t end) {
+  in_pieces(work.threads, graph.receivers, [&](int64_t begin, int64_t end) {
     const int64_t rows = end - begin;
     run.messages(task, begin, end);
     float *q = &next.q[begin * f], *mu = &next.mu[3 * begin * f];
@@ -196,7 +178,8 @@ std::pair<double, double> squeeze_energy(double eps, double lowest) {
 void readout(const Model &model, Workspace &work, int64_t n_local) {
   const Kernels &run = kernels();
   const Graph &graph = work.graph;
-  const Linear &in = model.readout[0], &out = model.readout[1];
+  const Linear &in = model.readout[0];
+  const Buffer<float> &weight = model.readout_weight;
   const int64_t f = model.channels, r = model.readout_channels;
   const float *q = work.layers.back().q.data();
   double *eps = work.eps.reserve(n_local);
@@ -204,7 +187,7 @@ void readout(const Model &model, Workspace &work, int64_t n_local) {
   work.g_q_next.reserve(graph.nodes * f);
   work.g_mu_next.reserve(3 * graph.nodes * f);
   std::fill_n(work.g_edge.reserve(4 * graph.edges), 4 * graph.edges, 0.0f);
-  in_pieces(graph.receivers, [&](int64_t begin, int64_t end) {
+  in_pieces(work.threads, graph.receivers, [&](int64_t begin, int64_t end) {
     std::fill(g_mu + 3 * begin * f, g_mu + 3 * end * f, 0.0f);
     const int64_t rows = std::max<int64_t>(std::min(end, n_local) - begin, 0);
     std::fill(g_q + (begin + rows) * f, g_q + end * f, 0.0f);
@@ -213,11 +196,11 @@ void readout(const Model &model, Workspace &work, int64_t n_local) {
     apply(in, q + begin * f, z, rows, Start::BIAS);
     run.silu(z, h, rows * r);
     for (int64_t row = 0; row < rows; row++) {
-      double sum = out.bias[0];
-      for (int64_t c = 0; c < r; c++) sum += static_cast<double>(h[row * r + c]) * out.weight[c];
+      double sum = model.readout_bias;
+      for (int64_t c = 0; c < r; c++) sum += static_cast<double>(h[row * r + c]) * weight[c];
       const auto [energy, slope] = squeeze_energy(sum, model.lowest);
       eps[begin + row] = energy;
-      for (int64_t c = 0; c < r; c++) h[row * r + c] = static_cast<float>(slope * out.weight[c]);
+      for (int64_t c = 0; c < r; c++) h[row * r + c] = static_cast<float>(slope * weight[c]);
     }
     run.times_silu_derivative(z, h, rows * r);
     apply_adjoint(in, h, g_q + begin * f, rows, Start::ZERO);
@@ -233,7 +216,7 @@ void adjoint_layer(const Model &model, Workspace &work, std::size_t depth) {
   const bool first = depth == 0;
 
   float *g_q_all = work.g_q.data(), *g_mu_all = work.g_mu.data();
-  in_pieces(graph.receivers, [&](int64_t begin, int64_t end) {
+  in_pieces(work.threads, graph.receivers, [&](int64_t begin, int64_t end) {
     const int64_t rows = end - begin;
     float *g_q = g_q_all + begin * f, *g_mu = g_mu_all + 3 * begin * f;
     const float *v = &state.v[3 * begin * f], *norm = &state.norm[begin * f];
@@ -263,7 +246,7 @@ void adjoint_layer(const Model &model, Workspace &work, std::size_t depth) {
                             nullptr,
                             work.g_mu_next.data(),
                             work.g_edge.data()};
-  in_pieces(graph.nodes, [&](int64_t begin, int64_t end) {
+  in_pieces(work.threads, graph.nodes, [&](int64_t begin, int64_t end) {
     const int64_t rows = end - begin;
     if (first) return run.messages_adjoint(task, begin, end);
     float *g_phi = scratch(3 * f); // (rows, 3F)

@@ -15,7 +15,7 @@ struct Graph {
   // Sets the sizes and makes room for what the client fills.
   void resize(int64_t nodes, int64_t receivers, int64_t edges);
   // Computes the other members; throws std::invalid_argument if a vector is not finite.
-  void complete(const Model &model);
+  void complete(const Model &model, int threads);
   std::size_t bytes() const; // memory in use
 
   int64_t nodes = 0, receivers = 0, edges = 0;
@@ -48,6 +48,7 @@ struct LayerState {
 struct Workspace {
   std::size_t bytes() const; // memory in use
 
+  int threads = 1; // largest number of threads of the loops over atoms
   Graph graph;
   Buffer<int32_t> species;        // (N,)
   std::vector<LayerState> layers; // one more than the model has; the last holds the result

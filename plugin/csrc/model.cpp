@@ -77,8 +77,16 @@ int64_t atomic_number(const std::string &symbol) {
 
 Linear::Linear(const Arrays &arrays, const std::string &name, int64_t outputs, int64_t inputs,
                bool has_bias)
-    : outputs(outputs), inputs(inputs) {
-  copy(values(arrays, name + ".weight", {outputs, inputs}), weight);
+    : outputs(outputs), inputs(inputs), stored_outputs(outputs) {
+  const std::vector<double> &weight = values(arrays, name + ".weight", {outputs, inputs});
+  panels.reserve(weight.size());
+  adjoint_panels.reserve(weight.size());
+  for (int64_t o = 0; o < outputs; o++)
+    for (int64_t i = 0; i < inputs; i++) {
+      const auto value = static_cast<float>(weight[o * inputs + i]);
+      panels[(o / PANEL * inputs + i) * PANEL + o % PANEL] = value;
+      adjoint_panels[(i / PANEL * outputs + o) * PANEL + i % PANEL] = value;
+    }
   if (has_bias) copy(values(arrays, name + ".bias", {outputs}), bias);
 }
 
@@ -137,7 +145,8 @@ Model::Model(const Arrays &arrays, double cutoff, int64_t knots)
   check_multiple("readout channels", hidden);
   readout_channels = static_cast<int>(hidden);
   readout.push_back(Linear(arrays, "readout_in", hidden, f));
-  readout.push_back(Linear(arrays, "readout_out", 1, hidden));
+  copy(values(arrays, "readout_out.weight", {1, hidden}), readout_weight);
+  readout_bias = static_cast<float>(values(arrays, "readout_out.bias", {1})[0]);
 }
 
 int32_t Model::species(int64_t atomic_number) const {

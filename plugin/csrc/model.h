@@ -20,14 +20,17 @@ struct Array {
 };
 using Arrays = std::map<std::string, Array>;
 
-// The map y = x W^T + b.
+// The map y = x W^T + b. W (outputs, inputs) is stored twice, for x W^T and for the adjoint g_y W.
+// All numbers of rows and columns are multiples of PANEL.
 struct Linear {
   Linear(const Arrays &arrays, const std::string &name, int64_t outputs, int64_t inputs,
          bool has_bias = true);
 
   int64_t outputs, inputs;
-  Buffer<float> weight; // (outputs, inputs)
-  Buffer<float> bias;   // (outputs,)
+  int64_t stored_outputs;       // outputs of the stored W, of which the first `outputs` are used
+  Buffer<float> panels;         // (stored_outputs / PANEL, inputs, PANEL)
+  Buffer<float> adjoint_panels; // (inputs / PANEL, stored_outputs, PANEL)
+  Buffer<float> bias;           // (stored_outputs,)
 };
 
 // Filters in a layer: for q, for mu along the edge and, except in the first layer, where mu is
@@ -56,7 +59,9 @@ struct Model {
   std::vector<double> references;  // (S,), eV
   Buffer<float> embedding;         // (S, F)
   std::vector<Layer> layers;
-  std::vector<Linear> readout; // two maps: to the readout channels and to the energy
+  std::vector<Linear> readout;  // one map, to the readout channels
+  Buffer<float> readout_weight; // (readout channels,), from there to the energy
+  float readout_bias;
   Repulsion repulsion;
 };
 

@@ -10,6 +10,7 @@ add_library(mlff_student_core STATIC
   "${CSRC}/json.cpp"
   "${CSRC}/layers.cpp"
   "${CSRC}/model.cpp"
+  "${CSRC}/parallel.cpp"
   "${CSRC}/radial_table.cpp"
   "${CSRC}/repulsion.cpp"
   "${CSRC}/self_check.cpp"

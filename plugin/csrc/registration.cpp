@@ -4,6 +4,7 @@
 #include "evaluate.h"
 #include "tensors.h"
 
+#include <ATen/Parallel.h>
 #include <ATen/ops/empty.h>
 #include <ATen/ops/empty_like.h>
 #include <ATen/ops/zeros.h>
@@ -48,6 +49,7 @@ struct NativeStudent : torch::CustomClassHolder {
                       ", expected 0 to ", nodes);
     const ScratchLease scratch(*this);
     Workspace &work = scratch->work;
+    work.threads = at::get_num_threads();
     set_species(numbers, work);
 
     // A counting sort by receiver; edges of the same receiver keep their order.
@@ -70,7 +72,7 @@ struct NativeStudent : torch::CustomClassHolder {
       graph.sender[at] = static_cast<int32_t>(sender[e]);
       for (int a = 0; a < 3; a++) graph.vectors[3 * at + a] = unsorted[3 * e + a];
     }
-    graph.complete(model);
+    graph.complete(model, work.threads);
 
     Tensor energies = at::empty({n_local}, at::kDouble), gradient = at::empty_like(vectors);
     double *sorted = scratch->gradient.reserve(3 * edges);
@@ -112,16 +114,17 @@ struct NativeStudent : torch::CustomClassHolder {
     if (atoms == 0) return {energies, forces, virial};
     const ScratchLease scratch(*this);
     Workspace &work = scratch->work;
+    work.threads = at::get_num_threads();
     set_species(numbers, work);
     scratch->neighbours.build_edges(coordinates, atoms, box, model.cutoff, work.graph);
-    work.graph.complete(model);
+    work.graph.complete(model, work.threads);
     double *gradient = scratch->gradient.reserve(3 * work.graph.edges);
     double *values = energies.mutable_data_ptr<double>();
     evaluate_graph(model, work, atoms, values, gradient);
     for (int64_t i = 0; i < atoms; i++)
       TORCH_CHECK_VALUE(std::isfinite(values[i]), "mlff_student: the energy of atom ", i,
                         " is not finite; do two atoms coincide?");
-    gather_forces(work.graph, gradient, forces.mutable_data_ptr<double>(),
+    gather_forces(work, gradient, forces.mutable_data_ptr<double>(),
                   virial.mutable_data_ptr<double>());
     return {energies, forces, virial};
   }

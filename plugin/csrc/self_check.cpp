@@ -51,7 +51,7 @@ void check_reference_numbers(const Archive &archive, const Model *model, Workspa
   if (model) {
     int32_t *species = work.species.reserve(atoms);
     for (int64_t i = 0; i < atoms; i++) species[i] = model->species(expected.atomic_numbers[i]);
-    graph.complete(*model);
+    graph.complete(*model, work.threads);
     evaluate_graph(*model, work, atoms, energies.data(), gradient.data());
   } else {
     archive.from_edges(graph.vectors.data(), index.data(), graph.edges,

@@ -66,10 +66,10 @@ int main() {
     double virial[9];
     for (double &x : positions) x += shake(random);
     neighbours.build_edges(positions.data(), ATOMS, cell, CUTOFF, work.graph);
-    work.graph.complete(model);
+    work.graph.complete(model, work.threads);
     gradient.reserve(3 * work.graph.edges);
     evaluate_graph(model, work, ATOMS, energies.data(), gradient.data());
-    gather_forces(work.graph, gradient.data(), forces.data(), virial);
+    gather_forces(work, gradient.data(), forces.data(), virial);
   };
 
   allocations = 0;

@@ -34,12 +34,12 @@ Answer whole(const Model &model, const System &system) {
   const Cell cell{{{{EDGE, 0, 0}, {0, EDGE, 0}, {0, 0, EDGE}}}, {true, true, true}};
   std::copy(system.species.begin(), system.species.end(), work.species.reserve(atoms));
   list.build_edges(system.positions.data(), atoms, cell, model.cutoff, work.graph);
-  work.graph.complete(model);
+  work.graph.complete(model, work.threads);
   Answer answer{std::vector<double>(atoms), std::vector<double>(3 * atoms)};
   std::vector<double> gradient(3 * work.graph.edges);
   double virial[9];
   evaluate_graph(model, work, atoms, answer.energies.data(), gradient.data());
-  gather_forces(work.graph, gradient.data(), answer.forces.data(), virial);
+  gather_forces(work, gradient.data(), answer.forces.data(), virial);
   return answer;
 }
 
@@ -75,7 +75,7 @@ void fill_graph(const Model &model, const System &system, Domain &domain) {
   std::copy(vectors.begin(), vectors.end(), graph.vectors.data());
   domain.work.species.reserve(nodes);
   for (int64_t i = 0; i < nodes; i++) domain.work.species[i] = system.species[domain.atom[i]];
-  graph.complete(model);
+  graph.complete(model, domain.work.threads);
 }
 
 Answer in_domains(const Model &model, const System &system, double border) {
@@ -138,7 +138,7 @@ Answer in_domains(const Model &model, const System &system, double border) {
     std::vector<double> forces(3 * graph.nodes);
     double virial[9];
     assemble(model, domain.work, domain.locals, energies.data(), gradient.data());
-    gather_forces(graph, gradient.data(), forces.data(), virial);
+    gather_forces(domain.work, gradient.data(), forces.data(), virial);
     for (int64_t i = 0; i < domain.locals; i++) answer.energies[domain.atom[i]] = energies[i];
     for (int64_t i = 0; i < graph.nodes; i++)
       for (int a = 0; a < 3; a++) answer.forces[3 * domain.atom[i] + a] += forces[3 * i + a];
