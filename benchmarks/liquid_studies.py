@@ -93,7 +93,7 @@ def main(
     output.mkdir(parents=True, exist_ok=True)
     boxes = output / "boxes.npz"
     if not boxes.exists():
-        splits = {name: periodic(read_frames(dataset, name)) for name in SPLITS}
+        splits = {name: boxes_of(read_frames(dataset, name), name == "test") for name in SPLITS}
         if not all(len(frames.energies) for frames in splits.values()):
             raise InputError(f"{dataset} has a split without periodic boxes; label more structures")
         write_packed(boxes, splits)
@@ -108,9 +108,12 @@ def main(
             writer.writerows(rows)
 
 
-def periodic(frames: LabelledFrames) -> LabelledFrames:
-    """Return the frames of periodic boxes."""
-    kept = frames.pbc.all(1).nonzero()[:, 0]
+def boxes_of(frames: LabelledFrames, at_300_K: bool) -> LabelledFrames:
+    """Return the frames of periodic boxes, or of their MD at 300 K only."""
+    chosen = frames.pbc.all(1)
+    if at_300_K:
+        chosen &= frames.temperatures == 300.0
+    kept = chosen.nonzero()[:, 0]
     counts = frames.start.diff()[kept]
     rows = torch.cat([torch.arange(*frames.start[k : k + 2]) for k in kept.tolist()] or [kept])
     return frames._replace(

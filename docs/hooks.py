@@ -196,6 +196,11 @@ def thresholds() -> str:
     return _table(("figure", "limit", "unit", "why"), rows)
 
 
+def energy_in_c() -> str:
+    """The example in C."""
+    return f"```c\n{(ROOT / 'examples' / 'energy.c').read_text()}```"
+
+
 def liquids() -> str:
     """Liquids whose density is known."""
     entries = yaml.safe_load((PACKAGE / "validation" / "liquids.yaml").read_text())
@@ -355,6 +360,7 @@ GENERATORS = {
         errors_by_group,
         evidence,
         thresholds,
+        energy_in_c,
         liquids,
         teachers,
         dataset_columns,

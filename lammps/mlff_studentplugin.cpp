@@ -2,8 +2,8 @@
 
 // The plugin that LAMMPS loads. It uses the C library interface of LAMMPS alone, so that it loads
 // into every LAMMPS. It checks that the library of the pair style (registration.cpp) was built for
-// this LAMMPS, its MPI and the torch that is installed, and then opens that library. Otherwise it
-// says what was expected, what was found and what to do, and LAMMPS continues without the style.
+// this LAMMPS and its MPI, and then opens that library. Otherwise it says what was expected, what
+// was found and what to do, and LAMMPS continues without the style.
 
 #include <dlfcn.h>
 #include <mpi.h>
@@ -70,22 +70,6 @@ std::string last_error() {
   return text ? text : "unknown reason";
 }
 
-// Returns the release of torch that the library of the pair style would use, such as "2.9".
-std::string torch_release() {
-  void *torch = dlopen("libtorch_cpu.so", RTLD_LAZY | RTLD_LOCAL);
-  if (!torch) return "none (" + last_error() + ")";
-#if _GLIBCXX_USE_CXX11_ABI
-  const auto show_config = symbol<std::string()>(torch, "_ZN2at11show_configB5cxx11Ev");
-#else
-  const auto show_config = symbol<std::string()>(torch, "_ZN2at11show_configEv");
-#endif
-  const std::string key = "TORCH_VERSION=", config = show_config ? show_config() : "";
-  const auto begin = config.find(key);
-  if (begin == std::string::npos) return "one of unknown release";
-  const std::string release = config.substr(begin + key.size());
-  return release.substr(0, release.find('.', release.find('.') + 1));
-}
-
 // Returns what makes the pair style unusable in this LAMMPS, or nothing. Opens its library.
 std::string obstacle(const CInterface &lammps, void *lmp, void *&pair_style) {
   const auto differs = [](const std::string &what, const std::string &expected,
@@ -110,8 +94,6 @@ std::string obstacle(const CInterface &lammps, void *lmp, void *&pair_style) {
                    std::to_string(MLFF_STUDENT_LAMMPS_ABI), std::to_string(!old_abi));
   if (const std::string found = lammps.mpi_library(); found != MPI_LIBRARY)
     return differs("a LAMMPS with ", MPI_LIBRARY, found);
-  if (const std::string found = torch_release(); found != MLFF_STUDENT_TORCH_RELEASE)
-    return differs("torch ", MLFF_STUDENT_TORCH_RELEASE, found);
 
   Dl_info own;
   dladdr(reinterpret_cast<void *>(&library_of), &own);

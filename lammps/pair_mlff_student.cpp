@@ -17,13 +17,15 @@
 #include "update.h"
 #include "utils.h"
 
-#include "student.h"
+#include "elements.h"
+#include "torch_backend.h"
 
 #include <algorithm>
 #include <cmath>
 #include <cstring>
 #include <fstream>
 #include <iterator>
+#include <stdexcept>
 #include <string>
 #include <utility>
 
@@ -41,13 +43,27 @@ constexpr const char *USAGE =
     "[committee mean|first]";
 
 bool names_element(const std::string &word) {
-  return word == "NULL" || number_of_element(word.c_str()) > 0;
+  return word == "NULL" || atomic_number(word.c_str()) > 0;
 }
 
 template <typename Word> std::string join(const std::vector<Word> &words) {
   std::string text;
   for (const auto &word : words) (text += text.empty() ? "" : " ") += word;
   return text;
+}
+
+// Returns the text at a key of a JSON object. A quoted word before a colon can only be a key.
+std::string text_in_json(const std::string &json, const std::string &key) {
+  const std::string mark = "\"" + key + "\": \"";
+  const auto begin = json.find(mark);
+  if (begin == std::string::npos) return "";
+  return json.substr(begin + mark.size(),
+                     json.find('"', begin + mark.size()) - begin - mark.size());
+}
+
+// Throws if a function of the C interface has failed.
+void check(int status) {
+  if (status != MLFF_STUDENT_OK) throw std::runtime_error(mlff_student_error());
 }
 
 // Reads the group of `comm_modify group`, which LAMMPS shows to derived classes only.
@@ -80,12 +96,32 @@ void add_packed(const double *buf, std::size_t channels, float *q, float *mu) {
 } // namespace
 
 struct PairMLFFStudent::Member {
-  std::unique_ptr<Student> archive;
-  const Model *model;                   // its weights; null if the backend is portable
-  std::vector<int32_t> species_of_type; // (ntypes + 1,)
+  explicit Member(mlff_student_model *model)
+      : model(model, &mlff_student_close), facts(mlff_student_describe(model)) {
+    read_facts();
+  }
+  Member(const TorchBackend *torch, void *script)
+      : torch(torch), script(script, torch->close), facts(torch->describe(script)) {
+    read_facts();
+  }
+  void read_facts() {
+    dtype = text_in_json(facts.metadata, "dtype");
+    for (std::size_t k = 0; k < facts.elements; k++)
+      if (const char *symbol = symbol_of(facts.atomic_numbers[k])) elements.push_back(symbol);
+  }
+
+  // One of both, as the backend is native or portable.
+  std::unique_ptr<mlff_student_model, void (*)(mlff_student_model *)> model{nullptr, nullptr};
+  const TorchBackend *torch = nullptr;
+  std::unique_ptr<void, void (*)(void *)> script{nullptr, nullptr};
+
+  mlff_student_facts facts;
+  std::string dtype;
+  std::vector<std::string> elements;
 };
 
-PairMLFFStudent::PairMLFFStudent(LAMMPS *lmp) : Pair(lmp), work(std::make_unique<Workspace>()) {
+PairMLFFStudent::PairMLFFStudent(LAMMPS *lmp) : Pair(lmp), work(mlff_student_new_workspace()) {
+  if (!work) error->one(FLERR, "pair_style mlff_student: {}", mlff_student_error());
   single_enable = 0;
   restartinfo = 0;
   one_coeff = 1;
@@ -161,39 +197,24 @@ void PairMLFFStudent::coeff(int narg, char **arg) {
   while (first_element < narg && !names_element(arg[first_element])) first_element++;
 
   committee.clear();
-  for (int k = 2; k < first_element; k++) {
-    const std::string content = read_file(arg[k]);
-    try {
-      committee.push_back(
-          {std::make_unique<Student>(arg[k], content.data(), content.size(), device.c_str()),
-           nullptr,
-           {}});
-    } catch (const std::exception &refusal) {
-      error->all(FLERR, "pair_style mlff_student: {}", refusal.what());
-    }
-    const Student &last = *committee.back().archive, &first = *committee.front().archive;
+  const std::string reason = open_archives({arg + 2, arg + first_element});
+  for (const auto &member : committee) {
+    const mlff_student_facts &last = member.facts, &first = committee.front().facts;
     if (last.cutoff != first.cutoff)
       error->all(FLERR,
                  "pair_style mlff_student: models {} and {} have the cutoffs {} and {} angstrom; "
                  "choose members of a committee that have the same cutoff",
                  first.name, last.name, first.cutoff, last.cutoff);
   }
-  cutoff = committee.front().archive->cutoff;
-  const std::string reason = choose_backend();
-  for (const auto &member : committee) try {
-      member.archive->check_reference_numbers(*work);
-    } catch (const std::exception &refusal) {
-      error->all(FLERR, "pair_style mlff_student: model {}: {}", member.archive->name,
-                 refusal.what());
-    }
+  cutoff = committee.front().facts.cutoff;
   map_types(narg - first_element, arg + first_element);
 
   comm_forward = 1; // the owner of each ghost
   comm_reverse = 0;
   if (native)
     for (const auto &member : committee) {
-      comm_forward = std::max<int>(comm_forward, packed_size(member.model->channels));
-      comm_reverse = std::max<int>(comm_reverse, packed_size(member.model->channels));
+      comm_forward = std::max<int>(comm_forward, packed_size(member.facts.channels));
+      comm_reverse = std::max<int>(comm_reverse, packed_size(member.facts.channels));
     }
   nextra = committee.size() > 1 ? 3 : 0;
   if (committee.size() > 1) comm_reverse = std::max<int>(comm_reverse, 3 * committee.size());
@@ -204,10 +225,11 @@ void PairMLFFStudent::coeff(int narg, char **arg) {
           lmp,
           "mlff_student: model {}, {} parameters, {}, backend {}{}, {} MPI rank(s) with {} "
           "thread(s), cutoff {} angstrom, teacher {}\n",
-          member.archive->name, member.archive->parameters, member.archive->dtype,
-          native ? std::string("native on ") + instruction_set_name() : "portable on " + device,
-          reason, comm->nprocs, threads ? threads : comm->nthreads, member.archive->cutoff,
-          member.archive->teacher);
+          member.facts.name, member.facts.parameters, member.dtype,
+          native ? std::string("native on ") + mlff_student_instruction_set()
+                 : "portable on " + device,
+          reason, comm->nprocs, threads ? threads : comm->nthreads, member.facts.cutoff,
+          member.facts.teacher);
 }
 
 // Returns the contents of an archive. The first rank reads it for all ranks.
@@ -234,34 +256,59 @@ std::string PairMLFFStudent::read_file(const char *name) {
   return content;
 }
 
-// Sets `native`, and returns the reason if the backend is auto.
-std::string PairMLFFStudent::choose_backend() {
+// Reads the committee and sets `native`; returns the reason if the backend is auto.
+std::string PairMLFFStudent::open_archives(const std::vector<std::string> &files) {
+  std::vector<std::string> archives;
+  for (const auto &file : files) archives.push_back(read_file(file.c_str()));
   std::string obstacle;
-  if (device != "cpu")
-    obstacle = "native kernels run on the CPU, not on " + device;
-  else
-    for (const auto &member : committee)
-      if (strcmp(member.archive->dtype, "float32") != 0)
-        obstacle = std::string("native kernels compute in float32, archive ") +
-                   member.archive->name + " in " + member.archive->dtype;
-  native = backend == "native" || (backend == "auto" && obstacle.empty());
-  if (native && !obstacle.empty())
-    error->all(FLERR,
-               "pair_style mlff_student cannot use backend native: {}; export the model in "
-               "float32 for device cpu, or choose backend portable",
-               obstacle);
-  if (!native && comm->nprocs > 1)
+  if (device != "cpu") obstacle = "native kernels run on the CPU, not on " + device;
+  for (std::size_t k = 0; k < files.size() && backend != "portable" && obstacle.empty(); k++) {
+    const std::string &archive = archives[k];
+    if (auto *model = mlff_student_open_memory(files[k].c_str(), archive.data(), archive.size())) {
+      committee.emplace_back(model);
+      continue;
+    }
+    const std::string refusal = mlff_student_error();
+    const char *reason = why_not_native(files[k].c_str(), archive.data(), archive.size());
+    if (!reason) error->all(FLERR, "pair_style mlff_student: {}", refusal);
+    obstacle = reason;
+  }
+  native = backend != "portable" && obstacle.empty();
+  if (!native) {
+    if (backend == "native")
+      error->all(FLERR,
+                 "pair_style mlff_student cannot use backend native: {}; export the model in "
+                 "float32 for device cpu, or choose backend portable",
+                 obstacle);
+    committee.clear();
+    open_scripts(files, archives, obstacle.empty() ? "" : " (" + obstacle + ")");
+  }
+  if (backend != "auto") return "";
+  return " (auto: " + (native ? "float32 on the CPU" : obstacle) + ")";
+}
+
+void PairMLFFStudent::open_scripts(const std::vector<std::string> &files,
+                                   const std::vector<std::string> &archives,
+                                   const std::string &why) {
+  if (comm->nprocs > 1)
     error->all(FLERR,
                "pair_style mlff_student: backend portable{} runs on one MPI rank, found {}; use "
                "backend native, with a float32 archive on device cpu, or start lmp without mpiexec",
-               obstacle.empty() ? "" : " (" + obstacle + ")", comm->nprocs);
-  if (native) try {
-      for (auto &member : committee) member.model = member.archive->read_weights();
-    } catch (const std::exception &refusal) {
-      error->all(FLERR, "pair_style mlff_student: {}; export the model again", refusal.what());
-    }
-  if (backend != "auto") return "";
-  return " (auto: " + (native ? "float32 on the CPU" : obstacle) + ")";
+               why, comm->nprocs);
+  const char *reason = "";
+  const TorchBackend *torch = open_torch_backend(&reason);
+  if (!torch)
+    error->all(FLERR,
+               "pair_style mlff_student: backend portable{} needs torch: {}. Use backend native, "
+               "with a float32 archive on device cpu, or build the plugin again in a Python "
+               "environment with torch: `mlff-student doctor` prints the command",
+               why, reason);
+  for (std::size_t k = 0; k < files.size(); k++) {
+    void *script =
+        torch->open(files[k].c_str(), archives[k].data(), archives[k].size(), device.c_str());
+    if (!script) error->all(FLERR, "pair_style mlff_student: {}", torch->error());
+    committee.emplace_back(torch, script);
+  }
 }
 
 void PairMLFFStudent::map_types(int narg, char **arg) {
@@ -278,7 +325,6 @@ void PairMLFFStudent::map_types(int narg, char **arg) {
     allocated = 1;
   }
   number_of_type.assign(ntypes + 1, 0);
-  for (auto &member : committee) member.species_of_type.assign(ntypes + 1, 0);
   for (int type = 1; type <= ntypes; type++) {
     const std::string element = arg[type - 1];
     if (element == "NULL") {
@@ -289,17 +335,15 @@ void PairMLFFStudent::map_types(int narg, char **arg) {
                    type);
       continue;
     }
-    number_of_type[type] = number_of_element(element.c_str());
-    for (auto &member : committee) {
-      const auto &known = member.archive->elements;
-      if (std::find(known.begin(), known.end(), element) == known.end())
+    number_of_type[type] = atomic_number(element.c_str());
+    for (const auto &member : committee)
+      if (const auto &known = member.elements;
+          std::find(known.begin(), known.end(), element) == known.end())
         error->all(
             FLERR,
             "element '{}' of atom type {} is unknown to model {}, which knows {}; take a model "
             "trained on it, or correct the order of elements",
-            element, type, member.archive->name, join(known));
-      if (native) member.species_of_type[type] = member.model->species(number_of_type[type]);
-    }
+            element, type, member.facts.name, join(known));
   }
   for (int i = 1; i <= ntypes; i++)
     for (int j = 1; j <= ntypes; j++)
@@ -321,8 +365,6 @@ void PairMLFFStudent::init_style() {
   // pair_coeff, so they are set again here.
   force->pair->comm_forward = std::max(force->pair->comm_forward, comm_forward);
   force->pair->comm_reverse = std::max(force->pair->comm_reverse, comm_reverse);
-  work->threads = threads ? threads : comm->nthreads;
-  set_threads(work->threads);
 }
 
 void PairMLFFStudent::setup() {
@@ -514,7 +556,7 @@ void PairMLFFStudent::compute(int eflag, int vflag) {
     evaluate(committee[0], energies, gradient);
   } else {
     energies.assign(list->inum, 0.0);
-    gradient.assign(3 * work->graph.edges, 0.0);
+    gradient.assign(3 * edges, 0.0);
     member_sums.assign(committee.size(), 0.0);
     member_forces.assign(3 * committee.size() * row_of_node.size(), 0.0);
     for (std::size_t member = 0; member < committee.size(); member++) {
@@ -567,9 +609,10 @@ double PairMLFFStudent::memory_usage() {
   const auto bytes = [](const auto &...vectors) {
     return (0.0 + ... + static_cast<double>(vectors.capacity() * sizeof(vectors[0])));
   };
-  return Pair::memory_usage() + static_cast<double>(work->bytes()) +
-         bytes(node_of_row, row_of_node, owner_of_row, energies, gradient, edge_index,
-               atomic_numbers, member_energies, member_gradient, member_forces, deviation);
+  return Pair::memory_usage() + static_cast<double>(mlff_student_workspace_bytes(work.get())) +
+         bytes(node_of_row, row_of_node, owner_of_row, atomic_numbers, first_edge, senders, vectors,
+               energies, gradient, edge_index, member_energies, member_gradient, member_forces,
+               deviation);
 }
 
 void PairMLFFStudent::number_nodes() {
@@ -578,8 +621,11 @@ void PairMLFFStudent::number_nodes() {
   row_of_node.assign(list->ilist, list->ilist + list->inum);
   for (int row = nlocal; row < nall; row++)
     if (number_of_type[atom->type[row]]) row_of_node.push_back(row);
-  for (std::size_t node = 0; node < row_of_node.size(); node++)
+  atomic_numbers.resize(row_of_node.size());
+  for (std::size_t node = 0; node < row_of_node.size(); node++) {
     node_of_row[row_of_node[node]] = static_cast<int>(node);
+    atomic_numbers[node] = number_of_type[atom->type[row_of_node[node]]];
+  }
   if (native) return;
   owner_of_row = node_of_row;
   exchange = Exchange::OWNERS;
@@ -627,11 +673,12 @@ void PairMLFFStudent::count_swap(const double *buf, std::size_t doubles) {
 void PairMLFFStudent::build_edges() {
   const double *const *x = atom->x;
   const double cutoff_squared = cutoff * cutoff;
-  int64_t candidates = 0, edge = 0;
+  int64_t candidates = 0;
   for (int node = 0; node < list->inum; node++) candidates += list->numneigh[list->ilist[node]];
-  Graph &graph = work->graph;
-  graph.resize(row_of_node.size(), list->inum, candidates);
-  graph.first[0] = 0;
+  first_edge.resize(list->inum + 1);
+  senders.resize(candidates);
+  vectors.resize(3 * candidates);
+  edges = first_edge[0] = 0;
   for (int node = 0; node < list->inum; node++) {
     const int i = list->ilist[node];
     const int neighbors = is_deleted(i) ? 0 : list->numneigh[i];
@@ -646,20 +693,19 @@ void PairMLFFStudent::build_edges() {
                    "pair_style mlff_student: atoms {} and {} coincide ({:.3} angstrom apart) at "
                    "step {}; remove one of them, for instance with delete_atoms overlap",
                    atom->tag[i], atom->tag[j], std::sqrt(distance_squared), update->ntimestep);
-      graph.sender[edge] = node_of_row[j];
-      std::copy_n(r, 3, &graph.vectors[3 * edge]);
-      edge++;
+      senders[edges] = node_of_row[j];
+      std::copy_n(r, 3, &vectors[3 * edges]);
+      edges++;
     }
-    graph.first[node + 1] = edge;
+    first_edge[node + 1] = edges;
   }
-  graph.edges = edge;
 }
 
 // Computes the energies of one member in eV and their gradient by the edge vectors in eV/angstrom.
 void PairMLFFStudent::evaluate(const Member &member, std::vector<double> &energies,
                                std::vector<double> &gradient) {
   energies.resize(list->inum);
-  gradient.resize(3 * work->graph.edges);
+  gradient.resize(3 * edges);
   start_stage(MODEL);
   try {
     if (native)
@@ -667,8 +713,8 @@ void PairMLFFStudent::evaluate(const Member &member, std::vector<double> &energi
     else
       evaluate_portable(member, energies.data(), gradient.data());
   } catch (const std::exception &failure) {
-    error->one(FLERR, "pair_style mlff_student: model {} failed at step {} ({})",
-               member.archive->name, update->ntimestep, failure.what());
+    error->one(FLERR, "pair_style mlff_student: model {} failed at step {} ({})", member.facts.name,
+               update->ntimestep, failure.what());
   }
   for (int node = 0; node < list->inum; node++)
     if (is_deleted(list->ilist[node])) energies[node] = 0.0;
@@ -676,45 +722,41 @@ void PairMLFFStudent::evaluate(const Member &member, std::vector<double> &energi
 
 // Every rank takes part in every exchange, even if it has no atoms.
 void PairMLFFStudent::evaluate_native(const Member &member, double *energies, double *gradient) {
-  const Model &model = *member.model;
-  int32_t *species = work->species.reserve(row_of_node.size());
-  for (const int row : row_of_node) *species++ = member.species_of_type[atom->type[row]];
-  work->graph.complete(model, work->threads);
-  embed(model, *work);
-
-  channels = model.channels;
+  const mlff_student_model *model = member.model.get();
+  check(mlff_student_begin(model, work.get(), threads ? threads : comm->nthreads,
+                           static_cast<int64_t>(row_of_node.size()), list->inum,
+                           atomic_numbers.data(), first_edge.data(), senders.data(),
+                           vectors.data()));
+  channels = member.facts.channels;
   const int size = static_cast<int>(packed_size(channels));
-  const std::size_t layers = model.layers.size();
   // Before the first layer the features depend on the type alone, so ghosts have theirs already.
-  for (depth = 0; depth < layers; depth++) {
+  for (depth = 0; depth < member.facts.layers; depth++) {
     exchange = Exchange::FEATURES;
     if (depth > 0) forward_exchange(size);
-    forward_layer(model, *work, depth);
+    check(mlff_student_forward(model, work.get(), depth));
   }
-  readout(model, *work, list->inum);
-  for (depth = layers; depth-- > 0;) {
-    adjoint_layer(model, *work, depth);
+  check(mlff_student_readout(model, work.get()));
+  for (depth = member.facts.layers; depth-- > 0;) {
+    check(mlff_student_adjoint(model, work.get(), depth));
     exchange = Exchange::GRADIENTS;
     if (depth > 0) reverse_exchange(size);
   }
-  assemble(model, *work, list->inum, energies, gradient);
+  check(mlff_student_finish(model, work.get(), energies, gradient));
 }
 
 // A ghost is replaced by the atom whose image it is, so that atom must be on this rank.
 void PairMLFFStudent::evaluate_portable(const Member &member, double *energies, double *gradient) {
   if (list->inum == 0) return;
-  const Graph &graph = work->graph;
-  atomic_numbers.resize(list->inum);
-  edge_index.resize(2 * graph.edges);
-  for (int node = 0; node < list->inum; node++) {
-    atomic_numbers[node] = number_of_type[atom->type[list->ilist[node]]];
-    for (int64_t edge = graph.first[node]; edge < graph.first[node + 1]; edge++) {
+  edge_index.resize(2 * edges);
+  for (int node = 0; node < list->inum; node++)
+    for (int64_t edge = first_edge[node]; edge < first_edge[node + 1]; edge++) {
       edge_index[edge] = node;
-      edge_index[graph.edges + edge] = owner_of_row[row_of_node[graph.sender[edge]]];
+      edge_index[edges + edge] = owner_of_row[row_of_node[senders[edge]]];
     }
-  }
-  member.archive->from_edges(graph.vectors.data(), edge_index.data(), graph.edges,
-                             atomic_numbers.data(), list->inum, energies, gradient);
+  if (!member.torch->evaluate_edges(member.script.get(), threads ? threads : comm->nthreads,
+                                    list->inum, atomic_numbers.data(), edges, edge_index.data(),
+                                    vectors.data(), energies, gradient))
+    throw std::runtime_error(member.torch->error());
 }
 
 int PairMLFFStudent::pack_forward_comm(int n, int *rows, double *buf, int, int *) {
@@ -723,7 +765,7 @@ int PairMLFFStudent::pack_forward_comm(int n, int *rows, double *buf, int, int *
     for (int k = 0; k < n; k++) buf[k] = owner_of_row[rows[k]];
     return n;
   }
-  const LayerState &state = work->layers[depth];
+  const mlff_student_features state = mlff_student_features_of(work.get(), depth);
   const std::size_t size = packed_size(channels);
   for (int k = 0; k < n; k++) {
     const int64_t node = node_of_row[rows[k]];
@@ -741,7 +783,7 @@ void PairMLFFStudent::unpack_forward_comm(int n, int first, double *buf) {
     for (int k = 0; k < n; k++) owner_of_row[first + k] = static_cast<int>(buf[k]);
     return;
   }
-  LayerState &state = work->layers[depth];
+  const mlff_student_features state = mlff_student_features_of(work.get(), depth);
   for (int k = 0; k < n; k++) {
     const int64_t node = node_of_row[first + k];
     if (node < 0) continue;
@@ -755,6 +797,8 @@ int PairMLFFStudent::pack_reverse_comm(int n, int first, double *buf) {
   packed = buf;
   const std::size_t size =
       exchange == Exchange::FORCES ? 3 * committee.size() : packed_size(channels);
+  mlff_student_features state{};
+  if (exchange != Exchange::FORCES) state = mlff_student_features_of(work.get(), depth);
   for (int k = 0; k < n; k++) {
     const int64_t node = node_of_row[first + k];
     double *to = buf + k * size;
@@ -763,7 +807,7 @@ int PairMLFFStudent::pack_reverse_comm(int n, int first, double *buf) {
     else if (exchange == Exchange::FORCES)
       std::copy_n(&member_forces[node * size], size, to);
     else
-      pack(&work->g_q[node * channels], &work->g_mu[3 * node * channels], channels, to);
+      pack(state.g_q + node * channels, state.g_mu + 3 * node * channels, channels, to);
   }
   return n * static_cast<int>(size);
 }
@@ -772,6 +816,8 @@ void PairMLFFStudent::unpack_reverse_comm(int n, int *rows, double *buf) {
   const std::size_t size =
       exchange == Exchange::FORCES ? 3 * committee.size() : packed_size(channels);
   count_swap(buf, n * size);
+  mlff_student_features state{};
+  if (exchange != Exchange::FORCES) state = mlff_student_features_of(work.get(), depth);
   for (int k = 0; k < n; k++) {
     const int64_t node = node_of_row[rows[k]];
     const double *from = buf + k * size;
@@ -779,7 +825,7 @@ void PairMLFFStudent::unpack_reverse_comm(int n, int *rows, double *buf) {
     if (exchange == Exchange::FORCES)
       for (std::size_t c = 0; c < size; c++) member_forces[node * size + c] += from[c];
     else
-      add_packed(from, channels, &work->g_q[node * channels], &work->g_mu[3 * node * channels]);
+      add_packed(from, channels, state.g_q + node * channels, state.g_mu + 3 * node * channels);
   }
 }
 
@@ -787,7 +833,6 @@ void PairMLFFStudent::unpack_reverse_comm(int n, int *rows, double *buf) {
 // LAMMPS adds the forces of ghosts to their atoms. Each atom receives half of the virial of an
 // edge.
 void PairMLFFStudent::tally() {
-  const Graph &graph = work->graph;
   double **f = atom->f;
   double checksum = 0.0; // not finite if any energy or force is not finite
 
@@ -798,9 +843,9 @@ void PairMLFFStudent::tally() {
     if (eflag_global) eng_vdwl += energy;
     if (eflag_atom) eatom[i] += energy;
 
-    for (int64_t edge = graph.first[node]; edge < graph.first[node + 1]; edge++) {
-      const int j = row_of_node[graph.sender[edge]];
-      const double *r = &graph.vectors[3 * edge];
+    for (int64_t edge = first_edge[node]; edge < first_edge[node + 1]; edge++) {
+      const int j = row_of_node[senders[edge]];
+      const double *r = &vectors[3 * edge];
       double g[3];
       for (int a = 0; a < 3; a++) {
         g[a] = ev_to_energy * gradient[3 * edge + a];
@@ -839,14 +884,13 @@ void PairMLFFStudent::tally() {
 
 // Adds the energies and gradient of one member of the committee to the weighted sum.
 void PairMLFFStudent::add_member(std::size_t member, double weight) {
-  const Graph &graph = work->graph;
   const std::size_t members = committee.size();
   for (int node = 0; node < list->inum; node++) {
     energies[node] += weight * member_energies[node];
     member_sums[member] += member_energies[node];
     double *own = &member_forces[3 * (node * members + member)];
-    for (int64_t edge = graph.first[node]; edge < graph.first[node + 1]; edge++) {
-      double *other = &member_forces[3 * (graph.sender[edge] * members + member)];
+    for (int64_t edge = first_edge[node]; edge < first_edge[node + 1]; edge++) {
+      double *other = &member_forces[3 * (senders[edge] * members + member)];
       for (int a = 0; a < 3; a++) {
         const double g = member_gradient[3 * edge + a];
         gradient[3 * edge + a] += weight * g;

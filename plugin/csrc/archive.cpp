@@ -1,51 +1,24 @@
 #include "archive.h"
 
 #include "contents.h"
+#include "elements.h"
 #include "json.h"
-#include "known_code.h"
 #include "sha256.h"
-#include "tensors.h"
 
-#include <torch/cuda.h>
-#include <torch/script.h>
-
-#include <algorithm>
 #include <cmath>
+#include <cstdio>
 #include <cstring>
-#include <dlfcn.h>
-#include <optional>
-#include <sstream>
+#include <new>
 #include <stdexcept>
-#include <string_view>
 
 namespace mlff_student {
 
 namespace {
 
-constexpr int64_t FORMAT_VERSION = 2;
+constexpr double FORMAT_VERSION = 2;
 constexpr const char *METADATA_FILE = "extra/metadata.json";
-constexpr std::size_t MAX_REFERENCE_ATOMS = 100;
-constexpr double MAX_REFERENCE_COORDINATE = 1000.0; // angstrom
-
-// Returns the line of a torch message that names the cause, without the traceback around it.
-std::string cause(const std::exception &failure) {
-  const std::string text = failure.what();
-  const std::string_view mark = "Error: ";
-  auto begin = text.rfind(mark);
-  begin = begin == std::string::npos ? text.find_first_not_of("\n ") : begin + mark.size();
-  if (begin == std::string::npos) return "no reason given";
-  return printable(text.substr(begin, text.find('\n', begin) - begin));
-}
-
-torch::Device device_of(const std::string &name) {
-  if (name == "cpu") return torch::kCPU;
-  // Loaded here and not linked, so that the same binary works with a torch without CUDA.
-  dlopen("libtorch_cuda.so", RTLD_NOW | RTLD_GLOBAL);
-  if (!torch::cuda::is_available())
-    throw std::runtime_error("torch finds no CUDA device; use device cpu, or install the driver "
-                             "and a torch built for CUDA");
-  return torch::kCUDA;
-}
+constexpr std::size_t MAX_REFERENCE_ATOMS = 100, MAX_METADATA_BYTES = std::size_t{1} << 22;
+constexpr double MAX_REFERENCE_COORDINATE = 1000.0, MAX_PARAMETERS = 1e15; // angstrom, count
 
 // Returns the SHA-256 hash of all weights and buffers, in the order of their names.
 std::string weights_hash(const StoredModule &module) {
@@ -57,10 +30,20 @@ std::string weights_hash(const StoredModule &module) {
   return hash.digest();
 }
 
+std::string brief(double number) {
+  char text[32];
+  std::snprintf(text, sizeof(text), "%.15g", number);
+  return text;
+}
+
 template <typename T> std::vector<double> numbers_of(std::string_view bytes) {
-  std::vector<T> values(bytes.size() / sizeof(T));
-  std::memcpy(values.data(), bytes.data(), values.size() * sizeof(T));
-  return {values.begin(), values.end()};
+  std::vector<double> values(bytes.size() / sizeof(T));
+  for (std::size_t k = 0; k < values.size(); k++) {
+    T value; // numbers in a file have any alignment
+    std::memcpy(&value, bytes.data() + k * sizeof(T), sizeof(T));
+    values[k] = static_cast<double>(value);
+  }
+  return values;
 }
 
 Array to_array(const std::string &name, const StoredTensor &tensor) {
@@ -72,12 +55,15 @@ Array to_array(const std::string &name, const StoredTensor &tensor) {
   return array;
 }
 
-const std::string &text_of(const StoredModule &module, const std::string &name) {
-  return module.texts.at(name).at(0);
+std::string text_of(const StoredModule &module, const std::string &name) {
+  return std::string(module.texts.at(name).at(0));
 }
 
 ReferenceNumbers read_reference(const Json &stored) {
   const std::vector<double> numbers = stored.at("atomic_numbers").numbers();
+  for (const double number : numbers)
+    if (!(number >= 1.0 && number <= HEAVIEST))
+      throw std::runtime_error("an atomic number of its self-check is " + brief(number));
   ReferenceNumbers reference{{numbers.begin(), numbers.end()},
                              stored.at("positions").numbers(),
                              stored.at("energy").number(),
@@ -92,75 +78,55 @@ ReferenceNumbers read_reference(const Json &stored) {
     throw std::runtime_error("its self-check has " + std::to_string(numbers.size()) + " atoms");
   for (const double x : reference.positions)
     if (!(std::abs(x) < MAX_REFERENCE_COORDINATE))
-      throw std::runtime_error("a coordinate of its self-check is " + std::to_string(x));
+      throw std::runtime_error("a coordinate of its self-check is " + brief(x));
   return reference;
 }
 
 } // namespace
 
-struct Archive::Script {
-  std::string content;
-  torch::Device device;
-  Arrays weights;
-  std::optional<torch::jit::Module> module;
-
-  torch::jit::Module &load() {
-    if (!module) {
-      std::istringstream stream(content);
-      module = torch::jit::load(stream, device);
-      // Without this line torch would record a graph for the weights' gradient at every step.
-      for (auto weight : module->parameters()) weight.set_requires_grad(false);
-      module->eval();
-    }
-    return *module;
-  }
-};
-
-Archive::Archive(const std::string &file, const std::string &content, const std::string &device)
-    : script_(new Script{content, device_of(device), {}, std::nullopt}) {
+Archive::Archive(const std::string &file, std::string_view content) {
   Members members;
   StoredModule module;
   try {
     members = read_members(content);
-    if (!members.count("constants.pkl")) throw std::runtime_error("it contains no code");
     module = read_module(members);
-  } catch (const std::exception &failure) {
-    throw std::runtime_error(
-        "'" + file + "' is not a TorchScript archive, or it is damaged (" + cause(failure) +
-        "). Write it again with 'python export.py --model NAME', or copy it again");
+  } catch (const std::runtime_error &failure) {
+    throw std::runtime_error("'" + file + "' is not an mlff-student archive, or it is damaged (" +
+                             failure.what() +
+                             "). Write it again with 'python export.py --model NAME', or copy it "
+                             "again");
   }
   const std::string not_an_archive =
       "'" + file +
       "' is a TorchScript file, but not an mlff-student archive. Write one with 'python export.py "
       "--model NAME'";
   if (!module.numbers.count("format_version")) throw std::runtime_error(not_an_archive);
-  const auto version = static_cast<int64_t>(module.numbers["format_version"]);
+  const double version = module.numbers["format_version"];
   if (version != FORMAT_VERSION)
-    throw std::runtime_error("'" + file + "' has archive format " + std::to_string(version) +
-                             ", this build reads format " + std::to_string(FORMAT_VERSION) +
+    throw std::runtime_error("'" + file + "' has archive format " + brief(version) +
+                             ", this build reads format " + brief(FORMAT_VERSION) +
                              ". Export the model again with the installed mlff-student, or "
                              "install the version that wrote it");
-  for (const std::string &definition : definition_hashes(members))
-    if (!KNOWN_CODE.count(definition))
-      throw std::runtime_error(
-          "'" + file +
-          "' contains code that this version of mlff-student does not write; nothing of it was "
-          "run. If another version wrote it, write it again with the installed one: "
-          "'mlff-student export --checkpoint FILE -o NEW.pt'");
   try {
     name = text_of(module, "name");
     teacher = text_of(module, "teacher");
     dtype = text_of(module, "dtype_name");
-    parameters = static_cast<int64_t>(module.numbers.at("parameter_count"));
+    const double count = module.numbers.at("parameter_count");
+    if (!(count >= 0.0 && count <= MAX_PARAMETERS)) throw std::out_of_range("");
+    parameters = static_cast<int64_t>(count);
     cutoff = module.numbers.at("cutoff");
-    elements = module.texts.at("elements");
+    elements = {module.texts.at("elements").begin(), module.texts.at("elements").end()};
   } catch (const std::exception &) {
     throw std::runtime_error(not_an_archive + " (an attribute of the format is missing)");
   }
   std::string stored_hash;
   try {
     const auto entry = members.find(METADATA_FILE);
-    const Json facts(entry == members.end() ? "" : entry->second);
+    if (entry != members.end()) metadata = entry->second;
+    if (metadata.size() > MAX_METADATA_BYTES) throw std::runtime_error("they are very long");
+    if (metadata.find('\0') != std::string::npos)
+      throw std::runtime_error("they contain a byte of value 0");
+    const Json facts(metadata);
     stored_hash = facts.at("weights_sha256").string();
     reference = read_reference(facts.at("self_check"));
     if (facts.at("cutoff").number() != cutoff || facts.at("parameters").number() != parameters ||
@@ -179,47 +145,16 @@ Archive::Archive(const std::string &file, const std::string &content, const std:
     const std::string student = "student.";
     for (const auto &[key, tensor] : module.tensors)
       if (key.compare(0, student.size(), student) == 0)
-        script_->weights[key.substr(student.size())] = to_array(key, tensor);
+        weights[key.substr(student.size())] = to_array(key, tensor);
     // The n-th radial function has the frequency n pi / cutoff.
-    const double first = script_->weights.at("basis.frequencies").values.at(0);
+    const double first = weights.at("basis.frequencies").values.at(0);
     if (!(std::abs(first * cutoff / M_PI - 1.0) < 1e-5))
       throw std::runtime_error("its radial functions do not belong to its cutoff");
+  } catch (const std::bad_alloc &) {
+    throw; // the file is not to blame
   } catch (const std::exception &error) {
     throw std::runtime_error("model " + name + " is damaged (" + error.what() +
                              "); export it again");
-  }
-}
-
-Archive::~Archive() = default;
-
-const Arrays &Archive::weights() const { return script_->weights; }
-
-// The call has no inference or no-grad guard around it, because an archive may use autograd inside
-// and TorchScript cannot switch it on again.
-void Archive::from_edges(const double *edge_vectors, const int64_t *edge_index, int64_t edges,
-                         const int64_t *atomic_numbers, int64_t atoms, double *energies,
-                         double *gradient) const {
-  const auto tensor = [this](const auto *data, at::IntArrayRef shape, at::ScalarType type) {
-    using T = std::remove_const_t<std::remove_pointer_t<decltype(data)>>;
-    return torch::from_blob(const_cast<T *>(data), shape, type).to(script_->device);
-  };
-  try {
-    const auto result =
-        script_->load()
-            .get_method("from_edges")({tensor(edge_vectors, {edges, 3}, torch::kDouble),
-                                       tensor(edge_index, {2, edges}, torch::kLong),
-                                       tensor(atomic_numbers, {atoms}, torch::kLong), atoms})
-            .toTuple();
-    const auto copy = [&result](size_t k, at::IntArrayRef shape, double *to) {
-      const auto values = result->elements().at(k).toTensor();
-      TORCH_CHECK(values.sizes() == shape, "from_edges returned a tensor of shape ", values.sizes(),
-                  ", expected ", shape);
-      std::copy_n(on_cpu(values, torch::kDouble).const_data_ptr<double>(), values.numel(), to);
-    };
-    copy(0, {atoms}, energies);
-    copy(1, {edges, 3}, gradient);
-  } catch (const std::exception &failure) {
-    throw std::runtime_error(cause(failure));
   }
 }
 

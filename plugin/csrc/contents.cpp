@@ -1,17 +1,11 @@
 #include "contents.h"
 
-#include "sha256.h"
-
-#include <caffe2/serialize/inline_container.h>
-
-#include <algorithm>
 #include <array>
-#include <cctype>
 #include <cmath>
 #include <cstring>
 #include <deque>
-#include <sstream>
 #include <stdexcept>
+#include <utility>
 
 namespace mlff_student {
 
@@ -19,8 +13,12 @@ namespace {
 
 constexpr std::size_t MAX_FILE_BYTES = std::size_t{1} << 30, MAX_CODE_BYTES = std::size_t{1} << 24,
                       MAX_PICKLE_BYTES = std::size_t{1} << 20, MAX_OBJECTS = 100000;
+// These bound the memory of a small file whose parts refer many times to the same objects.
+constexpr std::size_t MAX_ATTRIBUTES = 20000, MAX_DIMENSIONS = 8, MAX_NAME = 100;
 
-[[noreturn]] void refuse(const std::string &reason) { throw std::runtime_error(printable(reason)); }
+[[noreturn]] void refuse(const std::string &reason) {
+  throw std::runtime_error(printable(reason.substr(0, 200)));
+}
 
 // Whether a text is UTF-8 without control characters. Names of models become parts of messages.
 bool is_text(std::string_view text) {
@@ -52,93 +50,6 @@ uint64_t number_at(std::string_view text, std::size_t position, int bytes) {
 std::string_view part(std::string_view text, uint64_t begin, uint64_t size) {
   if (begin > text.size() || text.size() - begin < size) refuse("it ends too early");
   return text.substr(begin, size);
-}
-
-uint32_t crc32(std::string_view text) {
-  static const std::array<uint32_t, 256> table = [] {
-    std::array<uint32_t, 256> entries{};
-    for (uint32_t k = 0; k < 256; k++) {
-      uint32_t value = k;
-      for (int bit = 0; bit < 8; bit++) value = value & 1 ? 0xedb88320 ^ value >> 1 : value >> 1;
-      entries[k] = value;
-    }
-    return entries;
-  }();
-  uint32_t crc = 0xffffffff;
-  for (const char letter : text)
-    crc = table[(crc ^ static_cast<unsigned char>(letter)) & 255] ^ crc >> 8;
-  return ~crc;
-}
-
-struct Entry {
-  std::string name;
-  uint64_t method, checksum, compressed, size, header;
-};
-
-// Reads the directory at the end of a zip file (APPNOTE.TXT 6.3, with the ZIP64 extension).
-std::vector<Entry> read_directory(std::string_view file) {
-  constexpr std::size_t END_SIZE = 22, LOCATOR_SIZE = 20;
-  constexpr uint32_t END = 0x06054b50, END64 = 0x06064b50, LOCATOR = 0x07064b50, ENTRY = 0x02014b50,
-                     LOCAL = 0x04034b50;
-  constexpr uint32_t ABSENT = 0xffffffff;
-  if (file.size() < END_SIZE || number_at(file, 0, 4) != LOCAL) refuse("it is no zip file");
-  const std::size_t end = file.size() - END_SIZE;
-  if (number_at(file, end, 4) != END || number_at(file, end + 20, 2) != 0)
-    refuse("its end is missing");
-  uint64_t count = number_at(file, end + 10, 2), size = number_at(file, end + 12, 4),
-           begin = number_at(file, end + 16, 4), directory_end = end;
-  if (end >= LOCATOR_SIZE && number_at(file, end - LOCATOR_SIZE, 4) == LOCATOR) {
-    const uint64_t end64 = number_at(file, end - LOCATOR_SIZE + 8, 8);
-    if (number_at(file, end64, 4) != END64) refuse("its directory is damaged");
-    count = number_at(file, end64 + 32, 8);
-    size = number_at(file, end64 + 40, 8);
-    begin = number_at(file, end64 + 48, 8);
-    directory_end = end64;
-  }
-  if (begin > directory_end || directory_end - begin != size) refuse("its directory is damaged");
-
-  std::vector<Entry> entries;
-  uint64_t at = begin, total = 0;
-  while (at < directory_end) {
-    if (number_at(file, at, 4) != ENTRY) refuse("its directory is damaged");
-    const uint64_t name_size = number_at(file, at + 28, 2),
-                   extra_size = number_at(file, at + 30, 2);
-    const uint64_t comment_size = number_at(file, at + 32, 2);
-    Entry entry{std::string(part(file, at + 46, name_size)),
-                number_at(file, at + 10, 2),
-                number_at(file, at + 16, 4),
-                number_at(file, at + 20, 4),
-                number_at(file, at + 24, 4),
-                number_at(file, at + 42, 4)};
-    const std::string_view extra = part(file, at + 46 + name_size, extra_size);
-    for (std::size_t field = 0; field + 4 <= extra.size();) {
-      const uint64_t tag = number_at(extra, field, 2), length = number_at(extra, field + 2, 2);
-      std::size_t value = field + 4;
-      if (tag == 1)
-        for (uint64_t *large : {&entry.size, &entry.compressed, &entry.header})
-          if (*large == ABSENT) {
-            *large = number_at(extra, value, 8);
-            value += 8;
-          }
-      field += 4 + length;
-    }
-    const uint64_t local_name = number_at(file, entry.header + 26, 2),
-                   local_extra = number_at(file, entry.header + 28, 2);
-    if (number_at(file, entry.header, 4) != LOCAL ||
-        part(file, entry.header + 30, local_name) != entry.name)
-      refuse("its directory is damaged");
-    part(file.substr(0, begin), entry.header + 30 + local_name + local_extra, entry.compressed);
-    if ((number_at(file, at + 8, 2) & 1) || (entry.method != 0 && entry.method != 8) ||
-        (entry.method == 0 && entry.compressed != entry.size))
-      refuse("the member '" + entry.name + "' is encrypted or damaged");
-    total += entry.size;
-    if (entry.size > file.size() + MAX_CODE_BYTES || total > file.size() + MAX_CODE_BYTES)
-      refuse("its members claim to have more bytes than the file");
-    entries.push_back(entry);
-    at += 46 + name_size + extra_size + comment_size;
-  }
-  if (at != directory_end || entries.size() != count) refuse("its directory is damaged");
-  return entries;
 }
 
 // --- Pickle -------------------------------------------------------------------------------------
@@ -226,8 +137,8 @@ public:
         push(Value::Kind::MARK);
         break;
       case 't': {
-        const std::vector<Value *> items = above_mark();
-        push(Value::Kind::LIST)->items = items;
+        std::vector<Value *> items = above_mark();
+        push(Value::Kind::LIST)->items = std::move(items);
         break;
       }
       case 0x85:
@@ -235,7 +146,7 @@ public:
       case 0x87: {
         std::vector<Value *> items(code - 0x84);
         for (auto item = items.rbegin(); item != items.rend(); ++item) *item = pop();
-        push(Value::Kind::LIST)->items = items;
+        push(Value::Kind::LIST)->items = std::move(items);
         break;
       }
       case 'q':
@@ -367,12 +278,15 @@ private:
                       : type == "torch.DoubleStorage" ? 'd'
                       : type == "torch.LongStorage"   ? 'l'
                                                       : '\0';
-    if (!kind) refuse("data.pkl contains numbers of the type " + std::string(type));
-    const auto name = std::string(require(reference.items[2], Value::Kind::TEXT).text);
-    const auto member = members_.find("data/" + name);
+    if (!kind)
+      refuse("data.pkl contains numbers of the type " + std::string(type.substr(0, MAX_NAME)));
+    const std::string_view text = require(reference.items[2], Value::Kind::TEXT).text;
+    if (text.size() > MAX_NAME) damaged();
+    const std::string name = "data/" + std::string(text);
+    const auto member = members_.find(name);
     if (member == members_.end() ||
         member->second.size() != count(reference.items[4]) * (kind == 'f' ? 4 : 8))
-      refuse("the member data/" + name + " has another size than data.pkl says");
+      refuse("the member " + name + " has another size than data.pkl says");
     push(Value::Kind::STORAGE)->tensor = {kind, {}, member->second};
   }
 
@@ -390,7 +304,7 @@ private:
       const auto &strides = require(items[3], Value::Kind::LIST).items;
       const uint64_t width = tensor.type == 'f' ? 4 : 8, all = tensor.bytes.size() / width;
       uint64_t size = 1;
-      if (shape.size() != strides.size()) damaged();
+      if (shape.size() != strides.size() || shape.size() > MAX_DIMENSIONS) damaged();
       for (std::size_t k = shape.size(); k-- > 0;) {
         const uint64_t length = count(shape[k]);
         if (length > 1 && count(strides[k]) != size) refuse("a tensor is not stored row by row");
@@ -401,87 +315,10 @@ private:
       tensor.bytes = part(tensor.bytes, count(items[1]) * width, size * width);
       push(Value::Kind::TENSOR)->tensor = tensor;
     } else {
-      refuse("data.pkl contains " + std::string(function));
+      refuse("data.pkl contains " + std::string(function.substr(0, MAX_NAME)));
     }
   }
 };
-
-// --- Code ---------------------------------------------------------------------------------------
-
-bool in_word(char letter) {
-  return std::isalnum(static_cast<unsigned char>(letter)) || letter == '_';
-}
-bool is_digit(char letter) { return letter >= '0' && letter <= '9'; }
-
-// Whether a line of a class is "  NAME : Final[TYPE] = LITERAL". Other values could be calls.
-bool is_final(std::string_view line) {
-  std::size_t at = 0;
-  const auto pass = [&](std::string_view expected) {
-    const bool found = line.substr(at, expected.size()) == expected;
-    if (found) at += expected.size();
-    return found;
-  };
-  if (!pass("  ")) return false;
-  const std::size_t name = at;
-  while (at < line.size() && in_word(line[at])) at++;
-  if (at == name || !pass(" : Final[")) return false;
-  if (!pass("int") && !pass("float") && !pass("bool") && !pass("NoneType")) return false;
-  if (!pass("] = ")) return false;
-  if ((pass("True") || pass("False") || pass("None")) && at == line.size()) return true;
-  pass("-");
-  const std::size_t digits = at;
-  while (at < line.size() && (is_digit(line[at]) || line[at] == '.')) at++;
-  if (at == digits) return false;
-  if (pass("e")) {
-    if (!pass("-")) pass("+");
-    const std::size_t exponent = at;
-    while (at < line.size() && is_digit(line[at])) at++;
-    if (at == exponent) return false;
-  }
-  return at == line.size();
-}
-
-// Removes the numbers that torch gives to classes of the same name.
-std::string without_mangling(const std::string &text) {
-  static const std::string MARK = "___torch_mangle_";
-  std::string result;
-  for (std::size_t at = 0; at < text.size();) {
-    std::size_t end = at + 1 + MARK.size();
-    if ((text[at] == '.' || text[at] == '/') && text.compare(at + 1, MARK.size(), MARK) == 0 &&
-        end < text.size() && is_digit(text[end])) {
-      while (end < text.size() && is_digit(text[end])) end++;
-      at = end;
-    } else {
-      result += text[at++];
-    }
-  }
-  return result;
-}
-
-// Replaces the numbers at the end of local variables by the order in which these occur.
-std::string renumbered(const std::string &text) {
-  std::map<std::string, std::size_t> numbers;
-  std::string result;
-  for (std::size_t at = 0; at < text.size();) {
-    if (!in_word(text[at])) {
-      result += text[at++];
-      continue;
-    }
-    std::size_t end = at;
-    while (end < text.size() && in_word(text[end])) end++;
-    const std::string word = text.substr(at, end - at);
-    std::size_t stem = word.size();
-    while (stem > 0 && is_digit(word[stem - 1])) stem--;
-    if (stem > 0 && stem < word.size() && !is_digit(word[0]) && (at == 0 || text[at - 1] != '.')) {
-      const auto number = numbers.emplace(word, numbers.size()).first->second;
-      result += word.substr(0, stem) + "#" + std::to_string(number);
-    } else {
-      result += word;
-    }
-    at = end;
-  }
-  return result;
-}
 
 } // namespace
 
@@ -491,27 +328,99 @@ std::string printable(std::string text) {
   return text;
 }
 
-Members read_members(const std::string &content) {
-  if (content.size() > MAX_FILE_BYTES) refuse("it is larger than 1 GiB");
-  const std::vector<Entry> entries = read_directory(content);
-  std::istringstream stream(content);
-  caffe2::serialize::PyTorchStreamReader reader(&stream);
-  Members members;
-  std::set<std::string> lower_case; // torch does not distinguish cases when it looks for a member
-  const std::string folder = entries.at(0).name.substr(0, entries.at(0).name.find('/') + 1);
-  for (const Entry &entry : entries) {
-    if (folder.empty() || entry.name.compare(0, folder.size(), folder) != 0)
+uint32_t crc32(std::string_view text) {
+  static const std::array<uint32_t, 256> table = [] {
+    std::array<uint32_t, 256> entries{};
+    for (uint32_t k = 0; k < 256; k++) {
+      uint32_t value = k;
+      for (int bit = 0; bit < 8; bit++) value = value & 1 ? 0xedb88320 ^ value >> 1 : value >> 1;
+      entries[k] = value;
+    }
+    return entries;
+  }();
+  uint32_t crc = 0xffffffff;
+  for (const char letter : text)
+    crc = table[(crc ^ static_cast<unsigned char>(letter)) & 255] ^ crc >> 8;
+  return ~crc;
+}
+
+std::vector<Entry> read_directory(std::string_view file) {
+  if (file.size() > MAX_FILE_BYTES) refuse("it is larger than 1 GiB");
+  constexpr std::size_t END_SIZE = 22, LOCATOR_SIZE = 20;
+  constexpr uint32_t END = 0x06054b50, END64 = 0x06064b50, LOCATOR = 0x07064b50, ENTRY = 0x02014b50,
+                     LOCAL = 0x04034b50;
+  constexpr uint32_t ABSENT = 0xffffffff;
+  if (file.size() < END_SIZE || number_at(file, 0, 4) != LOCAL) refuse("it is no zip file");
+  const std::size_t end = file.size() - END_SIZE;
+  if (number_at(file, end, 4) != END || number_at(file, end + 20, 2) != 0)
+    refuse("its end is missing");
+  uint64_t count = number_at(file, end + 10, 2), size = number_at(file, end + 12, 4),
+           begin = number_at(file, end + 16, 4), directory_end = end;
+  if (end >= LOCATOR_SIZE && number_at(file, end - LOCATOR_SIZE, 4) == LOCATOR) {
+    const uint64_t end64 = number_at(file, end - LOCATOR_SIZE + 8, 8);
+    if (number_at(file, end64, 4) != END64) refuse("its directory is damaged");
+    count = number_at(file, end64 + 32, 8);
+    size = number_at(file, end64 + 40, 8);
+    begin = number_at(file, end64 + 48, 8);
+    directory_end = end64;
+  }
+  if (begin > directory_end || directory_end - begin != size) refuse("its directory is damaged");
+
+  std::vector<Entry> entries;
+  std::string_view folder; // that all members are in
+  uint64_t at = begin, total = 0;
+  while (at < directory_end) {
+    if (number_at(file, at, 4) != ENTRY) refuse("its directory is damaged");
+    const uint64_t name_size = number_at(file, at + 28, 2),
+                   extra_size = number_at(file, at + 30, 2);
+    const uint64_t comment_size = number_at(file, at + 32, 2);
+    const std::string_view name = part(file, at + 46, name_size);
+    const uint64_t method = number_at(file, at + 10, 2), checksum = number_at(file, at + 16, 4);
+    uint64_t compressed = number_at(file, at + 20, 4), size_in_memory = number_at(file, at + 24, 4),
+             header = number_at(file, at + 42, 4);
+    const std::string_view extra = part(file, at + 46 + name_size, extra_size);
+    for (std::size_t field = 0; field + 4 <= extra.size();) {
+      const uint64_t tag = number_at(extra, field, 2), length = number_at(extra, field + 2, 2);
+      std::size_t value = field + 4;
+      if (tag == 1)
+        for (uint64_t *large : {&size_in_memory, &compressed, &header})
+          if (*large == ABSENT) {
+            *large = number_at(extra, value, 8);
+            value += 8;
+          }
+      field += 4 + length;
+    }
+    const uint64_t local_name = number_at(file, header + 26, 2),
+                   local_extra = number_at(file, header + 28, 2);
+    if (number_at(file, header, 4) != LOCAL || part(file, header + 30, local_name) != name)
+      refuse("its directory is damaged");
+    const std::string_view bytes =
+        part(file.substr(0, begin), header + 30 + local_name + local_extra, compressed);
+    if ((number_at(file, at + 8, 2) & 1) || (method != 0 && method != 8) ||
+        (method == 0 && compressed != size_in_memory))
+      refuse("the member '" + std::string(name) + "' is encrypted or damaged");
+    total += size_in_memory;
+    if (size_in_memory > file.size() + MAX_CODE_BYTES || total > file.size() + MAX_CODE_BYTES)
+      refuse("its members claim to have more bytes than the file");
+    if (entries.empty()) folder = name.substr(0, name.find('/') + 1);
+    if (folder.empty() || name.substr(0, folder.size()) != folder)
       refuse("its members are in different folders");
-    const std::string name = entry.name.substr(folder.size());
-    std::string lower = name;
-    std::transform(lower.begin(), lower.end(), lower.begin(),
-                   [](unsigned char letter) { return std::tolower(letter); });
-    if (!lower_case.insert(lower).second) refuse("two members have the name '" + name + "'");
-    std::string &data = members[name];
-    data.resize(entry.size);
-    if (reader.getRecord(name, data.data(), data.size()) != data.size() ||
-        crc32(data) != entry.checksum)
-      refuse("the checksum of '" + name + "' is wrong");
+    entries.push_back({name.substr(folder.size()), bytes, size_in_memory,
+                       static_cast<uint32_t>(checksum), method != 0});
+    at += 46 + name_size + extra_size + comment_size;
+  }
+  if (at != directory_end || entries.size() != count) refuse("its directory is damaged");
+  return entries;
+}
+
+Members read_members(std::string_view file) {
+  Members members;
+  for (const Entry &entry : read_directory(file)) {
+    if (entry.compressed) continue; // code, which torch compresses
+    if (crc32(entry.bytes) != entry.checksum)
+      refuse("the checksum of '" + std::string(entry.name) + "' is wrong");
+    if (!members.emplace(entry.name, entry.bytes).second)
+      refuse("two members have the name '" + std::string(entry.name) + "'");
   }
   return members;
 }
@@ -522,68 +431,52 @@ StoredModule read_module(const Members &members) {
     refuse("its numbers have another order of bytes");
   PickleReader reader(members);
   StoredModule module;
-  std::vector<std::pair<std::string, Value *>> waiting{{"", reader.read()}};
-  for (std::size_t seen = 0; !waiting.empty(); seen++) {
-    if (seen > MAX_OBJECTS) refuse("data.pkl contains too many objects");
-    const auto [name, value] = waiting.back();
+  std::size_t numbers = 0, tensors = 0, attributes = 0; // bytes, bytes, count
+  for (const auto &[name, bytes] : members) numbers += bytes.size();
+  const auto count = [&attributes] {
+    if (++attributes > MAX_ATTRIBUTES) refuse("data.pkl contains too many attributes");
+  };
+  std::vector<std::pair<std::string, const Value *>> waiting{{"", reader.read()}};
+  while (!waiting.empty()) {
+    const auto [name, value] = std::move(waiting.back());
     waiting.pop_back();
     switch (value->kind) {
     case Value::Kind::TENSOR:
+      tensors += value->tensor.bytes.size();
+      if (tensors > numbers) refuse("its tensors claim to have more numbers than the file");
       module.tensors[name] = value->tensor;
       break;
     case Value::Kind::NUMBER:
       module.numbers[name] = value->number;
       break;
     case Value::Kind::TEXT:
-      module.texts[name] = {std::string(value->text)};
+      module.texts[name] = {value->text};
       break;
     case Value::Kind::LIST:
-      for (const Value *item : value->items)
-        if (item->kind == Value::Kind::TEXT) module.texts[name].emplace_back(item->text);
-      break;
-    case Value::Kind::OBJECT:
-      if (value->items.empty() || value->items[0]->kind != Value::Kind::DICT) break;
-      for (std::size_t k = 0; k + 1 < value->items[0]->items.size(); k += 2) {
-        const Value *key = value->items[0]->items[k];
-        if (key->kind != Value::Kind::TEXT) refuse("data.pkl is damaged");
-        waiting.emplace_back((name.empty() ? "" : name + ".") + std::string(key->text),
-                             value->items[0]->items[k + 1]);
+      for (const Value *item : value->items) {
+        if (item->kind != Value::Kind::TEXT) continue;
+        count();
+        module.texts[name].push_back(item->text);
       }
       break;
+    case Value::Kind::OBJECT: {
+      if (value->items.empty() || value->items[0]->kind != Value::Kind::DICT) break;
+      const auto &items = value->items[0]->items;
+      for (std::size_t k = 0; k + 1 < items.size(); k += 2) {
+        count();
+        if (items[k]->kind != Value::Kind::TEXT) refuse("data.pkl is damaged");
+        if (name.size() + items[k]->text.size() > MAX_NAME)
+          refuse("data.pkl contains an attribute with a long name");
+        waiting.emplace_back((name.empty() ? "" : name + ".") + std::string(items[k]->text),
+                             items[k + 1]);
+      }
+      break;
+    }
     default:
       break;
     }
   }
   return module;
-}
-
-std::set<std::string> definition_hashes(const Members &members) {
-  std::set<std::string> hashes;
-  for (const auto &[name, text] : members) {
-    const std::string_view debug = ".debug_pkl";
-    if (name.compare(0, 5, "code/") != 0) continue;
-    if (name.size() >= debug.size() && name.substr(name.size() - debug.size()) == debug) continue;
-    std::string block;
-    const auto finish = [&, &file = name] {
-      if (block.empty()) return;
-      const std::string definition = without_mangling(file + "\n" + renumbered(block));
-      Sha256 hash;
-      hash.update(definition.data(), definition.size());
-      hashes.insert(hash.digest());
-      block.clear();
-    };
-    for (std::size_t at = 0; at < text.size();) {
-      const std::size_t end = std::min(text.find('\n', at), text.size() - 1) + 1;
-      const std::string line = text.substr(at, end - at);
-      at = end;
-      if (line.compare(0, 6, "class ") == 0 || line.compare(0, 4, "def ") == 0) finish();
-      if (line.back() == '\n' && is_final(std::string_view(line).substr(0, line.size() - 1)))
-        continue;
-      block += line;
-    }
-    finish();
-  }
-  return hashes;
 }
 
 } // namespace mlff_student

@@ -1,22 +1,39 @@
-// Reads the members of an archive, the numbers and facts of its module, and its code, without
-// running anything in it. The Python counterpart is mlff_student/archive/contents.py.
+// Reads the members of an archive, and the numbers and facts of its module. It never looks at the
+// code in an archive. The Python counterpart is mlff_student/archive/contents.py.
 #pragma once
 
 #include <cstdint>
 #include <map>
-#include <set>
 #include <string>
 #include <string_view>
 #include <vector>
 
 namespace mlff_student {
 
-// Contents of each member of an archive, by its name without the folder that all members are in.
-using Members = std::map<std::string, std::string>;
+// What these functions return refers to the memory of the file. All throw std::runtime_error if the
+// file is damaged.
 
-// Reads a zip file of torch. Throws std::runtime_error if the file is damaged: the directory must
-// describe the whole file without gaps of meaning, and every checksum is verified.
-Members read_members(const std::string &content);
+struct Entry {
+  std::string_view name;  // without the folder that all members are in
+  std::string_view bytes; // as they are stored
+  uint64_t size;          // of the member, in bytes
+  uint32_t checksum;
+  bool compressed;
+};
+
+// Reads the directory of a zip file of torch. The directory must describe the whole file without
+// gaps of meaning. Checksums are not verified.
+std::vector<Entry> read_directory(std::string_view file);
+
+// Contents of each member that is not compressed, by its name.
+using Members = std::map<std::string_view, std::string_view>;
+
+// Reads the members that are not compressed, and verifies their checksums. torch compresses code
+// and nothing else.
+Members read_members(std::string_view file);
+
+// Returns the checksum of a member.
+uint32_t crc32(std::string_view text);
 
 // Returns the text with a question mark in the place of each byte that is not printable ASCII.
 std::string printable(std::string text);
@@ -30,16 +47,11 @@ struct StoredTensor {
 // A module as it is stored: its tensors by their names in the state_dict, and its own attributes.
 struct StoredModule {
   std::map<std::string, StoredTensor> tensors;
-  std::map<std::string, std::vector<std::string>> texts; // a list, or one text
+  std::map<std::string, std::vector<std::string_view>> texts; // a list, or one text
   std::map<std::string, double> numbers;
 };
 
-// Reads the module from the member data.pkl. The result refers to `members`. Throws
-// std::runtime_error if the member is damaged, or contains what no archive contains.
+// Reads the module from the member data.pkl; refuses what no archive contains.
 StoredModule read_module(const Members &members);
-
-// Returns the SHA-256 of each class and function of the code, in the form of `definitions` in
-// contents.py.
-std::set<std::string> definition_hashes(const Members &members);
 
 } // namespace mlff_student

@@ -64,7 +64,7 @@ std::atomic<const Choice *> &choice() {
 } // namespace
 
 const Kernels &kernels() { return choice().load()->kernels; }
-std::string instruction_set() { return choice().load()->name; }
+const char *instruction_set() { return choice().load()->name; }
 
 void use_instruction_set(const std::string &name) {
   const Choice *chosen = choose(name);

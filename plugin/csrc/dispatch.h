@@ -6,7 +6,7 @@
 namespace mlff_student {
 
 // Returns the instruction set in use: "avx512", "avx2" or "generic".
-std::string instruction_set();
+const char *instruction_set();
 
 // Switches to another instruction set; an empty name is the best that this processor runs. Throws
 // std::invalid_argument if the processor does not run it. It is for tests and measurements, and

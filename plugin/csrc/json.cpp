@@ -8,10 +8,11 @@
 namespace mlff_student {
 
 struct Json::Reader {
-  static constexpr int MAX_DEPTH = 100; // arrays and objects inside each other
+  static constexpr int MAX_DEPTH = 100;            // arrays and objects inside each other
+  static constexpr std::size_t MAX_VALUES = 50000; // each of which takes 100 times its text
 
   const std::string &text;
-  std::size_t position = 0;
+  std::size_t position = 0, values = 0;
 
   [[noreturn]] void refuse(const std::string &expected) const {
     throw std::runtime_error("not JSON: expected " + expected + " at byte " +
@@ -48,6 +49,7 @@ struct Json::Reader {
   }
 
   Json value(int depth) {
+    if (++values > MAX_VALUES) refuse("at most " + std::to_string(MAX_VALUES) + " values");
     if (depth > MAX_DEPTH) refuse("at most " + std::to_string(MAX_DEPTH) + " levels");
     Json result;
     const char next = peek();

@@ -1,7 +1,9 @@
 #include "model.h"
 
+#include "elements.h"
+
 #include <algorithm>
-#include <iterator>
+#include <cmath>
 #include <stdexcept>
 
 namespace mlff_student {
@@ -12,25 +14,15 @@ namespace {
 // functions, 5 angstrom) is 2.0e-6 with 101 knots, 7.6e-7 with 126 and 5.2e-7 with 151; with more
 // knots rounding dominates. Forces in float32 arithmetic have 1e-6. With 126 knots, two of them lie
 // at 0.48 and 0.88 angstrom, where the third derivative of squeezed distances is discontinuous.
-constexpr int64_t KNOTS = 126;
-
-// Symbols of the elements in the order of their atomic numbers.
-constexpr const char *SYMBOLS[] = {
-    "H",  "He", "Li", "Be", "B",  "C",  "N",  "O",  "F",  "Ne", "Na", "Mg", "Al", "Si", "P",
-    "S",  "Cl", "Ar", "K",  "Ca", "Sc", "Ti", "V",  "Cr", "Mn", "Fe", "Co", "Ni", "Cu", "Zn",
-    "Ga", "Ge", "As", "Se", "Br", "Kr", "Rb", "Sr", "Y",  "Zr", "Nb", "Mo", "Tc", "Ru", "Rh",
-    "Pd", "Ag", "Cd", "In", "Sn", "Sb", "Te", "I",  "Xe", "Cs", "Ba", "La", "Ce", "Pr", "Nd",
-    "Pm", "Sm", "Eu", "Gd", "Tb", "Dy", "Ho", "Er", "Tm", "Yb", "Lu", "Hf", "Ta", "W",  "Re",
-    "Os", "Ir", "Pt", "Au", "Hg", "Tl", "Pb", "Bi", "Po", "At", "Rn", "Fr", "Ra", "Ac", "Th",
-    "Pa", "U",  "Np", "Pu", "Am", "Cm", "Bk", "Cf", "Es", "Fm", "Md", "No", "Lr", "Rf", "Db",
-    "Sg", "Bh", "Hs", "Mt", "Ds", "Rg", "Cn", "Nh", "Fl", "Mc", "Lv", "Ts", "Og"};
-constexpr int64_t HEAVIEST = std::size(SYMBOLS);
+constexpr int64_t KNOTS = 126, MAX_KNOTS = 100000;
+// Together with the smallest number of channels it bounds the memory of a model by its weights.
+constexpr std::size_t MAX_LAYERS = 64;
 
 // Returns text such as "79 (Au)".
 std::string with_symbol(int64_t atomic_number) {
   const std::string number = std::to_string(atomic_number);
-  if (atomic_number < 1 || atomic_number > HEAVIEST) return number + " (no element)";
-  return number + " (" + SYMBOLS[atomic_number - 1] + ")";
+  const char *symbol = symbol_of(atomic_number);
+  return number + " (" + (symbol ? symbol : "no element") + ")";
 }
 
 std::string text(const std::vector<int64_t> &shape) {
@@ -45,6 +37,15 @@ const Array &find(const Arrays &arrays, const std::string &name) {
   if (entry == arrays.end())
     throw std::invalid_argument("mlff_student: the model has no tensor '" + name + "'");
   return entry->second;
+}
+
+// Returns the length of an array of two dimensions along an axis.
+int64_t length(const Arrays &arrays, const std::string &name, int axis) {
+  const Array &array = find(arrays, name);
+  if (array.shape.size() != 2)
+    throw std::invalid_argument("mlff_student: tensor '" + name + "' has the shape " +
+                                text(array.shape) + ", expected two dimensions");
+  return array.shape[axis];
 }
 
 const std::vector<double> &values(const Arrays &arrays, const std::string &name,
@@ -69,11 +70,6 @@ void copy(const std::vector<double> &from, Buffer<float> &to) {
 }
 
 } // namespace
-
-int64_t atomic_number(const std::string &symbol) {
-  const auto entry = std::find(std::begin(SYMBOLS), std::end(SYMBOLS), symbol);
-  return entry == std::end(SYMBOLS) ? 0 : entry - std::begin(SYMBOLS) + 1;
-}
 
 Linear::Linear(const Arrays &arrays, const std::string &name, int64_t outputs, int64_t inputs,
                bool has_bias)
@@ -102,20 +98,21 @@ Model::Model(const Arrays &arrays, double cutoff, int64_t knots)
                          values(arrays, prefix + "rates", {4})};
       }()) {
   references = find(arrays, "references").values;
-  for (const double index : find(arrays, "species_of").values)
-    species_of.push_back(static_cast<int64_t>(index));
-  for (const int64_t index : species_of)
-    if (index >= static_cast<int64_t>(references.size()))
+  for (const double index : find(arrays, "species_of").values) {
+    if (!(index >= -1.0 && index < static_cast<double>(references.size())))
       throw std::invalid_argument("mlff_student: tensor 'species_of' has the index " +
                                   std::to_string(index) + " of " +
                                   std::to_string(references.size()));
-  const int64_t f = find(arrays, "embedding.weight").shape.at(1);
+    species_of.push_back(static_cast<int64_t>(index));
+  }
+  const int64_t f = length(arrays, "embedding.weight", 1);
   check_multiple("channels", f);
-  if (!(cutoff > 0.0))
+  if (!(cutoff > 0.0 && std::isfinite(cutoff)))
     throw std::invalid_argument("mlff_student: the cutoff must be positive, got " +
                                 std::to_string(cutoff));
-  if (this->knots < 2)
-    throw std::invalid_argument("mlff_student: a table needs at least two knots");
+  if (this->knots < 2 || this->knots > MAX_KNOTS)
+    throw std::invalid_argument("mlff_student: a table has 2 to " + std::to_string(MAX_KNOTS) +
+                                " knots, got " + std::to_string(this->knots));
   channels = static_cast<int>(f);
   shortest = values(arrays, "limits", {2})[0];
   lowest = values(arrays, "limits", {2})[1];
@@ -127,7 +124,10 @@ Model::Model(const Arrays &arrays, double cutoff, int64_t knots)
   for (int index = 0;; index++) {
     const std::string prefix = "blocks." + std::to_string(index) + ".";
     if (!arrays.count(prefix + "mix.weight")) break;
-    const int64_t functions = find(arrays, prefix + "filter.weight").shape.at(1);
+    if (layers.size() == MAX_LAYERS)
+      throw std::invalid_argument("mlff_student: the model has more than " +
+                                  std::to_string(MAX_LAYERS) + " layers");
+    const int64_t functions = length(arrays, prefix + "filter.weight", 1);
     auto weight = values(arrays, prefix + "filter.weight", {3 * f, functions});
     auto bias = values(arrays, prefix + "filter.bias", {3 * f});
     const int parts = filter_parts(index);
@@ -141,7 +141,7 @@ Model::Model(const Arrays &arrays, double cutoff, int64_t knots)
     layers.back().message.outputs = parts * f;
   }
   if (layers.empty()) throw std::invalid_argument("mlff_student: the model has no layers");
-  const int64_t hidden = find(arrays, "readout_in.weight").shape.at(0);
+  const int64_t hidden = length(arrays, "readout_in.weight", 0);
   check_multiple("readout channels", hidden);
   readout_channels = static_cast<int>(hidden);
   readout.push_back(Linear(arrays, "readout_in", hidden, f));

@@ -11,9 +11,6 @@
 
 namespace mlff_student {
 
-// Returns the atomic number of a symbol such as "C"; 0 if no element has it.
-int64_t atomic_number(const std::string &symbol);
-
 struct Array {
   std::vector<int64_t> shape;
   std::vector<double> values; // row by row

@@ -279,6 +279,7 @@ void NeighbourList::search(const double *positions, int64_t atoms, const Cell &c
   cutoff_ = cutoff;
   skin_ = SKIN;
   list_ = std::move(list);
+  list_bytes_ = list_ ? length * (sizeof(*list_->pairs) + sizeof(*list_->shifts)) : 0;
 }
 
 void NeighbourList::build_edges(const double *positions, int64_t atoms, const Cell &cell,

@@ -5,6 +5,7 @@
 
 #include <array>
 #include <memory>
+#include <vector>
 
 struct VesinNeighborList;
 
@@ -24,6 +25,12 @@ public:
   void build_edges(const double *positions, int64_t atoms, const Cell &cell, double cutoff,
                    Graph &graph);
 
+  std::size_t bytes() const { // memory in use
+    return first_.capacity() * sizeof(first_[0]) + pairs_.capacity() * sizeof(pairs_[0]) +
+           shifts_.capacity() * sizeof(shifts_[0]) + reference_.capacity() * sizeof(reference_[0]) +
+           list_bytes_;
+  }
+
 private:
   bool outdated(const double *positions, int64_t atoms, const Cell &cell, double cutoff) const;
   void search(const double *positions, int64_t atoms, const Cell &cell, double cutoff);
@@ -40,6 +47,7 @@ private:
   std::vector<std::array<double, 3>> shifts_; // angstrom
   std::vector<double> reference_;             // (N, 3) positions at the last search
   std::unique_ptr<VesinNeighborList, FreeList> list_;
+  std::size_t list_bytes_ = 0;
   Cell cell_{};
   double cutoff_ = -1.0, skin_ = 0.0;
 };

@@ -1,17 +1,16 @@
 // Makes the kernels available to Python and TorchScript, as
 // torch.classes.mlff_student.NativeStudent and torch.ops.mlff_student.*.
-#include "dispatch.h"
-#include "evaluate.h"
+#include "handle.h"
 #include "tensors.h"
 
 #include <ATen/Parallel.h>
 #include <ATen/ops/empty.h>
 #include <ATen/ops/empty_like.h>
-#include <ATen/ops/zeros.h>
 #include <torch/custom_class.h>
 #include <torch/library.h>
 
-#include <cmath>
+#include <algorithm>
+#include <array>
 #include <memory>
 #include <mutex>
 #include <tuple>
@@ -21,17 +20,14 @@ namespace {
 using at::Tensor;
 using namespace mlff_student;
 
-// Working memory of one call.
-struct Scratch {
-  Workspace work;
-  NeighbourList neighbours;
-  Buffer<double> gradient;        // (E, 3)
-  Buffer<int64_t> next, position; // (N,), (E,); where a caller's edges go when they are sorted
-};
+void check(int status) {
+  TORCH_CHECK_VALUE(status != MLFF_STUDENT_BAD_INPUT, "mlff_student: ", mlff_student_error());
+  TORCH_CHECK(status == MLFF_STUDENT_OK, "mlff_student: ", mlff_student_error());
+}
 
 struct NativeStudent : torch::CustomClassHolder {
   NativeStudent(c10::Dict<std::string, Tensor> tensors, double cutoff, int64_t knots)
-      : tensors(std::move(tensors)), model(arrays(), cutoff, knots) {}
+      : tensors(std::move(tensors)), student(arrays(), cutoff, knots) {}
 
   // Takes and returns the same as from_edges of the archive.
   std::tuple<Tensor, Tensor> from_edges(const Tensor &edge_vectors, const Tensor &edge_index,
@@ -47,38 +43,12 @@ struct NativeStudent : torch::CustomClassHolder {
                       edges, ", 3)");
     TORCH_CHECK_VALUE(n_local >= 0 && n_local <= nodes, "mlff_student: n_local is ", n_local,
                       ", expected 0 to ", nodes);
-    const ScratchLease scratch(*this);
-    Workspace &work = scratch->work;
-    work.threads = at::get_num_threads();
-    set_species(numbers, work);
-
-    // A counting sort by receiver; edges of the same receiver keep their order.
-    Graph &graph = work.graph;
-    graph.resize(nodes, nodes, edges);
-    const int64_t *receiver = index.const_data_ptr<int64_t>(), *sender = receiver + edges;
-    std::fill_n(graph.first.data(), nodes + 1, 0);
-    for (int64_t e = 0; e < edges; e++) {
-      for (const int64_t node : {receiver[e], sender[e]})
-        TORCH_CHECK_VALUE(node >= 0 && node < nodes, "mlff_student: edge ", e, " names atom ", node,
-                          " of ", nodes);
-      graph.first[receiver[e] + 1]++;
-    }
-    for (int64_t i = 0; i < nodes; i++) graph.first[i + 1] += graph.first[i];
-    int64_t *next = scratch->next.reserve(nodes), *position = scratch->position.reserve(edges);
-    std::copy_n(graph.first.data(), nodes, next);
-    const double *unsorted = vectors.const_data_ptr<double>();
-    for (int64_t e = 0; e < edges; e++) {
-      const int64_t at = position[e] = next[receiver[e]]++;
-      graph.sender[at] = static_cast<int32_t>(sender[e]);
-      for (int a = 0; a < 3; a++) graph.vectors[3 * at + a] = unsorted[3 * e + a];
-    }
-    graph.complete(model, work.threads);
-
     Tensor energies = at::empty({n_local}, at::kDouble), gradient = at::empty_like(vectors);
-    double *sorted = scratch->gradient.reserve(3 * edges);
-    evaluate_graph(model, work, n_local, energies.mutable_data_ptr<double>(), sorted);
-    double *out = gradient.mutable_data_ptr<double>();
-    for (int64_t e = 0; e < edges; e++) std::copy_n(sorted + 3 * position[e], 3, out + 3 * e);
+    const WorkspaceLease work(*this);
+    check(mlff_student_evaluate_edges(
+        &student, work.get(), at::get_num_threads(), nodes, numbers.const_data_ptr<int64_t>(),
+        edges, index.const_data_ptr<int64_t>(), vectors.const_data_ptr<double>(), n_local,
+        energies.mutable_data_ptr<double>(), gradient.mutable_data_ptr<double>()));
     return {energies, gradient};
   }
 
@@ -95,37 +65,18 @@ struct NativeStudent : torch::CustomClassHolder {
     TORCH_CHECK_VALUE(lattice.sizes() == at::IntArrayRef({3, 3}) && periodic.numel() == 3,
                       "mlff_student: cell and pbc have the shapes ", lattice.sizes(), " and ",
                       periodic.sizes(), ", expected (3, 3) and (3)");
-    const double *coordinates = x.const_data_ptr<double>();
-    for (int64_t k = 0; k < 3 * atoms; k++)
-      TORCH_CHECK_VALUE(std::isfinite(coordinates[k]), "mlff_student: the position of atom ", k / 3,
-                        " is NaN or infinite");
-    Cell box{};
-    for (int a = 0; a < 3; a++) {
-      box.periodic[a] = periodic.const_data_ptr<bool>()[a];
-      for (int b = 0; b < 3 && box.periodic[a]; b++) {
-        box.rows[a][b] = lattice.const_data_ptr<double>()[3 * a + b];
-        TORCH_CHECK_VALUE(std::isfinite(box.rows[a][b]),
-                          "mlff_student: the periodic cell is NaN or infinite");
-      }
-    }
-
+    std::array<int, 3> directions;
+    std::copy_n(periodic.const_data_ptr<bool>(), 3, directions.begin());
+    const mlff_student_system system{atoms, x.const_data_ptr<double>(),
+                                     numbers.const_data_ptr<int64_t>(),
+                                     lattice.const_data_ptr<double>(), directions.data()};
     Tensor energies = at::empty({atoms}, at::kDouble), forces = at::empty({atoms, 3}, at::kDouble);
-    Tensor virial = at::zeros({3, 3}, at::kDouble);
-    if (atoms == 0) return {energies, forces, virial};
-    const ScratchLease scratch(*this);
-    Workspace &work = scratch->work;
-    work.threads = at::get_num_threads();
-    set_species(numbers, work);
-    scratch->neighbours.build_edges(coordinates, atoms, box, model.cutoff, work.graph);
-    work.graph.complete(model, work.threads);
-    double *gradient = scratch->gradient.reserve(3 * work.graph.edges);
-    double *values = energies.mutable_data_ptr<double>();
-    evaluate_graph(model, work, atoms, values, gradient);
-    for (int64_t i = 0; i < atoms; i++)
-      TORCH_CHECK_VALUE(std::isfinite(values[i]), "mlff_student: the energy of atom ", i,
-                        " is not finite; do two atoms coincide?");
-    gather_forces(work, gradient, forces.mutable_data_ptr<double>(),
-                  virial.mutable_data_ptr<double>());
+    Tensor virial = at::empty({3, 3}, at::kDouble);
+    const mlff_student_results results{energies.mutable_data_ptr<double>(),
+                                       forces.mutable_data_ptr<double>(),
+                                       virial.mutable_data_ptr<double>(), nullptr};
+    const WorkspaceLease work(*this);
+    check(mlff_student_evaluate(&student, work.get(), at::get_num_threads(), &system, &results));
     return {energies, forces, virial};
   }
 
@@ -133,6 +84,7 @@ struct NativeStudent : torch::CustomClassHolder {
   // (D,).
   std::tuple<Tensor, Tensor> filters(int64_t layer, const Tensor &distances) {
     const Tensor d = on_cpu(distances, at::kDouble);
+    const Model &model = student.model;
     const auto &table = model.layers.at(layer).filter;
     const int64_t outputs = int64_t{filter_parts(layer)} * model.channels;
     Tensor value = at::empty({d.numel(), outputs}, at::kFloat), slope = at::empty_like(value);
@@ -148,32 +100,32 @@ struct NativeStudent : torch::CustomClassHolder {
   }
 
   c10::Dict<std::string, Tensor> tensors;
-  Model model;
+  mlff_student_model student;
 
 private:
-  // Working memory for the time of a call. Simultaneous calls have separate memory.
-  class ScratchLease {
+  // A workspace for the time of a call. Simultaneous calls have separate workspaces.
+  class WorkspaceLease {
   public:
-    explicit ScratchLease(NativeStudent &owner) : owner_(owner) {
+    explicit WorkspaceLease(NativeStudent &owner) : owner_(owner) {
       const std::lock_guard<std::mutex> lock(owner_.mutex_);
       if (owner_.free_.empty()) {
-        scratch_ = std::make_unique<Scratch>();
+        work_ = std::make_unique<mlff_student_workspace>();
       } else {
-        scratch_ = std::move(owner_.free_.back());
+        work_ = std::move(owner_.free_.back());
         owner_.free_.pop_back();
       }
     }
-    ~ScratchLease() {
+    ~WorkspaceLease() {
       const std::lock_guard<std::mutex> lock(owner_.mutex_);
-      owner_.free_.push_back(std::move(scratch_));
+      owner_.free_.push_back(std::move(work_));
     }
-    ScratchLease(const ScratchLease &) = delete;
-    ScratchLease &operator=(const ScratchLease &) = delete;
-    Scratch *operator->() const { return scratch_.get(); }
+    WorkspaceLease(const WorkspaceLease &) = delete;
+    WorkspaceLease &operator=(const WorkspaceLease &) = delete;
+    mlff_student_workspace *get() const { return work_.get(); }
 
   private:
     NativeStudent &owner_;
-    std::unique_ptr<Scratch> scratch_;
+    std::unique_ptr<mlff_student_workspace> work_;
   };
 
   Arrays arrays() const {
@@ -182,14 +134,8 @@ private:
     return result;
   }
 
-  void set_species(const Tensor &numbers, Workspace &work) const {
-    const int64_t *number = numbers.const_data_ptr<int64_t>();
-    int32_t *species = work.species.reserve(numbers.numel());
-    for (int64_t i = 0; i < numbers.numel(); i++) species[i] = model.species(number[i]);
-  }
-
   std::mutex mutex_;
-  std::vector<std::unique_ptr<Scratch>> free_;
+  std::vector<std::unique_ptr<mlff_student_workspace>> free_;
 };
 
 using Handle = c10::intrusive_ptr<NativeStudent>;
@@ -203,16 +149,19 @@ TORCH_LIBRARY(mlff_student, library) {
       .def("from_edges", &NativeStudent::from_edges)
       .def("evaluate", &NativeStudent::evaluate)
       .def("filters", &NativeStudent::filters)
-      .def("knots", [](const Handle &self) { return self->model.knots; })
+      .def("knots", [](const Handle &self) { return self->student.model.knots; })
       .def_pickle(
           [](const Handle &self) {
-            return std::make_tuple(self->tensors, self->model.cutoff, self->model.knots);
+            return std::make_tuple(self->tensors, self->student.model.cutoff,
+                                   self->student.model.knots);
           },
           [](std::tuple<c10::Dict<std::string, Tensor>, double, int64_t> state) {
             return c10::make_intrusive<NativeStudent>(std::get<0>(state), std::get<1>(state),
                                                       std::get<2>(state));
           });
-  library.def("instruction_set() -> str", &instruction_set);
-  library.def("use_instruction_set(str name) -> ()",
-              [](const std::string &name) { use_instruction_set(name); });
+  library.def("instruction_set() -> str",
+              []() { return std::string(mlff_student_instruction_set()); });
+  library.def("use_instruction_set(str name) -> ()", [](const std::string &name) {
+    check(mlff_student_use_instruction_set(name.c_str()));
+  });
 }

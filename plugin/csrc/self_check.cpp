@@ -1,9 +1,11 @@
 #include "self_check.h"
 
 #include <algorithm>
+#include <array>
 #include <cmath>
 #include <cstdio>
 #include <stdexcept>
+#include <string>
 #include <vector>
 
 namespace mlff_student {
@@ -16,53 +18,33 @@ constexpr double FORCE_TOLERANCE = 1e-3;  // eV/angstrom
 // Rounding grows with forces that are larger, eV/angstrom.
 constexpr double LARGEST_ORDINARY_FORCE = 100;
 
-// Finds the directed edges of a molecule without a cell, by comparing all pairs.
-void build_edges(const std::vector<double> &positions, double cutoff, Graph &graph) {
-  const int64_t atoms = positions.size() / 3;
-  graph.resize(atoms, atoms, atoms * atoms);
-  int64_t edge = 0;
-  for (int64_t i = 0; i < atoms; i++) {
-    graph.first[i] = edge;
-    for (int64_t j = 0; j < atoms; j++) {
-      double *r = &graph.vectors[3 * edge];
-      for (int a = 0; a < 3; a++) r[a] = positions[3 * j + a] - positions[3 * i + a];
-      if (i != j && r[0] * r[0] + r[1] * r[1] + r[2] * r[2] < cutoff * cutoff)
-        graph.sender[edge++] = static_cast<int32_t>(j);
-    }
-  }
-  graph.first[atoms] = graph.edges = edge;
-}
-
 } // namespace
 
-void check_reference_numbers(const Archive &archive, const Model *model, Workspace &work) {
-  const ReferenceNumbers &expected = archive.reference;
+void check_reference_numbers(const ReferenceNumbers &expected, double cutoff,
+                             const FromEdges &from_edges) {
   const int64_t atoms = expected.atomic_numbers.size();
-  Graph &graph = work.graph;
-  build_edges(expected.positions, archive.cutoff, graph);
-  std::vector<int64_t> index(2 * graph.edges); // receivers, then senders
+  std::vector<int64_t> index, senders;
+  std::vector<double> vectors;
   for (int64_t i = 0; i < atoms; i++)
-    for (int64_t edge = graph.first[i]; edge < graph.first[i + 1]; edge++) {
-      index[edge] = i;
-      index[graph.edges + edge] = graph.sender[edge];
+    for (int64_t j = 0; j < atoms; j++) {
+      std::array<double, 3> r;
+      for (int a = 0; a < 3; a++)
+        r[a] = expected.positions[3 * j + a] - expected.positions[3 * i + a];
+      if (i == j || !(r[0] * r[0] + r[1] * r[1] + r[2] * r[2] < cutoff * cutoff)) continue;
+      index.push_back(i);
+      senders.push_back(j);
+      vectors.insert(vectors.end(), r.begin(), r.end());
     }
+  const int64_t edges = senders.size();
+  index.insert(index.end(), senders.begin(), senders.end());
 
-  std::vector<double> energies(atoms), gradient(3 * graph.edges), forces(3 * atoms);
-  if (model) {
-    int32_t *species = work.species.reserve(atoms);
-    for (int64_t i = 0; i < atoms; i++) species[i] = model->species(expected.atomic_numbers[i]);
-    graph.complete(*model, work.threads);
-    evaluate_graph(*model, work, atoms, energies.data(), gradient.data());
-  } else {
-    archive.from_edges(graph.vectors.data(), index.data(), graph.edges,
-                       expected.atomic_numbers.data(), atoms, energies.data(), gradient.data());
-  }
-  // gather_forces does not work here: it needs the edges by sender, which only a native model
-  // sorts.
-  for (int64_t edge = 0; edge < graph.edges; edge++)
+  std::vector<double> energies(atoms), gradient(3 * edges), forces(3 * atoms);
+  from_edges(vectors.data(), index.data(), edges, expected.atomic_numbers.data(), atoms,
+             energies.data(), gradient.data());
+  for (int64_t edge = 0; edge < edges; edge++)
     for (int a = 0; a < 3; a++) {
       forces[3 * index[edge] + a] += gradient[3 * edge + a];
-      forces[3 * index[graph.edges + edge] + a] -= gradient[3 * edge + a];
+      forces[3 * senders[edge] + a] -= gradient[3 * edge + a];
     }
 
   double energy = 0.0, largest = 0.0, force_error = 0.0;
@@ -81,8 +63,8 @@ void check_reference_numbers(const Archive &archive, const Model *model, Workspa
                 energy_error, scale * ENERGY_TOLERANCE, force_error, scale * FORCE_TOLERANCE);
   throw std::runtime_error(
       std::string("its self-check fails: ") + numbers +
-      "; this torch computes other numbers than the torch that wrote the archive, or the file was "
-      "altered: run 'mlff-student doctor', or export the model again");
+      "; this machine computes other numbers than the archive has, or the file was altered: run "
+      "'mlff-student doctor', or export the model again");
 }
 
 } // namespace mlff_student

@@ -2,12 +2,19 @@
 #pragma once
 
 #include "archive.h"
-#include "evaluate.h"
+
+#include <functional>
 
 namespace mlff_student {
 
-// Evaluates the archive's reference molecule with `model`, or with the archive's TorchScript if
-// `model` is null. Throws std::runtime_error if energy or forces differ by more than rounding.
-void check_reference_numbers(const Archive &archive, const Model *model, Workspace &work);
+// Computes the same as Script::from_edges.
+using FromEdges = std::function<void(const double *edge_vectors, const int64_t *edge_index,
+                                     int64_t edges, const int64_t *atomic_numbers, int64_t atoms,
+                                     double *energies, double *gradient)>;
+
+// Evaluates the reference molecule of an archive. Throws std::runtime_error if energy or forces
+// differ from the stored ones by more than rounding.
+void check_reference_numbers(const ReferenceNumbers &expected, double cutoff,
+                             const FromEdges &from_edges);
 
 } // namespace mlff_student

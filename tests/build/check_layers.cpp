@@ -1,18 +1,14 @@
 // Tests the layers as an engine with domains calls them: two domains that exchange features of
 // ghosts between the layers must give the energies and forces of one evaluation. Exit status 1:
 // they differ.
-#include "dispatch.h"
-#include "evaluate.h"
 #include "random_weights.h"
 
 #include <algorithm>
 #include <cmath>
 #include <cstdio>
+#include <cstdlib>
 #include <random>
 #include <set>
-#include <stdexcept>
-
-using namespace mlff_student;
 
 namespace {
 
@@ -20,26 +16,31 @@ constexpr double CUTOFF = 4.0, EDGE = 9.0; // angstrom
 
 struct System {
   std::vector<double> positions; // (N, 3)
-  std::vector<int32_t> species;  // (N,)
+  std::vector<int64_t> numbers;  // (N,)
 };
 
 struct Answer {
   std::vector<double> energies, forces;
 };
 
-Answer whole(const Model &model, const System &system) {
-  const int64_t atoms = system.species.size();
-  Workspace work;
-  NeighbourList list;
-  const Cell cell{{{{EDGE, 0, 0}, {0, EDGE, 0}, {0, 0, EDGE}}}, {true, true, true}};
-  std::copy(system.species.begin(), system.species.end(), work.species.reserve(atoms));
-  list.build_edges(system.positions.data(), atoms, cell, model.cutoff, work.graph);
-  work.graph.complete(model, work.threads);
+// Ends the program if a call failed.
+void check(int status) {
+  if (status == MLFF_STUDENT_OK) return;
+  std::printf("%s\n", mlff_student_error());
+  std::exit(2);
+}
+
+Answer whole(const mlff_student_model *model, const System &system) {
+  const int64_t atoms = system.numbers.size();
   Answer answer{std::vector<double>(atoms), std::vector<double>(3 * atoms)};
-  std::vector<double> gradient(3 * work.graph.edges);
-  double virial[9];
-  evaluate_graph(model, work, atoms, answer.energies.data(), gradient.data());
-  gather_forces(work, gradient.data(), answer.forces.data(), virial);
+  const double cell[9] = {EDGE, 0, 0, 0, EDGE, 0, 0, 0, EDGE};
+  const mlff_student_system input = {atoms, system.positions.data(), system.numbers.data(), cell,
+                                     nullptr};
+  const mlff_student_results results = {answer.energies.data(), answer.forces.data(), nullptr,
+                                        nullptr};
+  auto *work = mlff_student_new_workspace();
+  check(mlff_student_evaluate(model, work, 1, &input, &results));
+  mlff_student_free_workspace(work);
   return answer;
 }
 
@@ -47,14 +48,14 @@ struct Domain {
   std::vector<int64_t> atom;     // (nodes,) atom of each node, local atoms first
   std::vector<double> positions; // (nodes, 3)
   int64_t locals = 0;
-  Workspace work;
+  std::vector<int64_t> first{0}; // edges, sorted by receiver
+  std::vector<int32_t> senders;
+  mlff_student_workspace *work = mlff_student_new_workspace();
 };
 
-void fill_graph(const Model &model, const System &system, Domain &domain) {
+void begin(const mlff_student_model *model, const System &system, Domain &domain) {
   const int64_t nodes = domain.atom.size();
-  std::vector<int32_t> sender;
   std::vector<double> vectors;
-  std::vector<int64_t> first{0};
   for (int64_t i = 0; i < domain.locals; i++) {
     for (int64_t j = 0; j < nodes; j++) {
       double r[3], square = 0.0;
@@ -62,24 +63,21 @@ void fill_graph(const Model &model, const System &system, Domain &domain) {
         r[a] = domain.positions[3 * j + a] - domain.positions[3 * i + a];
         square += r[a] * r[a];
       }
-      if (i == j || square >= model.cutoff * model.cutoff) continue;
-      sender.push_back(static_cast<int32_t>(j));
+      if (i == j || square >= CUTOFF * CUTOFF) continue;
+      domain.senders.push_back(static_cast<int32_t>(j));
       vectors.insert(vectors.end(), r, r + 3);
     }
-    first.push_back(sender.size());
+    domain.first.push_back(domain.senders.size());
   }
-  Graph &graph = domain.work.graph;
-  graph.resize(nodes, domain.locals, sender.size());
-  std::copy(first.begin(), first.end(), graph.first.data());
-  std::copy(sender.begin(), sender.end(), graph.sender.data());
-  std::copy(vectors.begin(), vectors.end(), graph.vectors.data());
-  domain.work.species.reserve(nodes);
-  for (int64_t i = 0; i < nodes; i++) domain.work.species[i] = system.species[domain.atom[i]];
-  graph.complete(model, domain.work.threads);
+  std::vector<int64_t> numbers;
+  for (const int64_t atom : domain.atom) numbers.push_back(system.numbers[atom]);
+  check(mlff_student_begin(model, domain.work, 1, nodes, domain.locals, numbers.data(),
+                           domain.first.data(), domain.senders.data(), vectors.data()));
 }
 
-Answer in_domains(const Model &model, const System &system, double border) {
-  const int64_t atoms = system.species.size(), f = model.channels;
+Answer in_domains(const mlff_student_model *model, const System &system, double border) {
+  const mlff_student_facts facts = mlff_student_describe(model);
+  const int64_t atoms = system.numbers.size(), f = facts.channels;
   std::vector<Domain> domains(2);
   std::vector<std::pair<int, int64_t>> owner(atoms); // domain and row
   for (int64_t i = 0; i < atoms; i++) {
@@ -101,47 +99,48 @@ Answer in_domains(const Model &model, const System &system, double border) {
             for (int a = 0; a < 3; a++)
               domain.positions.push_back(system.positions[3 * i + a] + shift[a]);
           }
-    fill_graph(model, system, domain);
+    begin(model, system, domain);
   }
 
-  for (Domain &domain : domains) embed(model, domain.work);
-  for (std::size_t depth = 0; depth < model.layers.size(); depth++) {
-    if (depth > 0)
+  for (int64_t layer = 0; layer < facts.layers; layer++) {
+    if (layer > 0)
       for (Domain &domain : domains)
         for (std::size_t i = domain.locals; i < domain.atom.size(); i++) {
           const auto [side, row] = owner[domain.atom[i]];
-          const LayerState &from = domains[side].work.layers[depth];
-          LayerState &to = domain.work.layers[depth];
-          std::copy_n(&from.q[row * f], f, &to.q[i * f]);
-          std::copy_n(&from.mu[3 * row * f], 3 * f, &to.mu[3 * i * f]);
+          const auto from = mlff_student_features_of(domains[side].work, layer);
+          const auto to = mlff_student_features_of(domain.work, layer);
+          std::copy_n(from.q + row * f, f, to.q + i * f);
+          std::copy_n(from.mu + 3 * row * f, 3 * f, to.mu + 3 * i * f);
         }
-    for (Domain &domain : domains) forward_layer(model, domain.work, depth);
+    for (Domain &domain : domains) check(mlff_student_forward(model, domain.work, layer));
   }
-  for (Domain &domain : domains) readout(model, domain.work, domain.locals);
-  for (std::size_t depth = model.layers.size(); depth-- > 0;) {
-    for (Domain &domain : domains) adjoint_layer(model, domain.work, depth);
-    if (depth == 0) break;
+  for (Domain &domain : domains) check(mlff_student_readout(model, domain.work));
+  for (int64_t layer = facts.layers; layer-- > 0;) {
+    for (Domain &domain : domains) check(mlff_student_adjoint(model, domain.work, layer));
+    if (layer == 0) break;
     for (Domain &domain : domains)
       for (std::size_t i = domain.locals; i < domain.atom.size(); i++) {
         const auto [side, row] = owner[domain.atom[i]];
-        Workspace &to = domains[side].work;
-        for (int64_t c = 0; c < f; c++) to.g_q[row * f + c] += domain.work.g_q[i * f + c];
-        for (int64_t c = 0; c < 3 * f; c++)
-          to.g_mu[3 * row * f + c] += domain.work.g_mu[3 * i * f + c];
+        const auto from = mlff_student_features_of(domain.work, layer);
+        const auto to = mlff_student_features_of(domains[side].work, layer);
+        for (int64_t c = 0; c < f; c++) to.g_q[row * f + c] += from.g_q[i * f + c];
+        for (int64_t c = 0; c < 3 * f; c++) to.g_mu[3 * row * f + c] += from.g_mu[3 * i * f + c];
       }
   }
 
   Answer answer{std::vector<double>(atoms), std::vector<double>(3 * atoms)};
   for (Domain &domain : domains) {
-    const Graph &graph = domain.work.graph;
-    std::vector<double> energies(domain.locals), gradient(3 * graph.edges);
-    std::vector<double> forces(3 * graph.nodes);
-    double virial[9];
-    assemble(model, domain.work, domain.locals, energies.data(), gradient.data());
-    gather_forces(domain.work, gradient.data(), forces.data(), virial);
-    for (int64_t i = 0; i < domain.locals; i++) answer.energies[domain.atom[i]] = energies[i];
-    for (int64_t i = 0; i < graph.nodes; i++)
-      for (int a = 0; a < 3; a++) answer.forces[3 * domain.atom[i] + a] += forces[3 * i + a];
+    std::vector<double> energies(domain.locals), gradient(3 * domain.senders.size());
+    check(mlff_student_finish(model, domain.work, energies.data(), gradient.data()));
+    for (int64_t i = 0; i < domain.locals; i++) {
+      answer.energies[domain.atom[i]] = energies[i];
+      for (int64_t e = domain.first[i]; e < domain.first[i + 1]; e++)
+        for (int a = 0; a < 3; a++) {
+          answer.forces[3 * domain.atom[i] + a] += gradient[3 * e + a];
+          answer.forces[3 * domain.atom[domain.senders[e]] + a] -= gradient[3 * e + a];
+        }
+    }
+    mlff_student_free_workspace(domain.work);
   }
   return answer;
 }
@@ -156,7 +155,8 @@ double largest_difference(const std::vector<double> &a, const std::vector<double
 bool agree(const System &system, std::mt19937 &random) {
   bool good = true;
   for (const int64_t channels : {16, 32, 64, 80, 128}) {
-    const Model model(random_weights(channels, 3, 8, random), CUTOFF);
+    auto *model = model_of(random_weights(channels, 3, 8, random), CUTOFF);
+    check(model ? MLFF_STUDENT_OK : MLFF_STUDENT_INTERNAL);
     const Answer expected = whole(model, system);
     for (const double border : {0.5 * EDGE, 0.0}) { // with the second, a domain has no atoms
       const Answer parallel = in_domains(model, system, border);
@@ -166,11 +166,12 @@ bool agree(const System &system, std::mt19937 &random) {
       const double force = largest_difference(parallel.forces, expected.forces);
       std::printf("%s, %d channels, border at %.1f: energies differ by %.1e eV, forces by %.1e of "
                   "%.1f eV/angstrom\n",
-                  instruction_set().c_str(), static_cast<int>(channels), border, energy, force,
+                  mlff_student_instruction_set(), static_cast<int>(channels), border, energy, force,
                   scale);
       // The sums are in float32 and in another order.
       good = good && energy < 2e-6 * scale && force < 2e-6 * scale;
     }
+    mlff_student_close(model);
   }
   return good;
 }
@@ -183,14 +184,12 @@ int main() {
   System system;
   for (int64_t i = 0; i < 70; i++) {
     for (int a = 0; a < 3; a++) system.positions.push_back(uniform(random));
-    system.species.push_back(static_cast<int32_t>(i % 3));
+    system.numbers.push_back(1 + i % 3);
   }
   bool good = true;
   for (const char *name : {"generic", "avx2", "avx512"}) {
-    try {
-      use_instruction_set(name);
-    } catch (const std::invalid_argument &refusal) {
-      std::printf("%s\n", refusal.what());
+    if (mlff_student_use_instruction_set(name)) {
+      std::printf("%s\n", mlff_student_error());
       continue;
     }
     good = agree(system, random) && good;

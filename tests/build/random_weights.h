@@ -1,12 +1,19 @@
-// Random weights of a student of three elements.
+// A student of three elements with random weights, made by the C API.
 #pragma once
 
-#include "model.h"
+#include "mlff_student.h"
 
 #include <cmath>
+#include <map>
 #include <random>
+#include <string>
+#include <vector>
 
-namespace mlff_student {
+struct Array {
+  std::vector<int64_t> shape;
+  std::vector<double> values;
+};
+using Arrays = std::map<std::string, Array>;
 
 inline Arrays random_weights(int64_t f, int64_t layers, int64_t functions, std::mt19937 &random) {
   std::normal_distribution<double> normal;
@@ -47,4 +54,10 @@ inline Arrays random_weights(int64_t f, int64_t layers, int64_t functions, std::
   return arrays;
 }
 
-} // namespace mlff_student
+// Returns null if the library refuses the weights.
+inline mlff_student_model *model_of(const Arrays &weights, double cutoff, int64_t knots = 0) {
+  std::vector<mlff_student_array> arrays;
+  for (const auto &[name, array] : weights)
+    arrays.push_back({name.c_str(), array.values.data(), array.shape.data(), array.shape.size()});
+  return mlff_student_from_arrays(arrays.data(), arrays.size(), cutoff, knots);
+}

