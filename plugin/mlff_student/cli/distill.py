@@ -267,8 +267,7 @@ def rounds_command(
     students again, and repeat the command for the next. The same command resumes after a kill.
 
     Example: mlff-student distill rounds plugin/mlff_student/distill/condensed.yaml
-    --data runs/condensed --student runs/condensed/tiny/model.pt
-    --student runs/condensed/original/model.pt
+    --data runs/condensed --student tiny --student original
     """
     from mlff_student.distill.recipe import read_recipe
     from mlff_student.distill.rounds import run_rounds
