@@ -19,6 +19,7 @@ from ase.io import write
 
 from mlff_student.archive.archive import load_archive
 from mlff_student.archive.contents import read_members, write_members
+from mlff_student.archive.core import CORE_LIBRARY, FactsStruct, ResultsStruct, SystemStruct
 from mlff_student.archive.export import export
 from mlff_student.archive.graph import atom_virials, evaluate_graph, join
 from mlff_student.archive.native import library_path
@@ -27,7 +28,7 @@ from mlff_student.engines.ase.calculator import StudentForceFieldCalculator
 
 ROOT = Path(__file__).parents[2]
 HEADER = ROOT / "plugin" / "csrc"
-LIBRARY = library_path().with_name("libmlff_student.so")
+LIBRARY = library_path().with_name(CORE_LIBRARY)
 DAMAGED = 3000  # archives
 OK, BAD_INPUT = 0, 1
 
@@ -35,35 +36,6 @@ pytestmark = [
     pytest.mark.skipif(not LIBRARY.is_file(), reason=f"{LIBRARY} was not built"),
     pytest.mark.skipif(not shutil.which("cc"), reason="no C compiler"),
 ]
-
-
-class System(ctypes.Structure):
-    _fields_ = [
-        ("atoms", ctypes.c_int64),
-        ("positions", ctypes.c_void_p),
-        ("numbers", ctypes.c_void_p),
-        ("cell", ctypes.c_void_p),
-        ("periodic", ctypes.c_void_p),
-    ]
-
-
-class Results(ctypes.Structure):
-    _fields_ = [(name, ctypes.c_void_p) for name in ("energies", "forces", "virial", "virials")]
-
-
-class Facts(ctypes.Structure):
-    _fields_ = [
-        ("name", ctypes.c_char_p),
-        ("teacher", ctypes.c_char_p),
-        ("metadata", ctypes.c_char_p),
-        ("cutoff", ctypes.c_double),
-        ("parameters", ctypes.c_int64),
-        ("channels", ctypes.c_int64),
-        ("layers", ctypes.c_int64),
-        ("knots", ctypes.c_int64),
-        ("numbers", ctypes.POINTER(ctypes.c_int64)),
-        ("elements", ctypes.c_size_t),
-    ]
 
 
 class Answer(NamedTuple):
@@ -79,7 +51,7 @@ def api() -> Any:
     for name in ("open", "open_memory", "new_workspace"):
         getattr(library, f"mlff_student_{name}").restype = ctypes.c_void_p
     library.mlff_student_error.restype = ctypes.c_char_p
-    library.mlff_student_describe.restype = Facts
+    library.mlff_student_describe.restype = FactsStruct
     library.mlff_student_workspace_bytes.restype = ctypes.c_size_t
     return library
 
@@ -103,10 +75,12 @@ def evaluate(api: Any, models: list, atoms: Atoms, threads: int = 1) -> tuple[in
     count = len(atoms)
     positions, numbers = np.ascontiguousarray(atoms.positions), atoms.numbers.astype(np.int64)
     cell, periodic = np.array(atoms.cell.array), atoms.pbc.astype(np.intc)
-    system = System(count, *map(pointer, (positions, numbers, cell, periodic)))
+    system = SystemStruct(count, *map(pointer, (positions, numbers, cell, periodic)))
     shapes = (count,), (count, 3), (3, 3), (count, 3, 3)
     answers = [Answer(*map(np.empty, shapes)) for _ in models]
-    results = (Results * len(models))(*(Results(*map(pointer, answer)) for answer in answers))
+    results = (ResultsStruct * len(models))(
+        *(ResultsStruct(*map(pointer, answer)) for answer in answers)
+    )
     work = ctypes.c_void_p(api.mlff_student_new_workspace())
     handles = (ctypes.c_void_p * len(models))(*models)
     status = api.mlff_student_evaluate_committee(
@@ -235,7 +209,7 @@ def test_facts_of_an_archive(api: Any, archives: dict[str, Path]):
     assert facts.parameters == metadata["parameters"]
     assert (facts.channels, facts.layers) == (metadata["channels"], metadata["layers"])
     known = Atoms(metadata["elements"]).numbers
-    assert sorted(known) == [facts.numbers[k] for k in range(facts.elements)]
+    assert sorted(known) == [facts.atomic_numbers[k] for k in range(facts.elements)]
 
 
 # --- Errors --------------------------------------------------------------------------------------

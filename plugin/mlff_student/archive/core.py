@@ -24,7 +24,7 @@ Floats = NDArray[np.float64]
 Integers = NDArray[np.int64]
 
 
-class _System(ctypes.Structure):
+class SystemStruct(ctypes.Structure):
     _fields_ = (
         ("atoms", ctypes.c_int64),
         ("positions", ctypes.c_void_p),
@@ -34,13 +34,13 @@ class _System(ctypes.Structure):
     )
 
 
-class _Results(ctypes.Structure):
+class ResultsStruct(ctypes.Structure):
     _fields_ = tuple(
         (name, ctypes.c_void_p) for name in ("energies", "forces", "virial", "virials")
     )
 
 
-class _Facts(ctypes.Structure):
+class FactsStruct(ctypes.Structure):
     _fields_ = (
         ("name", ctypes.c_char_p),
         ("teacher", ctypes.c_char_p),
@@ -132,7 +132,7 @@ def core_library(path: Path | None = None) -> ctypes.CDLL:
         ctypes.c_char_p,
         ctypes.c_size_t,
     )
-    library.mlff_student_describe.restype = _Facts
+    library.mlff_student_describe.restype = FactsStruct
     library.mlff_student_describe.argtypes = (ctypes.c_void_p,)
     library.mlff_student_close.argtypes = (ctypes.c_void_p,)
     library.mlff_student_close.restype = None
@@ -143,8 +143,8 @@ def core_library(path: Path | None = None) -> ctypes.CDLL:
         ctypes.c_void_p,
         ctypes.c_void_p,
         ctypes.c_int,
-        ctypes.POINTER(_System),
-        ctypes.POINTER(_Results),
+        ctypes.POINTER(SystemStruct),
+        ctypes.POINTER(ResultsStruct),
     )
     library.mlff_student_evaluate_edges.argtypes = (
         *(ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int, ctypes.c_int64, ctypes.c_void_p),
@@ -247,14 +247,14 @@ class CoreStudent:
             np.empty((3, 3)),
             np.empty((len(x), 3, 3)) if with_virials else None,
         )
-        system = _System(
+        system = SystemStruct(
             len(x),
             _address(x),
             _address(numbers),
             _address(box),
             None if box is None else _address(periodic),
         )
-        outputs = _Results(*map(_address, results))
+        outputs = ResultsStruct(*map(_address, results))
         with self._workspace() as work:
             self._check(
                 self._library.mlff_student_evaluate(

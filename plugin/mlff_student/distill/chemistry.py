@@ -11,8 +11,6 @@ import numpy as np
 from ase import Atoms, units
 from ase.calculators.calculator import Calculator, CalculatorError
 from ase.io import read, write
-from ase.md.langevin import Langevin
-from ase.md.velocitydistribution import thermalize_momenta
 from ase.optimize import LBFGS
 from numpy.typing import NDArray
 from rich.progress import MofNCompleteColumn, Progress
@@ -26,13 +24,13 @@ from mlff_student.core.figures import Figure, Threshold, record_of
 from mlff_student.core.files import atomic_write, only_writer
 from mlff_student.core.results import read_json, write_json
 from mlff_student.core.settings import read_settings
+from mlff_student.distill.sample import thermostat
 from mlff_student.engines.ase.calculator import StudentForceFieldCalculator
 from mlff_student.engines.ase.run import MINIMISE_FORCE, MINIMISE_STEPS
 from mlff_student.model.student import PRESETS
 from mlff_student.reporting.verdict import Check, judge_figure
-from mlff_student.structures.checks import connected_fragments
 from mlff_student.structures.smiles import atoms_and_bonds, embed, rdkit_chem
-from mlff_student.structures.torsions import rotatable_bonds, turned
+from mlff_student.structures.torsions import rotatable_bonds, side_of_bond, turned
 from mlff_student.teachers import make_teacher
 
 CHEMISTRY = Path(__file__).with_name("chemistry.yaml")
@@ -548,10 +546,9 @@ def stretched(atoms: Atoms, bonds: list[tuple[int, int]], bond: Sequence[int], b
         New length over the present one.
     """
     near, far = bond
-    fragment = connected_fragments(len(atoms), [pair for pair in bonds if set(pair) != {near, far}])
     copy = atoms.copy()
     vector = atoms.positions[far] - atoms.positions[near]
-    copy.positions[fragment == fragment[far]] += (by - 1.0) * vector
+    copy.positions[side_of_bond(len(atoms), bonds, (near, far))] += (by - 1.0) * vector
     return copy
 
 
@@ -852,15 +849,7 @@ def run_isomer(
     cosines, time_ps = [np.cos(np.radians(atoms.get_dihedral(*place.atoms)))], 0.0
     try:
         LBFGS(atoms, logfile=os.devnull).run(fmax=MINIMISE_FORCE, steps=MINIMISE_STEPS)
-        thermalize_momenta(atoms, temperature_K=md.temperature_K, rng=rng)
-        dynamics = Langevin(
-            atoms,
-            md.timestep_fs * units.fs,
-            temperature_K=md.temperature_K,
-            friction=FRICTION_PER_FS / units.fs,
-            fixcm=False,
-            rng=rng,
-        )
+        dynamics = thermostat(atoms, md.temperature_K, md.timestep_fs, FRICTION_PER_FS, rng)
         i, j = np.array(bonds).T
         lengths = np.linalg.norm(atoms.positions[i] - atoms.positions[j], axis=1)
         while time_ps < md.ps - 1e-6:

@@ -25,7 +25,12 @@ from mlff_student.distill.sources import Source, build
 from mlff_student.engines.ase.calculator import StudentForceFieldCalculator
 from mlff_student.structures.checks import connected_fragments, perceive_bonds
 from mlff_student.structures.smiles import embed
-from mlff_student.structures.torsions import relaxed_torsion, rotatable_bonds, turned
+from mlff_student.structures.torsions import (
+    relaxed_torsion,
+    rotatable_bonds,
+    side_of_bond,
+    turned,
+)
 from mlff_student.teachers import make_teacher
 
 BOX_RELAXATION_STEPS = 100  # of a packed box, whose molecules touch, before its dynamics
@@ -267,10 +272,7 @@ class Labeller:
         bonds = perceive_bonds(atoms)
         if bonds:
             bond = bonds[self.rng.integers(len(bonds))]
-            fragment = connected_fragments(len(atoms), [other for other in bonds if other != bond])
-            side = fragment == fragment[bond[1]]
-            if fragment[bond[0]] == fragment[bond[1]]:
-                side = np.arange(len(atoms)) == bond[1]
+            side = side_of_bond(len(atoms), bonds, bond)
             vector = atoms.get_distance(*bond, mic=atoms.pbc.any(), vector=True)
             moved.positions[side] += (self.rng.uniform(*CONTACT_SCALES) - 1.0) * vector
         return moved

@@ -276,9 +276,9 @@ class Step:
 
     def _share(self, chosen: list[int]) -> list[int]:
         """Return the frames of this process; frames of one structure stay together."""
-        if not self.settings.difference_weight:
+        if self.size == 1 or not self.settings.difference_weight:
             return chosen[self.rank :: self.size]
-        owners = [int(self.graphs.structures[k]) for k in chosen]
+        owners = self.graphs.structures[chosen].tolist()  # waits for a GPU
         ranks = {owner: n % self.size for n, owner in enumerate(dict.fromkeys(owners))}
         return [k for k, owner in zip(chosen, owners, strict=True) if ranks[owner] == self.rank]
 

@@ -2,6 +2,7 @@
 
 import numpy as np
 from ase import Atoms
+from numpy.typing import NDArray
 
 from mlff_student.structures.checks import connected_fragments
 from mlff_student.structures.smiles import rdkit_chem
@@ -42,6 +43,30 @@ def rotatable_bonds(atoms: Atoms, bonds: Bonds) -> list[tuple[int, int, int, int
     return torsions
 
 
+def side_of_bond(atoms: int, bonds: Bonds, bond: tuple[int, int]) -> NDArray[np.bool_]:
+    """Return which atoms move with the second atom of a bond; in a ring, that atom alone.
+
+    Parameters
+    ----------
+    atoms : int
+        Number of atoms.
+    bonds : list of tuple of int
+        Pairs of bonded atoms.
+    bond : tuple of int
+        One of these pairs, in any order.
+
+    Returns
+    -------
+    NDArray[np.bool_]
+        (atoms,).
+    """
+    near, far = bond
+    fragment = connected_fragments(atoms, [pair for pair in bonds if set(pair) != {near, far}])
+    if fragment[near] == fragment[far]:
+        return np.arange(atoms) == far
+    return fragment == fragment[far]
+
+
 def turned(atoms: Atoms, bonds: Bonds, torsion: tuple[int, int, int, int], angle: float) -> Atoms:
     """Return a copy in which one side of a bond is turned about it as a rigid body.
 
@@ -57,8 +82,7 @@ def turned(atoms: Atoms, bonds: Bonds, torsion: tuple[int, int, int, int], angle
         Angle of the rotation, degree.
     """
     _, j, k, _ = torsion
-    fragment = connected_fragments(len(atoms), [bond for bond in bonds if set(bond) != {j, k}])
-    side = fragment == fragment[k]
+    side = side_of_bond(len(atoms), bonds, (j, k))
     moved = atoms[side]
     moved.rotate(angle, atoms.positions[k] - atoms.positions[j], center=atoms.positions[k])
     copy = atoms.copy()
