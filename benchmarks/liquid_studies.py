@@ -59,7 +59,7 @@ STUDIES = (
     Study("channels_128", network={"channels": 128}),
     Study("no_virials", training={"virial_weight": 0.0}),
     Study("virials_10_times", training={"virial_weight": 1000.0}),
-    Study("energies_rising", training={"final_energy_weight": 3000.0}),
+    Study("energies_rising", training={"energy_weight": 1000.0, "energy_ramp": 1e-4}),
     Study("differences", training={"difference_weight": 30.0}),
 )
 
@@ -144,7 +144,7 @@ def measure(
         "cutoff_angstrom": config.cutoff,
         "layers": config.layers,
         "virial_weight": settings.virial_weight,
-        "final_energy_weight": settings.final_energy_weight or settings.energy_weight,
+        "energy_weight": settings.energy_weight,
         "difference_weight": settings.difference_weight,
         "steps": checkpoint["training"]["steps"],
         "seconds": checkpoint["training"]["seconds"],

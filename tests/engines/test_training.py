@@ -208,7 +208,7 @@ def test_loss_of_a_student_that_predicts_zero(distillation: Distillation):
         student.readout_out.bias.zero_()
     batch = make_batch(build_graphs(read_frames(distillation.dataset, "train"), student), [0, 3, 4])
     batch = batch._replace(energies=torch.tensor([1.0, 20.0, 3.0]))
-    settings = replace(distillation.recipe.training[PRESET], huber=0.5)
+    settings = replace(distillation.recipe.training[PRESET], huber=0.5, energy_weight=7.0)
     forces = batch.forces.double()
     size = forces.abs()
     assert (size > 0.5).any()
@@ -216,16 +216,19 @@ def test_loss_of_a_student_that_predicts_zero(distillation: Distillation):
     atoms = len(forces)
     energy = 7.0 * ((batch.energies / batch.atoms) ** 2).sum() / 3
     huber = torch.where(size < 0.5, size**2, 2 * 0.5 * size - 0.5**2).sum() / (3 * atoms)
-    loss, squared, _ = loss_of(student.network, batch, settings, 3, atoms, 7.0)
+    loss, squared, _ = loss_of(student.network, batch, settings, 3, atoms, 1.0)
     assert loss.item() == pytest.approx(float(energy + huber), rel=1e-5)
     assert float(squared) == pytest.approx(float((size**2).sum()), rel=1e-5)
     pulled = batch._replace(virials=torch.full((3, 3, 3), torch.nan))
     pulled.virials[1] = 5.0
-    pulled_loss = loss_of(student.network, pulled, settings, 3, atoms, 7.0).total
+    pulled_loss = loss_of(student.network, pulled, settings, 3, atoms, 1.0).total
     virial = settings.virial_weight * (5.0 / int(batch.atoms[1])) ** 2 / 3
     assert pulled_loss.item() == pytest.approx(float(energy + huber) + virial, rel=1e-5)
+    assert loss_of(student.network, pulled, settings, 3, atoms, 0.25).total.item() == pytest.approx(
+        float(0.25 * (energy + virial) + huber), rel=1e-5
+    )
     plain = replace(settings, huber=0.0)
-    loss = loss_of(student.network, batch, plain, 3, atoms, 7.0).total
+    loss = loss_of(student.network, batch, plain, 3, atoms, 1.0).total
     assert loss.item() == pytest.approx(float(energy + (size**2).sum() / (3 * atoms)), rel=1e-5)
 
 

@@ -297,7 +297,7 @@ def test_padding_changes_neither_loss_nor_gradient(
             ]
         )
         student.zero_grad()
-        loss = loss_of(student.network, batch, settings, len(chosen), len(frames.forces), 10.0)
+        loss = loss_of(student.network, batch, settings, len(chosen), len(frames.forces), 1.0)
         loss.total.backward()
         gradient = [w.grad for w in student.parameters() if w.grad is not None]
         answers.append([loss.total, loss.squared, loss.components, *gradient])
@@ -330,9 +330,9 @@ def test_displaced_frame_adds_to_the_loss_only_if_its_energy_is_too_low(
 
     def loss(bound: torch.Tensor) -> torch.Tensor:
         joined = join_batches([plain, thrown._replace(energies=bound[None])])
-        return loss_of(student.network, joined, settings, 1, len(plain.species), 10.0).total
+        return loss_of(student.network, joined, settings, 1, len(plain.species), 1.0).total
 
-    alone = loss_of(student.network, plain, settings, 1, len(plain.species), 10.0).total
+    alone = loss_of(student.network, plain, settings, 1, len(plain.species), 1.0).total
     assert loss(energy.detach() - 1.0).item() == pytest.approx(alone.item(), rel=1e-5)
     below = 3.0 / len(plain.species)
     expected = alone.item() + 0.5 * math.log(1.0 + below)
@@ -410,15 +410,15 @@ def test_energy_differences_of_one_structure_are_in_the_loss(
     student = random_student(PRESET)
     graphs = build_graphs(frames_of(mixed[:3]), student)
     graphs = graphs._replace(edge_vectors=graphs.edge_vectors.double())
-    settings = replace(read_recipe(ORGANIC_RECIPE).training[PRESET], difference_weight=0.0)
+    settings = read_recipe(ORGANIC_RECIPE).training[PRESET]
     # Frames 0 and 2 are taken as frames of one structure; only the pair (0, 2) is adjacent.
     batch = make_batch(graphs, [1, 0, 2])._replace(structures=torch.tensor([4, 7, 7]))
-    plain = loss_of(student.network, batch, settings, 3, 100, 0.0).total
+    plain = loss_of(student.network, batch, settings, 3, 100, 0.5).total
     weighted = replace(settings, difference_weight=5.0)
     error = predict(student.network, batch).energies - batch.energies
-    expected = plain + 5.0 * (error[2] - error[1]) ** 2 / batch.atoms[2] / 3
+    expected = plain + 0.5 * 5.0 * (error[2] - error[1]) ** 2 / batch.atoms[2] / 3
     torch.testing.assert_close(
-        loss_of(student.network, batch, weighted, 3, 100, 0.0).total, expected
+        loss_of(student.network, batch, weighted, 3, 100, 0.5).total, expected
     )
 
 

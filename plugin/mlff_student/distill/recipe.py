@@ -349,10 +349,10 @@ class TrainingRecipe:
     energy_weight : float
         Weight of the squared energy error per atom (eV^2); the squared error of a force component
         (eV^2/angstrom^2) has the weight 1.
-    final_energy_weight : float
-        Weight of the energies at the end; it changes geometrically from `energy_weight` to this as
-        the learning rate falls, because energy differences of conformers need it and the first
-        steps do not. 0: it stays `energy_weight`.
+    energy_ramp : float
+        Factor of the weights of energies, virials and energy differences in the first step, which
+        grows geometrically to 1 at the end. At first these errors are so large that the forces,
+        which say the most, would hardly count.
     difference_weight : float
         Weight of the squared error of the energy difference between two frames of one structure,
         divided by its number of atoms (eV^2). With it, frames come in pairs of one structure, so
@@ -385,7 +385,7 @@ class TrainingRecipe:
     edges: int = 0
     warmup: int = 300
     energy_weight: float = 10.0
-    final_energy_weight: float = 0.0
+    energy_ramp: float = 1.0
     difference_weight: float = 0.0
     huber: float = 0.1
     virial_weight: float = 100.0
@@ -398,6 +398,8 @@ class TrainingRecipe:
     def __post_init__(self) -> None:
         if self.steps < 1 or self.batch < 1:
             raise InputError(f"steps and batch must be 1 or more, got {self.steps}, {self.batch}")
+        if not 0.0 < self.energy_ramp <= 1.0:
+            raise InputError(f"energy_ramp must be above 0 and at most 1, got {self.energy_ramp}")
 
 
 @dataclass(frozen=True)

@@ -58,7 +58,7 @@ def loss_of(
     settings: TrainingRecipe,
     frames: int | Tensor,
     atoms: int | Tensor,
-    energy_weight: float | Tensor,
+    ramp: float | Tensor,
 ) -> Loss:
     """Compute the loss of one process's share of a batch.
 
@@ -75,8 +75,8 @@ def loss_of(
     frames, atoms : int or Tensor
         Numbers of labelled frames and of their atoms in the whole batch, by which the terms are
         divided.
-    energy_weight : float or Tensor
-        Weight of the squared energy error per atom at this step, 1/eV^2.
+    ramp : float or Tensor
+        Factor of the weights of energies, virials and energy differences at this step.
     """
     energies, forces, virials = predict(network, batch)
     count = batch.atoms.clamp(min=1)
@@ -90,16 +90,17 @@ def loss_of(
     if settings.huber:
         excess = (residual.abs() - settings.huber).clamp(min=0.0)
         force = force - excess.square()
-    total = energy_weight * energy + force.sum() / (3 * atoms)
+    extra = settings.energy_weight * energy
     if settings.difference_weight:
         error = energies - batch.energies
         pair = labelled[1:] & labelled[:-1] & (batch.structures[1:] == batch.structures[:-1])
         squared = (error[1:] - error[:-1]).square() / count[1:]
         difference = torch.where(pair, squared, 0.0).sum() / frames
-        total = total + settings.difference_weight * difference
+        extra = extra + settings.difference_weight * difference
     with_virial = batch.virials.isfinite() & labelled[:, None, None]
     virial = torch.where(with_virial, virials - batch.virials, 0.0) / count[:, None, None]
-    total = total + settings.virial_weight * virial.square().sum() / (9 * frames)
+    extra = extra + settings.virial_weight * virial.square().sum() / (9 * frames)
+    total = force.sum() / (3 * atoms) + ramp * extra
     below = torch.where(batch.displaced, -excess_energy, 0.0).clamp(min=0.0)
     total = total + settings.displaced_weight * torch.log1p(below).sum() / frames
     return Loss(total, residual.detach().square().sum(), 3 * of_atom.sum())
@@ -172,7 +173,8 @@ class Draw(NamedTuple):
         Displaced copies of some of them.
     numbers : Tensor
         (5,) float64: the number of the step, from 0; the numbers of frames and atoms of the whole
-        batch; the learning rate; and the weight of the energies.
+        batch; the learning rate; and the factor of the
+        weights of the energies.
     """
 
     chosen: Tensor
@@ -248,9 +250,7 @@ class Step:
         self._static: Draw | None = None
         self._recorded: list[torch.cuda.CUDAGraph] = []
 
-    def __call__(
-        self, chosen: list[int], number: int, learning_rate: float, energy_weight: float
-    ) -> None:
+    def __call__(self, chosen: list[int], number: int, learning_rate: float, ramp: float) -> None:
         """Train by one batch.
 
         Parameters
@@ -259,13 +259,15 @@ class Step:
             Frames of the whole batch.
         number : int
             Number of steps that are done.
-        learning_rate, energy_weight : float
-            Settings of this step.
+        learning_rate : float
+            Learning rate of this step.
+        ramp : float
+            Factor of the weights of energies, virials and energy differences.
         """
         share = self._share(chosen)
         if self.device.type == "cuda":
             self._make_room(share)
-        draw = self._draw(chosen, share, number, learning_rate, energy_weight)
+        draw = self._draw(chosen, share, number, learning_rate, ramp)
         if self.device.type == "cuda":
             self._on_cuda(draw, first=number == 0)
             return
@@ -293,7 +295,7 @@ class Step:
         share: list[int],
         number: int,
         learning_rate: float,
-        energy_weight: float,
+        ramp: float,
     ) -> Draw:
         own = torch.full((self._shape.frames if self._shape else len(share),), -1)
         own[: len(share)] = torch.tensor(share, dtype=torch.int64)
@@ -305,9 +307,7 @@ class Step:
             draw_displacements(
                 self.graphs, displaced, [[self.seed, number, k] for k in displaced], self._shape
             ),
-            torch.tensor(
-                [number, len(chosen), atoms, learning_rate, energy_weight], dtype=torch.float64
-            ),
+            torch.tensor([number, len(chosen), atoms, learning_rate, ramp], dtype=torch.float64),
         )
 
     def _gradient(self, draw: Draw) -> None:
@@ -327,8 +327,8 @@ class Step:
                 self.graphs, draw.displaced, self.student.cutoff, padded=self._shape is not None
             )
             batch = join_batches([batch, moved])
-        _, frames, atoms, _, energy_weight = draw.numbers.float()
-        loss = loss_of(self.network, batch, self.settings, frames, atoms, energy_weight)
+        _, frames, atoms, _, ramp = draw.numbers.float()
+        loss = loss_of(self.network, batch, self.settings, frames, atoms, ramp)
         loss.total.backward()
         self._error.copy_(loss.squared / loss.components)
 

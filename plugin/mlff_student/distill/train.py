@@ -476,10 +476,9 @@ class _Training:
         cosine = 0.5 + 0.5 * math.cos(math.pi * self._progress())
         return self.settings.learning_rate * warm * cosine
 
-    def _energy_weight(self) -> float:
-        """Return the weight of the energies in the next step."""
-        first, last = self.settings.energy_weight, self.settings.final_energy_weight
-        return first * (last / first) ** self._progress() if last and first else first
+    def _energy_ramp(self) -> float:
+        """Return the factor of the weights of the energies in the next step."""
+        return self.settings.energy_ramp ** (1.0 - self._progress())
 
     def _read_state(self) -> dict[str, Any]:
         path = self.folder / "state.pt"
@@ -563,7 +562,7 @@ class _Training:
         return self.done > last and (ended or self.done % VALIDATE_EVERY == 0)
 
     def _step(self, chosen: list[int]) -> None:
-        self.step(chosen, self.done, self._learning_rate(), self._energy_weight())
+        self.step(chosen, self.done, self._learning_rate(), self._energy_ramp())
         self.done += 1
         if self.done % CHECK_EVERY[self.workers.device.type] == 0:
             self._check()
