@@ -1,4 +1,5 @@
 # make demo      environment, build, export, both engines, drift table
+# make wheel     source distribution and wheel into dist, and nothing else
 # make test      environment, build, then lint, unit, engines and build-tests
 # make evidence  the shipped students against their cards, and the other slow tests (hours)
 # make docs      the documentation into build/docs
@@ -14,10 +15,11 @@ PYTEST := $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile
 CPP := $(wildcard $(foreach folder,lammps openmm_integration plugin/csrc tests/build,\
   $(folder)/*.cpp $(folder)/*.h))
 
-.PHONY: all demo test lint unit engines build-tests evidence docs format clean
+.PHONY: all demo wheel test lint unit engines build-tests evidence docs format clean
 all: $(VENV)/.installed
 
-# torch and LAMMPS come first: the plugin is compiled against them, in this environment.
+# LAMMPS and torch come first: the plugin and its backend portable are compiled against them, in this
+# environment.
 $(VENV)/.requirements: pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
@@ -35,6 +37,9 @@ $(VENV)/.installed: $(VENV)/.requirements $(SOURCES)
 
 demo: $(VENV)/.installed
 	$(BIN)/python examples/demo.py
+
+wheel:
+	tests/build/try_wheel.sh build dist $(PYTHON)
 
 test: lint unit engines build-tests
 
@@ -75,4 +80,4 @@ format: $(VENV)/.installed
 	$(BIN)/clang-format -i $(CPP)
 
 clean:
-	rm -rf build $(VENV)/.installed
+	rm -rf build dist $(VENV)/.installed

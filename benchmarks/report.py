@@ -19,7 +19,7 @@ from ase import Atoms
 from ase.calculators.calculator import Calculator
 
 from mlff_student.archive.archive import Archive
-from mlff_student.archive.native import with_backend
+from mlff_student.archive.backends import evaluator
 from mlff_student.archive.registry import archive_of
 from mlff_student.benchmark import MOLECULE
 from mlff_student.benchmark.measure import software
@@ -338,13 +338,13 @@ def _scaling(archives: dict[str, Archive], size: int, seconds: float) -> list[Re
     calls, searches = {}, {}
     for model, archive in archives.items():
         atoms = thermal_structure(size, archive.metadata["elements"], archive.metadata["cutoff"])
-        module = with_backend(archive, "auto").module
+        student = evaluator(archive, "auto")
         places = [archive_arguments(copy) for copy in displaced(atoms, SMALL_MOVE, 4)]
-        calls[model] = moving(lambda place, module=module: module.evaluate(*place), places)
+        calls[model] = moving(lambda place, student=student: student.evaluate(*place), places)
         calls[model]()
         positions, *rest = places[0]
         apart = [(positions + BEYOND_SKIN, *rest), places[0]]
-        searches[model] = lambda apart=apart, module=module: [module.evaluate(*p) for p in apart]
+        searches[model] = lambda apart=apart, student=student: [student.evaluate(*p) for p in apart]
     times = in_turns(calls, seconds)
     searching = in_turns(searches, 0.0)
     return [
@@ -433,15 +433,15 @@ def _peak(measure: Callable[[], int]) -> Record:
 
 def _stages(archive: Archive, model: str, molecule: Atoms, seconds: float) -> list[Record]:
     """Measure the parts of the time of a call: network, neighbour search, and ASE."""
-    module = with_backend(archive, "auto").module
+    student = evaluator(archive, "auto")
     copies = displaced(molecule, SMALL_MOVE)
     near = [archive_arguments(copy) for copy in copies]
     for number, copy in enumerate(copies):
         copy.positions += (number % 2) * BEYOND_SKIN  # all atoms move: equal edges, but a new list
     far = [archive_arguments(copy) for copy in copies]
     calls = {
-        "network": moving(lambda place: module.evaluate(*place), near),
-        "with_search": moving(lambda place: module.evaluate(*place), far),
+        "network": moving(lambda place: student.evaluate(*place), near),
+        "with_search": moving(lambda place: student.evaluate(*place), far),
         "ase": moving(
             _forces_at(StudentForceFieldCalculator(model=model), molecule),
             [copy.positions for copy in displaced(molecule, SMALL_MOVE)],

@@ -1,5 +1,6 @@
 """Writes files for OpenMM users who do not have this package: a TorchForce module and a System."""
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -8,27 +9,28 @@ from ase import Atoms
 from openmm import Context, Platform, State, System, VerletIntegrator, XmlSerializer, unit
 from openmm.app import PDBFile, Topology
 
-from mlff_student.archive.archive import Archive, save_archive
+from mlff_student.archive.archive import Archive
+from mlff_student.archive.backends import evaluator
 from mlff_student.archive.export import Agreement
-from mlff_student.archive.native import with_backend
+from mlff_student.archive.operator import torch_module
 from mlff_student.archive.registry import archive_of
 from mlff_student.archive.scripting import script
 from mlff_student.core.errors import ArchiveError, InputError
 from mlff_student.core.files import atomic_write
 from mlff_student.core.units import KJ_PER_MOL, NM
-from mlff_student.engines.ase.calculator import evaluate
-from mlff_student.model.student import DTYPES
 
-from .force import TorchForceModule, student_atoms
+from .force import student_atoms
 from .system import system_without_student
 from .topology import load_structure
+from .torchforce import TorchForceModule
 
 MODULE, SYSTEM, SCRIPT, PROGRAM = "student.pt", "system.xml", "simulate.py", "simulate.cpp"
+METADATA = "metadata.json"  # in student.pt
 START, STATE = "start.pdb", "start.xml"  # start.pdb is for Python, start.xml for C++
 FILES = (MODULE, SYSTEM, START, SCRIPT, STATE, PROGRAM)
-LOAD_KERNELS = """from mlff_student.archive.native import load_library
+LOAD_KERNELS = """from mlff_student.archive.operator import operators_path
 
-load_library()  # the kernels that student.pt was written for
+torch.ops.load_library(operators_path())  # the kernels that student.pt was written for
 """
 # The force is not in system.xml, because openmmtorch 1.5 ends with a segmentation fault when it
 # reads any TorchForce from XML.
@@ -83,7 +85,7 @@ def write_openmm_files(
         exported archive has a precision already; another one is an error.
     backend : str
         Compute backend. With "portable" the files do not need this package; with "native" a program
-        must load the native library before it loads student.pt.
+        must load the library of the torch operators before it loads student.pt.
 
     Returns
     -------
@@ -99,21 +101,24 @@ def write_openmm_files(
     MissingDependencyError
         `backend` is "native" and the native kernels cannot be used.
     """
-    archive = archive_of(model, DTYPES[dtype] if dtype else None)
+    archive = archive_of(model, dtype)
     topology, positions = load_structure(structure)
     members = student_atoms(topology, None, archive.metadata["elements"])
-    numbers = torch.tensor([atom.element.atomic_number for atom in members])
+    numbers = [atom.element.atomic_number for atom in members]
     periodic = topology.getPeriodicBoxVectors() is not None
-    evaluated = with_backend(archive, backend)
-    native = evaluated.module is not archive.module
-    module = script(TorchForceModule(evaluated.module, numbers, None, periodic))
+    student = torch_module(archive, backend)
+    native = not hasattr(student, "student")
+    taken = "native" if native else "portable"
+    module = script(TorchForceModule(student, numbers, None, periodic))
+    metadata = {METADATA: json.dumps(archive.metadata)}
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise InputError(f"cannot make the folder {folder}: {error.strerror}") from error
     with atomic_write(folder / MODULE) as temporary:
-        save_archive(Archive(module, archive.metadata), temporary)
-        agreement = _compare(archive, temporary, topology, positions)
+        # torch itself ends the process if the disk is full.
+        temporary.write_bytes(module.save_to_buffer(_extra_files=metadata))
+        agreement = _compare(archive, taken, temporary, topology, positions)
         if not agreement.passed:
             raise ArchiveError(
                 f"the written module does not compute the same as its archive: {agreement}"
@@ -150,7 +155,7 @@ def _state(system: System, positions: unit.Quantity) -> State:
 
 
 def _compare(
-    archive: Archive, path: Path, topology: Topology, positions: unit.Quantity
+    archive: Archive, backend: str, path: Path, topology: Topology, positions: unit.Quantity
 ) -> Agreement:
     """Read the written module again and compare it with the archive."""
     module = torch.jit.load(str(path))
@@ -163,13 +168,18 @@ def _compare(
         atoms.set_cell(np.array(box.value_in_unit(unit.angstrom)))
         atoms.pbc = True
         inputs.append(torch.tensor(atoms.cell.array / NM))
-    energy, forces = module(*inputs)
-    energies, expected, _ = evaluate(archive, atoms)
+    energy, forces = (result.numpy() for result in module(*inputs))
+    expected = evaluator(archive, "portable").evaluate(
+        atoms.positions, atoms.numbers, atoms.cell.array, atoms.pbc
+    )
+    energy_error = float(energy * KJ_PER_MOL - expected.energies.sum())
+    force_errors = forces * (KJ_PER_MOL / NM) - expected.forces
     return Agreement(
         structure=path.parent.name,
+        backend=backend,
         dtype=archive.metadata["dtype"],
         atoms=len(atoms),
-        energy_ev_per_atom=abs(float(energy) * KJ_PER_MOL - float(energies.sum())) / len(atoms),
-        forces_ev_per_angstrom=float((forces * (KJ_PER_MOL / NM) - expected).abs().max()),
-        largest_force_ev_per_angstrom=float(expected.abs().max()),
+        energy_ev_per_atom=abs(energy_error) / len(atoms),
+        forces_ev_per_angstrom=float(abs(force_errors).max()),
+        largest_force_ev_per_angstrom=float(abs(expected.forces).max()),
     )

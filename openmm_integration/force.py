@@ -2,23 +2,17 @@
 
 import logging
 from collections.abc import Collection, Iterable
-from contextlib import suppress
 from functools import cache
 from pathlib import Path
-from tempfile import TemporaryDirectory
-from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
 from ase.data import chemical_symbols
 from numpy.typing import NDArray
-from torch import Tensor, nn
 
-from mlff_student.archive.archive import Archive, load_archive, save_archive
-from mlff_student.archive.native import with_backend
+from mlff_student.archive.archive import Archive, require_torch
+from mlff_student.archive.backends import evaluator
 from mlff_student.archive.registry import archive_of
-from mlff_student.archive.scripting import script
 from mlff_student.core.errors import InputError, MissingDependencyError
 from mlff_student.core.units import KJ_PER_MOL, NM
 from mlff_student.structures.checks import allows_charges
@@ -27,6 +21,7 @@ from .topology import check_electrons
 
 if TYPE_CHECKING:
     import openmm
+    import torch
     from openmm.app import Topology
     from openmm.app.topology import Atom
 
@@ -34,70 +29,6 @@ logger = logging.getLogger(__name__)
 
 FORCE_NAME = "mlff-student "  # followed by the name of the model
 INTERFACES = ("auto", "TorchForce", "PythonForce")
-
-
-class TorchForceModule(nn.Module):
-    """TorchScript module of a TorchForce; it takes nm and returns kJ/mol and kJ/mol/nm.
-
-    The archive computes its own gradient, so OpenMM uses the forces directly and runs no autograd.
-    On OpenMM's CUDA platform TorchForce moves the module to the GPU; native kernels still compute
-    on the CPU.
-
-    Parameters
-    ----------
-    archive : torch.jit.ScriptModule
-        Module of an archive.
-    atomic_numbers : Tensor
-        Atomic numbers (n,) of the student's atoms.
-    atoms : Tensor, optional
-        Indices (n,) of the student's atoms; None if it acts on all particles.
-    periodic : bool
-        Whether the system has a box.
-    """
-
-    atomic_numbers: Tensor
-    pbc: Tensor
-    no_cell: Tensor
-    atoms: Tensor
-
-    def __init__(
-        self,
-        archive: torch.jit.ScriptModule,
-        atomic_numbers: Tensor,
-        atoms: Tensor | None,
-        periodic: bool,
-    ) -> None:
-        super().__init__()
-        self.archive = archive
-        self.register_buffer("atomic_numbers", atomic_numbers)
-        self.register_buffer("pbc", torch.full((3,), periodic))
-        self.register_buffer("no_cell", torch.zeros(3, 3, dtype=torch.float64))
-        self.on_cpu = not hasattr(archive, "student")  # the module of native kernels has no student
-        self.is_subset = atoms is not None
-        self.register_buffer("atoms", torch.arange(len(atomic_numbers)) if atoms is None else atoms)
-        self.angstrom_per_nm = NM
-        self.kj_per_mol_per_ev = 1.0 / KJ_PER_MOL
-
-    def forward(self, positions: Tensor, boxvectors: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """Return energy () and forces (N, 3) at positions (N, 3) and box vectors (3, 3)."""
-        device = torch.device("cpu") if self.on_cpu else self.atomic_numbers.device
-        own = positions[self.atoms.to(positions.device)] if self.is_subset else positions
-        cell = self.no_cell
-        if boxvectors is not None:
-            cell = boxvectors.to(device, torch.float64) * self.angstrom_per_nm
-        with torch.no_grad():  # TorchForce always asks for a graph, also when it needs none
-            energy, forces, _ = self.archive(
-                own.to(device, torch.float64) * self.angstrom_per_nm,
-                self.atomic_numbers.to(device),
-                cell.to(device),
-                self.pbc.to(device),
-            )
-        forces = forces * (self.kj_per_mol_per_ev * self.angstrom_per_nm)
-        if self.is_subset:
-            of_all = torch.zeros(positions.shape, dtype=torch.float64, device=device)
-            forces = of_all.index_copy(0, self.atoms.to(device), forces)
-        energy = energy * self.kj_per_mol_per_ev
-        return energy.to(positions.device), forces.to(positions).contiguous()
 
 
 class PythonForceComputation:
@@ -114,10 +45,8 @@ class PythonForceComputation:
         Atomic numbers of the student's atoms.
     periodic : bool
         Whether the system has a box.
-    backend : str
-        Compute backend: "native", "portable" or "auto".
-    device : str
-        Torch device.
+    backend, device, threads : str, str, int | None
+        As for `mlff_student.archive.backends.evaluator`.
     """
 
     def __init__(
@@ -125,51 +54,27 @@ class PythonForceComputation:
         archive: Archive,
         atomic_numbers: list[int],
         periodic: bool,
-        backend: str,
-        device: str,
+        backend: str = "auto",
+        device: str = "cpu",
+        threads: int | None = None,
     ) -> None:
-        self.archive, self.backend, self.device = archive, backend, device
-        self.atomic_numbers, self.periodic = atomic_numbers, periodic
-        self._prepare()
+        self._arguments = archive, atomic_numbers, periodic, backend, device, threads
+        self._student = evaluator(archive, backend, device, threads)
+        self._numbers, self._periodic = np.array(atomic_numbers), periodic
 
-    def _prepare(self) -> None:
-        self._module = with_backend(self.archive, self.backend, self.device).module
-        self._numbers = torch.tensor(self.atomic_numbers, device=self.device)
-        self._pbc = torch.full((3,), self.periodic, device=self.device)
-        self._no_cell = torch.zeros(3, 3, dtype=torch.float64, device=self.device)
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), self._arguments
 
     def __call__(self, state: "openmm.State") -> tuple[float, NDArray[np.float64]]:
         """Return the energy in kJ/mol and the forces (N, 3) in kJ/mol/nm of a State."""
-        cell = self._no_cell
-        if self.periodic:
-            cell = self._tensor(state.getPeriodicBoxVectors(asNumpy=True)._value) * NM
-        with torch.no_grad():
-            energy, forces, _ = self._module(
-                self._tensor(state.getPositions(asNumpy=True)._value) * NM,
-                self._numbers,
-                cell,
-                self._pbc,
-            )
-        return float(energy) / KJ_PER_MOL, forces.cpu().numpy() * (NM / KJ_PER_MOL)
-
-    def _tensor(self, values: NDArray[np.float64]) -> Tensor:
-        return torch.tensor(values, dtype=torch.float64, device=self.device)
-
-    def __getstate__(self) -> dict[str, Any]:
-        kept = {name: value for name, value in vars(self).items() if not name.startswith("_")}
-        with TemporaryDirectory() as folder:
-            path = Path(folder) / "archive.pt"
-            save_archive(self.archive, path)
-            return kept | {"archive": path.read_bytes()}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        with TemporaryDirectory() as folder:
-            path = Path(folder) / "archive.pt"
-            path.write_bytes(state["archive"])
-            # A pickle can run any code, so the archive inside is no further danger.
-            archive = load_archive(path, state["device"], trust=True)
-            vars(self).update(state, archive=archive)
-        self._prepare()
+        cell = None
+        if self._periodic:
+            cell = state.getPeriodicBoxVectors(asNumpy=True)._value * NM
+        positions = np.empty((len(self._numbers), 3))
+        # What getPositions(asNumpy=True) calls; of its own 40 us, most are a call of dir().
+        state._getVectorAsNumpy(state.Positions, positions)
+        results = self._student.evaluate(positions * NM, self._numbers, cell)
+        return results.energies.sum() / KJ_PER_MOL, results.forces * (NM / KJ_PER_MOL)
 
 
 def student_force(
@@ -178,7 +83,7 @@ def student_force(
     *,
     atoms: Iterable[int] | None = None,
     periodic: bool | None = None,
-    dtype: torch.dtype | None = None,
+    dtype: "str | torch.dtype | None" = None,
     force_group: int = 0,
     device: str = "cpu",
     threads: int | None = None,
@@ -202,9 +107,9 @@ def student_force(
         Indices of the atoms that the student acts on; all atoms if None.
     periodic : bool, optional
         Whether the system is periodic; None takes it from the topology.
-    dtype : torch.dtype, optional
-        Precision of the network when a checkpoint is compiled; float32 if None. An exported archive
-        has a precision already; another one is an error.
+    dtype : str | torch.dtype, optional
+        Precision of the network, "float32" or "float64", when the model is a checkpoint; float32 if
+        None. An exported archive has a precision already; another one is an error.
     force_group : int
         Force group of the Force in OpenMM.
     device : str
@@ -212,15 +117,16 @@ def student_force(
         then the portable one. With "cpu" on that platform, native kernels compute on the CPU and
         every step copies positions and forces; the portable backend in a TorchForce uses the GPU.
     threads : int, optional
-        Number of threads of torch and the native kernels. It is set for the whole process; None
-        does not change it.
+        Number of threads of the native kernels; None means OMP_NUM_THREADS or, without it, the
+        number of CPUs that the process may use. The portable backend uses the threads of torch
+        (`torch.set_num_threads`).
     backend : str
         Compute backend, "native", "portable" or "auto"; see
-        `mlff_student.archive.native.with_backend`.
+        `mlff_student.archive.backends.evaluator`.
     interface : str
         Kind of the Force. "TorchForce" needs openmmtorch and runs no Python in a step; its System
-        cannot be copied, see above. "PythonForce" works with any torch and needs OpenMM 8.5, or 8.6
-        for a subset of atoms. "auto" is TorchForce if it loads, and PythonForce if not.
+        cannot be copied, see above. "PythonForce" works with any torch or none and needs OpenMM
+        8.5, or 8.6 for a subset of atoms. "auto" is TorchForce if it loads, and PythonForce if not.
     trust : bool
         Whether to run the code of an archive that contains other code than this version writes.
         Use this only for files from people whom you trust.
@@ -237,11 +143,7 @@ def student_force(
         The model is unusable.
     """
     interface = _choose(interface)
-    if threads is not None:
-        if threads < 1:
-            raise InputError(f"threads must be at least 1, not {threads}")
-        torch.set_num_threads(threads)
-    archive = archive_of(model, dtype, device, trust)
+    archive = archive_of(model, dtype, trust=trust)
     members = student_atoms(topology, atoms, archive.metadata["elements"])
     if periodic is None:
         periodic = topology.getPeriodicBoxVectors() is not None
@@ -250,17 +152,12 @@ def student_force(
     if not allows_charges(archive.metadata):
         check_electrons(topology, subset)
     if interface == "TorchForce":
-        module = TorchForceModule(
-            with_backend(archive, backend, device).module,
-            torch.tensor(numbers),
-            None if subset is None else torch.tensor(subset),
-            periodic,
-        )
-        force = _import_openmmtorch().TorchForce(script(module.to(device)))
-        force.setOutputsForces(True)
+        from .torchforce import torch_force
+
+        force = torch_force(archive, numbers, subset, periodic, backend, device, threads)
         _log_copying_limit()
     else:
-        computation = PythonForceComputation(archive, numbers, periodic, backend, device)
+        computation = PythonForceComputation(archive, numbers, periodic, backend, device, threads)
         force = _python_force(computation, subset)
     force.setUsesPeriodicBoundaryConditions(periodic)
     force.setForceGroup(force_group)
@@ -311,7 +208,10 @@ def _choose(interface: str) -> str:
     if interface == "PythonForce":
         return interface
     try:
-        _import_openmmtorch()
+        require_torch("TorchForce")
+        from .torchforce import import_openmmtorch
+
+        import_openmmtorch()
     except MissingDependencyError as error:
         if interface == "TorchForce":
             raise
@@ -344,51 +244,3 @@ def _python_force(
     if subset is not None:
         force.setParticles(subset)
     return force
-
-
-@cache
-def _import_openmmtorch() -> ModuleType:
-    """Import openmmtorch and run one step, once: built for another torch, either of them fails."""
-    level_before = logging.root.manager.disable
-    try:
-        from openmm import OpenMMException, Platform
-
-        # openmmtorch logs a warning about its own import of openmm under the old name.
-        logging.disable(max(level_before, logging.WARNING))
-        import openmmtorch
-
-        # If openmm was imported before torch (MDTraj does so too), the kernels of TorchForce found
-        # no libtorch and failed to load. Torch is loaded now, so they are loaded again.
-        for failure in Platform.getPluginLoadFailures():
-            library = failure.removeprefix("Error loading library ").split(": ")[0]
-            if "OpenMMTorch" in library:
-                with suppress(OpenMMException):  # the OpenCL kernels need OpenCL
-                    Platform.loadPluginLibrary(library)
-        _one_step(openmmtorch.TorchForce(script(_NoForce())))
-    except Exception as error:
-        raise MissingDependencyError(
-            f"TorchForce does not work ({str(error).strip().splitlines()[0]}); take PythonForce, "
-            "which gives the same numbers with any torch, or pip install "
-            "'mlff-student[torchforce]' for openmmtorch 1.5 and the torch it needs, 2.9 for CUDA"
-        ) from error
-    finally:
-        logging.disable(level_before)
-    return openmmtorch
-
-
-class _NoForce(nn.Module):
-    def forward(self, positions: Tensor) -> Tensor:
-        return positions.sum() * 0.0
-
-
-def _one_step(force: "openmm.Force") -> None:
-    import openmm
-
-    system = openmm.System()
-    system.addParticle(1.0)
-    system.addForce(force)
-    context = openmm.Context(
-        system, openmm.VerletIntegrator(0.001), openmm.Platform.getPlatformByName("Reference")
-    )
-    context.setPositions([openmm.Vec3(0, 0, 0)])
-    context.getIntegrator().step(1)

@@ -9,7 +9,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import openmm
-import torch
 from ase import Atoms
 from ase.calculators.calculator import Calculator
 from numpy.typing import NDArray
@@ -20,15 +19,14 @@ from mlff_student.analysis.bonds import bond_lengths
 from mlff_student.analysis.drift import slope_with_error
 from mlff_student.analysis.thermo import FEWEST_ROWS
 from mlff_student.archive.archive import Archive
-from mlff_student.archive.native import with_backend
+from mlff_student.archive.backends import evaluator
+from mlff_student.archive.graph import edges_of
 from mlff_student.archive.registry import archive_of
 from mlff_student.core.errors import InputError, RunStoppedError
 from mlff_student.core.figures import Figure, Threshold, load_thresholds, record_of
 from mlff_student.core.files import atomic_write, require_writable
-from mlff_student.engines.ase.calculator import evaluate
 from mlff_student.engines.protocol import THERMO_COLUMNS
 from mlff_student.model.neighbourhoods import REACH, neighbour_counts, neighbourhood_excess
-from mlff_student.model.neighbours import neighbour_edges
 from mlff_student.reporting.verdict import Check, Outcome, judge
 from mlff_student.structures.checks import perceive_bonds
 from mlff_student.teachers.registry import make_teacher
@@ -200,9 +198,9 @@ class Monitor:
             raise InputError(
                 f"every and teacher_every must be at least 1, got {every} and {teacher_every}"
             )
-        archive = archive_of(model, device=device)
-        self._archive = with_backend(archive, backend, device)
-        self._device, self._every, self._action = device, every, action
+        self._archive = archive = archive_of(model)
+        self._student = evaluator(archive, backend, device)
+        self._every, self._action = every, action
         self._constant_energy, self._temperature = constant_energy, temperature_K
         trained_at = (archive.metadata["domain"] or {}).get("temperatures_K", [])
         self._hottest = max(trained_at, default=math.inf)
@@ -214,8 +212,9 @@ class Monitor:
         self._symbols = [atom.element.symbol for atom in members]
         self._periodic = periodic
         self._start = positions.value_in_unit(unit.angstrom), topology.getPeriodicBoxVectors()
-        species = archive.module.student.species_of[Atoms(self._symbols).numbers]
-        self._references = archive.module.student.references[species].cpu().numpy()
+        known = archive.metadata["elements"]
+        self._species = np.array([known.index(symbol) for symbol in self._symbols])
+        self._references = archive.weights()["references"][self._species]
         place = {index: k for k, index in enumerate(self._indices)}
         self._bonded = [
             (place[a.index], place[b.index])
@@ -419,11 +418,12 @@ class Monitor:
                 Located(Figure("largest_force", math.nan, "eV/angstrom"), name),
                 Located(Figure("network_depth", math.nan, "eV"), name),
             ]
-        energies, forces, _ = (
-            result.cpu().numpy() for result in evaluate(self._archive, atoms, self._device)
+        results = self._student.evaluate(
+            atoms.positions, atoms.numbers, atoms.cell.array, atoms.pbc
         )
+        forces = results.forces
         sizes = np.linalg.norm(forces, axis=1)
-        depths = np.maximum(self._references - energies, 0.0)  # repulsion is positive
+        depths = np.maximum(self._references - results.energies, 0.0)  # repulsion is positive
         strongest, deepest = int(sizes.argmax()), int(depths.argmax())
         force = Figure("largest_force", float(sizes[strongest]), "eV/angstrom")
         depth = Figure("network_depth", float(depths[deepest]), "eV")
@@ -445,16 +445,11 @@ class Monitor:
         limits = (self._archive.metadata["domain"] or {}).get("neighbours")
         if not limits:
             return []
-        vectors, edges = neighbour_edges(
-            torch.tensor(atoms.positions),
-            torch.tensor(atoms.cell.array),
-            torch.tensor(atoms.pbc),
-            REACH,
-        )
         elements = self._archive.metadata["elements"]
-        species = torch.tensor([elements.index(symbol) for symbol in atoms.symbols])
-        counts = neighbour_counts(vectors.norm(dim=1), edges, species, len(elements))
-        excess = neighbourhood_excess(counts, species, elements, limits)
+        edges, vectors = edges_of(atoms, REACH)
+        distances = np.linalg.norm(vectors, axis=1)
+        counts = neighbour_counts(distances, edges, self._species, len(elements))
+        excess = neighbourhood_excess(counts, self._species, elements, limits)
         largest = int(excess.argmax())
         figure = Figure("neighbourhood_excess", float(excess[largest]))
         return [Located(figure, self._names[largest])]

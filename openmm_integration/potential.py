@@ -109,8 +109,7 @@ class StudentPotentialImpl(MLPotentialImpl):
         backend : str
             Compute backend; see `student_force`.
         interface : str
-            Kind of the force; see `student_force`. A step with "PythonForce" takes about 0.1 ms
-            longer than with "TorchForce".
+            Kind of the force; see `student_force`.
         charge : int
             Charge of the student's atoms in elementary charges; it must be 0, as in the training.
         multiplicity : int
@@ -130,8 +129,6 @@ class StudentPotentialImpl(MLPotentialImpl):
         check_key(args, known, "options of the student")
         if precision is not None and precision not in PRECISIONS:
             raise InputError(f"precision must be 'single' or 'double', not {precision!r}")
-        import torch
-
         from mlff_student.structures.checks import check_charge
 
         from .force import student_force
@@ -145,7 +142,7 @@ class StudentPotentialImpl(MLPotentialImpl):
                 topology,
                 self.model,
                 atoms=atoms,
-                dtype=getattr(torch, PRECISIONS[precision]) if precision else None,
+                dtype=PRECISIONS[precision] if precision else None,
                 force_group=forceGroup,
                 device=str(device),
                 threads=threads,

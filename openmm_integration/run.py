@@ -1,12 +1,12 @@
 """Runs molecular dynamics in OpenMM, for `mlff-student md --engine openmm`."""
 
 import math
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
-import torch
 from openmm import (
     CMMotionRemover,
     Integrator,
@@ -75,11 +75,13 @@ def run_openmm(
     progress: Callable[[int], None],
 ) -> float:
     """Run MD in OpenMM; an engine of `run_md`, see `mlff_student.engines.protocol.Engine`."""
-    torch.set_num_threads(settings.threads_for(len(structure.atoms)))
+    threads = settings.threads_for(len(structure.atoms))
     topology = openmm_topology(structure)
     if settings.ensemble == "npt":
         check_molecules(topology, structure.atoms)
-    system = create_system(topology, folder.archive, backend=settings.backend)
+    system = create_system(topology, folder.archive, backend=settings.backend, threads=threads)
+    if "torch" in sys.modules:  # for the portable backend
+        sys.modules["torch"].set_num_threads(threads)
     if settings.ensemble != "nve":
         system.addForce(CMMotionRemover())
     if settings.ensemble == "npt":

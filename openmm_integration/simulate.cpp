@@ -54,8 +54,8 @@ template <class T> std::unique_ptr<T> read(const char *path) {
 
 int run(int steps) {
   using namespace OpenMM;
-  const char *kernels = std::getenv("MLFF_STUDENT_NATIVE");
-  if (kernels && !dlopen(kernels, RTLD_NOW | RTLD_GLOBAL)) throw std::runtime_error(dlerror());
+  const char *operators = std::getenv("MLFF_STUDENT_OPERATORS");
+  if (operators && !dlopen(operators, RTLD_NOW)) throw std::runtime_error(dlerror());
   Platform::loadPluginsFromDirectory(Platform::getDefaultPluginsDirectory());
 
   auto system = read<System>("system.xml");

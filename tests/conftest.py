@@ -18,8 +18,9 @@ from ase import Atoms
 from ase.build import molecule
 from scipy.spatial.transform import Rotation
 
-from mlff_student.archive.archive import build_archive, save_archive
+from mlff_student.archive.archive import save_archive
 from mlff_student.archive.export import export
+from mlff_student.archive.scripting import build_archive
 from mlff_student.model.student import PRESETS, Student
 from mlff_student.structures.smiles import embed
 

@@ -8,24 +8,26 @@
 #include <cmath>
 #include <cstdio>
 #include <cstring>
-#include <new>
 #include <stdexcept>
 
 namespace mlff_student {
 
 namespace {
 
-constexpr double FORMAT_VERSION = 2;
+constexpr const char *FORMAT = "mlff-student-archive";
+constexpr double FORMAT_VERSION = 3;
 constexpr const char *METADATA_FILE = "extra/metadata.json";
+constexpr const char *WEIGHTS_FILE = "extra/weights.safetensors";
+constexpr std::size_t MAX_TEXT = 200; // of a name of a model
 constexpr std::size_t MAX_REFERENCE_ATOMS = 100, MAX_METADATA_BYTES = std::size_t{1} << 22;
 constexpr double MAX_REFERENCE_COORDINATE = 1000.0, MAX_PARAMETERS = 1e15; // angstrom, count
 
 // Returns the SHA-256 hash of all weights and buffers, in the order of their names.
-std::string weights_hash(const StoredModule &module) {
+std::string weights_hash(const std::map<std::string, StoredArray> &arrays) {
   Sha256 hash;
-  for (const auto &[key, tensor] : module.tensors) {
+  for (const auto &[key, array] : arrays) {
     hash.update(key.data(), key.size());
-    hash.update(tensor.bytes.data(), tensor.bytes.size());
+    hash.update(array.bytes.data(), array.bytes.size());
   }
   return hash.digest();
 }
@@ -46,17 +48,23 @@ template <typename T> std::vector<double> numbers_of(std::string_view bytes) {
   return values;
 }
 
-Array to_array(const std::string &name, const StoredTensor &tensor) {
-  Array array{tensor.shape, tensor.type == 'f'   ? numbers_of<float>(tensor.bytes)
-                            : tensor.type == 'd' ? numbers_of<double>(tensor.bytes)
-                                                 : numbers_of<int64_t>(tensor.bytes)};
+Array to_array(const std::string &name, const StoredArray &stored) {
+  Array array{stored.shape, stored.type == 'f'   ? numbers_of<float>(stored.bytes)
+                            : stored.type == 'd' ? numbers_of<double>(stored.bytes)
+                                                 : numbers_of<int64_t>(stored.bytes)};
   for (const double value : array.values)
     if (!std::isfinite(value)) throw std::runtime_error("a number of " + name + " is not finite");
   return array;
 }
 
-std::string text_of(const StoredModule &module, const std::string &name) {
-  return std::string(module.texts.at(name).at(0));
+std::string text_of(const Json &value) {
+  if (value.string().size() > MAX_TEXT || !is_text(value.string()))
+    throw std::runtime_error("a text is very long or not printable");
+  return value.string();
+}
+
+bool ends_with(const std::string &text, const std::string &end) {
+  return text.size() >= end.size() && text.compare(text.size() - end.size(), end.size(), end) == 0;
 }
 
 ReferenceNumbers read_reference(const Json &stored) {
@@ -86,75 +94,88 @@ ReferenceNumbers read_reference(const Json &stored) {
 
 Archive::Archive(const std::string &file, std::string_view content) {
   Members members;
-  StoredModule module;
+  bool has_script = false;
   try {
     members = read_members(content);
-    module = read_module(members);
+    for (const Entry &entry : read_directory(content))
+      has_script |= entry.name.substr(0, 5) == "code/";
+    const auto entry = members.find(METADATA_FILE);
+    if (entry == members.end()) throw std::runtime_error("it contains no metadata");
+    metadata = entry->second;
+    if (metadata.size() > MAX_METADATA_BYTES)
+      throw std::runtime_error("its metadata are very long");
+    if (metadata.find('\0') != std::string::npos)
+      throw std::runtime_error("its metadata contain a byte of value 0");
+    if (Json(metadata).at("format").string() != FORMAT)
+      throw std::runtime_error("it has another format");
   } catch (const std::runtime_error &failure) {
     throw std::runtime_error("'" + file + "' is not an mlff-student archive, or it is damaged (" +
-                             failure.what() +
-                             "). Write it again with 'python export.py --model NAME', or copy it "
-                             "again");
+                             printable(failure.what()) +
+                             "). Write it again with 'mlff-student export --model NAME', or copy "
+                             "it again");
   }
-  const std::string not_an_archive =
-      "'" + file +
-      "' is a TorchScript file, but not an mlff-student archive. Write one with 'python export.py "
-      "--model NAME'";
-  if (!module.numbers.count("format_version")) throw std::runtime_error(not_an_archive);
-  const double version = module.numbers["format_version"];
-  if (version != FORMAT_VERSION)
-    throw std::runtime_error("'" + file + "' has archive format " + brief(version) +
-                             ", this build reads format " + brief(FORMAT_VERSION) +
-                             ". Export the model again with the installed mlff-student, or "
-                             "install the version that wrote it");
-  try {
-    name = text_of(module, "name");
-    teacher = text_of(module, "teacher");
-    dtype = text_of(module, "dtype_name");
-    const double count = module.numbers.at("parameter_count");
-    if (!(count >= 0.0 && count <= MAX_PARAMETERS)) throw std::out_of_range("");
-    parameters = static_cast<int64_t>(count);
-    cutoff = module.numbers.at("cutoff");
-    elements = {module.texts.at("elements").begin(), module.texts.at("elements").end()};
-  } catch (const std::exception &) {
-    throw std::runtime_error(not_an_archive + " (an attribute of the format is missing)");
-  }
+  const Json facts(metadata);
+  double version = 0.0;
   std::string stored_hash;
   try {
-    const auto entry = members.find(METADATA_FILE);
-    if (entry != members.end()) metadata = entry->second;
-    if (metadata.size() > MAX_METADATA_BYTES) throw std::runtime_error("they are very long");
-    if (metadata.find('\0') != std::string::npos)
-      throw std::runtime_error("they contain a byte of value 0");
-    const Json facts(metadata);
-    stored_hash = facts.at("weights_sha256").string();
-    reference = read_reference(facts.at("self_check"));
-    if (facts.at("cutoff").number() != cutoff || facts.at("parameters").number() != parameters ||
-        facts.at("dtype").string() != dtype)
-      throw std::runtime_error("they contradict the module");
-  } catch (const std::exception &error) {
-    throw std::runtime_error("the metadata of model " + name + " are damaged (" + error.what() +
-                             "); export it again");
+    version = facts.at("format_version").number();
+    if (version == FORMAT_VERSION) {
+      name = text_of(facts.at("name"));
+      teacher = text_of(facts.at("teacher"));
+      dtype = text_of(facts.at("dtype"));
+      const double count = facts.at("parameters").number();
+      if (!(count >= 0.0 && count <= MAX_PARAMETERS))
+        throw std::runtime_error("it claims " + brief(count) + " parameters");
+      parameters = static_cast<int64_t>(count);
+      cutoff = facts.at("cutoff").number();
+      for (const Json &element : facts.at("elements").values())
+        elements.push_back(text_of(element));
+      stored_hash = text_of(facts.at("weights_sha256"));
+      const Json &check = facts.at("self_check");
+      if (!check.is_null())
+        reference = read_reference(check);
+      else if (has_script)
+        throw std::runtime_error("the self-check is missing");
+    }
+  } catch (const std::runtime_error &error) {
+    throw std::runtime_error("the metadata of '" + file + "' are damaged (" +
+                             printable(error.what()) + "); export the model again");
   }
-  const std::string hash = weights_hash(module);
-  if (hash != stored_hash)
-    throw std::runtime_error("model " + name + ": the weights have the hash " + hash.substr(0, 12) +
-                             ", the metadata say " + stored_hash.substr(0, 12) +
-                             "; the file was altered: copy it again, or export it again");
+  if (version != FORMAT_VERSION)
+    throw std::runtime_error(
+        "'" + file + "' has archive format " + brief(version) + ", this build reads format " +
+        brief(FORMAT_VERSION) +
+        (version == 2 ? "; write it again: mlff-student export --checkpoint " + file + " -o NEW.pt"
+                      : ". Export the model again with the installed mlff-student, or install the "
+                        "version that wrote it"));
   try {
-    const std::string student = "student.";
-    for (const auto &[key, tensor] : module.tensors)
-      if (key.compare(0, student.size(), student) == 0)
-        weights[key.substr(student.size())] = to_array(key, tensor);
+    const auto entry = members.find(WEIGHTS_FILE);
+    if (entry == members.end()) throw std::runtime_error("it contains no weights");
+    const auto arrays = read_safetensors(entry->second);
+    const std::string hash = weights_hash(arrays), student = "student.";
+    if (hash != stored_hash)
+      throw std::runtime_error("the weights have the hash " + hash.substr(0, 12) +
+                               ", the metadata say " + stored_hash.substr(0, 12) +
+                               "; the file was altered");
+    int64_t trained = 0;
+    for (const auto &[key, array] : arrays) {
+      if (key.compare(0, student.size(), student) != 0)
+        throw std::runtime_error("the array '" + key + "' is none of a student");
+      const Array &values = weights[key.substr(student.size())] = to_array(key, array);
+      if (ends_with(key, ".weight") || ends_with(key, ".bias"))
+        trained += static_cast<int64_t>(values.values.size());
+    }
+    if (trained != parameters)
+      throw std::runtime_error("it has " + std::to_string(trained) +
+                               " parameters, the metadata say " + std::to_string(parameters));
     // The n-th radial function has the frequency n pi / cutoff.
-    const double first = weights.at("basis.frequencies").values.at(0);
-    if (!(std::abs(first * cutoff / M_PI - 1.0) < 1e-5))
+    const auto frequencies = weights.find("basis.frequencies");
+    if (frequencies == weights.end() || frequencies->second.values.empty() ||
+        !(std::abs(frequencies->second.values[0] * cutoff / M_PI - 1.0) < 1e-5))
       throw std::runtime_error("its radial functions do not belong to its cutoff");
-  } catch (const std::bad_alloc &) {
-    throw; // the file is not to blame
-  } catch (const std::exception &error) {
+  } catch (const std::runtime_error &error) {
     throw std::runtime_error("model " + name + " is damaged (" + error.what() +
-                             "); export it again");
+                             "); copy it again, or export it again");
   }
 }
 

@@ -20,17 +20,17 @@ struct ReferenceNumbers {
 
 struct Archive {
   // Reads `content`, the bytes of a file. `file` is the file's name in error messages. Throws
-  // std::runtime_error if the content is no archive of this format, if the metadata contradict the
-  // module, or if the hash of its weights is not the hash that was stored when the archive was
-  // written. Code in the archive is not looked at; see script.h.
+  // std::runtime_error if the content is no archive of this format, or if the weights contradict
+  // the metadata or do not have the hash that was stored when the archive was written. The archive
+  // may also contain TorchScript, which is not looked at; see script.h.
   Archive(const std::string &file, std::string_view content);
 
   std::string name, teacher, dtype, metadata; // the last is JSON
   int64_t parameters = 0;
   double cutoff = 0.0; // angstrom
   std::vector<std::string> elements;
-  ReferenceNumbers reference;
-  Arrays weights; // and buffers of the student, for the constructor of Model
+  ReferenceNumbers reference; // without atoms if there is no self-check, as without TorchScript
+  Arrays weights;             // and buffers of the student, for the constructor of Model
 };
 
 } // namespace mlff_student

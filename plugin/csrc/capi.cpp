@@ -43,17 +43,18 @@ mlff_student_model *open_archive(const char *name, std::string_view content) {
   try {
     result = std::make_unique<mlff_student_model>(archive.weights, archive.cutoff, 0);
     archive.weights.clear();
-    check_reference_numbers(archive.reference, archive.cutoff,
-                            [&result](const double *vectors, const int64_t *index, int64_t edges,
-                                      const int64_t *atomic_numbers, int64_t atoms,
-                                      double *energies, double *gradient) {
-                              Workspace work;
-                              EdgeMemory memory;
-                              check_vectors(vectors, edges);
-                              set_species(result->model, atomic_numbers, atoms, work);
-                              evaluate_edges(result->model, work, memory, atoms,
-                                             {edges, index, vectors}, atoms, energies, gradient);
-                            });
+    if (!archive.reference.atomic_numbers.empty())
+      check_reference_numbers(archive.reference, archive.cutoff,
+                              [&result](const double *vectors, const int64_t *index, int64_t edges,
+                                        const int64_t *atomic_numbers, int64_t atoms,
+                                        double *energies, double *gradient) {
+                                Workspace work;
+                                EdgeMemory memory;
+                                check_vectors(vectors, edges);
+                                set_species(result->model, atomic_numbers, atoms, work);
+                                evaluate_edges(result->model, work, memory, atoms,
+                                               {edges, index, vectors}, atoms, energies, gradient);
+                              });
   } catch (const std::invalid_argument &error) {
     throw std::runtime_error("model " + archive.name + " is damaged (" + error.what() +
                              "); export it again");

@@ -1,5 +1,5 @@
-// Reads the members of an archive, and the numbers and facts of its module. It never looks at the
-// code in an archive. The Python counterpart is mlff_student/archive/contents.py.
+// Reads the members of an archive and its weights. It never looks at the code in an archive. The
+// Python counterpart is mlff_student/archive/contents.py.
 #pragma once
 
 #include <cstdint>
@@ -38,20 +38,17 @@ uint32_t crc32(std::string_view text);
 // Returns the text with a question mark in the place of each byte that is not printable ASCII.
 std::string printable(std::string text);
 
-struct StoredTensor {
+// Whether a text is UTF-8 without control characters. Names of models become parts of messages.
+bool is_text(std::string_view text);
+
+struct StoredArray {
   char type; // 'f' float32, 'd' float64, 'l' int64
   std::vector<int64_t> shape;
-  std::string_view bytes; // row by row, in a member of the archive
+  std::string_view bytes; // row by row
 };
 
-// A module as it is stored: its tensors by their names in the state_dict, and its own attributes.
-struct StoredModule {
-  std::map<std::string, StoredTensor> tensors;
-  std::map<std::string, std::vector<std::string_view>> texts; // a list, or one text
-  std::map<std::string, double> numbers;
-};
-
-// Reads the module from the member data.pkl; refuses what no archive contains.
-StoredModule read_module(const Members &members);
+// Reads arrays in the layout of safetensors by their names. They must cover the bytes behind the
+// header, each once.
+std::map<std::string, StoredArray> read_safetensors(std::string_view text);
 
 } // namespace mlff_student

@@ -70,14 +70,19 @@ struct Json::Reader {
         result.values_.push_back(value(depth + 1));
       } while (pass(','));
       if (!pass(end)) refuse(std::string("',' or '") + end + "'");
+      std::vector<std::string> sorted = result.keys_;
+      std::sort(sorted.begin(), sorted.end());
+      const auto twice = std::adjacent_find(sorted.begin(), sorted.end());
+      if (twice != sorted.end()) refuse("one member '" + *twice + "' in the object");
     } else if (next == '-' || (next >= '0' && next <= '9')) {
       result.kind_ = Kind::NUMBER;
       std::istringstream number(word("+-.0123456789Ee"));
       number.imbue(std::locale::classic());
       if (!(number >> result.number_) || !number.eof()) refuse("the end of a number");
     } else {
-      const std::string literal = word("aeflnrstu");
-      if (literal != "true" && literal != "false" && literal != "null") refuse("a value");
+      result.string_ = word("aeflnrstu");
+      if (result.string_ != "true" && result.string_ != "false" && result.string_ != "null")
+        refuse("a value");
     }
     return result;
   }
@@ -100,6 +105,18 @@ const Json &Json::at(const std::string &key) const {
   if (entry == keys_.end()) throw std::runtime_error("'" + key + "' is missing");
   return values_[entry - keys_.begin()];
 }
+
+const std::vector<std::string> &Json::keys() const {
+  require(Kind::OBJECT, "an object");
+  return keys_;
+}
+
+const std::vector<Json> &Json::values() const {
+  if (kind_ != Kind::OBJECT) require(Kind::ARRAY, "an array");
+  return values_;
+}
+
+bool Json::is_null() const { return kind_ == Kind::LITERAL && string_ == "null"; }
 
 double Json::number() const {
   require(Kind::NUMBER, "a number");

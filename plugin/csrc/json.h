@@ -13,6 +13,9 @@ public:
   explicit Json(const std::string &text);
 
   const Json &at(const std::string &key) const; // a member of an object
+  const std::vector<std::string> &keys() const; // of an object; no two are the same
+  const std::vector<Json> &values() const;      // of an array, or of an object in the order of keys
+  bool is_null() const;
   double number() const;
   const std::string &string() const;   // escape sequences are not translated
   std::vector<double> numbers() const; // of an array and the arrays inside it, row by row
@@ -26,7 +29,7 @@ private:
 
   Kind kind_ = Kind::LITERAL;
   double number_ = 0.0;
-  std::string string_;
+  std::string string_;            // or literal
   std::vector<std::string> keys_; // of an object
   std::vector<Json> values_;      // of an array or an object
 };

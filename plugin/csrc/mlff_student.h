@@ -1,7 +1,9 @@
 /* Energies and forces of students in C.
  *
  * A student is a message-passing force field, read from an archive (NAME.pt) that
- * `mlff-student export` writes. The library needs no Python, no torch and no MD engine.
+ * `mlff-student export` writes. The library needs no Python, no torch and no MD engine. Of the
+ * archive, a zip file, it reads two members, both stored without compression: extra/metadata.json,
+ * and extra/weights.safetensors, which has the weights in the layout of safetensors.
  *
  *     mlff_student_model *model = mlff_student_open("tiny.pt");
  *     mlff_student_workspace *work = mlff_student_new_workspace();
@@ -162,6 +164,23 @@ MLFF_STUDENT_API int mlff_student_evaluate_edges(const mlff_student_model *model
                                                  int64_t edges, const int64_t *index,
                                                  const double *vectors, int64_t local,
                                                  double *energies, double *gradient);
+
+/* Directed edges i <- j with vectors x_j - x_i, sorted by receiver: those of receiver i are
+ * first[i] to first[i + 1]. */
+typedef struct {
+  int64_t edges;
+  const int64_t *first;   /* (atoms + 1,) */
+  const int32_t *senders; /* (edges,) */
+  const double *vectors;  /* (edges, 3) angstrom */
+} mlff_student_edges;
+
+/* Searches all edges shorter than `cutoff` of a structure, whose atomic numbers are not used. With
+ * a skin above 0, the next search with this workspace uses the list again as long as no atom has
+ * moved by half of it. Cutoff and skin are in angstrom. The pointers stay valid until the next call
+ * with this workspace. */
+MLFF_STUDENT_API int mlff_student_search(mlff_student_workspace *work, double cutoff, double skin,
+                                         const mlff_student_system *system,
+                                         mlff_student_edges *edges);
 
 /* --- Layer by layer, for engines that exchange the features of ghost atoms --------------------
  *

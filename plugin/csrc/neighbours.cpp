@@ -12,9 +12,6 @@ namespace mlff_student {
 
 namespace {
 
-// Angstrom. A hydrogen atom at 300 K moves by half of it in about 20 femtoseconds. A search takes
-// 30 times as long as choosing the pairs within the cutoff.
-constexpr double SKIN = 1.0;
 constexpr double FARTHEST = 1e5;    // angstrom from the origin
 constexpr double MAX_IMAGES = 1e4;  // of the cell within the cutoff
 constexpr double VESIN_CELLS = 1e5; // vesin makes its grid coarser if it has more cells
@@ -153,8 +150,8 @@ bool NeighbourList::outdated(const double *positions, int64_t atoms, const Cell 
   return false;
 }
 
-void NeighbourList::search(const double *positions, int64_t atoms, const Cell &cell,
-                           double cutoff) {
+void NeighbourList::search(const double *positions, int64_t atoms, const Cell &cell, double cutoff,
+                           double skin) {
   cutoff_ = -1.0; // if the search fails, the list is outdated
   for (int64_t k = 0; k < 3 * atoms; k++)
     if (std::abs(positions[k]) > FARTHEST)
@@ -184,7 +181,7 @@ void NeighbourList::search(const double *positions, int64_t atoms, const Cell &c
       }
       heights[a] = 1.01 * (most - least);
     }
-    bins[a] = std::max(1.0, heights[a] / (cutoff + SKIN));
+    bins[a] = std::max(1.0, heights[a] / (cutoff + skin));
     grid *= bins[a];
   }
   if (!(images < MAX_IMAGES))
@@ -212,7 +209,7 @@ void NeighbourList::search(const double *positions, int64_t atoms, const Cell &c
   std::unique_ptr<VesinNeighborList, FreeList> list;
   if (oblique || std::min(grid, VESIN_CELLS) * images > MOST_CELLS ||
       (grid > VESIN_CELLS && (partly || thinnest * std::cbrt(VESIN_CELLS / grid) < 2.0))) {
-    swept = sweep(positions, atoms, whole, cutoff + SKIN, heights);
+    swept = sweep(positions, atoms, whole, cutoff + skin, heights);
     length = swept.atoms.size();
     pairs = reinterpret_cast<const std::size_t (*)[2]>(swept.atoms.data());
     shifts = reinterpret_cast<const int32_t (*)[3]>(swept.shifts.data());
@@ -220,7 +217,7 @@ void NeighbourList::search(const double *positions, int64_t atoms, const Cell &c
     // The memory of the last search is used again; if this search fails, it is freed.
     list.reset(list_ ? list_.release() : new VesinNeighborList());
     VesinOptions options{};
-    options.cutoff = cutoff + SKIN;
+    options.cutoff = cutoff + skin;
     options.full = true;
     options.sorted = false; // sorted below
     options.algorithm = VesinCellList;
@@ -277,14 +274,14 @@ void NeighbourList::search(const double *positions, int64_t atoms, const Cell &c
   reference_.assign(positions, positions + 3 * atoms);
   cell_ = cell;
   cutoff_ = cutoff;
-  skin_ = SKIN;
+  skin_ = skin;
   list_ = std::move(list);
   list_bytes_ = list_ ? length * (sizeof(*list_->pairs) + sizeof(*list_->shifts)) : 0;
 }
 
 void NeighbourList::build_edges(const double *positions, int64_t atoms, const Cell &cell,
-                                double cutoff, Graph &graph) {
-  if (outdated(positions, atoms, cell, cutoff)) search(positions, atoms, cell, cutoff);
+                                double cutoff, Graph &graph, double skin) {
+  if (outdated(positions, atoms, cell, cutoff)) search(positions, atoms, cell, cutoff, skin);
   graph.resize(atoms, atoms, pairs_.size());
   int64_t edge = 0;
   for (int64_t i = 0; i < atoms; i++) {

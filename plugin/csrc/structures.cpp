@@ -97,3 +97,24 @@ int mlff_student_evaluate_committee(const mlff_student_model *const *models, siz
     }
   });
 }
+
+int mlff_student_search(mlff_student_workspace *work, double cutoff, double skin,
+                        const mlff_student_system *system, mlff_student_edges *edges) {
+  return guarded([&] {
+    check_pointer(work, "work");
+    check_pointer(system, "system");
+    check_pointer(edges, "edges");
+    if (!(cutoff > 0.0 && std::isfinite(cutoff))) refuse("the cutoff is " + brief(cutoff));
+    if (!(skin >= 0.0 && std::isfinite(skin))) refuse("the skin is " + brief(skin));
+    check_system(*system);
+    const Cell cell = read_cell(*system);
+    work->steps = -1;
+    Graph &graph = work->work.graph;
+    graph.resize(system->atoms, system->atoms, 0);
+    graph.first[0] = 0;
+    if (!work->neighbours) work->neighbours = std::make_shared<NeighbourList>();
+    if (system->atoms > 0)
+      work->neighbours->build_edges(system->positions, system->atoms, cell, cutoff, graph, skin);
+    *edges = {graph.edges, graph.first.data(), graph.sender.data(), graph.vectors.data()};
+  });
+}

@@ -1,4 +1,4 @@
-# Finds the torch of the Python environment, which some parts use. Sets TORCH_RELEASE, TORCH_LIB,
+# Finds the torch of the Python environment, for the backend portable of LAMMPS. Sets TORCH_RELEASE, TORCH_LIB,
 # TORCH_INCLUDE and TORCH_CXX11_ABI; TORCH_RELEASE is empty if there is no torch that this compiler
 # compiles.
 set(TORCH_RELEASE "")
@@ -16,9 +16,7 @@ print(os.path.dirname(torch.__file__), release, abi, sep=";", end="")
     OUTPUT_VARIABLE TORCH_FACTS RESULT_VARIABLE TORCH_MISSING ERROR_QUIET)
 endif()
 if(TORCH_MISSING)
-  skip("torch operators"
-       "the Python that built the package had no torch (without --no-build-isolation, pip builds in \
-an environment of its own)")
+  skip("LAMMPS backend portable" "the Python that built the package had no torch")
   return()
 endif()
 list(POP_FRONT TORCH_FACTS TORCH_ROOT TORCH_RELEASE TORCH_CXX11_ABI)
@@ -39,7 +37,7 @@ if("cxx_std_${CMAKE_CXX_STANDARD}" IN_LIST CMAKE_CXX_COMPILE_FEATURES)
     CXX_STANDARD ${CMAKE_CXX_STANDARD} CXX_STANDARD_REQUIRED ON CXX_EXTENSIONS OFF)
 endif()
 if(NOT COMPILES_TORCH)
-  skip("torch operators"
+  skip("LAMMPS backend portable"
        "${CMAKE_CXX_COMPILER_ID} ${CMAKE_CXX_COMPILER_VERSION} (${CMAKE_CXX_COMPILER}) cannot \
 compile torch ${TORCH_RELEASE} as C++${CMAKE_CXX_STANDARD}; install g++ 10 or later, and set CXX to it")
   set(TORCH_RELEASE "")

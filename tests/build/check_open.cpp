@@ -164,8 +164,8 @@ void damage(std::string &text, Random &random) {
     text.replace(at, bytes, number);
     break;
   }
-  case 6: { // an operation of a pickle, or a character of JSON
-    static const std::string CODES = "(.0KMJGXcqrhjaeu}])sbtQR\x80\x81\x85\x86\x87\x88\x8a\x8cN,:-";
+  case 6: { // a character of JSON
+    static const std::string CODES = "{}[],:-+.\"\\0123456789eEtfn \n";
     text.insert(at, 1, CODES[below(CODES.size(), random)]);
     break;
   }
@@ -195,10 +195,17 @@ std::string damaged(const std::vector<std::string> &files, Random &random) {
     if (kind == 3) damage(member.first, random);
     if (kind == 4) members.push_back(member);
     if (kind == 5) damage(member.second, random);
-    for (auto &[name, data] : members)
+    for (auto &[name, data] : members) {
+      if (kind > 5 && kind < 14 && name.find("weights.safetensors") != std::string::npos) {
+        const std::size_t end = 8 + get(data, 0, 8); // of the header
+        std::string header = data.substr(8, end - 8), size = data.substr(0, 8);
+        for (std::size_t k = 0; k < times; k++) damage(header, random);
+        if (below(4, random)) size.clear(), put(size, header.size(), 8);
+        data = size + header + data.substr(end);
+      }
       for (std::size_t k = 0; k < times; k++)
-        if (kind > 5 && name.find(kind < 14 ? "data.pkl" : "metadata.json") != std::string::npos)
-          damage(data, random);
+        if (kind >= 14 && name.find("metadata.json") != std::string::npos) damage(data, random);
+    }
     file = zip_of(members);
   }
   if (kind < 3 || below(20, random) == 0) damage(file, random);

@@ -38,10 +38,11 @@ from rdkit.Chem import AllChem
 
 from mlff_student.analysis.run import analyze
 from mlff_student.analysis.thermo import read_thermo
-from mlff_student.archive.archive import build_archive, load_archive, save_archive
+from mlff_student.archive.archive import load_archive, save_archive
+from mlff_student.archive.backends import library_path
 from mlff_student.archive.evidence import read_evidence
-from mlff_student.archive.native import library_path
 from mlff_student.archive.registry import archive_of, load_student, model_file, read_card
+from mlff_student.archive.scripting import build_archive
 from mlff_student.benchmark.records import read_records
 from mlff_student.core.errors import StudentError
 from mlff_student.core.figures import THRESHOLDS, load_thresholds
@@ -188,7 +189,7 @@ def member(content: bytes, rng: random.Random) -> bytes:
             members = {info.filename: file.read(info) for info in file.infolist()}
     except Exception:  # this file is damaged already
         return content
-    names = [name for name in members if "weight" not in name]
+    names = [name for name in members if "weight" not in name or name.endswith(".safetensors")]
     name = rng.choice(names)
     action = rng.random()
     if action < 0.1:
@@ -197,7 +198,7 @@ def member(content: bytes, rng: random.Random) -> bytes:
         members[name + rng.choice(("x", "/../x", "é"))] = members.pop(name)
     else:
         damaged_member = rng.choice(
-            [k for k in names if k.endswith((".json", ".pkl", ".npy"))] or names
+            [k for k in names if k.endswith((".json", ".pkl", ".npy", ".safetensors"))] or names
         )
         members[damaged_member] = damaged(members[damaged_member], [b""], rng)
     buffer = BytesIO()
@@ -538,7 +539,7 @@ def model_readers(folder: Path) -> Iterator[Reader]:
 
 def core_readers(folder: Path) -> Iterator[Reader]:
     """The core reads an archive for C, LAMMPS and Python; more of this is in check_open.cpp."""
-    path = library_path().with_name("libmlff_student.so")
+    path = library_path()
     if not path.is_file():
         return
     core = ctypes.CDLL(str(path))

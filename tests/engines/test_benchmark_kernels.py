@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 
-from mlff_student.archive.native import unavailable
+from mlff_student.archive.backends import unavailable
 from mlff_student.benchmark import kernels, measure
 from mlff_student.benchmark.arithmetic import work
 from mlff_student.benchmark.batch import BatchSettings, benchmark_batch

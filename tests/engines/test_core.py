@@ -15,6 +15,7 @@ from ase.build import molecule
 from frames import periodic_water
 
 from mlff_student.archive.archive import load_archive
+from mlff_student.archive.backends import library_path
 from mlff_student.archive.core import CoreStudent
 from mlff_student.archive.export import export
 from mlff_student.archive.registry import checkpoint_path
@@ -32,7 +33,7 @@ def archive(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
 
 @pytest.fixture(scope="module")
 def student(archive: Path) -> CoreStudent:
-    return CoreStudent(str(archive), archive.read_bytes())
+    return CoreStudent(str(archive), archive.read_bytes(), threads=2, library=library_path())
 
 
 def structures() -> list[Atoms]:
@@ -49,7 +50,7 @@ def test_core_gives_the_numbers_of_the_archive(archive: Path, student: CoreStude
     module = load_archive(archive).module
     for atoms in structures():
         arrays = atoms.positions, atoms.numbers, atoms.cell.array, atoms.pbc
-        found = student.evaluate(*arrays, threads=2, with_virials=True)
+        found = student.evaluate(*arrays, with_virials=True)
         energies, forces, virial = as_numpy(module.evaluate(*map(torch.tensor, arrays)))
         np.testing.assert_allclose(found.energies, energies, rtol=0, atol=ENERGY)
         np.testing.assert_allclose(found.forces, forces, rtol=0, atol=FORCE)
@@ -77,18 +78,19 @@ def test_pickled_forked_and_threaded(student: CoreStudent):
     water = periodic_water()
     arrays = water.positions, water.numbers, water.cell.array, water.pbc
 
-    def answer(copy: CoreStudent, threads: int = 1) -> bytes:
-        return copy.evaluate(*arrays, threads=threads).forces.tobytes()
+    def answer(copy: CoreStudent) -> bytes:
+        return copy.evaluate(*arrays).forces.tobytes()
 
     expected = answer(student)
-    assert answer(student, threads=2) == expected
+    single = CoreStudent("one thread", student._content, threads=1, library=library_path())
+    assert answer(single) == expected
     assert answer(pickle.loads(pickle.dumps(student))) == expected
     with ThreadPoolExecutor(4) as pool:
         assert set(pool.map(answer, [student] * 16)) == {expected}
     read, write = os.pipe()
     child = os.fork()
     if not child:
-        os.write(write, b"same" if answer(student, threads=2) == expected else b"other")
+        os.write(write, b"same" if answer(student) == expected else b"other")
         os._exit(0)
     os.waitpid(child, 0)
     assert os.read(read, 5) == b"same"
@@ -98,7 +100,8 @@ def test_first_energy_needs_no_torch(archive: Path):
     code = (
         "import sys, pathlib, mlff_student.archive.core as core\n"
         "path = pathlib.Path(sys.argv[1])\n"
-        "student = core.CoreStudent(str(path), path.read_bytes())\n"
+        "from mlff_student.archive.backends import library_path\n"
+        "student = core.CoreStudent(str(path), path.read_bytes(), library=library_path())\n"
         "print(student.evaluate([[0, 0, 0], [1, 0, 0]], [8, 1]).energies.sum())\n"
         "sys.exit('torch' in sys.modules)"
     )
@@ -126,4 +129,4 @@ def test_damaged_archive_is_refused(archive: Path):
     content[len(content) // 2] ^= 1
     for damaged in (bytes(content), b"", b"PK"):
         with pytest.raises(ArchiveError, match=r"NAME\.pt"):
-            CoreStudent("NAME.pt", damaged)
+            CoreStudent("NAME.pt", damaged, library=library_path())

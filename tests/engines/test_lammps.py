@@ -1,5 +1,6 @@
 """The LAMMPS pair style beyond parity: derivatives, corner cases, every refusal, the plugin."""
 
+import json
 import os
 import re
 import shutil
@@ -14,8 +15,9 @@ import pytest
 import torch
 from ase import Atoms
 
-from mlff_student.archive.archive import build_archive, load_archive, save_archive
+from mlff_student.archive.archive import METADATA, WEIGHTS, load_archive, save_archive
 from mlff_student.archive.contents import read_members, write_members
+from mlff_student.archive.scripting import build_archive
 from mlff_student.core.errors import InterruptedRunError, StudentError
 from mlff_student.engines.ase.calculator import StudentForceFieldCalculator
 from mlff_student.engines.lammps.plugin import lammps_environment, plugin_path
@@ -138,8 +140,8 @@ REFUSALS = {
     "element NULL": ("C H O", "C H NULL", ["maps atom type 3 to NULL", "pair_style hybrid"]),
     "units lj": ("units metal", "units lj", ["'units metal' or 'units real'", "found 'lj'"]),
     "missing file": ("MODEL", "nowhere.pt", ["'nowhere.pt'", "export.py"]),
-    "truncated archive": ("MODEL", "truncated.pt", ["truncated.pt' is not", "export.py"]),
-    "foreign TorchScript": ("MODEL", "foreign.pt", ["not an mlff-student archive", "export.py"]),
+    "truncated archive": ("MODEL", "truncated.pt", ["truncated.pt' is not", "mlff-student export"]),
+    "foreign TorchScript": ("MODEL", "foreign.pt", ["not an mlff-student archive", "no metadata"]),
     "newton off": ("boundary", "newton off\nboundary", ["needs newton_pair on", "newton on"]),
     "unknown option": (
         "pair_style mlff_student",
@@ -204,15 +206,20 @@ REFUSALS = {
         "newer.pt",
         ["newer.pt' has archive format", "the version that wrote it"],
     ),
+    "older format": (
+        "MODEL",
+        "old.pt",
+        ["old.pt' has archive format 2", "mlff-student export --checkpoint"],
+    ),
     "other numbers": ("MODEL", "altered.pt", ["self-check fails: energy off by", "doctor"]),
     "other weights": ("MODEL", "exchanged.pt", ["the weights have the hash", "say 000000000000"]),
-    "no metadata": ("MODEL", "bare.pt", ["metadata of model random_tiny are damaged", "export"]),
+    "no metadata": ("MODEL", "bare.pt", ["not an mlff-student archive", "no metadata"]),
     "code of a stranger": (
         "pair_style mlff_student\npair_coeff * * MODEL",
         "pair_style mlff_student backend portable\npair_coeff * * strange.pt",
         ["contains code that this version", "was run"],
     ),
-    "another cutoff in the metadata": ("MODEL", "cutoff.pt", ["they contradict the module"]),
+    "another cutoff in the metadata": ("MODEL", "cutoff.pt", ["do not belong to its cutoff"]),
     "member with another cutoff": (
         "MODEL C H O",
         "MODEL few.pt wide.pt C H O",
@@ -245,19 +252,20 @@ def bad_files(tiny_archive, tiny_archive64, tmp_path_factory) -> Path:
     for name, cutoff in (("few", 5.0), ("wide", 6.0)):
         config = StudentConfig(16, 1, 4, cutoff, elements=tuple("HCNO"))
         save_archive(build_archive(Student(config), config, name, {}), folder / f"{name}.pt")
-    archive = load_archive(tiny_archive)
+    archive, members = load_archive(tiny_archive), read_members(tiny_archive)
     torch.jit.save(archive.module, str(folder / "bare.pt"))
-    newer = load_archive(tiny_archive)
-    newer.module.format_version += 1
-    save_archive(newer, folder / "newer.pt")
-    archive.metadata["self_check"]["energy"] += 0.01
-    save_archive(archive, folder / "altered.pt")
-    archive.metadata["self_check"]["energy"] -= 0.01
-    archive.metadata["weights_sha256"] = "0" * 64
-    save_archive(archive, folder / "exchanged.pt")
-    far = load_archive(tiny_archive)
-    save_archive(far._replace(metadata=far.metadata | {"cutoff": 6.0}), folder / "cutoff.pt")
-    members = read_members(tiny_archive)
+    check = archive.metadata["self_check"]
+    for name, change in (
+        ("newer", {"format_version": archive.metadata["format_version"] + 1}),
+        ("altered", {"self_check": check | {"energy": check["energy"] + 0.01}}),
+        ("exchanged", {"weights_sha256": "0" * 64}),
+        ("cutoff", {"cutoff": 6.0}),
+    ):
+        metadata = json.dumps(archive.metadata | change).encode()
+        (folder / f"{name}.pt").write_bytes(write_members(members | {METADATA: metadata}))
+    old = json.dumps(archive.metadata | {"format_version": 2}).encode()
+    old_members = {name: data for name, data in members.items() if name != WEIGHTS}
+    (folder / "old.pt").write_bytes(write_members(old_members | {METADATA: old}))
     members["code/__torch__/f.py"] = b"def f(x: int=torch.seed()) -> int:\n  return x\n"
     (folder / "strange.pt").write_bytes(write_members(members))
     (folder / "truncated.pt").write_bytes(content[: len(content) // 2])
@@ -389,8 +397,9 @@ def test_beside_the_python_kernels(structures, tiny_archive, tmp_path):
     script = SCRIPT.format(archive=tiny_archive, elements="C H O")
     (tmp_path / "in.point").write_text(script.replace("point.data", str(tmp_path / "point.data")))
     program = f"""
-from mlff_student.archive.native import load_library
-load_library()
+from mlff_student.archive.backends import evaluator
+from mlff_student.archive.registry import archive_of
+evaluator(archive_of("tiny"), "native")
 from lammps import lammps
 lmp = lammps(cmdargs=["-log", "none", "-screen", "none"])
 lmp.file({str(tmp_path / "in.point")!r})

@@ -2,6 +2,7 @@
 
 import copy
 import os
+import pickle
 import shutil
 import subprocess
 import sys
@@ -22,13 +23,15 @@ from openmm_contexts import context_of, energy_at, forces_at, topology_of
 from rdkit import Chem
 from rdkit.Chem import AllChem
 
-import openmm_integration.force
+import openmm_integration.torchforce
+from mlff_student.archive.archive import load_archive
 from mlff_student.core.errors import ArchiveError, InputError, MissingDependencyError
 from mlff_student.core.units import KJ_PER_MOL, NM
 from mlff_student.engines.ase.calculator import StudentForceFieldCalculator
 from mlff_student.structures.checks import perceive_bonds
 from mlff_student.structures.reading import Structure, make_topology, write_topology
 from openmm_integration import create_system, load_structure, student_force
+from openmm_integration.force import PythonForceComputation
 from openmm_integration.topology import openmm_topology
 
 INTERFACES = ("TorchForce", "PythonForce")
@@ -252,13 +255,29 @@ def test_archive_of_another_precision_is_refused(interface, structures, tiny_arc
         student_force(topology, tiny_archive, dtype=torch.float64, interface=interface)
 
 
-def test_threads_are_those_of_torch(structures, tiny_archive):
-    before = torch.get_num_threads()
-    try:
-        student_force(topology_of(structures["water"]), tiny_archive, threads=before + 1)
-        assert torch.get_num_threads() == before + 1
-    finally:
-        torch.set_num_threads(before)
+@both_interfaces
+def test_threads_do_not_change_the_numbers(interface, structures, tiny_archive):
+    atoms = structures["water_box"]
+    found = [
+        forces_at(
+            context_of(
+                create_system(
+                    topology_of(atoms), tiny_archive, threads=threads, interface=interface
+                )
+            ),
+            atoms.positions / NM,
+        )
+        for threads in (1, 3)
+    ]
+    np.testing.assert_array_equal(*found)
+
+
+def test_pickled_computation_keeps_its_options(tiny_archive):
+    archive = load_archive(tiny_archive)
+    computation = PythonForceComputation(archive, [8, 1, 1], False, "native", "cpu", 3)
+    again = pickle.loads(pickle.dumps(computation))
+    assert again._student.threads == 3
+    assert again._student.backend == "native"
 
 
 def test_masses_and_box(structures, tiny_archive):
@@ -319,7 +338,7 @@ def test_missing_model_is_refused(structures):
     [
         ({"interface": "TorchForces"}, "no interface 'TorchForces'; there are auto, TorchForce"),
         ({"backend": "fast"}, "no backend 'fast'; expected auto, native, portable"),
-        ({"threads": 0}, "threads must be at least 1, not 0"),
+        ({"threads": 0}, "threads must be 1 or more, got 0"),
         ({"device": "gpu"}, "cannot use the device 'gpu'"),
         ({"device": "cuda:99"}, "cannot use the device 'cuda:99'"),
     ],
@@ -335,7 +354,7 @@ def test_unusable_option_is_refused(option, words, interface, structures, tiny_a
 def test_what_is_not_installed_is_named(monkeypatch, structures, tiny_archive):
     """TorchForce asked for is an error where the plug-in does not load; "auto" does without."""
     topology = topology_of(structures["water"])
-    openmm_integration.force._import_openmmtorch.cache_clear()
+    openmm_integration.torchforce.import_openmmtorch.cache_clear()
     monkeypatch.setitem(sys.modules, "openmmtorch", None)
     with pytest.raises(MissingDependencyError, match=r"TorchForce does not work.*pip install"):
         student_force(topology, tiny_archive, interface="TorchForce")
@@ -405,6 +424,39 @@ context.setPositions(numpy.load({str(tmp_path / "positions.npy")!r}))
 numpy.save({str(tmp_path / "forces.npy")!r}, context.getState(forces=True).getForces(asNumpy=True))
 """)
     assert result.returncode == 0, result.stderr
+    np.testing.assert_array_equal(np.load(tmp_path / "forces.npy"), expected)
+
+
+def test_python_force_without_torch(tiny_archive, structures, tmp_path):
+    """A System, its XML and a monitored run in a process that cannot import torch."""
+    ethanol = structures["ethanol"]
+    structure, positions = write_structure("pdb", ethanol, tmp_path), tmp_path / "positions.npy"
+    np.save(positions, ethanol.positions / NM)
+    result = run_python(f"""
+import sys
+sys.modules["torch"] = None
+import numpy, openmm
+from openmm import app
+from openmm_integration import Monitor, create_system, load_structure
+topology, _ = load_structure({structure!r})
+positions = numpy.load({str(positions)!r}) * openmm.unit.nanometer
+system = create_system(topology, {str(tiny_archive)!r})
+system = openmm.XmlSerializer.deserialize(openmm.XmlSerializer.serialize(system))
+platform = openmm.Platform.getPlatformByName("Reference")
+simulation = app.Simulation(topology, system, openmm.VerletIntegrator(0.0005), platform)
+simulation.context.setPositions(positions)
+forces = simulation.context.getState(forces=True).getForces(asNumpy=True)
+numpy.save({str(tmp_path / "forces.npy")!r}, forces)
+monitor = Monitor(topology, positions, {str(tiny_archive)!r}, every=5)
+simulation.reporters.append(monitor)
+simulation.step(10)
+print(len(monitor.checks))
+""")
+    assert result.returncode == 0, result.stderr
+    assert "interface PythonForce, since TorchForce does not work" in result.stderr
+    assert int(result.stdout) > 3
+    here = context_of(create_system(topology_of(ethanol), tiny_archive))
+    expected = forces_at(here, np.load(positions))
     np.testing.assert_array_equal(np.load(tmp_path / "forces.npy"), expected)
 
 

@@ -14,7 +14,7 @@ import torch
 from ase import Atoms
 from ase.io import read, write
 
-from mlff_student.archive.native import library_path
+from mlff_student.archive.operator import operators_path
 from mlff_student.core.errors import InputError, MissingDependencyError
 from mlff_student.core.units import KJ_PER_MOL, NM
 from mlff_student.engines.ase.calculator import StudentForceFieldCalculator
@@ -98,7 +98,7 @@ def test_compiled_program(name, backend, structures, wheels, tmp_path):
     command = comment.split("export")[0].replace("\\\n", "")
     environment = os.environ | wheels
     if backend == "native":
-        environment["MLFF_STUDENT_NATIVE"] = str(library_path())
+        environment["MLFF_STUDENT_OPERATORS"] = str(operators_path())
     for line in (command, "./simulate 20"):
         result = subprocess.run(
             line, shell=True, cwd=folder, env=environment, capture_output=True, text=True

@@ -31,7 +31,7 @@ PROGRAM = "import sys\n{}\nprint(*{{name.partition('.')[0] for name in sys.modul
         ("import mlff_student.engines.lammps.plugin", set()),  # `import lammps` loads it
         (
             "from mlff_student import StudentForceFieldCalculator",
-            {"ase", "scipy", "torch", "vesin"},
+            {"ase", "scipy"},
         ),
         # `--help` and errors in the arguments come at once.
         ("from mlff_student.cli import *", {"typer"}),

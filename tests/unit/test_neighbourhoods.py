@@ -1,10 +1,11 @@
 """Numbers of neighbours, and their comparison with limits from other structures."""
 
+import numpy as np
 import pytest
-import torch
 from ase import Atoms
 from ase.build import molecule
 
+from mlff_student.archive.graph import edges_of
 from mlff_student.model.neighbourhoods import (
     RADII,
     REACH,
@@ -12,18 +13,16 @@ from mlff_student.model.neighbourhoods import (
     neighbourhood_excess,
     neighbourhood_limits,
 )
-from mlff_student.model.neighbours import neighbour_edges
 
 ELEMENTS = ["H", "C", "O", "S"]
 
 
-def counted(atoms: Atoms) -> tuple[torch.Tensor, torch.Tensor]:
+def counted(atoms: Atoms) -> tuple[np.ndarray, np.ndarray]:
     """Counts (N, 4, 4) and species (N,)."""
-    vectors, edges = neighbour_edges(
-        torch.tensor(atoms.positions), torch.zeros(3, 3).double(), torch.zeros(3).bool(), REACH
-    )
-    species = torch.tensor([ELEMENTS.index(symbol) for symbol in atoms.symbols])
-    return neighbour_counts(vectors.norm(dim=1), edges, species, len(ELEMENTS)), species
+    edges, vectors = edges_of(atoms, REACH)
+    species = np.array([ELEMENTS.index(symbol) for symbol in atoms.symbols])
+    distances = np.linalg.norm(vectors, axis=1)
+    return neighbour_counts(distances, edges, species, len(ELEMENTS)), species
 
 
 def test_counts_are_bonds():
@@ -46,7 +45,7 @@ def test_within_and_beyond_the_limits():
         # Limits are rounded to hundredths.
         assert neighbourhood_excess(counts, species, ELEMENTS, limits).max() < 0.01
 
-    def excess(atoms: Atoms) -> torch.Tensor:
+    def excess(atoms: Atoms) -> np.ndarray:
         return neighbourhood_excess(*counted(atoms), ELEMENTS, limits)
 
     crowded = molecule("CH4") + Atoms("H", positions=[[0.0, 0.0, 1.15]])

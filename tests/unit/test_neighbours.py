@@ -203,10 +203,10 @@ def test_scripted_and_chunked_searches_find_the_same(name: str):
 @pytest.mark.parametrize(
     "cell",
     [
-        [1e6, 1e6, 1e6],
-        [1e6, 1e6, 10.0],
+        [9e4, 9e4, 9e4],
+        [9e4, 9e4, 10.0],
         [2000.0, 2000.0, 6.0],
-        [1e6, 10.0, 10.0],
+        [9e4, 10.0, 10.0],
         [20_000.0, 200.0, 10.0],
     ],
     ids=str,

@@ -15,6 +15,7 @@ from scipy.spatial.transform import Rotation
 
 from mlff_student.archive.registry import available_models, load_student
 from mlff_student.core.errors import InputError
+from mlff_student.model.architecture import derived_buffers
 from mlff_student.model.elements import ELEMENTS
 from mlff_student.model.neighbours import neighbour_edges
 from mlff_student.model.repulsion import ZBLRepulsion, envelope
@@ -553,7 +554,11 @@ PAIRS = [("H", "H"), ("C", "H"), ("O", "C"), ("S", "S"), ("Br", "P")]
 def repulsion_of(pair: tuple[str, str], r: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     symbols = tuple(ELEMENTS)
     first, second = (torch.full((len(r),), symbols.index(symbol)) for symbol in pair)
-    value, slope = ZBLRepulsion(symbols, REACH)(torch.tensor(r), first, second)
+    buffers = derived_buffers(StudentConfig(16, 1, 1, repulsion_reach=REACH))
+    tables = {name.removeprefix("repulsion."): values for name, values in buffers.items()}
+    names = ("charges", "lengths", "ranges", "weights", "rates")
+    repulsion = ZBLRepulsion({name: tables[name] for name in names})
+    value, slope = repulsion(torch.tensor(r), first, second)
     return value.numpy(), slope.numpy()
 
 

@@ -5,12 +5,10 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import numpy as np
-import torch
 from ase import Atoms
 from ase.calculators.calculator import Calculator
 from ase.data import chemical_symbols
-from numpy.typing import NDArray
-from torch import Tensor
+from numpy.typing import ArrayLike, NDArray
 
 from mlff_student.analysis.blocks import mean_of_blocks
 from mlff_student.core.errors import InputError, MissingDependencyError
@@ -20,6 +18,7 @@ from mlff_student.structures.trajectories import Frames
 
 COMPONENTS = "xyz"
 PERIODS = 4  # equal parts of the trajectory whose errors are reported each by itself
+SHORTEST = 1e-8  # (eV/angstrom)^2; of the product of two forces whose angle is computed
 LARGE_ANGLE_FLOOR = 0.1  # eV/angstrom; the direction of a smaller force is noise
 
 
@@ -46,12 +45,12 @@ class ForceErrors(NamedTuple):
     force_angle_deg: float
 
 
-def force_errors(forces: Tensor, label: Tensor) -> ForceErrors:
+def force_errors(forces: ArrayLike, label: ArrayLike) -> ForceErrors:
     """Return the errors of forces compared with the teacher's.
 
     Parameters
     ----------
-    forces, label : Tensor
+    forces, label : ArrayLike
         Forces of the model and of the teacher, (A, 3), eV/angstrom.
 
     Returns
@@ -59,16 +58,18 @@ def force_errors(forces: Tensor, label: Tensor) -> ForceErrors:
     ForceErrors
         Errors over all A forces.
     """
-    error = forces - label
-    cosine = torch.nn.functional.cosine_similarity(forces, label, dim=1)
-    angles = torch.rad2deg(torch.acos(cosine.clamp(-1, 1)))
-    residual, spread = error.square().sum(), (label - label.mean()).square().sum()
+    forces, label = np.asarray(forces, dtype=np.float64), np.asarray(label, dtype=np.float64)
+    error, large = forces - label, np.linalg.norm(label, axis=1) > LARGE_ANGLE_FLOOR
+    lengths = np.linalg.norm(forces[large], axis=1) * np.linalg.norm(label[large], axis=1)
+    cosine = (forces * label)[large].sum(1) / np.maximum(lengths, SHORTEST)
+    angles = np.rad2deg(np.arccos(cosine.clip(-1.0, 1.0)))
+    residual, spread = np.square(error).sum(), np.square(label - label.mean()).sum()
     return ForceErrors(
         atoms=len(label),
-        force_rmse_ev_per_angstrom=float(error.square().mean().sqrt()),
-        force_mae_ev_per_angstrom=float(error.abs().mean()),
-        force_r2=float(1.0 - residual / spread),
-        force_angle_deg=float(angles[label.norm(dim=1) > LARGE_ANGLE_FLOOR].mean()),
+        force_rmse_ev_per_angstrom=float(np.sqrt(np.square(error).mean())),
+        force_mae_ev_per_angstrom=float(abs(error).mean()),
+        force_r2=float(1.0 - residual / spread) if spread else float("nan"),
+        force_angle_deg=float(angles.mean()) if large.any() else float("nan"),
     )
 
 
@@ -184,8 +185,7 @@ def trajectory_force_errors(
 
 def _errors(forces: NDArray[np.float64], teacher: NDArray[np.float64]) -> ForceErrors:
     """Return the errors of forces (F, N, 3), or of a single component (F, N, 1)."""
-    pair = (torch.from_numpy(part.reshape(-1, part.shape[2])) for part in (forces, teacher))
-    return force_errors(*(part.double() for part in pair))
+    return force_errors(*(part.reshape(-1, part.shape[2]) for part in (forces, teacher)))
 
 
 def frames_as_atoms(frames: Frames, structure: Structure) -> Iterator[Atoms]:

@@ -1,33 +1,37 @@
-"""Read the members of a checkpoint or an archive, and compare its code; nothing in it is run."""
+"""Read and write the members of a checkpoint or an archive, as NumPy arrays; no code is run."""
 
 import io
+import json
 import pickletools
-import re
 import sys
 import zipfile
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from hashlib import sha256
 from math import prod
 from pathlib import Path
 from reprlib import repr
 from typing import Any, NamedTuple
 
-import torch
-from torch import Tensor
+import numpy as np
+
+from mlff_student.model.architecture import Arrays
 
 MAX_FILE_BYTES = 2**30  # the largest shipped model has 2 MB
 MAX_CODE_BYTES = 2**24  # uncompressed, in addition to the size of the file
 MAX_PICKLE_BYTES = 2**20
 MAX_OBJECTS = 100_000
 STORAGES = {
-    "torch BoolStorage": torch.bool,
-    "torch IntStorage": torch.int32,
-    "torch LongStorage": torch.int64,
-    "torch HalfStorage": torch.float16,
-    "torch BFloat16Storage": torch.bfloat16,
-    "torch FloatStorage": torch.float32,
-    "torch DoubleStorage": torch.float64,
+    "torch BoolStorage": "?",
+    "torch IntStorage": "<i4",
+    "torch LongStorage": "<i8",
+    "torch HalfStorage": "<f2",
+    "torch FloatStorage": "<f4",
+    "torch DoubleStorage": "<f8",
 }
+SAFETENSORS = {"F32": "<f4", "F64": "<f8", "I64": "<i8"}
+MAX_HEADER_BYTES = 2**20  # of safetensors
+MAX_DIMENSIONS = 8
+ALIGNMENT = 8  # bytes, of the numbers behind the header
 REBUILD_TENSOR = "torch._utils _rebuild_tensor_v2"
 REBUILD_PARAMETER = "torch._utils _rebuild_parameter"
 RESTORE_TYPE = "torch.jit._pickle restore_type_tag"
@@ -37,20 +41,6 @@ VALUES = {
 }  # fmt: skip
 CONSTANTS = {"NONE": None, "NEWTRUE": True, "NEWFALSE": False, "EMPTY_TUPLE": ()}
 TUPLES = {"TUPLE1": 1, "TUPLE2": 2, "TUPLE3": 3}
-# torch numbers classes of the same name in the order in which a process compiled them.
-MANGLE = re.compile(r"[./]___torch_mangle_\d+")
-DEFINITION = re.compile(r"^(?=class |def )", re.MULTILINE)
-VARIABLE = re.compile(r"(?<![\w.])([A-Za-z_]\w*?)\d+\b")
-# Sizes of a layer, which torch writes in any order. Other values could be calls, which torch runs.
-FINAL = re.compile(
-    r"^  \w+ : Final\[(int|float|bool|NoneType)\] = (-?[\d.]+(e[+-]?\d+)?|True|False|None)\n",
-    re.MULTILINE,
-)
-# SHA-256 of torch.nn.functional.embedding, in which releases of torch differ.
-CODE_OF_TORCH = {
-    "ba4667428a2516d0e1f177ef8df9bd25e5c207f6e4752480e105cc65258506aa",  # torch 2.9
-    "6ad510446c16e01f037fb99995d930e5a8219758fcf75a9edf05f4228d8da721",  # torch 2.13, 2.14
-}
 
 
 @dataclass
@@ -76,8 +66,11 @@ class Global(str):
 class Storage(NamedTuple):
     """Numbers of one or more tensors."""
 
-    dtype: torch.dtype
+    dtype: np.dtype
     content: bytes
+
+
+# --- Zip file -------------------------------------------------------------------------------------
 
 
 def read_members(path: Path) -> dict[str, bytes]:
@@ -138,12 +131,12 @@ def members_of(content: bytes) -> dict[str, bytes]:
         raise ValueError(str(error) or type(error).__name__) from error
 
 
-def write_members(members: dict[str, bytes]) -> bytes:
+def write_members(members: Mapping[str, bytes]) -> bytes:
     """Return a zip file of torch, uncompressed, whose bytes depend on the members only.
 
     Parameters
     ----------
-    members : dict[str, bytes]
+    members : Mapping[str, bytes]
         Content of each member by its name.
     """
     content = io.BytesIO()
@@ -153,14 +146,120 @@ def write_members(members: dict[str, bytes]) -> bytes:
     return content.getvalue()
 
 
-def read_pickle(members: dict[str, bytes], name: str = "data.pkl") -> Any:
-    """Return the objects of a pickle of tensors, plain values and TorchScript objects.
+# --- Metadata and weights -------------------------------------------------------------------------
 
-    The pickle module is not used, because it imports and calls what a file names.
+
+def read_json(text: bytes) -> dict[str, Any]:
+    """Return the object of a JSON text.
 
     Parameters
     ----------
-    members : dict[str, bytes]
+    text : bytes
+        UTF-8.
+
+    Raises
+    ------
+    ValueError
+        The text is not JSON or not an object, or an object has two members of one name.
+    """
+
+    def unique(pairs: Iterable[tuple[str, Any]]) -> dict[str, Any]:
+        pairs = list(pairs)
+        values = dict(pairs)
+        if len(values) < len(pairs):
+            raise ValueError("an object of JSON has two members of the same name")
+        return values
+
+    def refuse(constant: str) -> None:
+        raise ValueError(f"it contains {constant}, which is not JSON")
+
+    try:
+        value = json.loads(text, object_pairs_hook=unique, parse_constant=refuse)
+    except RecursionError as error:
+        raise ValueError("it is nested too deeply") from error
+    if not isinstance(value, dict):
+        raise ValueError("it is no object of JSON")
+    return value
+
+
+def write_safetensors(arrays: Mapping[str, np.ndarray]) -> bytes:
+    """Return arrays in the layout of safetensors: the length of a JSON header, header, numbers.
+
+    Parameters
+    ----------
+    arrays : Mapping[str, np.ndarray]
+        float32, float64 and int64 arrays by their names.
+    """
+    kinds = {kind: name for name, kind in SAFETENSORS.items()}
+    header, parts, at = {}, [], 0
+    for name, array in sorted(arrays.items(), key=lambda item: (-item[1].dtype.itemsize, item[0])):
+        little = array.dtype.newbyteorder("<")
+        parts.append(array.astype(little).tobytes())
+        header[name] = {
+            "dtype": kinds[little.str],
+            "shape": list(array.shape),
+            "data_offsets": [at, at := at + len(parts[-1])],
+        }
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % ALIGNMENT)
+    return b"".join([len(text).to_bytes(8, "little"), text, *parts])
+
+
+def read_safetensors(content: bytes) -> Arrays:
+    """Return the arrays of a text in the layout of safetensors; they cannot be written to.
+
+    Parameters
+    ----------
+    content : bytes
+        Text as `write_safetensors` returns it.
+
+    Raises
+    ------
+    ValueError
+        The header is damaged, or its arrays do not cover the numbers behind it, each once.
+    """
+    size = int.from_bytes(content[:8], "little")
+    if len(content) < 8 or size > min(len(content) - 8, MAX_HEADER_BYTES):
+        raise ValueError(f"the header of its weights claims {size} of {len(content)} bytes")
+    arrays, ranges = {}, []
+    for name, entry in read_json(content[8 : 8 + size]).items():
+        if not isinstance(entry, dict) or entry.keys() != {"dtype", "shape", "data_offsets"}:
+            raise ValueError(f"the weights contain {repr(name)}, which is no array")
+        kind, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]
+        if not isinstance(kind, str) or kind not in SAFETENSORS:
+            raise ValueError(f"{name} has numbers of the type {repr(kind)}")
+        if not _are_counts(shape) or not _are_counts(offsets) or len(offsets) != 2:
+            raise ValueError(f"the shape or place of {name} is damaged")
+        dtype, (begin, end) = np.dtype(SAFETENSORS[kind]), offsets
+        if len(shape) > MAX_DIMENSIONS or prod(shape) * dtype.itemsize != end - begin:
+            raise ValueError(f"{name} of the shape {repr(shape)} has {end - begin} bytes")
+        ranges.append((begin, end))
+        if end > len(content) - 8 - size:
+            raise ValueError(f"{name} ends behind the weights")
+        flat = np.frombuffer(content, dtype, prod(shape), 8 + size + begin)
+        arrays[name] = flat.reshape(shape).astype(dtype.newbyteorder("="), copy=False)
+    ends = [0, *(end for _, end in sorted(ranges))]
+    if [begin for begin, _ in sorted(ranges)] != ends[:-1] or ends[-1] != len(content) - 8 - size:
+        raise ValueError("its weights overlap or leave gaps")
+    return arrays
+
+
+def _are_counts(value: Any) -> bool:
+    return isinstance(value, list) and all(type(count) is int and count >= 0 for count in value)
+
+
+# --- Pickle ---------------------------------------------------------------------------------------
+
+
+def read_pickle(members: Mapping[str, bytes], name: str = "data.pkl") -> Any:
+    """Return the objects of a pickle of tensors, plain values and TorchScript objects.
+
+    The pickle module is not used, because it imports and calls what a file names. Tensors become
+    NumPy arrays.
+
+    Parameters
+    ----------
+    members : Mapping[str, bytes]
         Members of the file, which contain the numbers of the tensors.
     name : str
         Name of the pickle among the members.
@@ -168,19 +267,19 @@ def read_pickle(members: dict[str, bytes], name: str = "data.pkl") -> Any:
     Raises
     ------
     ValueError
-        The pickle is damaged or contains something else.
+        The pickle is damaged, or contains something else or numbers that NumPy lacks.
     """
-    if members.get("byteorder", b"little").decode() != sys.byteorder:
-        raise ValueError(f"its numbers are {members['byteorder'].decode()}-endian")
+    if members.get("byteorder", b"little").decode(errors="replace") != sys.byteorder:
+        raise ValueError(f"its numbers are {repr(members['byteorder'])}-endian")
     if len(members.get(name, b"")) > MAX_PICKLE_BYTES or name not in members:
         raise ValueError(f"it contains no {name}, or one of more than {MAX_PICKLE_BYTES} bytes")
     try:
         return _run(members[name], members)
-    except (LookupError, TypeError, AttributeError, RuntimeError) as error:
+    except (LookupError, TypeError, AttributeError, OverflowError) as error:
         raise ValueError(f"{name} is damaged ({error})") from error
 
 
-def _run(pickle: bytes, members: dict[str, bytes]) -> Any:
+def _run(pickle: bytes, members: Mapping[str, bytes]) -> Any:
     stack: list[Any] = []
     marks: list[int] = []
     memo: dict[Any, Any] = {}
@@ -236,11 +335,11 @@ def _run(pickle: bytes, members: dict[str, bytes]) -> Any:
     raise ValueError("it does not end")
 
 
-def _storage(description: tuple, members: dict[str, bytes]) -> Storage:
+def _storage(description: tuple, members: Mapping[str, bytes]) -> Storage:
     _, kind, key, _, count = description
     if not isinstance(kind, Global) or kind not in STORAGES:
-        raise ValueError(f"it contains numbers of the type {repr(kind)}")
-    dtype, content = STORAGES[kind], members[f"data/{key}"]
+        raise ValueError(f"it contains numbers of the type {repr(kind)}, which cannot be read")
+    dtype, content = np.dtype(STORAGES[kind]), members[f"data/{key}"]
     if len(content) != count * dtype.itemsize:
         raise ValueError(f"data/{key} has {len(content)} bytes, expected {count * dtype.itemsize}")
     return Storage(dtype, content)
@@ -256,22 +355,25 @@ def _call(function: Any, arguments: tuple) -> Any:
         return {}
     if function == RESTORE_TYPE:
         return arguments[0]
-    if function == REBUILD_PARAMETER and isinstance(arguments[0], Tensor):
+    if function == REBUILD_PARAMETER and isinstance(arguments[0], np.ndarray):
         return arguments[0]
     if function == REBUILD_TENSOR and isinstance(arguments[0], Storage):
         (dtype, content), offset, shape, strides = arguments[:4]
         if not all(type(number) is int and number >= 0 for number in (offset, *shape, *strides)):
             raise ValueError("the shape of a tensor is damaged")
-        if prod(shape) > len(content) // dtype.itemsize:
+        if len(shape) > MAX_DIMENSIONS or prod(shape) > len(content) // dtype.itemsize:
             raise ValueError(f"a tensor of shape {repr(shape)} has {len(content)} bytes")
-        if not content:
-            return torch.empty(shape, dtype=dtype)
-        flat = torch.frombuffer(bytearray(content), dtype=dtype)
-        return flat.as_strided(shape, strides, offset).clone(memory_format=torch.contiguous_format)
+        if not prod(shape):
+            return np.empty(shape, dtype)
+        flat = np.frombuffer(content, dtype)[offset:]
+        if sum((n - 1) * s for n, s in zip(shape, strides, strict=True)) >= len(flat):
+            raise ValueError(f"a tensor of shape {repr(shape)} has {len(content)} bytes")
+        steps = [stride * dtype.itemsize for stride in strides]
+        return np.lib.stride_tricks.as_strided(flat, shape, steps).copy()
     raise ValueError(f"it contains {function.replace(' ', '.')}")
 
 
-def tensors_of(value: Any) -> dict[str, Tensor]:
+def tensors_of(value: Any) -> Arrays:
     """Return the tensors of an object and of the objects inside it, named as in a state_dict.
 
     Parameters
@@ -287,7 +389,7 @@ def tensors_of(value: Any) -> dict[str, Tensor]:
     tensors, waiting, seen = {}, [("", value)], 0
     while waiting:
         prefix, value = waiting.pop()
-        if isinstance(value, Tensor):
+        if isinstance(value, np.ndarray):
             tensors[prefix] = value
         elif isinstance(value, ScriptObject) and isinstance(value.attributes, dict):
             for name, attribute in value.attributes.items():
@@ -295,99 +397,3 @@ def tensors_of(value: Any) -> dict[str, Tensor]:
         if (seen := seen + 1) > MAX_OBJECTS:
             raise ValueError(f"it contains more than {MAX_OBJECTS} objects")
     return tensors
-
-
-def definitions(members: dict[str, bytes]) -> set[str]:
-    """Return the classes and functions in the code of an archive, in a form that can be compared.
-
-    What differs between two exports of one model is left out or replaced: the numbers that torch
-    gives to classes of the same name, which also decide on the file that a class is in, the numbers
-    of local variables, and the sizes of a layer.
-
-    Parameters
-    ----------
-    members : dict[str, bytes]
-        Members of the archive.
-
-    Returns
-    -------
-    set[str]
-        For each class and function a line with its file, and its text.
-    """
-    blocks = set()
-    for name, text in members.items():
-        if name.startswith("code/") and not name.endswith(".debug_pkl"):
-            for block in filter(
-                None, DEFINITION.split(FINAL.sub("", text.decode(errors="backslashreplace")))
-            ):
-                numbers: dict[str, int] = {}
-                numbered = VARIABLE.sub(
-                    lambda match, numbers=numbers: (
-                        f"{match[1]}#{numbers.setdefault(match[0], len(numbers))}"
-                    ),
-                    block,
-                )
-                blocks.add(MANGLE.sub("", f"{name}\n{numbered}"))
-    return blocks
-
-
-def foreign_code(found: set[str], expected: set[str]) -> str:
-    """Return the name of a class or function that this version does not write.
-
-    Parameters
-    ----------
-    found : set[str]
-        Definitions in an archive.
-    expected : set[str]
-        Definitions that this version writes for the same model.
-
-    Returns
-    -------
-    str
-        File and first line of such a definition, or of one that is missing; empty if there is none.
-    """
-    strange = {
-        text for text in found - expected if sha256(text.encode()).hexdigest() not in CODE_OF_TORCH
-    }
-    heads = [{_head(text) for text in texts} for texts in (strange, expected, found)]
-    return min(heads[0] or heads[1] - heads[2], default="")
-
-
-def _head(definition: str) -> str:
-    file, _, text = definition.partition("\n")
-    return f"{text.partition(chr(10))[0].partition('(')[0].strip()} in {file}"
-
-
-def difference(found: Any, expected: Any, where: str = "") -> str:
-    """Return the first attribute that differs between two objects, apart from numbers of tensors.
-
-    Parameters
-    ----------
-    found, expected : Any
-        Results of `read_pickle`.
-    where : str
-        Name of the objects, for the result.
-
-    Returns
-    -------
-    str
-        Name and values of the attribute; empty if there is no difference.
-    """
-    if isinstance(expected, Tensor):
-        if isinstance(found, Tensor):
-            found, expected = (f"{t.dtype} {tuple(t.shape)}" for t in (found, expected))
-    elif isinstance(expected, ScriptObject) and isinstance(found, ScriptObject):
-        names = [MANGLE.sub("", each.type) for each in (found, expected)]
-        if names[0] != names[1]:
-            return f"{where or 'the module'} is a {names[0]}, expected a {names[1]}"
-        return difference(found.attributes, expected.attributes, where)
-    elif isinstance(expected, dict) and isinstance(found, dict):
-        if set(found) != set(expected):
-            return f"{where or 'the module'} has the attributes {', '.join(map(str, found))}"
-        for name, value in expected.items():
-            if text := difference(found[name], value, f"{where}.{name}" if where else name):
-                return text
-        return ""
-    if type(found) is not type(expected) or found != expected:
-        return f"{where} is {repr(found)}, expected {repr(expected)}"
-    return ""

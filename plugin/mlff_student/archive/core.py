@@ -40,6 +40,15 @@ class ResultsStruct(ctypes.Structure):
     )
 
 
+class EdgesStruct(ctypes.Structure):
+    _fields_ = (
+        ("edges", ctypes.c_int64),
+        ("first", ctypes.POINTER(ctypes.c_int64)),
+        ("senders", ctypes.POINTER(ctypes.c_int32)),
+        ("vectors", ctypes.POINTER(ctypes.c_double)),
+    )
+
+
 class FactsStruct(ctypes.Structure):
     _fields_ = (
         ("name", ctypes.c_char_p),
@@ -126,6 +135,7 @@ def core_library(path: Path | None = None) -> ctypes.CDLL:
     if found != ABI:
         raise MissingDependencyError(f"{path} has the interface {found}, expected {ABI}")
     library.mlff_student_error.restype = ctypes.c_char_p
+    library.mlff_student_instruction_set.restype = ctypes.c_char_p
     library.mlff_student_open_memory.restype = ctypes.c_void_p
     library.mlff_student_open_memory.argtypes = (
         ctypes.c_char_p,
@@ -139,6 +149,10 @@ def core_library(path: Path | None = None) -> ctypes.CDLL:
     library.mlff_student_new_workspace.restype = ctypes.c_void_p
     library.mlff_student_free_workspace.argtypes = (ctypes.c_void_p,)
     library.mlff_student_free_workspace.restype = None
+    library.mlff_student_search.argtypes = (
+        *(ctypes.c_void_p, ctypes.c_double, ctypes.c_double),
+        *(ctypes.POINTER(SystemStruct), ctypes.POINTER(EdgesStruct)),
+    )
     library.mlff_student_evaluate.argtypes = (
         ctypes.c_void_p,
         ctypes.c_void_p,
@@ -165,6 +179,19 @@ class CoreStudent:
         Name of the file, for messages.
     content : bytes
         Content of the archive; nothing in it is run.
+    threads : int
+        Number of threads of each call; results do not depend on it.
+    library : Path, optional
+        Another core library than the installed one.
+
+    Attributes
+    ----------
+    backend : str
+        "native".
+    facts : Facts
+        What the archive says of the student.
+    threads : int
+        Number of threads of each call; it may be changed.
 
     Raises
     ------
@@ -174,9 +201,14 @@ class CoreStudent:
         The core library cannot be used.
     """
 
-    def __init__(self, name: str, content: bytes) -> None:
-        self._library = core_library()
-        self._origin, self._content = name, content
+    backend = "native"
+
+    def __init__(
+        self, name: str, content: bytes, threads: int = 1, library: Path | None = None
+    ) -> None:
+        self._library = core_library(library)
+        self._origin, self._content, self._path = name, content, library
+        self.threads = threads
         self._handle = self._library.mlff_student_open_memory(name.encode(), content, len(content))
         self._free: list[int] = []  # workspaces that no call uses; append and pop are atomic
         if not self._handle:
@@ -200,7 +232,7 @@ class CoreStudent:
             self._library.mlff_student_close(self._handle)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return type(self), (self._origin, self._content)
+        return type(self), (self._origin, self._content, self.threads, self._path)
 
     def evaluate(
         self,
@@ -209,7 +241,6 @@ class CoreStudent:
         cell: ArrayLike | None = None,
         pbc: ArrayLike = (True, True, True),
         *,
-        threads: int = 1,
         with_virials: bool = False,
     ) -> CoreResults:
         """Evaluate a structure.
@@ -224,8 +255,6 @@ class CoreStudent:
             (3, 3) lattice vectors as rows, angstrom; no cell if not given.
         pbc : array_like
             (3,) bool, directions in which the structure is periodic, if there is a cell.
-        threads : int
-            Number of threads.
         with_virials : bool
             Whether to compute the virial of each atom.
 
@@ -237,28 +266,19 @@ class CoreStudent:
         x, numbers = _floats(positions, (None, 3)), _integers(atomic_numbers)
         if len(x) != len(numbers):
             raise InputError(f"{len(x)} positions, but {len(numbers)} atomic numbers")
-        box = None if cell is None else _floats(cell, (3, 3))
-        periodic = np.ascontiguousarray(pbc, dtype=np.intc)
-        if periodic.shape != (3,):
-            raise InputError(f"pbc has the shape {periodic.shape}, expected (3,)")
+        system, _arrays = _system(x, numbers, cell, pbc)
         results = CoreResults(
             np.empty(len(x)),
             np.empty((len(x), 3)),
             np.empty((3, 3)),
             np.empty((len(x), 3, 3)) if with_virials else None,
         )
-        system = SystemStruct(
-            len(x),
-            _address(x),
-            _address(numbers),
-            _address(box),
-            None if box is None else _address(periodic),
-        )
         outputs = ResultsStruct(*map(_address, results))
         with self._workspace() as work:
             self._check(
                 self._library.mlff_student_evaluate(
-                    self._handle, work, threads, ctypes.byref(system), ctypes.byref(outputs)
+                    *(self._handle, work, self.threads),
+                    *(ctypes.byref(system), ctypes.byref(outputs)),
                 )
             )
         return results
@@ -269,8 +289,6 @@ class CoreStudent:
         edge_index: ArrayLike,
         atomic_numbers: ArrayLike,
         n_local: int,
-        *,
-        threads: int = 1,
     ) -> tuple[Floats, Floats]:
         """Evaluate directed edges i <- j.
 
@@ -284,8 +302,6 @@ class CoreStudent:
             (N,).
         n_local : int
             Number of atoms that have an energy. They are the first ones.
-        threads : int
-            Number of threads.
 
         Returns
         -------
@@ -309,7 +325,7 @@ class CoreStudent:
         with self._workspace() as work:
             self._check(
                 self._library.mlff_student_evaluate_edges(
-                    *(self._handle, work, threads, len(numbers), _address(numbers)),
+                    *(self._handle, work, self.threads, len(numbers), _address(numbers)),
                     *(len(vectors), _address(index), _address(vectors), n_local),
                     *(_address(energies), _address(gradient)),
                 )
@@ -324,18 +340,103 @@ class CoreStudent:
         except IndexError:
             work = self._library.mlff_student_new_workspace()
             if not work:
-                raise MemoryError(self._reason()) from None
+                self._check(self._library.mlff_student_error_status())
         try:
             yield work
         finally:
             self._free.append(work)
 
     def _check(self, status: int) -> None:
-        if status:
-            raise ERRORS.get(status, StudentError)(self._reason())
+        _check(self._library, status)
 
-    def _reason(self) -> str:
-        return self._library.mlff_student_error().decode(errors="replace")
+
+class NeighbourSearch:
+    """Search for the edges of structures by the core library, for one thread at a time.
+
+    Parameters
+    ----------
+    cutoff : float
+        Cutoff, angstrom.
+    skin : float
+        With a skin above 0 (angstrom), pairs are used again as long as no atom has moved by half of
+        it.
+    library : Path, optional
+        Another core library than the installed one.
+    """
+
+    def __init__(self, cutoff: float, skin: float = 0.0, library: Path | None = None) -> None:
+        self.cutoff, self.skin = cutoff, skin
+        self._library = core_library(library)
+        self._work = self._library.mlff_student_new_workspace()
+
+    def __del__(self) -> None:
+        if getattr(self, "_work", None):
+            self._library.mlff_student_free_workspace(self._work)
+
+    def compute(
+        self, positions: ArrayLike, cell: ArrayLike, pbc: ArrayLike
+    ) -> tuple[Integers, Floats]:
+        """Find all directed edges i <- j that are shorter than the cutoff.
+
+        Parameters
+        ----------
+        positions : array_like
+            (N, 3) angstrom.
+        cell : array_like
+            (3, 3) lattice vectors as rows, angstrom.
+        pbc : array_like
+            (3,) bool, directions in which the structure is periodic.
+
+        Returns
+        -------
+        index : ndarray
+            (2, E) receivers and senders, sorted by receiver.
+        vectors : ndarray
+            (E, 3) x_j - x_i, angstrom.
+
+        Raises
+        ------
+        InputError
+            An atom is far away or not finite, or the cell has no volume.
+        """
+        x, edges = _floats(positions, (None, 3)), EdgesStruct()
+        system, _arrays = _system(x, None, cell, pbc)
+        arguments = self._work, self.cutoff, self.skin, ctypes.byref(system), ctypes.byref(edges)
+        _check(self._library, self._library.mlff_student_search(*arguments))
+        if not edges.edges:
+            return np.zeros((2, 0), dtype=np.int64), np.zeros((0, 3))
+        as_array = np.ctypeslib.as_array
+        index = np.empty((2, edges.edges), dtype=np.int64)
+        counts = np.diff(as_array(edges.first, (len(x) + 1,)))
+        index[0], index[1] = (
+            np.repeat(np.arange(len(x)), counts),
+            as_array(edges.senders, (edges.edges,)),
+        )
+        return index, as_array(edges.vectors, (edges.edges, 3)).copy()
+
+
+def _check(library: ctypes.CDLL, status: int) -> None:
+    if status:
+        reason = library.mlff_student_error().decode(errors="replace")
+        raise ERRORS.get(status, StudentError)(reason)
+
+
+def _system(
+    positions: Floats, numbers: Integers | None, cell: ArrayLike | None, pbc: ArrayLike
+) -> tuple[SystemStruct, tuple[Any, ...]]:
+    """Return a structure, and the arrays that it points to."""
+    box = None if cell is None else _floats(cell, (3, 3))
+    periodic = np.ascontiguousarray(pbc, dtype=np.intc)
+    if periodic.shape != (3,):
+        raise InputError(f"pbc has the shape {periodic.shape}, expected (3,)")
+    system = SystemStruct(
+        len(positions),
+        _address(positions),
+        _address(numbers),
+        _address(box),
+        None if box is None else _address(periodic),
+    )
+    return system, (positions, numbers, box, periodic)
 
 
 def _floats(values: ArrayLike, shape: tuple[int | None, ...]) -> Floats:

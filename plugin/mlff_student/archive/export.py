@@ -11,14 +11,18 @@ from ase.build import molecule
 from vesin import NeighborList
 
 from mlff_student.archive.archive import Archive, load_archive, save_archive
-from mlff_student.archive.registry import compile_checkpoint, model_name
+from mlff_student.archive.backends import Evaluator, PortableStudent, evaluator, unavailable
+from mlff_student.archive.registry import read_model
+from mlff_student.archive.scripting import student_of, with_script
 from mlff_student.core.errors import ArchiveError, InputError
 from mlff_student.core.files import atomic_write
-from mlff_student.model.student import DTYPES, Student, StudentConfig
+from mlff_student.model.architecture import PRECISIONS, StudentConfig
+from mlff_student.model.student import DTYPES, Student
 
 # Largest differences allowed between the archive and eager evaluation of the same precision. In
 # float64 they agree to rounding; in float32 the order of summation matters.
 ENERGY_TOLERANCE = {"float32": 1e-6, "float64": 1e-11}  # eV/atom
+NATIVE_ENERGY_TOLERANCE = 2e-5  # eV/atom; the native kernels have tables of the filters
 # eV/angstrom, multiplied by the largest force where that is above 1 eV/angstrom.
 FORCE_TOLERANCE = {"float32": 2e-5, "float64": 1e-9}
 
@@ -40,6 +44,8 @@ class Agreement(NamedTuple):
         Largest absolute difference of a force component, eV/angstrom.
     largest_force_ev_per_angstrom : float
         Largest absolute force component by eager evaluation, eV/angstrom.
+    backend : str
+        What was compared: "portable" (the TorchScript in the file), "native" or "onnx".
     """
 
     structure: str
@@ -48,13 +54,16 @@ class Agreement(NamedTuple):
     energy_ev_per_atom: float
     forces_ev_per_angstrom: float
     largest_force_ev_per_angstrom: float
+    backend: str = "portable"
 
     @property
     def passed(self) -> bool:
         """Whether both differences are within the tolerances of the precision."""
         scale = max(1.0, self.largest_force_ev_per_angstrom)
+        native = self.backend == "native"
         return (
-            self.energy_ev_per_atom <= ENERGY_TOLERANCE[self.dtype]
+            self.energy_ev_per_atom
+            <= (NATIVE_ENERGY_TOLERANCE if native else ENERGY_TOLERANCE[self.dtype])
             and self.forces_ev_per_angstrom <= FORCE_TOLERANCE[self.dtype] * scale
         )
 
@@ -67,7 +76,7 @@ def export(
     Parameters
     ----------
     checkpoint : Path
-        Weights file; its card.json is read from the same folder.
+        Weights file, whose card.json is read from the same folder; or an archive, also of format 2.
     output : Path
         Archive file to write. An existing file is replaced only after the verification.
     dtype : str
@@ -79,7 +88,8 @@ def export(
     Returns
     -------
     list[Agreement]
-        Measured differences; empty without verification.
+        Measured differences of the TorchScript and, in float32 and if they are there, of the native
+        kernels; empty without verification.
 
     Raises
     ------
@@ -88,20 +98,20 @@ def export(
     InputError
         The precision is unknown, or the output cannot be written.
     """
-    if dtype not in DTYPES:
-        raise InputError(f"dtype {dtype!r} is unknown; expected {' or '.join(DTYPES)}")
-    agreements: list[Agreement] = []
+    if dtype not in PRECISIONS:
+        raise InputError(f"dtype {dtype!r} is unknown; expected {' or '.join(PRECISIONS)}")
+    source, agreements = read_model(checkpoint), []
     with atomic_write(output) as temporary:
-        for precision, torch_dtype in DTYPES.items():
+        for precision in PRECISIONS:
             if precision != dtype and not verify:
                 continue
-            student, config, archive = compile_checkpoint(checkpoint, torch_dtype)
+            archive = with_script(source.in_precision(precision))
             if precision == dtype:
                 save_archive(archive, temporary)
-                archive = load_archive(temporary)
+                archive = load_archive(temporary, trust=True)  # the TorchScript of the file
             if verify:
-                agreements += compare_with_eager(student, config, archive)
-        refuse_disagreement(f"the archive of {model_name(checkpoint)}", agreements)
+                agreements += compare_with_eager(source, archive)
+        refuse_disagreement(f"the archive of {source.metadata['name']}", agreements)
     return agreements
 
 
@@ -145,41 +155,43 @@ def eager_energy_and_forces(
     return float(energy.detach()), -gradient.numpy()
 
 
-def compare_with_eager(
-    student: Student, config: StudentConfig, archive: Archive
-) -> list[Agreement]:
-    """Compare an archive with eager evaluation of its student on `verification_structures`.
+def compare_with_eager(source: Archive, archive: Archive) -> list[Agreement]:
+    """Compare the backends of an archive with its student on `verification_structures`.
 
     Parameters
     ----------
-    student : Student
-        Student in the precision of the archive.
-    config : StudentConfig
-        Architecture of the student.
+    source : Archive
+        Weights of the student that is evaluated eagerly, in the precision of `archive`.
     archive : Archive
         Archive to compare.
 
     Returns
     -------
     list[Agreement]
-        Differences for each structure.
+        Differences for each backend and structure.
     """
+    dtype = archive.metadata["dtype"]
+    student = student_of(source, DTYPES[dtype])
+    evaluators: list[Evaluator] = [PortableStudent(archive)]
+    if dtype == "float32" and not unavailable():
+        evaluators.append(evaluator(archive, "native", threads=1))
 
-    def evaluate(atoms: Atoms) -> tuple[float, np.ndarray]:
-        energy, forces, _ = archive.module(
-            torch.tensor(atoms.positions),
-            torch.tensor(atoms.numbers),
-            torch.tensor(atoms.cell.array),
-            torch.tensor(atoms.pbc),
-        )
-        return float(energy), forces.numpy()
+    def compared(with_backend: Evaluator) -> list[Agreement]:
+        def evaluate(atoms: Atoms) -> tuple[float, np.ndarray]:
+            results = with_backend.evaluate(
+                atoms.positions, atoms.numbers, atoms.cell.array, atoms.pbc
+            )
+            return float(results.energies.sum()), results.forces
 
-    return differences(student, config, archive.metadata["dtype"], evaluate)
+        return differences(student, source.config, with_backend.backend, dtype, evaluate)
+
+    return [agreement for each in evaluators for agreement in compared(each)]
 
 
 def differences(
     student: Student,
     config: StudentConfig,
+    backend: str,
     dtype: str,
     evaluate: Callable[[Atoms], tuple[float, np.ndarray]],
 ) -> list[Agreement]:
@@ -191,6 +203,8 @@ def differences(
         Student in the precision of the file.
     config : StudentConfig
         Architecture of the student.
+    backend : str
+        Name of what is compared, for the result.
     dtype : str
         Precision of the student, "float32" or "float64".
     evaluate : Callable[[Atoms], tuple[float, np.ndarray]]
@@ -208,6 +222,7 @@ def differences(
         agreements.append(
             Agreement(
                 structure=name,
+                backend=backend,
                 dtype=dtype,
                 atoms=len(atoms),
                 energy_ev_per_atom=abs(exported_energy - energy) / len(atoms),
@@ -237,7 +252,7 @@ def refuse_disagreement(what: str, agreements: list[Agreement]) -> None:
         raise ArchiveError(
             f"{what} disagrees with eager evaluation: "
             + "; ".join(
-                f"{a.structure} in {a.dtype}: {a.energy_ev_per_atom:.1e} eV/atom, "
+                f"{a.structure} by {a.backend} in {a.dtype}: {a.energy_ev_per_atom:.1e} eV/atom, "
                 f"{a.forces_ev_per_angstrom:.1e} eV/angstrom"
                 for a in failed
             )

@@ -1,19 +1,22 @@
 """Join many structures into one graph, and sum the network's gradient to forces and virials."""
 
 from collections.abc import Iterator, Sequence
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import numpy as np
-import torch
 from ase import Atoms
 from numpy.typing import NDArray
-from torch import Tensor
-from vesin import NeighborList
 
-from mlff_student.archive.archive import Archive
+from mlff_student.archive.archive import require_torch
+from mlff_student.archive.backends import (
+    Evaluator,
+    forces_of,
+    library_path,
+    unavailable,
+    virials_of,
+)
+from mlff_student.archive.core import NeighbourSearch
 from mlff_student.core.errors import InputError
-from mlff_student.model.neighbours import neighbour_edges
-from mlff_student.model.student import edge_virials, forces_from_gradient, sum_to_atoms
 
 # Largest open structure, in atoms, whose pairs are all tested in numpy, together with those of the
 # other structures of the same size. Processor time for a structure of 9, 22, 32, 50 and 68 atoms is
@@ -40,9 +43,9 @@ class Graph(NamedTuple):
 class Evaluation(NamedTuple):
     """Energies, forces and gradient of a graph."""
 
-    energies: Tensor  # (N,) eV
-    forces: Tensor  # (N, 3) eV/angstrom
-    gradient: Tensor  # (E, 3) dE/dr_ij, eV/angstrom
+    energies: NDArray[np.float64]  # (N,) eV
+    forces: NDArray[np.float64]  # (N, 3) eV/angstrom
+    gradient: NDArray[np.float64]  # (E, 3) dE/dr_ij, eV/angstrom
 
 
 def join(structures: Sequence[Atoms], cutoff: float) -> Graph:
@@ -67,7 +70,7 @@ def join(structures: Sequence[Atoms], cutoff: float) -> Graph:
         index, vectors = all_pairs(positions[begin[:, None] + np.arange(size)], cutoff)
         structure, index = index[0], index[1:]
         parts.append((index + begin[structure], vectors))
-    search = NeighborList(cutoff=cutoff, full_list=True, n_threads=1)
+    search = edge_search(cutoff) if not small.all() else None
     for k in np.flatnonzero(~small):
         index, vectors = edges_of(structures[k], cutoff, search)
         parts.append((index + first[k], vectors))
@@ -107,70 +110,60 @@ def all_pairs(
     return np.concatenate([index, index[[0, 2, 1]]], axis=1), np.concatenate([near, -near])
 
 
-def evaluate_graph(archive: Archive, graph: Graph, device: str = "cpu") -> Evaluation:
-    """Evaluate a graph with the archive's `from_edges`.
+def evaluate_graph(student: Evaluator, graph: Graph) -> Evaluation:
+    """Evaluate a graph.
 
     Parameters
     ----------
-    archive : Archive
-        Model, on `device`.
+    student : Evaluator
+        Evaluator of a model.
     graph : Graph
         Structures, joined with the cutoff of the model.
-    device : str
-        Device of torch, for example "cpu" or "cuda".
     """
-    index = torch.from_numpy(graph.edge_index).to(device)
     atoms = len(graph.numbers)
-    energies, gradient = archive.module.from_edges(
-        torch.from_numpy(graph.edge_vectors).to(device),
-        index,
-        torch.from_numpy(graph.numbers).to(device),
-        atoms,
+    energies, gradient = student.evaluate_edges(
+        graph.edge_vectors, graph.edge_index, graph.numbers, atoms
     )
-    return Evaluation(energies, forces_from_gradient(gradient, index, atoms), gradient)
+    return Evaluation(energies, forces_of(gradient, graph.edge_index, atoms), gradient)
 
 
-def structure_virials(graph: Graph, gradient: Tensor) -> Tensor:
+def structure_virials(graph: Graph, gradient: NDArray[np.float64]) -> NDArray[np.float64]:
     """Return the virial of each structure.
 
     Parameters
     ----------
     graph : Graph
         Graph of B structures.
-    gradient : Tensor
+    gradient : NDArray[np.float64]
         (E, 3), dE/dr_ij, eV/angstrom.
 
     Returns
     -------
-    Tensor
+    NDArray[np.float64]
         (B, 3, 3), - sum r_ij (x) dE/dr_ij = - volume * stress, eV.
     """
-    owner = torch.from_numpy(graph.owner[graph.edge_index[0]]).to(gradient.device)
-    return sum_to_atoms(_edge_virials(graph, gradient), owner, graph.structures)
+    owner = graph.owner[graph.edge_index[0]]
+    return virials_of(gradient, graph.edge_vectors, owner, graph.structures)
 
 
-def atom_virials(graph: Graph, gradient: Tensor) -> Tensor:
+def atom_virials(graph: Graph, gradient: NDArray[np.float64]) -> NDArray[np.float64]:
     """Return the virial of each atom: half of the virial of each of its edges, as in LAMMPS.
 
     Parameters
     ----------
     graph : Graph
         Graph of N atoms.
-    gradient : Tensor
+    gradient : NDArray[np.float64]
         (E, 3), dE/dr_ij, eV/angstrom.
 
     Returns
     -------
-    Tensor
+    NDArray[np.float64]
         (N, 3, 3), eV.
     """
-    index = torch.from_numpy(graph.edge_index).to(gradient.device)
-    virials, atoms = _edge_virials(graph, gradient), len(graph.numbers)
-    return 0.5 * (sum_to_atoms(virials, index[0], atoms) + sum_to_atoms(virials, index[1], atoms))
-
-
-def _edge_virials(graph: Graph, gradient: Tensor) -> Tensor:
-    return edge_virials(gradient, torch.from_numpy(graph.edge_vectors).to(gradient.device))
+    arguments, atoms = (gradient, graph.edge_vectors), len(graph.numbers)
+    receiver, sender = (virials_of(*arguments, row, atoms) for row in graph.edge_index)
+    return 0.5 * (receiver + sender)
 
 
 def within_memory(
@@ -215,20 +208,69 @@ def within_memory(
         yield slice(begin, len(structures))
 
 
+class EdgeSearch(Protocol):
+    """Search for edges, by the core library (`NeighbourSearch`) or by vesin's Python package."""
+
+    def compute(
+        self, positions: NDArray[np.float64], cell: NDArray[np.float64], pbc: NDArray[np.bool_]
+    ) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+        """Return index (2, E) and vectors (E, 3); see `NeighbourSearch.compute`."""
+        ...
+
+
+class VesinSearch:
+    """Search by vesin's Python package, where the core library is missing.
+
+    Parameters
+    ----------
+    cutoff, skin : float
+        As for `NeighbourSearch`.
+    """
+
+    def __init__(self, cutoff: float, skin: float = 0.0) -> None:
+        from vesin import NeighborList  # imports torch, if it is installed
+
+        self._list = NeighborList(cutoff=cutoff, full_list=True, skin=skin, n_threads=1)
+
+    def compute(
+        self, positions: NDArray[np.float64], cell: NDArray[np.float64], pbc: NDArray[np.bool_]
+    ) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+        """Return index (2, E) and vectors (E, 3)."""
+        pairs, vectors = self._list.compute(
+            points=positions, box=cell, periodic=pbc, quantities="PD"
+        )
+        return np.ascontiguousarray(pairs.T.astype(np.int64)), vectors
+
+
+def edge_search(cutoff: float, skin: float = 0.0) -> EdgeSearch:
+    """Return a search for edges, for one thread at a time.
+
+    Parameters
+    ----------
+    cutoff : float
+        Cutoff, angstrom.
+    skin : float
+        With a skin above 0 (angstrom), pairs are used again as long as no atom has moved by half of
+        it.
+    """
+    if unavailable():
+        return VesinSearch(cutoff, skin)
+    return NeighbourSearch(cutoff, skin, library_path())
+
+
 def edges_of(
-    atoms: Atoms, cutoff: float, search: NeighborList | None = None
+    atoms: Atoms, cutoff: float, search: EdgeSearch | None = None
 ) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
-    """Find all directed edges i <- j that are shorter than the cutoff, with vesin.
+    """Find all directed edges i <- j that are shorter than the cutoff.
 
     Parameters
     ----------
     atoms : Atoms
-        Structure with finite positions and, if it is periodic, a cell with a volume.
+        Structure with positions below 1e5 angstrom and, if it is periodic, a cell with a volume.
     cutoff : float
         Cutoff, angstrom.
-    search : NeighborList, optional
-        Full neighbour list with this cutoff from an earlier call; its memory is used again, and,
-        if it has a skin, its pairs as long as no atom has left the skin.
+    search : EdgeSearch, optional
+        Search with this cutoff, whose memory is used again.
 
     Returns
     -------
@@ -237,15 +279,17 @@ def edges_of(
     vectors : NDArray[np.float64]
         (E, 3), x_j + S.cell - x_i, angstrom.
     """
-    if _is_too_hard(atoms, cutoff):
+    search = search or edge_search(cutoff)
+    if isinstance(search, VesinSearch) and _is_too_hard(atoms, cutoff):
+        require_torch("without the native kernels, the search in a very long or flat structure")
+        import torch
+
+        from mlff_student.model.neighbours import neighbour_edges
+
         positions, cell = torch.tensor(atoms.positions), torch.tensor(atoms.cell.array)
         vectors, index = neighbour_edges(positions, cell, torch.tensor(atoms.pbc), cutoff)
         return index.numpy(), vectors.numpy()
-    search = search or NeighborList(cutoff=cutoff, full_list=True, n_threads=1)
-    pairs, vectors = search.compute(
-        points=atoms.positions, box=atoms.cell.array, periodic=atoms.pbc, quantities="PD"
-    )
-    return np.ascontiguousarray(pairs.T.astype(np.int64)), vectors
+    return search.compute(atoms.positions, atoms.cell.array, atoms.pbc)
 
 
 def _is_too_hard(atoms: Atoms, cutoff: float) -> bool:

@@ -37,7 +37,8 @@ from torch import Tensor, nn
 
 from mlff_student.archive.export import Agreement, differences, refuse_disagreement
 from mlff_student.archive.graph import join
-from mlff_student.archive.registry import compile_checkpoint
+from mlff_student.archive.registry import read_model
+from mlff_student.archive.scripting import student_of, with_script
 from mlff_student.core.errors import MissingDependencyError
 from mlff_student.core.files import atomic_write
 from mlff_student.model.student import (
@@ -126,7 +127,8 @@ def export_onnx(
         raise MissingDependencyError(
             f"export to ONNX needs {error.name}: pip install 'mlff-student[onnx]'"
         ) from error
-    student, config, archive = compile_checkpoint(checkpoint, DTYPES[dtype])
+    archive = with_script(read_model(checkpoint).in_precision(dtype))  # for its self-check
+    student, config = student_of(archive, DTYPES[dtype]), archive.config
     with atomic_write(output) as temporary:
         program = _trace(OnnxModule(student))
         program.model.metadata_props[METADATA_KEY] = json.dumps(archive.metadata)
@@ -138,7 +140,7 @@ def export_onnx(
         options.intra_op_num_threads = 1  # further threads spin while they wait
         session = onnxruntime.InferenceSession(str(temporary), options)
         agreements = differences(
-            student, config, dtype, lambda atoms: _run(session, atoms, config.cutoff)
+            student, config, "onnx", dtype, lambda atoms: _run(session, atoms, config.cutoff)
         )
         refuse_disagreement(f"the ONNX file of {archive.metadata['name']}", agreements)
     return agreements

@@ -3,24 +3,34 @@
 import json
 from os.path import exists, isdir, isfile
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
-import torch
+import numpy as np
 
 from mlff_student.archive.archive import (
+    METADATA,
     Archive,
-    build_archive,
-    check_reference_numbers,
+    archive_of_members,
+    has_script,
     load_archive,
-    read_archive,
-    read_student,
+    make_archive,
+    require_torch,
 )
 from mlff_student.archive.contents import read_members, read_pickle
-from mlff_student.archive.restore import restore_student
 from mlff_student.core.errors import ArchiveError, InputError
 from mlff_student.core.files import sha256
 from mlff_student.core.paths import in_checkout_or_package
-from mlff_student.model.student import Student, StudentConfig, dtype_name
+from mlff_student.model.architecture import (
+    PRECISIONS,
+    StudentConfig,
+    checked_config,
+    dtype_name,
+)
+
+if TYPE_CHECKING:
+    import torch
+
+    from mlff_student.model.student import Student
 
 # In a checkout the checkpoints are at the top; an installed package contains them.
 FOLDERS = in_checkout_or_package("checkpoints", "checkpoints")
@@ -82,20 +92,61 @@ def read_card(checkpoint: Path) -> dict[str, Any]:
     return content
 
 
-def load_student(
-    checkpoint: Path, dtype: torch.dtype = torch.float32
-) -> tuple[Student, StudentConfig]:
-    """Load the student of a checkpoint file, ready for inference.
+def read_model(path: Path) -> Archive:
+    """Return the archive of a checkpoint or an archive file, in the precision of its weights.
 
-    Of an archive the weights are read, and none of its code is run.
+    Parameters
+    ----------
+    path : Path
+        Weights file, or an archive, none of whose code is run. If there is a card.json beside a
+        weights file, it must be the card of this file.
+
+    Raises
+    ------
+    ArchiveError
+        The file is missing, damaged, or neither a checkpoint nor an archive; a weight is not
+        finite; or the card beside it belongs to another file.
+    """
+    if not isfile(path):
+        raise ArchiveError(f"there is no checkpoint {path}")
+    try:
+        members = read_members(path)
+        if is_archive(members):
+            return archive_of_members(path, members)
+        content = read_pickle(members)
+        weights = content["weights"]
+        if not all(isinstance(value, np.ndarray) for value in weights.values()):
+            raise ValueError("a weight is no tensor")
+        config = checked_config(content["config"], weights)
+    except (ValueError, TypeError, AttributeError, LookupError) as error:
+        detail = f"it contains no {error}" if isinstance(error, LookupError) else error
+        raise ArchiveError(
+            f"{path} is not a checkpoint of a student or an archive, or is damaged ({detail})"
+        ) from error
+    card, actual = read_card(path), sha256(path)
+    if (stated := card.get("model_sha256")) not in (None, actual):
+        raise ArchiveError(
+            f"{path} has the SHA-256 {actual[:12]}, the card.json beside it is that of "
+            f"{str(stated)[:12]}: the file was changed or is damaged, or the card belongs to "
+            "another one. Copy both files again, or run mlff-student distill evaluate again"
+        )
+    dtype = weights["embedding.weight"].dtype.name
+    return make_archive(
+        config, weights, model_name(path), card, dtype if dtype in PRECISIONS else "float32"
+    )
+
+
+def load_student(
+    checkpoint: Path, dtype: "torch.dtype | None" = None
+) -> "tuple[Student, StudentConfig]":
+    """Load the student of a checkpoint file as a module of torch, ready for inference.
 
     Parameters
     ----------
     checkpoint : Path
-        Weights file, or an archive. If there is a card.json beside a weights file, it must be the
-        card of this file.
-    dtype : torch.dtype
-        Precision of the weights.
+        Weights file or archive; see `read_model`, also for errors.
+    dtype : torch.dtype, optional
+        Precision of the weights; torch.float32 if not given.
 
     Returns
     -------
@@ -103,117 +154,48 @@ def load_student(
         Student in evaluation mode, whose weights need no gradients.
     config : StudentConfig
         Architecture of the student.
-
-    Raises
-    ------
-    ArchiveError
-        The file is missing, damaged, or not a checkpoint; a weight is not finite; or the card
-        beside it belongs to another file.
     """
-    if not isfile(checkpoint):
-        raise ArchiveError(f"there is no checkpoint {checkpoint}")
-    try:
-        members = read_members(checkpoint)
-        if is_archive(members):
-            return read_student(checkpoint, read_archive(checkpoint), dtype)
-        content = read_pickle(members)
-        restored = restore_student(content["config"], content["weights"], dtype)
-    except (ValueError, TypeError, LookupError) as error:
-        detail = f"it contains no {error}" if isinstance(error, LookupError) else error
-        raise ArchiveError(
-            f"{checkpoint} is not a checkpoint of a student, or is damaged ({detail})"
-        ) from error
-    stated, actual = read_card(checkpoint).get("model_sha256"), sha256(checkpoint)
-    if stated not in (None, actual):
-        raise ArchiveError(
-            f"{checkpoint} has the SHA-256 {actual[:12]}, the card.json beside it is that of "
-            f"{str(stated)[:12]}: the file was changed or is damaged, or the card belongs to "
-            "another one. Copy both files again, or run mlff-student distill evaluate again"
-        )
-    return restored
+    require_torch("the student as a module of torch")
+    import torch
+
+    from mlff_student.archive.scripting import student_of
+
+    archive = read_model(checkpoint)
+    return student_of(archive, dtype or torch.float32), archive.config
 
 
-class CompiledCheckpoint(NamedTuple):
-    """A checkpoint's student, its architecture, and the archive that was made of it."""
-
-    student: Student
-    config: StudentConfig
-    archive: Archive
-
-
-def compile_checkpoint(checkpoint: Path, dtype: torch.dtype = torch.float32) -> CompiledCheckpoint:
-    """Load the student of a checkpoint file and compile its archive, with the facts of its card.
-
-    Parameters
-    ----------
-    checkpoint : Path
-        Weights file, whose card.json is read from the same folder; or an archive, whose metadata
-        have the facts and whose code is not run.
-    dtype : torch.dtype
-        Precision of the weights.
-
-    Raises
-    ------
-    ArchiveError
-        The file is missing, damaged, or not a checkpoint; or the code of this version computes
-        other numbers than those stored in the archive.
-    """
-    student, config = load_student(checkpoint, dtype)
-    if is_checkpoint(checkpoint):
-        archive = build_archive(student, config, model_name(checkpoint), read_card(checkpoint))
-    else:
-        facts = read_archive(checkpoint).metadata
-        archive = build_archive(student, config, facts["name"], facts)
-        check_reference_numbers(checkpoint, archive.module, facts["self_check"])
-    return CompiledCheckpoint(student, config, archive)
-
-
-def archive_of(
-    model: str | Path,
-    dtype: torch.dtype | None = None,
-    device: str = "cpu",
-    trust: bool = False,
-) -> Archive:
+def archive_of(model: str | Path, dtype: Any = None, trust: bool = False) -> Archive:
     """Return the archive of a shipped model, a checkpoint or an exported archive file.
 
-    Nothing in the file is run, unless `trust` is true; see `load_archive`.
+    That of a checkpoint has no TorchScript. Nothing in the file is run.
 
     Parameters
     ----------
     model : str or Path
         "original", "tiny", "ultra_tiny", or the path of a checkpoint, of the folder of a model.pt,
         or of an archive file.
-    dtype : torch.dtype or None
+    dtype : str or torch.dtype, optional
         Precision of the weights. None means float32 for a checkpoint, and the stored precision for
         an exported archive; any other precision of an archive is an error.
-    device : str
-        Device of torch, for example "cpu" or "cuda".
     trust : bool
-        Whether to run code in an archive that this version does not write. Use this only for files
-        from people whom you trust.
+        Whether the portable backend runs the TorchScript of an archive file; see `Archive`.
 
     Raises
     ------
     ArchiveError
-        The file is missing or cannot be used, or it is an archive with other code than this version
-        writes.
+        The file is missing or cannot be used.
     InputError
-        torch has no such device on this machine, or an exported archive has another precision.
+        The precision is unknown, or an exported archive has another one.
     """
-    try:
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:  # AssertionError if torch has no CUDA
-        raise InputError(
-            f"torch cannot use the device {device!r}: {str(error).splitlines()[0]}"
-        ) from error
+    wanted = None if dtype is None else dtype_name(dtype)
+    if wanted not in (None, *PRECISIONS):
+        raise InputError(f"dtype must be {' or '.join(PRECISIONS)}, got {wanted!r}")
     path = model_file(model)
     if is_checkpoint(path):
-        archive = compile_checkpoint(path, dtype or torch.float32).archive
-        return Archive(archive.module.to(device), archive.metadata)
-    archive = load_archive(path, device, trust)
+        return read_model(path).in_precision(wanted or "float32")
+    archive = load_archive(path, trust)
     stored = archive.metadata["dtype"]
-    if dtype is not None and dtype_name(dtype) != stored:
-        wanted = dtype_name(dtype)
+    if wanted not in (None, stored):
         raise InputError(
             f"{model} is an archive that was exported in {stored}, not {wanted}; export its "
             f"checkpoint again with --dtype {wanted}, or give the checkpoint itself"
@@ -247,7 +229,7 @@ def model_file(model: str | Path) -> Path:
 
 
 def is_checkpoint(path: Path) -> bool:
-    """Return whether a file is a checkpoint and not a TorchScript archive, which contains code.
+    """Return whether a file is a checkpoint and not an archive.
 
     Parameters
     ----------
@@ -261,14 +243,14 @@ def is_checkpoint(path: Path) -> bool:
 
 
 def is_archive(members: dict[str, bytes]) -> bool:
-    """Return whether the members of a file are those of a TorchScript archive.
+    """Return whether the members of a file are those of an archive, also of another program's.
 
     Parameters
     ----------
     members : dict[str, bytes]
         Members, from `read_members`.
     """
-    return any(name.startswith("code/") for name in members)
+    return METADATA in members or has_script(members)
 
 
 def model_name(checkpoint: Path) -> str:

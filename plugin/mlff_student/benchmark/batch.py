@@ -16,7 +16,7 @@ from mlff_student.benchmark import MOLECULE
 from mlff_student.benchmark.measure import software
 from mlff_student.benchmark.records import Progress, Record, RecordFile, no_progress
 from mlff_student.benchmark.settings import check_cores, check_models, check_positive
-from mlff_student.benchmark.timing import in_turns, torch_threads
+from mlff_student.benchmark.timing import in_turns, using_threads
 from mlff_student.core.errors import InputError
 from mlff_student.engines.ase.calculator import StudentForceFieldCalculator
 from mlff_student.structures.reading import read_structure
@@ -136,7 +136,7 @@ def benchmark_batch(
 
     def measured(job: BatchJob) -> list[Record]:
         frames = kinds[job.kind, job.atoms]
-        with torch_threads(job.threads):
+        with using_threads(job.threads):
             figures = _measure(calculators[job.model, job.backend], frames, settings.seconds)
         head = {"measurement": "batch", **job._asdict(), "structures": len(frames)}
         return [head | figures]
@@ -174,7 +174,7 @@ def _measure(
     calls = {
         "single": one_by_one,
         "batch": lambda: calculator.calculate_batch(structures),
-        "kernel": lambda: [evaluate_graph(calculator.archive, graph) for graph in graphs],
+        "kernel": lambda: [evaluate_graph(calculator.evaluator, graph) for graph in graphs],
     }
     for call in calls.values():
         call()  # TorchScript compiles in the first calls

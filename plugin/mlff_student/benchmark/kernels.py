@@ -4,14 +4,13 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
-
-from mlff_student.archive.native import with_backend
+from mlff_student.archive.archive import require_torch
+from mlff_student.archive.backends import evaluator, instruction_set
 from mlff_student.archive.registry import archive_of
 from mlff_student.benchmark.measure import MOLECULE, KernelJob, measure, software
 from mlff_student.benchmark.records import Progress, Record, RecordFile, no_progress
 from mlff_student.benchmark.settings import check_atoms, check_cores, check_models, check_positive
-from mlff_student.benchmark.timing import torch_threads
+from mlff_student.benchmark.timing import using_threads
 from mlff_student.core.errors import InputError
 
 COMMAND = "benchmark kernels"
@@ -84,13 +83,13 @@ def benchmark_kernels(
     """
     archives = {model: archive_of(model) for model in settings.models}
     for archive in archives.values():
-        with_backend(archive, "native")  # raises an error now if there are no native kernels
-    instructions = torch.ops.mlff_student.instruction_set()
-    machine = {"instruction_set": instructions} | software()
+        evaluator(archive, "native")  # raises an error now if there are no native kernels
+    require_torch("the benchmark")
+    machine = {"instruction_set": instruction_set()} | software()
     file = RecordFile(output, COMMAND, settings, machine)
 
     def measured(job: KernelJob) -> list[Record]:
-        with torch_threads(job.threads):
+        with using_threads(job.threads):
             return measure(job, archives[job.model], settings.seconds, file.records)
 
     return file.measure(_jobs(settings), measured, progress)

@@ -14,7 +14,6 @@ from string import Template
 from tempfile import TemporaryDirectory
 from typing import NamedTuple
 
-import torch
 from ase import Atoms
 
 from mlff_student.archive.archive import Archive, save_archive
@@ -231,12 +230,16 @@ def benchmark_lammps(
         LAMMPS, MPI or the plugin is missing.
     """
     archives = {model: archive_of(model) for model in settings.models}
+    if "portable" in settings.backends:
+        from mlff_student.archive.scripting import with_script
+
+        archives = {model: with_script(archive) for model, archive in archives.items()}
     for needed in (lammps_executable, mpi_executable, plugin_path):
         needed()
     pair_style = plugin_path().with_name(PAIR_STYLE)
     machine = {
         "lammps": package_versions().get("lammps", "of no package"),
-        "torch": torch.__version__,
+        "torch": package_versions().get("torch", "of no package"),
         "plugin_sha256": hashlib.sha256(pair_style.read_bytes()).hexdigest(),
     }
     file = RecordFile(output, command, settings, machine)

@@ -5,11 +5,10 @@ from collections.abc import Callable
 from functools import cache
 from typing import NamedTuple
 
-import torch
 from ase import Atoms
 
 from mlff_student.archive.archive import Archive
-from mlff_student.archive.native import library_path, with_backend
+from mlff_student.archive.backends import evaluator, library_path
 from mlff_student.archive.registry import archive_of
 from mlff_student.benchmark.arithmetic import work
 from mlff_student.benchmark.memory import available_memory, peak_memory
@@ -21,6 +20,7 @@ from mlff_student.benchmark.structures import (
 )
 from mlff_student.benchmark.timing import in_turns
 from mlff_student.core.errors import MissingDependencyError, StudentError
+from mlff_student.core.results import package_versions
 from mlff_student.engines.openmm import openmm_module
 
 MOLECULE = 22  # number of atoms of the step in OpenMM
@@ -106,15 +106,16 @@ def _kernels(
 ) -> list[Record]:
     structure, edges = _structure(job.atoms, archive)
     arguments = archive_arguments(structure)
-    native = with_backend(archive, "native").module
+    native = evaluator(archive, "native", threads=job.threads)
     native.evaluate(*arguments)  # searches neighbours and allocates its memory
     calls = _roofs() | {"native": lambda: native.evaluate(*arguments)}
     note = too_large_for_portable(job.model, job.atoms, edges)
     if not note:
+        portable = evaluator(archive, "portable")
         small = archive_arguments(_structure(MOLECULE, archive)[0])
         for _ in range(3):  # TorchScript compiles in the second call
-            archive.module.evaluate(*small)
-        calls["portable"] = lambda: archive.module.evaluate(*arguments)
+            portable.evaluate(*small)
+        calls["portable"] = lambda: portable.evaluate(*arguments)
     times = in_turns(calls, seconds)
 
     count = work(archive.metadata["channels"], archive.metadata["layers"], job.atoms, edges)
@@ -177,7 +178,7 @@ def _openmm_step(job: KernelJob, archive: Archive, seconds: float) -> Record:
     platform = Platform.getPlatformByName("CPU")
     context = Context(system, integrator, platform, {"Threads": str(job.threads)})
     context.setPositions(structure.positions * unit.angstrom)
-    native = with_backend(archive, "native").module
+    native = evaluator(archive, "native", threads=job.threads)
     arguments = archive_arguments(structure)
     times = in_turns(
         {
@@ -199,6 +200,8 @@ def _structure(count: int, archive: Archive) -> tuple[Atoms, int]:
 
 def _roofs() -> dict[str, Callable[[], object]]:
     """Return calls that show the limits of the machine: a matrix product and a copy of memory."""
+    import torch
+
     a, b = torch.ones(SGEMM_ROWS, SGEMM_INPUTS), torch.ones(SGEMM_INPUTS, SGEMM_OUTPUTS)
     product = torch.empty(SGEMM_ROWS, SGEMM_OUTPUTS)
     source, target = torch.zeros(COPY_FLOATS), torch.zeros(COPY_FLOATS)
@@ -209,7 +212,11 @@ def software() -> dict[str, str]:
     """Return the version of torch and the SHA-256 of the native kernels, which times depend on."""
     library = library_path()
     content = library.read_bytes() if library.is_file() else b""
-    return {"torch": torch.__version__, "library_sha256": hashlib.sha256(content).hexdigest()}
+    versions = package_versions()
+    return {
+        "torch": versions.get("torch", "of no package"),
+        "library_sha256": hashlib.sha256(content).hexdigest(),
+    }
 
 
 def too_large_for_portable(model: str, atoms: int, edges: int) -> str:

@@ -1,6 +1,7 @@
 """Peak memory of one evaluation, measured in a separate process."""
 
 import ctypes
+import sys
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
@@ -8,10 +9,9 @@ from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
-import torch
 from ase import Atoms
 
-from mlff_student.archive.native import with_backend
+from mlff_student.archive.backends import evaluator
 from mlff_student.archive.registry import archive_of
 from mlff_student.benchmark.structures import archive_arguments, thermal_structure
 from mlff_student.core.errors import StudentError
@@ -95,22 +95,22 @@ def available_memory() -> int:
 
 
 def _peak_here(model: str, backend: str, atoms: int) -> int:
-    torch.set_num_threads(1)
-    portable = archive_of(model)
-    elements, cutoff = portable.metadata["elements"], portable.metadata["cutoff"]
+    archive = archive_of(model)
+    elements, cutoff = archive.metadata["elements"], archive.metadata["cutoff"]
     small = archive_arguments(thermal_structure(WARM_ATOMS, elements, cutoff))
     arguments = archive_arguments(thermal_structure(atoms, elements, cutoff))
-    warm = with_backend(portable, backend).module
+    warm = evaluator(archive, backend, threads=1)
     for _ in range(3):  # TorchScript compiles on the second
         warm.evaluate(*small)
     # Native kernels keep their memory, so new ones are made, which have none yet.
-    module = with_backend(portable, backend).module
-    return _peak_of(lambda: module.evaluate(*arguments))
+    fresh = evaluator(archive, backend, threads=1)
+    return _peak_of(lambda: fresh.evaluate(*arguments))
 
 
 def _peak_of_teacher_here(teacher: str, warm: Atoms, atoms: Atoms) -> int:
-    torch.set_num_threads(1)
     calculator = make_teacher(teacher)
+    if "torch" in sys.modules:
+        sys.modules["torch"].set_num_threads(1)
     calculator.get_property("forces", warm)
     return _peak_of(lambda: calculator.get_property("forces", atoms))
 

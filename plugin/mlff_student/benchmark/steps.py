@@ -14,17 +14,16 @@ from ase import Atoms
 from ase.calculators.calculator import Calculator, all_changes
 
 from mlff_student.archive.archive import Archive
-from mlff_student.archive.native import with_backend
+from mlff_student.archive.backends import evaluator
 from mlff_student.archive.registry import archive_of
 from mlff_student.benchmark import MOLECULE
 from mlff_student.benchmark.measure import STEPS, STILL_PS, software
 from mlff_student.benchmark.records import Progress, Record, RecordFile, no_progress
 from mlff_student.benchmark.settings import check_atoms, check_cores, check_models, check_positive
-from mlff_student.benchmark.structures import thermal_structure
-from mlff_student.benchmark.timing import in_turns, torch_threads
+from mlff_student.benchmark.structures import archive_arguments, thermal_structure
+from mlff_student.benchmark.timing import in_turns, using_threads
 from mlff_student.core.errors import InputError, MissingDependencyError
 from mlff_student.core.units import KJ_PER_MOL, NM
-from mlff_student.engines.ase.calculator import evaluate
 from mlff_student.engines.openmm import openmm_module
 from mlff_student.engines.protocol import ns_per_day
 from mlff_student.structures.reading import Structure, make_topology, read_structure
@@ -177,7 +176,7 @@ def benchmark_steps(
     def measured(job: StepJob) -> list[Record]:
         others = [*teachers, *alternatives] if job.structure == "molecule" else []
         atoms = structures[job.structure, job.atoms]
-        with torch_threads(job.threads):
+        with using_threads(job.threads):
             return _measure(settings, job, atoms, archives, others)
 
     return file.measure(jobs, measured, progress)
@@ -277,9 +276,9 @@ def _measure(
 
     with quietly():
         for (model, archive), backend in product(archives.items(), settings.backends):
-            chosen = with_backend(archive, backend)
+            student = evaluator(archive, backend, threads=job.threads)
             kernel = f"{model} {backend}"
-            calls[kernel] = _repeated(evaluate, chosen, atoms)
+            calls[kernel] = _repeated(student.evaluate, *archive_arguments(atoms))
             head = {
                 "model": model,
                 "parameters": archive.metadata["parameters"],

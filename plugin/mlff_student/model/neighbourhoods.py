@@ -7,8 +7,8 @@ without neighbours. The energies that it predicts for them are arbitrary.
 from collections.abc import Iterable
 from typing import Any
 
-import torch
-from torch import Tensor
+import numpy as np
+from numpy.typing import NDArray
 
 RADII = (1.3, 2.0, 3.0, 4.5)  # angstrom: bonds to hydrogen, all bonds, second shell, beyond
 # Width of the sigmoid by which a neighbour counts, as a fraction of the radius: counts must be
@@ -17,41 +17,47 @@ SOFTNESS = 0.05
 REACH = 5.0  # angstrom; neighbours farther away are not counted
 
 Limits = dict[str, dict[str, Any]]
+Floats = NDArray[np.floating]
+Integers = NDArray[np.int64]
 
 
-def neighbour_counts(distances: Tensor, edge_index: Tensor, species: Tensor, kinds: int) -> Tensor:
+def neighbour_counts(
+    distances: Floats, edge_index: Integers, species: Integers, kinds: int
+) -> Floats:
     """Count the neighbours of each species within each of the distances `RADII`.
 
     Parameters
     ----------
-    distances : Tensor
+    distances : ndarray
         (E,), length of each edge up to `REACH`, angstrom.
-    edge_index : Tensor
+    edge_index : ndarray
         (2, E) int64, [receiver, sender].
-    species : Tensor
+    species : ndarray
         (N,) int64, species of each atom, from 0 to kinds - 1.
     kinds : int
         Number of species.
 
     Returns
     -------
-    Tensor
+    ndarray
         (N, kinds, 4), number of neighbours. A neighbour near a radius counts in part.
     """
-    radii = torch.tensor(RADII, dtype=distances.dtype)
-    share = torch.sigmoid((radii - distances[:, None]) / (SOFTNESS * radii))  # (E, 4)
+    radii = np.array(RADII)
+    share = 1.0 / (1.0 + np.exp((distances[:, None] - radii) / (SOFTNESS * radii)))  # (E, 4)
     receiver, sender = edge_index
-    counts = torch.zeros(len(species) * kinds, len(RADII), dtype=distances.dtype)
-    counts.index_add_(0, receiver * kinds + species[sender], share)
-    return counts.view(len(species), kinds, len(RADII))
+    place = receiver * kinds + species[sender]
+    counts = np.zeros((len(species) * kinds, len(RADII)))
+    for column, weights in zip(counts.T, share.T, strict=True):
+        column += np.bincount(place, weights, len(column))
+    return counts.reshape(len(species), kinds, len(RADII))
 
 
-def neighbourhood_limits(counts: Iterable[tuple[Tensor, Tensor]], elements: list[str]) -> Limits:
+def neighbourhood_limits(counts: Iterable[tuple[Floats, Integers]], elements: list[str]) -> Limits:
     """Return the largest and smallest numbers of neighbours that the atoms of each element have.
 
     Parameters
     ----------
-    counts : Iterable[tuple[Tensor, Tensor]]
+    counts : Iterable[tuple[ndarray, ndarray]]
         Pairs of `neighbour_counts` (N, kinds, 4) and species (N,), each of one or more structures.
     elements : list[str]
         Symbol of each species.
@@ -65,14 +71,14 @@ def neighbourhood_limits(counts: Iterable[tuple[Tensor, Tensor]], elements: list
         left out.
     """
     kinds = len(elements)
-    most = torch.zeros(kinds, kinds, len(RADII))
-    fewest = torch.full((kinds, len(RADII)), torch.inf)
+    most = np.zeros((kinds, kinds, len(RADII)))
+    fewest = np.full((kinds, len(RADII)), np.inf)
     for neighbours, species in counts:
-        for kind in species.unique().tolist():
-            of_kind = neighbours[species == kind].float()
-            most[kind] = torch.maximum(most[kind], of_kind.amax(0))
-            fewest[kind] = torch.minimum(fewest[kind], of_kind.sum(1).amin(0))
-    known = [kind for kind in range(kinds) if fewest[kind].isfinite().all()]
+        for kind in np.unique(species):
+            of_kind = neighbours[species == kind]
+            most[kind] = np.maximum(most[kind], of_kind.max(0))
+            fewest[kind] = np.minimum(fewest[kind], of_kind.sum(1).min(0))
+    known = [kind for kind in range(kinds) if np.isfinite(fewest[kind]).all()]
     return {
         "most": {elements[a]: {elements[b]: _rounded(most[a, b]) for b in known} for a in known},
         "fewest": {elements[a]: _rounded(fewest[a]) for a in known},
@@ -80,15 +86,15 @@ def neighbourhood_limits(counts: Iterable[tuple[Tensor, Tensor]], elements: list
 
 
 def neighbourhood_excess(
-    counts: Tensor, species: Tensor, elements: list[str], limits: Limits
-) -> Tensor:
+    counts: Floats, species: Integers, elements: list[str], limits: Limits
+) -> Floats:
     """Return by how many neighbours each atom exceeds the limits.
 
     Parameters
     ----------
-    counts : Tensor
+    counts : ndarray
         (N, kinds, 4), as `neighbour_counts` returns them.
-    species : Tensor
+    species : ndarray
         (N,) int64, species of each atom.
     elements : list[str]
         Symbol of each species.
@@ -97,21 +103,17 @@ def neighbourhood_excess(
 
     Returns
     -------
-    Tensor
+    ndarray
         (N,), number of neighbours above "most" or below "fewest", whichever is larger; 0 for an
         atom within the limits.
     """
-    kinds = len(elements)
-    most = torch.zeros(kinds, kinds, len(RADII), dtype=counts.dtype)
-    fewest = torch.zeros(kinds, len(RADII), dtype=counts.dtype)
-    for a, first in enumerate(elements):
-        fewest[a] = torch.tensor(limits["fewest"].get(first, [0.0] * len(RADII)))
-        for b, second in enumerate(elements):
-            most[a, b] = torch.tensor(limits["most"].get(first, {}).get(second, [0.0] * len(RADII)))
-    above = (counts - most[species]).flatten(1).amax(1)
-    below = (fewest[species] - counts.sum(1)).amax(1)
-    return torch.maximum(above, below).clamp(min=0.0)
+    none = [0.0] * len(RADII)
+    fewest = np.array([limits["fewest"].get(symbol, none) for symbol in elements])
+    most = np.array([[limits["most"].get(a, {}).get(b, none) for b in elements] for a in elements])
+    above = (counts - most[species]).max((1, 2))
+    below = (fewest[species] - counts.sum(1)).max(1)
+    return np.maximum(np.maximum(above, below), 0.0)
 
 
-def _rounded(values: Tensor) -> list[float]:
+def _rounded(values: Floats) -> list[float]:
     return [round(value, 2) for value in values.tolist()]

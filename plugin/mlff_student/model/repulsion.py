@@ -3,20 +3,12 @@
 It keeps a learned potential from collapsing at distances for which there are no training data.
 """
 
+from collections.abc import Mapping
+
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
-
-from mlff_student.model.elements import ELEMENTS
-
-# Universal screening function: J. F. Ziegler, J. P. Biersack, U. Littmark, "The Stopping and Range
-# of Ions in Matter", Pergamon, New York (1985).
-SCREENING_WEIGHTS = (0.1818, 0.5099, 0.2802, 0.02817)
-SCREENING_RATES = (3.2, 0.9423, 0.4029, 0.2016)
-BOHR = 0.529177210903  # angstrom, CODATA 2018
-HARTREE = 27.211386245988  # eV, CODATA 2018
-SCREENING_LENGTH = 0.8854 * BOHR  # angstrom
-SCREENING_POWER = 0.23
-COULOMB = HARTREE * BOHR  # e^2 / (4 pi epsilon_0), eV angstrom
 
 
 def envelope(x: Tensor) -> tuple[Tensor, Tensor]:
@@ -52,10 +44,9 @@ class ZBLRepulsion(nn.Module):
 
     Parameters
     ----------
-    elements : tuple[str, ...]
-        Chemical symbols, in the order of the species indices.
-    reach : float
-        Distance from which the repulsion is zero, divided by the sum of the two covalent radii.
+    tables : Mapping[str, NDArray[np.float64]]
+        "charges", "lengths" and "ranges" (S, S) of each pair of species, "weights" and "rates" (4,)
+        of the screening function; see `model.architecture.derived_buffers`.
     """
 
     charges: Tensor
@@ -64,21 +55,10 @@ class ZBLRepulsion(nn.Module):
     weights: Tensor
     rates: Tensor
 
-    def __init__(self, elements: tuple[str, ...], reach: float) -> None:
+    def __init__(self, tables: Mapping[str, NDArray[np.float64]]) -> None:
         super().__init__()
-        z, radii = torch.tensor([ELEMENTS[symbol] for symbol in elements], dtype=torch.float64).T
-        power = z**SCREENING_POWER
-        self.register_buffer("charges", COULOMB * z[:, None] * z, persistent=False)  # (S, S)
-        self.register_buffer(
-            "lengths", SCREENING_LENGTH / (power[:, None] + power), persistent=False
-        )
-        self.register_buffer("ranges", reach * (radii[:, None] + radii), persistent=False)
-        self.register_buffer(
-            "weights", torch.tensor(SCREENING_WEIGHTS, dtype=torch.float64), persistent=False
-        )
-        self.register_buffer(
-            "rates", torch.tensor(SCREENING_RATES, dtype=torch.float64), persistent=False
-        )
+        for name, values in tables.items():
+            self.register_buffer(name, torch.from_numpy(values), persistent=False)
 
     def forward(self, distances: Tensor, first: Tensor, second: Tensor) -> tuple[Tensor, Tensor]:
         """Return the energy of each pair and its derivative with respect to the distance.

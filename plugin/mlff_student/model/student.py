@@ -1,73 +1,24 @@
 """The student, a PaiNN message-passing network whose energy gradient is derived by hand."""
 
-from dataclasses import asdict, dataclass, replace
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from mlff_student.core.errors import InputError
-from mlff_student.model.elements import ELEMENTS
+from mlff_student.model.architecture import (
+    CHANNEL_MULTIPLE,
+    PRECISIONS,
+    READOUT_CHANNELS,
+    StudentConfig,
+    derived_buffers,
+    dtype_name,
+)
+from mlff_student.model.architecture import PRESETS as PRESETS
 from mlff_student.model.repulsion import ZBLRepulsion, envelope
 
-READOUT_CHANNELS = 64
 NORM_FLOOR = 1e-8  # keeps the norm of a vanishing vector feature differentiable
-HEAVIEST = 118  # largest atomic number that `species_of` has an entry for
-DTYPES = {"float32": torch.float32, "float64": torch.float64}  # precisions of a student
-
-
-@dataclass(frozen=True)
-class StudentConfig:
-    """Architecture of a student.
-
-    Attributes
-    ----------
-    channels : int
-        Width F of the scalar and vector features, a multiple of 16 (SIMD).
-    layers : int
-        Number of message-passing layers.
-    radial_functions : int
-        Number R of Bessel functions in which a distance is expanded.
-    cutoff : float
-        Cutoff, angstrom.
-    elements : tuple[str, ...]
-        Chemical symbols of the elements that the student knows.
-    repulsion_reach : float
-        Distance from which the short-range repulsion is zero, divided by the sum of the covalent
-        radii (0.75: C-C 1.14, C-H 0.80, H-H 0.47 angstrom, below any bond at rest).
-    shortest : float
-        Distance below which the filters become constant, angstrom; at shorter distances the
-        repulsion acts. See `squeeze_distances`.
-    lowest : float
-        Network energy of an atom below which it is bounded, eV; in training it stays above -2 eV.
-        See `squeeze_energies`.
-    """
-
-    channels: int
-    layers: int
-    radial_functions: int
-    cutoff: float = 5.0
-    elements: tuple[str, ...] = tuple(ELEMENTS)
-    repulsion_reach: float = 0.75
-    shortest: float = 0.88
-    lowest: float = -3.0
-
-    def as_dict(self) -> dict[str, Any]:
-        """Return the attributes as plain values, for a checkpoint or a card."""
-        return asdict(self) | {"elements": list(self.elements)}
-
-    @classmethod
-    def from_dict(cls, values: dict[str, Any]) -> "StudentConfig":
-        """Make a configuration from the values that `as_dict` returns."""
-        config = cls(**values)
-        return replace(config, elements=tuple(config.elements))
-
-
-PRESETS = {
-    "original": StudentConfig(channels=128, layers=3, radial_functions=20),  # 429K
-    "tiny": StudentConfig(channels=64, layers=2, radial_functions=12),  # 76K
-    "ultra_tiny": StudentConfig(channels=32, layers=2, radial_functions=10),  # 21K
-}
+DTYPES = {name: getattr(torch, name) for name in PRECISIONS}
 
 
 def squeeze_distances(
@@ -237,20 +188,15 @@ class BesselBasis(nn.Module):
 
     Parameters
     ----------
-    radial_functions : int
-        Number R of functions; n goes from 1 to R.
-    cutoff : float
-        Cutoff r_c, angstrom.
-    dtype : torch.dtype
-        Precision of the functions.
+    frequencies : Tensor
+        (R,) n pi / r_c for n from 1 to R, in the precision of the functions.
     """
 
     frequencies: Tensor
 
-    def __init__(self, radial_functions: int, cutoff: float, dtype: torch.dtype) -> None:
+    def __init__(self, frequencies: Tensor) -> None:
         super().__init__()
-        frequencies = torch.arange(1, radial_functions + 1, dtype=torch.float64) * torch.pi / cutoff
-        self.register_buffer("frequencies", frequencies.to(dtype), persistent=False)
+        self.register_buffer("frequencies", frequencies, persistent=False)
 
     def forward(self, distances: Tensor) -> tuple[Tensor, Tensor]:
         """Return the functions of the distances and their derivatives.
@@ -513,25 +459,30 @@ class Student(nn.Module):
 
     def __init__(self, config: StudentConfig, dtype: torch.dtype = torch.float32) -> None:
         super().__init__()
-        if config.channels % 16:
+        if config.channels % CHANNEL_MULTIPLE:
             raise InputError(f"channels must be a multiple of 16, got {config.channels}")
-        numbers = [ELEMENTS[symbol][0] for symbol in config.elements]
         self.cutoff = config.cutoff
         self.dtype = dtype
-        species = torch.full((HEAVIEST + 1,), -1, dtype=torch.int64)
-        species[numbers] = torch.arange(len(numbers))
-        self.register_buffer("species_of", species, persistent=False)
-        self.register_buffer("references", torch.zeros(len(numbers), dtype=torch.float64))
-        limits = torch.tensor([config.shortest, config.lowest], dtype=torch.float64)
-        self.register_buffer("limits", limits, persistent=False)
-        self.embedding = nn.Embedding(len(numbers), config.channels, dtype=dtype)
-        self.basis = BesselBasis(config.radial_functions, config.cutoff, dtype)
+        derived = derived_buffers(config, dtype_name(dtype))
+        buffers = {name: torch.from_numpy(values) for name, values in derived.items()}
+        species = len(config.elements)
+        self.register_buffer("species_of", buffers["species_of"], persistent=False)
+        self.register_buffer("references", torch.zeros(species, dtype=torch.float64))
+        self.register_buffer("limits", buffers["limits"], persistent=False)
+        self.embedding = nn.Embedding(species, config.channels, dtype=dtype)
+        self.basis = BesselBasis(buffers["basis.frequencies"])
         self.blocks = nn.ModuleList(
             Layer(config.channels, config.radial_functions, dtype) for _ in range(config.layers)
         )
         self.readout_in = nn.Linear(config.channels, READOUT_CHANNELS, dtype=dtype)
         self.readout_out = nn.Linear(READOUT_CHANNELS, 1, dtype=dtype)
-        self.repulsion = ZBLRepulsion(config.elements, config.repulsion_reach)
+        self.repulsion = ZBLRepulsion(
+            {
+                name.removeprefix("repulsion."): values
+                for name, values in derived.items()
+                if name.startswith("repulsion.")
+            }
+        )
 
     def network(
         self, edge_vectors: Tensor, edge_index: Tensor, species: Tensor, n_local: int
@@ -627,17 +578,6 @@ class Student(nn.Module):
         energies = energies + sum_to_atoms(pair * owned, receiver, species.shape[0])[:n_local]
         repulsive = (pair_derivative * owned / distances)[:, None] * edge_vectors
         return energies, gradient.to(torch.float64) + repulsive
-
-
-def dtype_name(dtype: torch.dtype) -> str:
-    """Return the name of a precision, for example "float32" for torch.float32.
-
-    Parameters
-    ----------
-    dtype : torch.dtype
-        Precision.
-    """
-    return str(dtype).removeprefix("torch.")
 
 
 def parameter_count(student: Student) -> int:

@@ -1,9 +1,8 @@
 """ASE calculator that evaluates a student from a checkpoint or an archive."""
 
-import io
 from array import array
 from collections.abc import Callable, Iterable, Sequence
-from functools import lru_cache, partial
+from functools import partial
 from inspect import signature
 from pathlib import Path
 from time import perf_counter
@@ -11,29 +10,25 @@ from typing import Any
 from weakref import ref
 
 import numpy as np
-import torch
 from ase import Atoms
 from ase.calculators.calculator import Calculator, all_changes
 from ase.data import atomic_numbers, covalent_radii
 from ase.stress import full_3x3_to_voigt_6_stress
 from numpy.typing import NDArray
-from torch import Tensor
-from vesin import NeighborList
 
-from mlff_student.archive.archive import Archive
+from mlff_student.archive.backends import evaluator
 from mlff_student.archive.graph import (
     Graph,
     atom_virials,
+    edge_search,
     edges_of,
     evaluate_graph,
     join,
     structure_virials,
     within_memory,
 )
-from mlff_student.archive.native import with_backend
 from mlff_student.archive.registry import archive_of
 from mlff_student.core.errors import InputError, check_key
-from mlff_student.model.student import DTYPES
 from mlff_student.structures.checks import (
     FARTHEST,
     SHORTEST_DISTANCE,
@@ -53,32 +48,11 @@ CPU_BATCH_MB = 32.0
 GPU_BATCH_SHARE = 0.25  # memory of a batch on a GPU, as a fraction of the free memory
 
 
-def evaluate(archive: Archive, atoms: Atoms, device: str = "cpu") -> tuple[Tensor, Tensor, Tensor]:
-    """Evaluate an archive on a structure; see `ArchiveModule.evaluate`.
-
-    Returns
-    -------
-    energies : Tensor
-        Energy of each atom (N,), eV.
-    forces : Tensor
-        Forces (N, 3), eV/angstrom.
-    virial : Tensor
-        Virial (3, 3), eV.
-    """
-    return archive.module.evaluate(
-        torch.tensor(atoms.positions, dtype=torch.float64, device=device),
-        torch.tensor(atoms.numbers, dtype=torch.int64, device=device),
-        torch.tensor(atoms.cell.array, dtype=torch.float64, device=device),
-        torch.tensor(atoms.pbc, device=device),
-    )
-
-
 class StudentForceFieldCalculator(Calculator):
     """ASE calculator of a student: energy, forces, stress, energies and stresses of atoms.
 
-    Native kernels and an archive on a GPU search neighbours themselves. The portable backend on the
-    CPU uses vesin, which makes it 1.1 to 1.7 times as fast. On the CPU the neighbour list has a
-    skin, so that most steps of MD need no search.
+    The native kernels need no torch. On the CPU the neighbour list has a skin, so that most steps
+    of MD need no search.
 
     A calculator can be pickled and sent to other processes; the weights are included. Calculators
     can be made in several threads at once, one for each thread: a calculator holds one structure.
@@ -99,13 +73,15 @@ class StudentForceFieldCalculator(Calculator):
         `checkpoint_path` is given.
     device : str
         Torch device, such as "cpu" or "cuda".
-    dtype : torch.dtype | str, optional
-        Precision of the network when a checkpoint is compiled, torch.float32 (default) or
-        torch.float64, or their names. An exported archive has a precision already; another one is
-        an error.
+    dtype : str | torch.dtype, optional
+        Precision of the network of a checkpoint, "float32" (default) or "float64", which needs
+        torch. An exported archive has a precision already; another one is an error.
     backend : str
-        Compute backend, "native", "portable" or "auto"; see
-        `mlff_student.archive.native.with_backend`.
+        Compute backend, "native", "portable" (which needs torch) or "auto"; see
+        `mlff_student.archive.backends.evaluator`.
+    threads : int, optional
+        Threads of the native kernels; if not given, OMP_NUM_THREADS or, without it, the number of
+        CPUs that this process may use.
     checkpoint_path : str | Path, optional
         Another name of `model`; only one of the two may be given.
     enable_stress : bool
@@ -119,8 +95,8 @@ class StudentForceFieldCalculator(Calculator):
         Total charge (elementary charges) and spin multiplicity; other values than 0 and 1 are an
         error, unless the model was trained on ions and radicals.
     trust : bool
-        Whether to run the code of an archive that contains other code than this version writes.
-        Use this only for files from people whom you trust.
+        Whether to run the TorchScript of an archive file, by the portable backend, instead of the
+        code of this version. Use this only for files from people whom you trust.
     **kwargs : Any
         Options of ase.calculators.calculator.Calculator; any other name is an error.
 
@@ -129,7 +105,8 @@ class StudentForceFieldCalculator(Calculator):
     ArchiveError
         The model cannot be found or read.
     MissingDependencyError
-        `backend` is "native" and the native kernels cannot be used.
+        `backend` is "native" and the native kernels cannot be used, or torch is needed but not
+        installed.
     InputError
         An option is unusable or, in a calculation, the structure is.
     """
@@ -149,9 +126,10 @@ class StudentForceFieldCalculator(Calculator):
         self,
         model: str | Path | None = None,
         device: str = "cpu",
-        dtype: torch.dtype | str | None = None,
+        dtype: Any = None,
         backend: str = "auto",
         *,
+        threads: int | None = None,
         checkpoint_path: str | Path | None = None,
         enable_stress: bool = True,
         enable_timing: bool = False,
@@ -177,14 +155,14 @@ class StudentForceFieldCalculator(Calculator):
         self.enable_stress = enable_stress
         self.enable_timing = enable_timing
         self.batch_memory_mb = batch_memory_mb
-        precision = None if dtype is None else DTYPES[_precision(dtype)]
-        self._portable = archive_of(source, precision, self.device, trust)
-        if not allows_charges(self._portable.metadata):
+        self.threads = threads
+        self.archive = archive_of(source, dtype, trust=trust)
+        if not allows_charges(self.archive.metadata):
             check_charge(charge, multiplicity)
         self.parameters.update(
             model=str(source),
             device=self.device,
-            dtype=self._portable.metadata["dtype"],
+            dtype=self.archive.metadata["dtype"],
             backend=backend,
         )
         self._seconds = array("d")
@@ -197,26 +175,20 @@ class StudentForceFieldCalculator(Calculator):
 
     def _start(self) -> None:
         """Make the members that are not pickled."""
-        self.archive = with_backend(self._portable, self.parameters["backend"], self.device)
+        self.evaluator = evaluator(
+            self.archive, self.parameters["backend"], self.device, self.threads
+        )
+        self.backend = self.evaluator.backend
         self._charged = allows_charges(self.archive.metadata)
         self._seen: ref[Atoms] | None = None  # the object that was evaluated last
-        self.backend = "portable" if self.archive is self._portable else "native"
-        self._search = NeighborList(
-            cutoff=self.archive.metadata["cutoff"], full_list=True, skin=SKIN, n_threads=1
-        )
+        self._search = edge_search(self.archive.metadata["cutoff"], SKIN)
 
     def __getstate__(self) -> dict[str, Any]:
-        state = self.__dict__.copy()
-        for name in ("archive", "_search", "_seen"):
-            del state[name]
-        content = io.BytesIO()
-        torch.jit.save(self._portable.module, content)
-        return state | {"_portable": (content.getvalue(), self._portable.metadata)}
+        left_out = ("evaluator", "_search", "_seen")
+        return {name: value for name, value in vars(self).items() if name not in left_out}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        content, metadata = state["_portable"]
-        module = _module_of(content, state["device"])
-        self.__dict__.update(state, _portable=Archive(module, metadata))
+        vars(self).update(state)
         self._start()
 
     def __repr__(self) -> str:
@@ -317,32 +289,22 @@ class StudentForceFieldCalculator(Calculator):
 
     def _results(self, atoms: Atoms, with_stresses: bool) -> dict[str, Any]:
         """Return the results of one structure with the keys of ASE."""
-        stresses = None
-        on_gpu = torch.device(self.device).type != "cpu"
-        if with_stresses or (self.backend == "portable" and not on_gpu):
-            index, vectors = edges_of(atoms, self._search.cutoff, self._search)
-            owner = np.zeros(len(atoms), dtype=np.int64)
-            graph = Graph(vectors, index, atoms.numbers, owner, 1)
-            evaluation = evaluate_graph(self.archive, graph, self.device)
-            energies, forces = evaluation.energies, evaluation.forces
-            virial = structure_virials(graph, evaluation.gradient)[0]
-            if with_stresses:
-                stresses = atom_virials(graph, evaluation.gradient).cpu().numpy()
+        cell = atoms.cell.array
+        if self.backend == "portable" and self.device == "cpu":  # a list with a skin is faster
+            index, vectors = edges_of(atoms, self.archive.metadata["cutoff"], self._search)
+            graph = Graph(vectors, index, atoms.numbers, np.zeros(len(atoms), dtype=np.int64), 1)
+            energies, forces, gradient = evaluate_graph(self.evaluator, graph)
+            virial = structure_virials(graph, gradient)[0]
+            virials = atom_virials(graph, gradient) if with_stresses else None
         else:
-            try:
-                energies, forces, virial = evaluate(self.archive, atoms, self.device)
-            except (RuntimeError, ValueError) as error:
-                _, prefix, reason = str(error).rpartition("mlff_student: ")
-                if not prefix:
-                    raise
-                raise InputError(reason.strip()) from error
-        results = self._as_results(
-            atoms, energies.cpu().numpy(), forces.cpu().numpy(), virial.cpu().numpy()
-        )
+            energies, forces, virial, virials = self.evaluator.evaluate(
+                atoms.positions, atoms.numbers, cell, atoms.pbc, with_virials=with_stresses
+            )
+        results = self._as_results(atoms, energies, forces, virial)
         if not np.isfinite(results["energy"]):
             raise InputError("the energy is not finite; do two atoms coincide?")
-        if stresses is not None and "stress" in results:
-            results["stresses"] = full_3x3_to_voigt_6_stress(-stresses / atoms.get_volume())
+        if virials is not None and "stress" in results:
+            results["stresses"] = full_3x3_to_voigt_6_stress(-virials / atoms.get_volume())
         return results
 
     def _as_results(
@@ -387,11 +349,10 @@ class StudentForceFieldCalculator(Calculator):
             graph = join(batch, self.archive.metadata["cutoff"])
             if (bad := _suspect(graph)) is not None:
                 _check_one(batch[bad], rows.start + bad, elements, self._charged)
-            evaluation = evaluate_graph(self.archive, graph, self.device)
-            energies, forces = evaluation.energies.cpu().numpy(), evaluation.forces.cpu().numpy()
+            energies, forces, gradient = evaluate_graph(self.evaluator, graph)
             virials = np.zeros((len(batch), 3, 3))
             if any(atoms.pbc.any() for atoms in batch):
-                virials = structure_virials(graph, evaluation.gradient).cpu().numpy()
+                virials = structure_virials(graph, gradient)
             begin = 0
             for atoms, virial in zip(batch, virials, strict=True):
                 own = slice(begin, begin := begin + len(atoms))
@@ -401,11 +362,29 @@ class StudentForceFieldCalculator(Calculator):
     def batches(self, structures: Sequence[Atoms]) -> list[slice]:
         """Return the batches into which `calculate_batch` divides structures, by their memory."""
         memory_mb = self.batch_memory_mb
-        if memory_mb is None and torch.device(self.device).type == "cuda":
+        if memory_mb is None and self.device.partition(":")[0] == "cuda":
+            import torch
+
             memory_mb = GPU_BATCH_SHARE * 1e-6 * torch.cuda.mem_get_info(self.device)[0]
         budget_bytes = 1e6 * (CPU_BATCH_MB if memory_mb is None else memory_mb)
         by_edges = self.backend == "portable"
         return list(within_memory(structures, self.archive.metadata, budget_bytes, by_edges))
+
+    def use_threads(self, threads: int) -> None:
+        """Set the number of threads of the native kernels.
+
+        Parameters
+        ----------
+        threads : int
+            Number of threads; results do not depend on it.
+
+        Raises
+        ------
+        InputError
+            The number is not positive.
+        """
+        self.threads = threads
+        self._start()
 
     def get_timing_stats(self) -> dict[str, float]:
         """Return the times of calculations of single structures since the last `reset_timing`.
@@ -438,18 +417,6 @@ def _state(atoms: Atoms) -> dict[str, NDArray]:
         "initial_charges": atoms.get_initial_charges(),
         "initial_magmoms": atoms.get_initial_magnetic_moments(),
     }
-
-
-def _precision(dtype: torch.dtype | str) -> str:
-    name = str(dtype).removeprefix("torch.")
-    if name not in DTYPES:
-        raise InputError(f"dtype must be {' or '.join(DTYPES)}, got {dtype!r}")
-    return name
-
-
-@lru_cache(maxsize=4)  # a pool of processes unpickles the same calculator for every task
-def _module_of(content: bytes, device: str) -> torch.jit.ScriptModule:
-    return torch.jit.load(io.BytesIO(content), map_location=device)
 
 
 def _check_batch(structures: list[Atoms], elements: list[str], charged: bool) -> None:

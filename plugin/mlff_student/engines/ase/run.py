@@ -3,6 +3,7 @@
 import json
 import math
 import os
+import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
@@ -11,7 +12,6 @@ from typing import Any, NamedTuple, Protocol
 
 import mdtraj
 import numpy as np
-import torch
 from ase import Atoms, units
 from ase.calculators.calculator import Calculator
 from ase.md.langevin import Langevin
@@ -156,7 +156,11 @@ def start(settings: MDSettings, atoms: Atoms, folder: RunFolder) -> tuple[int, n
     InterruptedRunError
         The checkpoint is damaged.
     """
-    torch.set_num_threads(settings.threads_for(len(atoms)))
+    threads = settings.threads_for(len(atoms))
+    if "torch" in sys.modules:  # for a teacher or the portable backend
+        sys.modules["torch"].set_num_threads(threads)
+    if isinstance(atoms.calc, StudentForceFieldCalculator):
+        atoms.calc.use_threads(threads)
     checkpoint = folder.path / CHECKPOINT
     rng = np.random.Generator(np.random.PCG64(settings.seed))
     if not checkpoint.exists():

@@ -12,6 +12,7 @@ from mlff_student.archive.archive import save_archive
 from mlff_student.archive.registry import archive_of
 from mlff_student.core.errors import InputError, MissingDependencyError, check_key
 from mlff_student.core.files import atomic_write
+from mlff_student.core.installation import build_command
 from mlff_student.core.paths import in_checkout_or_package
 from mlff_student.engines.lammps.run import boundary, check_data, element_order, write_data
 from mlff_student.structures.checks import allows_charges, check_structure
@@ -55,8 +56,7 @@ def templates() -> dict[str, Path]:
         if scripts := {path.suffix[1:]: path for path in sorted(folder.glob("in.*"))}:
             return scripts
     raise MissingDependencyError(
-        "the LAMMPS input scripts are not installed; run: pip install --no-build-isolation . in "
-        "a checkout"
+        f"the LAMMPS input scripts are not installed; to install them: {build_command()}"
     )
 
 

@@ -36,10 +36,9 @@ def plugin_path() -> Path:
 
 
 def plugin_command() -> str:
-    """Return the shell command that builds the plugin, with a LAMMPS that it compiles for."""
-    reason = why_missing("LAMMPS plugin")
-    if any(words in reason for words in ("does not compile", "too old", "no LAMMPS")):
-        return f"{install_command('mlff-student[lammps]')} && {build_command()}"
+    """Return the shell command that builds the plugin, or installs the LAMMPS that it is for."""
+    if built_library(PLUGIN).is_file():
+        return install_command("mlff-student[lammps]")
     return build_command()
 
 
