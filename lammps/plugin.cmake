@@ -116,9 +116,11 @@ target_compile_definitions(mlff_studentplugin PRIVATE
   MLFF_STUDENT_LAMMPS_VERSION=${LAMMPS_VERSION}
   MLFF_STUDENT_LAMMPS_ABI=${LAMMPS_CXX11_ABI})
 
+# As LAMMPS is compiled: without the C++ interface of MPI, which is a library of its own.
 foreach(target mlff_student_lammps mlff_studentplugin)
   target_include_directories(${target} SYSTEM PRIVATE "${LAMMPS_INCLUDE}" "${MPI_INCLUDE}")
-  target_compile_definitions(${target} PRIVATE LAMMPS_${SIZES} ${LAMMPS_DEFINITIONS})
+  target_compile_definitions(${target} PRIVATE
+    LAMMPS_${SIZES} ${LAMMPS_DEFINITIONS} MPICH_SKIP_MPICXX OMPI_SKIP_MPICXX)
 endforeach()
 
 set(LIBRARIES mlff_student_pair mlff_studentplugin)

@@ -262,6 +262,7 @@ int mlff_student_evaluate_edges(const mlff_student_model *model, mlff_student_wo
     check_count(local, "local", atoms);
     if (local > 0) check_pointer(energies, "energies");
     if (edges > 0) check_pointer(index, "index");
+    if (edges > 0) check_pointer(vectors, "vectors");
     if (edges > 0) check_pointer(gradient, "gradient");
     for (int64_t k = 0; k < 2 * edges; k++)
       if (index[k] < 0 || index[k] >= atoms)
@@ -295,20 +296,14 @@ int mlff_student_begin(const mlff_student_model *model, mlff_student_workspace *
     const int64_t edges = first[receivers];
     check_count(edges, "the number of edges");
     if (edges > 0) check_pointer(senders, "senders");
-    for (int64_t e = 0; e < edges; e++)
-      if (senders[e] < 0 || senders[e] >= nodes)
-        refuse("edge " + std::to_string(e) + " names node " + std::to_string(senders[e]) + " of " +
-               std::to_string(nodes));
-    check_vectors(vectors, edges);
+    if (edges > 0) check_pointer(vectors, "vectors");
     work->steps = -1;
     set_species(model->model, atomic_numbers, nodes, work->work);
     work->work.threads = threads;
     Graph &graph = work->work.graph;
     graph.resize(nodes, receivers, edges);
     std::copy_n(first, receivers + 1, graph.first.data());
-    std::copy_n(senders, edges, graph.sender.data());
-    std::copy_n(vectors, 3 * edges, graph.vectors.data());
-    graph.complete(model->model, threads);
+    graph.complete(model->model, threads, senders, vectors);
     embed(model->model, work->work);
     work->model = model;
     work->steps = 0;

@@ -77,18 +77,6 @@ inline void set_species(const Model &model, const int64_t *atomic_numbers, int64
   for (int64_t i = 0; i < count; i++) species[i] = model.species(atomic_numbers[i]);
 }
 
-// An edge of no length has no direction.
-inline void check_vectors(const double *vectors, int64_t count) {
-  if (count > 0) check_pointer(vectors, "vectors");
-  for (int64_t e = 0; e < count; e++) {
-    const double *r = vectors + 3 * e;
-    if (!is_finite(r))
-      refuse("edge vector " + std::to_string(e) + " is NaN or infinite: " + text_of(r));
-    if (r[0] == 0.0 && r[1] == 0.0 && r[2] == 0.0)
-      refuse("edge vector " + std::to_string(e) + " has no length; do two atoms coincide?");
-  }
-}
-
 inline void check_energies(const double *energies, int64_t count) {
   for (int64_t i = 0; i < count; i++)
     if (!std::isfinite(energies[i]))

@@ -233,25 +233,34 @@ constexpr int TILE_ROWS = 6, TILE_PANELS = 1;
 constexpr int TILE_ROWS = 2, TILE_PANELS = 1;
 #endif
 
+// The terms of an element are added up in blocks of so many, and then the blocks. A single sum of
+// all terms would have a larger rounding error.
+constexpr int64_t TERMS = 64;
+
 template <int R, int V> void product_tile(const ProductTask &task, int64_t row, int64_t column) {
-  Vec sum[R][V] = {};
-  if (task.start)
-    for (int r = 0; r < R; r++)
-      for (int v = 0; v < V; v++)
-        sum[r][v] = load(task.start + (row + r) * task.start_stride + column + v * LANES);
   const float *panel = task.panels + column * task.panel_depth, *x = task.x + row * task.depth;
-  for (int64_t k = 0; k < task.depth; k++) {
-    Vec w[V];
-    for (int v = 0; v < V; v++) {
-      const int c = v * LANES;
-      w[v] = load(panel + c / PANEL * task.panel_depth * PANEL + k * PANEL + c % PANEL);
+  float *y = task.y + row * task.columns + column;
+  const float *before = task.start ? task.start + row * task.start_stride + column : nullptr;
+  int64_t stride = task.start_stride; // between rows of `before`
+  for (int64_t k = 0; k < task.depth;) {
+    const int64_t end = k + TERMS < task.depth ? k + TERMS : task.depth;
+    Vec sum[R][V] = {};
+    for (; k < end; k++) {
+      Vec w[V];
+      for (int v = 0; v < V; v++) {
+        const int c = v * LANES;
+        w[v] = load(panel + c / PANEL * task.panel_depth * PANEL + k * PANEL + c % PANEL);
+      }
+      for (int r = 0; r < R; r++)
+        for (int v = 0; v < V; v++) sum[r][v] += w[v] * x[r * task.depth + k];
     }
+    if (before)
+      for (int r = 0; r < R; r++)
+        for (int v = 0; v < V; v++) sum[r][v] += load(before + r * stride + v * LANES);
     for (int r = 0; r < R; r++)
-      for (int v = 0; v < V; v++) sum[r][v] += w[v] * x[r * task.depth + k];
+      for (int v = 0; v < V; v++) store(y + r * task.columns + v * LANES, sum[r][v]);
+    before = y, stride = task.columns;
   }
-  for (int r = 0; r < R; r++)
-    for (int v = 0; v < V; v++)
-      store(task.y + (row + r) * task.columns + column + v * LANES, sum[r][v]);
 }
 
 // Computes `panels` panels of columns for all rows. The rows are divided evenly among the tiles.

@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <atomic>
 #include <cmath>
+#include <cstdio>
 #include <cstring>
 #include <limits>
 #include <stdexcept>
@@ -74,14 +75,21 @@ std::size_t Workspace::bytes() const {
   return sum;
 }
 
-void Graph::complete(const Model &model, int threads) {
+void Graph::complete(const Model &model, int threads, const int32_t *senders,
+                     const double *edge_vectors) {
   // A counting sort by sender; edges of the same sender keep their order.
   sender_first.reserve(nodes + 1);
   receiver_of.reserve(edges);
   edge_of.reserve(edges);
   place_of.reserve(edges);
   std::fill_n(sender_first.data(), nodes + 1, 0);
-  for (int64_t e = 0; e < edges; e++) sender_first[sender[e] + 1]++;
+  if (senders) std::copy_n(senders, edges, sender.data());
+  for (int64_t e = 0; e < edges; e++) {
+    if (sender[e] < 0 || sender[e] >= nodes)
+      throw std::invalid_argument("mlff_student: edge " + std::to_string(e) + " names node " +
+                                  std::to_string(sender[e]) + " of " + std::to_string(nodes));
+    sender_first[sender[e] + 1]++;
+  }
   for (int64_t j = 0; j < nodes; j++) sender_first[j + 1] += sender_first[j];
   for (int64_t i = 0; i < receivers; i++)
     for (int64_t e = first[i]; e < first[i + 1]; e++) {
@@ -95,17 +103,29 @@ void Graph::complete(const Model &model, int threads) {
 
   geometry.reserve(edges);
   geometry_by_sender.reserve(edges);
-  std::atomic<bool> finite{true};
+  std::atomic<bool> usable{true};
   in_pieces(threads, receivers, [&](int64_t begin, int64_t end) {
-    for (int64_t e = first[begin]; e < first[end]; e++) {
-      if (!locate(&vectors[3 * e], model.cutoff, model.knots, geometry[e])) finite = false;
+    const int64_t from = first[begin], to = first[end];
+    if (edge_vectors) std::copy_n(edge_vectors + 3 * from, 3 * (to - from), &vectors[3 * from]);
+    for (int64_t e = from; e < to; e++) {
+      if (!locate(&vectors[3 * e], model.cutoff, model.knots, geometry[e])) usable = false;
       // Stored a second time, so that the adjoint of every layer reads it in order.
       geometry_by_sender[place_of[e]] = geometry[e];
     }
   });
-  if (!finite)
-    throw std::invalid_argument(
-        "mlff_student: an edge vector is NaN or infinite; check the positions");
+  if (!usable) check_vectors(vectors.data(), edges);
+}
+
+void check_vectors(const double *vectors, int64_t count) {
+  for (int64_t e = 0; e < count; e++) {
+    const double *r = vectors + 3 * e, square = r[0] * r[0] + r[1] * r[1] + r[2] * r[2];
+    if (square > 0.0 && std::isfinite(square)) continue;
+    const std::string edge = "mlff_student: edge vector " + std::to_string(e);
+    if (square == 0.0) throw std::invalid_argument(edge + " has no length; do two atoms coincide?");
+    char text[100];
+    std::snprintf(text, sizeof(text), "(%.10g, %.10g, %.10g)", r[0], r[1], r[2]);
+    throw std::invalid_argument(edge + " is NaN or infinite: " + text);
+  }
 }
 
 void embed(const Model &model, Workspace &work) {

@@ -10,12 +10,16 @@ namespace mlff_student {
 
 // Directed edges i <- j between nodes. Nodes are atoms and, in an engine with domains, ghost atoms;
 // only the first `receivers` nodes receive. A client fills `first`, `sender` and `vectors`, and
-// then calls `complete`.
+// then calls `complete`; or it fills `first` alone, and `complete` copies the others.
 struct Graph {
   // Sets the sizes and makes room for what the client fills.
   void resize(int64_t nodes, int64_t receivers, int64_t edges);
-  // Computes the other members; throws std::invalid_argument if a vector is not finite.
-  void complete(const Model &model, int threads);
+  // Computes the other members; throws std::invalid_argument if an edge names no node, or if a
+  // vector is not finite or has no length. Edges are copied from arrays that are not null. The
+  // checks and copies are in loops that read the edges anyway: by themselves they take 2 % of a
+  // step of the smallest student.
+  void complete(const Model &model, int threads, const int32_t *senders = nullptr,
+                const double *edge_vectors = nullptr);
   std::size_t bytes() const; // memory in use
 
   int64_t nodes = 0, receivers = 0, edges = 0;
@@ -30,6 +34,10 @@ struct Graph {
   Buffer<int32_t> place_of;                // (E,) the inverse of edge_of
   Buffer<EdgeGeometry> geometry_by_sender; // (E,)
 };
+
+// Throws std::invalid_argument if an edge vector is not finite or has no length, and therefore no
+// direction.
+void check_vectors(const double *vectors, int64_t count);
 
 // What one layer starts from, and what its adjoint needs of its forward pass.
 struct LayerState {

@@ -96,7 +96,7 @@ void RadialTable::evaluate(const EdgeGeometry &edge, float *value, float *slope)
 bool locate(const double *vector, double cutoff, int64_t knots, EdgeGeometry &edge) {
   const double distance =
       std::sqrt(vector[0] * vector[0] + vector[1] * vector[1] + vector[2] * vector[2]);
-  if (!std::isfinite(distance)) return false;
+  if (!(distance > 0.0 && std::isfinite(distance))) return false;
   const double inverse_spacing = (knots - 1) / cutoff;
   const double x = std::min(distance * inverse_spacing, static_cast<double>(knots - 1));
   const int32_t knot = static_cast<int32_t>(std::min<int64_t>(x, knots - 2));

@@ -39,7 +39,7 @@ constexpr int table_block(int channels) {
 }
 
 // Computes the geometry of an edge vector for all tables of `knots` knots. Returns false if the
-// vector is not finite.
+// vector is not finite or has no length.
 bool locate(const double *vector, double cutoff, int64_t knots, EdgeGeometry &edge);
 
 } // namespace mlff_student

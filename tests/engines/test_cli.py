@@ -90,7 +90,7 @@ BAD = {
     "SMILES like markup": (["md", "C[/bold]"], ["C[/bold]"]),
     "missing model": (["md", "CCO", "--model", "huge"], ["no model 'huge'", "tiny"]),
     "truncated archive": (["md", "CCO", "--model", "truncated.pt"], ["truncated.pt", "damaged"]),
-    "no archive": (["md", "CCO", "--model", "text.pt"], ["text.pt", "not a TorchScript archive"]),
+    "no archive": (["md", "CCO", "--model", "text.pt"], ["text.pt", "not an mlff-student archive"]),
     "negative timestep": (["md", "CCO", "--timestep-fs", "-0.5"], ["--timestep-fs", "-0.5"]),
     "NaN length": (["md", "CCO", "--ps", "nan"], ["--ps", "nan"]),
     "no length": (["md", "CCO", "--ps", "0.001"], ["--ps 0.001", "20 steps"]),

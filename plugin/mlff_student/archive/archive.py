@@ -276,8 +276,9 @@ def pack_archive(
         Members of a file of TorchScript.
     """
     metadata = metadata | {"weights_sha256": weights_hash(tensors)}
-    text = json.dumps(metadata, ensure_ascii=False)
-    own = {METADATA: text.encode(), WEIGHTS: write_safetensors(tensors)}
+    # A byte in the name of a file that is not UTF-8 becomes an escape sequence of JSON.
+    text = json.dumps(metadata, ensure_ascii=False).encode(errors="backslashreplace")
+    own = {METADATA: text, WEIGHTS: write_safetensors(tensors)}
     return Archive(write_members({**(script or {}), **own}), f"model {metadata['name']}")
 
 

@@ -209,7 +209,9 @@ class CoreStudent:
         self._library = core_library(library)
         self._origin, self._content, self._path = name, content, library
         self.threads = threads
-        self._handle = self._library.mlff_student_open_memory(name.encode(), content, len(content))
+        self._handle = self._library.mlff_student_open_memory(
+            name.encode(errors="backslashreplace"), content, len(content)
+        )
         self._free: list[int] = []  # workspaces that no call uses; append and pop are atomic
         if not self._handle:
             self._check(self._library.mlff_student_error_status())
