@@ -482,8 +482,9 @@ def test_backends_that_cannot_be_had(tiny_archive: Path):
     archive = load_archive(tiny_archive)
     with pytest.raises(InputError, match="no backend 'fast'; expected auto, native, portable"):
         evaluator(archive, "fast")
-    with pytest.raises(InputError, match="threads must be 1 or more, got 0"):
-        evaluator(archive, "native", threads=0)
+    for threads in (0, 1025, 1.5, "2", True):
+        with pytest.raises(InputError, match=f"threads must be a whole .* got {threads!r}"):
+            evaluator(archive, "native", threads=threads)
     if torch.cuda.is_available():
         with pytest.raises(MissingDependencyError, match="on the CPU, not on cuda"):
             evaluator(archive, "native", "cuda")

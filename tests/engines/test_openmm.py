@@ -338,7 +338,8 @@ def test_missing_model_is_refused(structures):
     [
         ({"interface": "TorchForces"}, "no interface 'TorchForces'; there are auto, TorchForce"),
         ({"backend": "fast"}, "no backend 'fast'; expected auto, native, portable"),
-        ({"threads": 0}, "threads must be 1 or more, got 0"),
+        ({"threads": 0}, "threads must be a whole number from 1 to 1024, got 0"),
+        ({"threads": 1.5}, "threads must be a whole number from 1 to 1024, got 1.5"),
         ({"device": "gpu"}, "cannot use the device 'gpu'"),
         ({"device": "cuda:99"}, "cannot use the device 'cuda:99'"),
     ],

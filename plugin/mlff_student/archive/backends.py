@@ -216,7 +216,7 @@ def evaluator(
     Raises
     ------
     InputError
-        There is no such backend or device.
+        There is no such backend or device, or the number of threads is impossible.
     MissingDependencyError
         "native" is not possible: the library is missing, or the precision or device is another; or
         torch is missing for the portable backend.
@@ -225,8 +225,9 @@ def evaluator(
     """
     if backend not in BACKENDS:
         raise InputError(f"there is no backend {backend!r}; expected {', '.join(BACKENDS)}")
-    if threads is not None and threads < 1:
-        raise InputError(f"threads must be 1 or more, got {threads}")
+    whole = isinstance(threads, int | np.integer) and not isinstance(threads, bool)
+    if threads is not None and not (whole and 1 <= threads <= MAX_THREADS):
+        raise InputError(f"threads must be a whole number from 1 to {MAX_THREADS}, got {threads!r}")
     if device != "cpu":
         check_device(device)
     reason = None if backend == "portable" else _unfit(archive, device)
