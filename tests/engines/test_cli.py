@@ -400,7 +400,7 @@ def test_doctor(tmp_path):
     parts = {"backend portable", "OpenMM TorchForce", "LAMMPS lmp", "LAMMPS plugin", "mpiexec"}
     assert parts <= {one["what"] for one in findings}
     broken = [one for one in findings if not one["works"] and not one["optional"]]
-    assert all(one["mend"] for one in broken)
+    assert all(one["fix"] for one in broken)
     assert all(one["what"] in result.stdout for one in findings)
     assert result.returncode == (3 if broken else 0), broken
 

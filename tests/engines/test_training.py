@@ -85,7 +85,10 @@ RECIPE = {
         "file": {"starts": True},
     },
     "training": {
-        PRESET: {"steps": 6, "batch": 3, "learning_rate": 1e-3, "warmup": 2, "ema": 0.9},
+        PRESET: {
+            **{"steps": 6, "batch": 3, "learning_rate": 1e-3, "warmup": 2, "ema": 0.9},
+            "free_molecule_energies": True,
+        },
         "tiny": {"steps": 6, "batch": 3, "learning_rate": 1e-3},
     },
     "rounds": {
@@ -216,7 +219,8 @@ def test_loss_of_a_student_that_predicts_zero(distillation: Distillation):
     atoms = len(forces)
     energy = 7.0 * ((batch.energies / batch.atoms) ** 2).sum() / 3
     huber = torch.where(size < 0.5, size**2, 2 * 0.5 * size - 0.5**2).sum() / (3 * atoms)
-    loss, squared, _ = loss_of(student.network, batch, settings, 3, atoms, 1.0)
+    loss, squared, _, errors = loss_of(student.network, batch, settings, 3, atoms, 1.0)
+    torch.testing.assert_close(errors, -batch.energies)
     assert loss.item() == pytest.approx(float(energy + huber), rel=1e-5)
     assert float(squared) == pytest.approx(float((size**2).sum()), rel=1e-5)
     pulled = batch._replace(virials=torch.full((3, 3, 3), torch.nan))

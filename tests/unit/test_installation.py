@@ -91,8 +91,8 @@ def test_doctor_asks_nobody_for_torch_forces_torch(monkeypatch):
     for part in ("openmmtorch", "OpenMM TorchForce", "lammps"):
         assert not findings[part].works
         assert findings[part].optional
-        assert findings[part].mend == ""
-    assert not any("torch==2.9" in finding.mend for finding in findings.values())
+        assert findings[part].fix == ""
+    assert not any("torch==2.9" in finding.fix for finding in findings.values())
 
 
 def test_doctor_of_an_installation_for_ase_alone(monkeypatch):
@@ -100,9 +100,9 @@ def test_doctor_of_an_installation_for_ase_alone(monkeypatch):
     engines = ("torch", "openmm", "openmmml", "openmmtorch", "lammps", "rdkit", "tblite")
     findings = diagnosis(monkeypatch, engines, ("_portable", "_lmp"))
     assert all(finding.works or finding.optional for finding in findings.values())
-    assert "mlff-student[openmm]" in findings["OpenMM PythonForce"].mend
-    assert "mlff-student[lammps]" in findings["LAMMPS plugin"].mend
-    assert "mlff-student[torch]" in findings["backend portable"].mend
+    assert "mlff-student[openmm]" in findings["OpenMM PythonForce"].fix
+    assert "mlff-student[lammps]" in findings["LAMMPS plugin"].fix
+    assert "mlff-student[torch]" in findings["backend portable"].fix
 
 
 @pytest.mark.parametrize("part", ["_plugin", "_openmm"])
@@ -110,10 +110,10 @@ def test_doctor_of_an_engine_that_is_installed_and_does_not_work(part, monkeypat
     findings = diagnosis(monkeypatch, (), (part,))
     broken = [finding for finding in findings.values() if not (finding.works or finding.optional)]
     assert broken
-    assert all(finding.mend for finding in broken)
+    assert all(finding.fix for finding in broken)
 
 
 def test_doctor_without_anything_that_computes(monkeypatch):
     findings = diagnosis(monkeypatch, ("torch",), ("_native", "_portable"))
     assert not findings["native kernels"].optional
-    assert findings["native kernels"].mend == installation.build_command()
+    assert findings["native kernels"].fix == installation.build_command()

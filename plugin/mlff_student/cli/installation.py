@@ -164,9 +164,9 @@ def doctor_command(json: Json = None, quiet: Quiet = False) -> None:
         if finding.works or finding.optional:
             works = "[green]yes[/]" if finding.works else "[yellow]no[/]"
         table.add_row(finding.what, works, escape(finding.found))
-        if finding.mend:
+        if finding.fix:
             verb = "install" if finding.optional else "fix"
-            commands.setdefault((verb, finding.mend), []).append(finding.what)
+            commands.setdefault((verb, finding.fix), []).append(finding.what)
     console.print(table)
     for (verb, command), parts in commands.items():
         console.print(f"To {verb} {', '.join(parts)}:\n  {command}", markup=False, soft_wrap=True)

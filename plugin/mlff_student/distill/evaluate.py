@@ -27,7 +27,7 @@ from mlff_student.distill.dataset import (
     read_frames,
     read_summary,
 )
-from mlff_student.distill.graphs import frame_edges, predict_frames
+from mlff_student.distill.graphs import frame_edges, predict_frames, relative_to_mean
 from mlff_student.distill.recipe import Recipe
 from mlff_student.model.elements import ELEMENTS
 from mlff_student.model.neighbourhoods import REACH, Limits, neighbour_counts, neighbourhood_limits
@@ -37,6 +37,13 @@ COMPLEXES = ("dimer", "cluster", "liquid", "crystal")  # kinds of more than one 
 ACCURACY = "accuracy on held-out molecules"  # names of evidence
 STABILITY = "constant energy of held-out molecules"
 CAMPAIGN = "validation campaign"
+OF_CARD = ("relative_energy_", "force_", "pressure_")  # starts of names of figures
+RELATIVE = "relative_energy_rmse_ev_per_atom"
+NOT_COMPARABLE = (
+    "Energies of different molecules are not comparable, because a constant was fitted to the "
+    "energy of each molecule in training. Energies of conformers, complexes and boxes of the same "
+    "molecules are."
+)
 DRIFT, FORCES = "drift_mev_per_atom_ps", "force_rmse_ev_per_angstrom"
 # Rows of the table on MD of a card: evidence, key of the figure, step (None: any), title.
 MD_ROWS = (
@@ -70,7 +77,8 @@ def evaluate_student(student: Student, frames: LabelledFrames) -> dict[str, Any]
     Returns
     -------
     dict
-        The main figures, their names with units. The keys `by_temperature_K`, `by_element`,
+        The main figures, their names with units. Relative energies are those of frames relative to
+        the mean of all frames of their structure. The keys `by_temperature_K`, `by_element`,
         `by_size` and `by_class` hold the same figures for parts of these frames. `complexes` and
         `complexes_by_temperature_K` hold them for frames of several molecules (dimers, clusters,
         liquids, crystals), kind by kind, with the errors of the pressure where it is labelled.
@@ -92,12 +100,14 @@ def evaluate_student(student: Student, frames: LabelledFrames) -> dict[str, Any]
     single = torch.from_numpy(simulated & ~np.isin(kinds, complexes))
     single = single if single.any() else torch.ones_like(single)
     energy_error = (energies - frames.energies) / count
+    relative_error = relative_to_mean(energies - frames.energies, frames.molecule) / count
 
     def errors(chosen: Tensor) -> dict[str, float]:
         rows = torch.repeat_interleave(chosen, count)
         return {
             "frames": int(chosen.sum()),
             "energy_rmse_ev_per_atom": float(energy_error[chosen].square().mean().sqrt()),
+            RELATIVE: float(relative_error[chosen].square().mean().sqrt()),
             **force_errors(forces[rows], label[rows])._asdict(),
             **_pressure_errors(pressure_error[chosen]),
         }
@@ -227,6 +237,9 @@ def write_checkpoint(
         plurals = [f"{kind.replace('_', ' ')}s" for kind in complexes]
         systems += f"; {', '.join(plurals)} of them"
     summary = read_summary(dataset)
+    free = any(
+        entry.get("settings", {}).get("free_molecule_energies") for entry in training["history"]
+    )
     card = {
         "name": name,
         "parameters": parameter_count(student),
@@ -257,6 +270,7 @@ def write_checkpoint(
             "neighbours": known_neighbourhoods(train_frames),
         },
         "held_out": {"test": test_frames.names},
+        "limits": [NOT_COMPARABLE] if free else [],
         "self_check": self_check_numbers(ArchiveModule(student, config, name, recipe.teacher)),
     }
     output.mkdir(parents=True, exist_ok=True)
@@ -313,7 +327,7 @@ def accuracy_evidence(card: dict[str, Any], recipe_sha256: str, date: str = "") 
         for where, row in groups
         for figure in (
             Figure("energy_rmse", row.get("energy_rmse_ev_per_atom", np.nan), "eV/atom"),
-            *(f for f in figures_of(row) if f.name.startswith(("force_", "pressure_"))),
+            *(f for f in figures_of(row) if f.name.startswith(OF_CARD)),
         )
     ]
     counts = {
@@ -452,7 +466,7 @@ def card_text(card: dict[str, Any], evidence: Sequence[Evidence] = ()) -> str:
         "## How accurate it is",
         "",
         f"Errors relative to {teacher} on {test['frames']:,} frames of its MD {unseen} that were "
-        f"not trained on. The energy RMSE is {1e3 * test['energy_rmse_ev_per_atom']:.1f} meV/atom. "
+        f"not trained on. {_energy_text(test)} "
         "`card.json` also has the errors by size and class of the molecules.",
         "",
         "| held out | atoms | force RMSE (eV/Å) | MAE (eV/Å) | R² | angle (deg) |",
@@ -494,6 +508,14 @@ def card_text(card: dict[str, Any], evidence: Sequence[Evidence] = ()) -> str:
         "",
     ]
     return "\n".join(lines)
+
+
+def _energy_text(test: dict[str, Any]) -> str:
+    """Return a sentence on the energy errors of the held-out frames."""
+    text = f"The energy RMSE is {1e3 * test['energy_rmse_ev_per_atom']:.1f} meV/atom"
+    if RELATIVE in test:
+        text += f", and {1e3 * test[RELATIVE]:.1f} for energies relative to the mean of a molecule"
+    return text + "."
 
 
 def _md_lines(evidence: Sequence[Evidence]) -> list[str]:

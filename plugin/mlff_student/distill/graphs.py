@@ -573,6 +573,20 @@ def predict(network: Network, batch: Batch) -> Prediction:
     )
 
 
+def relative_to_mean(values: Tensor, groups: Tensor) -> Tensor:
+    """Subtract from each value the mean of the values of its group.
+
+    Parameters
+    ----------
+    values : Tensor
+        (T,) values.
+    groups : Tensor
+        (T,) int64, number of the group of each value.
+    """
+    _, group, size = groups.unique(return_inverse=True, return_counts=True)
+    return values - (sum_to_atoms(values, group, len(size)) / size)[group]
+
+
 def predict_frames(student: Student, frames: LabelledFrames, batch: int = 32) -> Prediction:
     """Predict total energies, forces and virials of all frames, in float64.
 

@@ -353,6 +353,9 @@ class TrainingRecipe:
         Factor of the weights of energies, virials and energy differences in the first step, which
         grows geometrically to 1 at the end. At first these errors are so large that the forces,
         which say the most, would hardly count.
+    free_molecule_energies : bool
+        Whether a constant is fitted to the energy of each molecule, so that energies of different
+        molecules are not compared; see `mlff_student.distill.molecule_energies`.
     difference_weight : float
         Weight of the squared error of the energy difference between two frames of one structure,
         divided by its number of atoms (eV^2). With it, frames come in pairs of one structure, so
@@ -386,6 +389,7 @@ class TrainingRecipe:
     warmup: int = 300
     energy_weight: float = 10.0
     energy_ramp: float = 1.0
+    free_molecule_energies: bool = False
     difference_weight: float = 0.0
     huber: float = 0.1
     virial_weight: float = 100.0

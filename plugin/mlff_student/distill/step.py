@@ -25,6 +25,7 @@ from mlff_student.distill.graphs import (
     make_batch,
     predict,
 )
+from mlff_student.distill.molecule_energies import MoleculeEnergies
 from mlff_student.distill.muon import Muon
 from mlff_student.distill.recipe import TrainingRecipe
 from mlff_student.model.student import Student
@@ -45,11 +46,14 @@ class Loss(NamedTuple):
         () sum of the squared errors of the force components, (eV/angstrom)^2.
     components : Tensor
         () number of these components.
+    energy_errors : Tensor
+        (B,) predicted energies minus the energies of the batch, eV.
     """
 
     total: Tensor
     squared: Tensor
     components: Tensor
+    energy_errors: Tensor
 
 
 def loss_of(
@@ -94,8 +98,8 @@ def loss_of(
     if settings.difference_weight:
         error = energies - batch.energies
         pair = labelled[1:] & labelled[:-1] & (batch.structures[1:] == batch.structures[:-1])
-        squared = (error[1:] - error[:-1]).square() / count[1:]
-        difference = torch.where(pair, squared, 0.0).sum() / frames
+        change = (error[1:] - error[:-1]).square() / count[1:]
+        difference = torch.where(pair, change, 0.0).sum() / frames
         extra = extra + settings.difference_weight * difference
     with_virial = batch.virials.isfinite() & labelled[:, None, None]
     virial = torch.where(with_virial, virials - batch.virials, 0.0) / count[:, None, None]
@@ -103,7 +107,8 @@ def loss_of(
     total = force.sum() / (3 * atoms) + ramp * extra
     below = torch.where(batch.displaced, -excess_energy, 0.0).clamp(min=0.0)
     total = total + settings.displaced_weight * torch.log1p(below).sum() / frames
-    return Loss(total, residual.detach().square().sum(), 3 * of_atom.sum())
+    squared = residual.detach().square().sum()
+    return Loss(total, squared, 3 * of_atom.sum(), (energies - batch.energies).detach())
 
 
 class Optimizers:
@@ -206,10 +211,12 @@ class Step:
         How the preset is trained.
     rank, size : int
         Number of this process and number of all processes.
-    sum_gradients : callable
-        Adds the gradients of all processes.
+    sum_over_processes : callable
+        Adds tensors of all processes, in place.
     seed : int
         Random seed of the displacements.
+    molecules : MoleculeEnergies, optional
+        Constants of the energies of the molecules, which are fitted. None: there are none.
 
     Attributes
     ----------
@@ -232,12 +239,14 @@ class Step:
         *,
         rank: int,
         size: int,
-        sum_gradients: Callable[[Student], None],
+        sum_over_processes: Callable[[list[Tensor]], None],
         seed: int,
+        molecules: MoleculeEnergies | None = None,
     ) -> None:
         self.student, self.network = student, network
         self.graphs, self.settings, self.seed = graphs, settings, seed
-        self.rank, self.size, self.sum_gradients = rank, size, sum_gradients
+        self.rank, self.size, self.sum_over_processes = rank, size, sum_over_processes
+        self.molecules = molecules
         self.updating = False
         self.optimizers = Optimizers(student)
         self._averages = list(average.parameters())
@@ -272,7 +281,7 @@ class Step:
             self._on_cuda(draw, first=number == 0)
             return
         self._gradient(draw)
-        self.sum_gradients(self.student)
+        self._sum_gradients()
         self.updating = True
         self._update(draw, first=number == 0)
 
@@ -310,11 +319,27 @@ class Step:
             torch.tensor([number, len(chosen), atoms, learning_rate, ramp], dtype=torch.float64),
         )
 
+    def _sum_gradients(self) -> None:
+        """Add the gradients of all processes, which are parts of one mean over the whole batch.
+
+        A process without a share of the batch has no gradients and adds zeros.
+        """
+        gradients = []
+        for weight in self.optimizers.weights:
+            if weight.grad is None:
+                weight.grad = torch.zeros_like(weight)
+            gradients.append(weight.grad)
+        if self.molecules:
+            gradients.append(self.molecules.gradient)
+        self.sum_over_processes(gradients)
+
     def _gradient(self, draw: Draw) -> None:
         """Compute the gradients of the weights."""
         for weight in self.optimizers.weights:
             if weight.grad is not None:
                 weight.grad.zero_()
+        if self.molecules:
+            self.molecules.gradient.zero_()
         if not len(draw.chosen):  # a batch may be smaller than the number of processes
             return
         batch: Batch
@@ -327,10 +352,15 @@ class Step:
                 self.graphs, draw.displaced, self.student.cutoff, padded=self._shape is not None
             )
             batch = join_batches([batch, moved])
+        if self.molecules:
+            shown = torch.cat([draw.chosen, draw.displaced.chosen])
+            batch = batch._replace(energies=batch.energies + self.molecules.of(shown))
         _, frames, atoms, _, ramp = draw.numbers.float()
         loss = loss_of(self.network, batch, self.settings, frames, atoms, ramp)
         loss.total.backward()
         self._error.copy_(loss.squared / loss.components)
+        if self.molecules:
+            self.molecules.collect(draw.chosen, loss.energy_errors[: len(draw.chosen)])
 
     def _update(self, draw: Draw, first: bool) -> None:
         """Update weights, moving averages and `failed_step` by the gradients."""
@@ -343,6 +373,8 @@ class Step:
             if weight.grad is not None:
                 weight.grad.copy_(torch.where(good, weight.grad, 0.0))
         self.optimizers.step(torch.where(good, draw.numbers[3], 0.0).float())
+        if self.molecules:
+            self.molecules.update(good)
         fraction = 1.0 if first else 1.0 - self.settings.ema
         with torch.no_grad():
             for mean, weight in zip(self._averages, self.optimizers.weights, strict=True):
@@ -384,7 +416,7 @@ class Step:
             stream.wait_stream(torch.cuda.current_stream())
             with torch.cuda.stream(stream):
                 self._gradient(self._static)
-                self.sum_gradients(self.student)
+                self._sum_gradients()
                 self._update(self._static, first)
             torch.cuda.current_stream().wait_stream(stream)
             self._warm += 1
@@ -398,5 +430,5 @@ class Step:
                 self._recorded.append(graph)
         gradient, update = self._recorded
         gradient.replay()
-        self.sum_gradients(self.student)
+        self._sum_gradients()
         update.replay()

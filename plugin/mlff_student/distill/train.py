@@ -35,7 +35,9 @@ from mlff_student.distill.graphs import (
     make_batch,
     predict,
     predict_frames,
+    relative_to_mean,
 )
+from mlff_student.distill.molecule_energies import molecule_energies
 from mlff_student.distill.recipe import Recipe
 from mlff_student.distill.step import Step
 from mlff_student.model.student import PRESETS, Student
@@ -44,7 +46,7 @@ STATE_EVERY_S = 60.0
 VALIDATE_EVERY = 1000  # steps
 STATE_KEYS = {
     *("model", "student", "average", "optimizers", "step", "elapsed_s", "running", "curve"),
-    *("best", "history"),
+    *("best", "history", "molecule_energies"),
 }
 CHECK_EVERY = {"cpu": 1, "cuda": 100}  # steps; a GPU is not asked after each step
 
@@ -55,7 +57,8 @@ class Errors(NamedTuple):
     Attributes
     ----------
     energy_rmse_ev_per_atom : float
-        Root mean square error of the energy per atom, eV/atom.
+        Root mean square error of the energy per atom, eV/atom. The mean error of the frames of each
+        structure is subtracted before.
     force_rmse_ev_per_angstrom : float
         Root mean square error of the force components, eV/angstrom.
     force_mae_ev_per_angstrom : float
@@ -116,18 +119,14 @@ class Workers(NamedTuple):
     size: int
     device: torch.device
 
-    def sum_gradients(self, student: Student) -> None:
-        """Add the gradients of all processes, which are parts of one mean over the whole batch.
-
-        A process without a share of the batch has no gradients and adds zeros.
-        """
+    def sum_over_processes(self, tensors: list[Tensor]) -> None:
+        """Replace each tensor by its sum over all processes."""
         if self.size > 1:
-            weights = list(student.parameters())
-            parts = [torch.zeros_like(w) if w.grad is None else w.grad for w in weights]
-            flat = torch.cat([part.flatten() for part in parts])
+            flat = torch.cat([tensor.flatten() for tensor in tensors])
             dist.all_reduce(flat)
-            for weight, part in zip(weights, flat.split([w.numel() for w in weights]), strict=True):
-                weight.grad = part.view_as(weight)
+            parts = flat.split([tensor.numel() for tensor in tensors])
+            for tensor, part in zip(tensors, parts, strict=True):
+                tensor.copy_(part.view_as(tensor))
 
     def broadcast_from_rank0(self, numbers: Sequence[float]) -> list[float]:
         """Return the numbers of the first process, so that all processes decide the same.
@@ -226,15 +225,18 @@ def validation_errors(
         Number of frames that are computed at once.
     """
     chosen = range(len(graphs.energies)) if chosen is None else chosen
-    energy, force, label = [], [], []
+    energy, owner, atoms, force, label = [], [], [], [], []
     with torch.no_grad():
         for first in range(0, len(chosen), batch):
             part = make_batch(graphs, chosen[first : first + batch])
             predicted = predict(network, part)
-            energy.append((predicted.energies - part.energies) / part.atoms)
+            energy.append(predicted.energies - part.energies)
+            owner.append(part.structures)
+            atoms.append(part.atoms)
             force.append((predicted.forces - part.forces).flatten())
             label.append(part.forces.flatten())
-    energy_error, force_error, target = torch.cat(energy), torch.cat(force), torch.cat(label)
+    energy_error = relative_to_mean(torch.cat(energy), torch.cat(owner)) / torch.cat(atoms)
+    force_error, target = torch.cat(force), torch.cat(label)
     return Errors(
         energy_rmse_ev_per_atom=float(energy_error.square().mean().sqrt()),
         force_rmse_ev_per_angstrom=float(force_error.square().mean().sqrt()),
@@ -446,8 +448,11 @@ class _Training:
             self.settings,
             rank=workers.rank,
             size=workers.size,
-            sum_gradients=workers.sum_gradients,
+            sum_over_processes=workers.sum_over_processes,
             seed=self.seed,
+            molecules=molecule_energies((frames, *added), workers.device)
+            if self.settings.free_molecule_energies
+            else None,
         )
         if state:
             self._restore(state)
@@ -497,6 +502,8 @@ class _Training:
     def _restore(self, state: dict[str, Any]) -> None:
         self.step.optimizers.load_state_dict(state["optimizers"])
         self.step.running.fill_(state["running"])
+        if self.step.molecules:
+            self.step.molecules.load_state_dict(state["molecule_energies"])
         self.done, self.elapsed = state["step"], state["elapsed_s"]
         self.curve = [CurvePoint(*row) for row in state["curve"]]
         self.best, self.history = state["best"], state["history"]
@@ -517,6 +524,9 @@ class _Training:
                         "curve": [tuple(point) for point in self.curve],
                         "best": self.best,
                         "history": self.history,
+                        "molecule_energies": self.step.molecules.state_dict()
+                        if self.step.molecules
+                        else {},
                     },
                     temporary,
                 )

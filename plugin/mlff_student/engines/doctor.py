@@ -74,7 +74,7 @@ class Finding(NamedTuple):
         Whether it works.
     found : str
         Version or other facts; the reason if it does not work.
-    mend : str
+    fix : str
         Command that installs or fixes it; empty if it works or another part does the same.
     optional : bool
         Whether the installation is complete without it, if it does not work.
@@ -83,7 +83,7 @@ class Finding(NamedTuple):
     what: str
     works: bool
     found: str
-    mend: str
+    fix: str
     optional: bool = False
 
 
@@ -152,7 +152,7 @@ def _trial(what: str, trial: Callable[[], str], needed: Finding, command: str) -
     """Try a part of an engine; nothing is wrong if the user has not installed that engine."""
     if needed.works:
         return _attempt(what, trial, command)
-    return Finding(what, False, f"needs {needed.what}", needed.mend, needed.optional)
+    return Finding(what, False, f"needs {needed.what}", needed.fix, needed.optional)
 
 
 def _optional(finding: Finding) -> Finding:
@@ -163,7 +163,7 @@ def _replaced(finding: Finding, reason: str) -> Finding:
     """Return a finding that asks for nothing where it fails, because another part does the same."""
     if finding.works:
         return finding
-    return finding._replace(found=f"{finding.found}; not needed: {reason}", mend="", optional=True)
+    return finding._replace(found=f"{finding.found}; not needed: {reason}", fix="", optional=True)
 
 
 def _models() -> Finding:
