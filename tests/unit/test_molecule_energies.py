@@ -6,12 +6,12 @@ from mlff_student.distill.dataset import LabelledFrames
 from mlff_student.distill.graphs import relative_to_mean
 from mlff_student.distill.molecule_energies import MoleculeEnergies, molecule_energies
 
-WATER, METHANOL, FORMATE = 3.0, -2.0, 40.0  # constants of a teacher, eV
+WATER, METHANOL, ACETATE = 3.0, -2.0, 40.0  # constants of a teacher, eV
 CONTENTS = {
     "O": WATER,
     "CO": METHANOL,
     "CO.O.O": METHANOL + 2 * WATER,
-    "O.O=C[O-]": WATER + FORMATE,
+    "O.CC(=O)[O-]": WATER + ACETATE,
 }
 
 
@@ -32,7 +32,7 @@ def test_constants_are_found_from_the_energies_of_complexes():
         fitted.collect(rows, target - fitted.of(rows))
         fitted.update(torch.tensor(True))
     torch.testing.assert_close(fitted.of(rows), target, rtol=0.0, atol=1e-4)
-    expected = {"O": WATER, "CO": METHANOL, "O=C[O-]": FORMATE}
+    expected = {"O": WATER, "CO": METHANOL, "CC(=O)[O-]": ACETATE}
     found = fitted.state_dict()
     assert found.keys() == expected.keys()
     for name, value in expected.items():
