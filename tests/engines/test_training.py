@@ -462,8 +462,11 @@ def test_early_stopping_returns_the_best_weights(
     monkeypatch.setattr(training, "VALIDATE_EVERY", 1)
     settings = {"steps": 400, "learning_rate": 0.05, "warmup": 100, "patience": 4, "ema": 0.2}
     checkpoint = train(distillation, tmp_path, settings)
-    errors = [float(row["validation_force_rmse_ev_per_angstrom"]) for row in curve_of(tmp_path)]
-    best = int(np.argmin(errors))
+    curve = curve_of(tmp_path)
+    errors = [float(row["validation_force_rmse_ev_per_angstrom"]) for row in curve]
+    energies = [float(row["validation_energy_rmse_ev_per_atom"]) for row in curve]
+    weight = distillation.recipe.training[PRESET].energy_weight
+    best = int(np.argmin(np.square(errors) + weight * np.square(energies)))
     assert len(errors) == best + 5 < 400
     frames = read_frames(distillation.dataset, "validation")
     assert force_rmse(checkpoint, frames) == pytest.approx(errors[best], rel=1e-4)

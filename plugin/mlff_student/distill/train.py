@@ -357,7 +357,8 @@ def train(
     -------
     dict
         The checkpoint that was written to model.pt, with the moving average of the weights at the
-        best validation.
+        best validation: that of the smallest squared error of forces plus `energy_weight` times
+        that of energies relative to the mean of their structure.
 
     Raises
     ------
@@ -590,23 +591,25 @@ class _Training:
     def _validate(self) -> CurvePoint:
         errors = validation_errors(self.average.network, self.validation)
         errors = Errors(*self.workers.broadcast_from_rank0(errors))
-        best = min(
-            (point.validation_force_rmse_ev_per_angstrom for point in self.curve), default=math.inf
-        )
-        if errors.force_rmse_ev_per_angstrom < best:
-            weights = self.average.state_dict()
-            self.best = {name: value.clone() for name, value in weights.items()}
         trained = math.sqrt(float(self.step.running))
         point = CurvePoint(self.done, self.elapsed, self._learning_rate(), trained, *errors)
+        if self._score(point) < min(map(self._score, self.curve), default=math.inf):
+            weights = self.average.state_dict()
+            self.best = {name: value.clone() for name, value in weights.items()}
         self.curve.append(point)
         if self.workers.rank == 0:
             write_curve(self.curve, self.folder / "metrics.csv")
             _write_tensorboard(point, self.folder / "tensorboard")
         return point
 
+    def _score(self, point: CurvePoint) -> float:
+        """Return the loss of a validation with the final weight of the energies."""
+        energy = self.settings.energy_weight * point.validation_energy_rmse_ev_per_atom**2
+        return point.validation_force_rmse_ev_per_angstrom**2 + energy
+
     def _stalled(self) -> bool:
         """Return whether the last `patience` validations were no better than one before."""
-        values = [point.validation_force_rmse_ev_per_angstrom for point in self.curve]
+        values = [*map(self._score, self.curve)]
         patience = self.settings.patience
         return bool(patience and values) and len(values) - 1 - int(np.argmin(values)) >= patience
 
