@@ -136,9 +136,9 @@ def student_force(
     MissingDependencyError
         The interface, or the native backend, was chosen by name and cannot be used.
     InputError
-        The topology is empty or an ion or radical (`check_electrons`), the student does not know an
-        element, an index is out of range, the interface or backend does not exist, or the archive
-        has another dtype.
+        The topology is empty, a radical, or an ion that the student was not trained for; the
+        student does not know an element, an index is out of range, the interface or backend does
+        not exist, or the archive has another dtype.
     ArchiveError
         The model is unusable.
     """
@@ -149,8 +149,7 @@ def student_force(
         periodic = topology.getPeriodicBoxVectors() is not None
     numbers = [atom.element.atomic_number for atom in members]
     subset = None if atoms is None else [atom.index for atom in members]
-    if not allows_charges(archive.metadata):
-        check_electrons(topology, subset)
+    check_electrons(topology, subset, charged=allows_charges(archive.metadata))
     if interface == "TorchForce":
         from .torchforce import torch_force
 

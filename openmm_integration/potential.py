@@ -129,12 +129,13 @@ class StudentPotentialImpl(MLPotentialImpl):
         check_key(args, known, "options of the student")
         if precision is not None and precision not in PRECISIONS:
             raise InputError(f"precision must be 'single' or 'double', not {precision!r}")
-        from mlff_student.structures.checks import check_charge
+        from mlff_student.archive.registry import archive_of
+        from mlff_student.structures.checks import allows_charges, check_charge
 
         from .force import student_force
         from .system import bonds_without_strength
 
-        check_charge(charge, multiplicity)
+        check_charge(charge, multiplicity, charged=allows_charges(archive_of(self.model).metadata))
         if atoms is None and topology.getPeriodicBoxVectors() is not None:
             system.addForce(bonds_without_strength(topology))
         system.addForce(

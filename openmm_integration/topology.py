@@ -68,8 +68,10 @@ def openmm_topology(structure: Structure) -> Topology:
     return topology
 
 
-def check_electrons(topology: Topology, atoms: Collection[int] | None = None) -> None:
-    """Refuse ions and radicals, which the students were not trained for.
+def check_electrons(
+    topology: Topology, atoms: Collection[int] | None = None, *, charged: bool = False
+) -> None:
+    """Refuse radicals, and ions unless they are allowed.
 
     Parameters
     ----------
@@ -78,25 +80,29 @@ def check_electrons(topology: Topology, atoms: Collection[int] | None = None) ->
     atoms : Collection[int], optional
         Indices of the student's atoms; None means all. Electrons are not counted if a bond leads to
         another atom.
+    charged : bool
+        Whether ions are allowed; see `mlff_student.structures.checks.allows_charges`.
 
     Raises
     ------
     InputError
-        The formal charges of the atoms do not sum to 0, an atom has a formal charge that no bonded
-        atom cancels, or the number of electrons is odd.
+        The number of electrons is odd. Unless ions are allowed, also if the formal charges of the
+        atoms do not sum to 0, or an atom has a formal charge that no bonded atom cancels.
     """
     chosen = None if atoms is None else set(atoms)
     members = [a for a in topology.atoms() if a.element and (chosen is None or a.index in chosen)]
     charges = {atom.index: getattr(atom, "formalCharge", None) or 0 for atom in members}
-    check_charge(sum(charges.values()))
+    check_charge(sum(charges.values()), charged=charged)
     bonds = [(first.index, second.index) for first, second in topology.bonds()]
     inside = [pair for pair in bonds if charges.keys() >= set(pair)]
     cancelled = {k for i, j in inside if charges[i] * charges[j] < 0 for k in (i, j)}
-    if separated := [k for k, charge in charges.items() if charge and k not in cancelled]:
+    separated = [k for k, charge in charges.items() if charge and k not in cancelled]
+    if separated and not charged:
         raise uncancelled_charge(
             f"{separated[0]} ({members[list(charges).index(separated[0])].name})",
             charges[separated[0]],
         )
     if chosen and any((i in chosen) != (j in chosen) for i, j in bonds):
         return
-    check_parity(np.array([atom.element.atomic_number for atom in members]))
+    numbers = np.array([atom.element.atomic_number for atom in members])
+    check_parity(numbers, sum(charges.values()), charged=charged)

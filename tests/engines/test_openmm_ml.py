@@ -446,7 +446,7 @@ def test_torsion_between_atoms_that_are_not_bonded(potential):
     [
         ({"presision": "double"}, "unknown key 'presision'; did you mean 'precision'"),
         ({"precision": "half"}, "precision must be 'single' or 'double', not 'half'"),
-        ({"charge": 1}, "charge 1, multiplicity 1: the students were trained on neutral"),
+        ({"charge": 1}, "charge 1, multiplicity 1: the student was trained on neutral"),
         ({"multiplicity": 2}, "charge 0, multiplicity 2"),
         ({"device": "gpu"}, "cannot use the device 'gpu'"),
     ],

@@ -1,6 +1,7 @@
 """The ASE calculator: results, refused structures, stored state, and work with ASE."""
 
 import copy
+import json
 import pickle
 import shutil
 import sys
@@ -22,7 +23,7 @@ from mlff_student import StudentForceFieldCalculator
 from mlff_student.archive.archive import load_archive
 from mlff_student.archive.backends import evaluator, unavailable
 from mlff_student.archive.graph import edge_search, evaluate_graph, within_memory
-from mlff_student.archive.registry import checkpoint_path
+from mlff_student.archive.registry import checkpoint_path, read_card
 from mlff_student.archive.scripting import script
 from mlff_student.core.errors import ArchiveError, InputError, MissingDependencyError
 
@@ -41,6 +42,22 @@ ENERGY, FORCE = 2e-5, 3e-5
 def tiny() -> StudentForceFieldCalculator:
     """The shipped student on the backend that "auto" chooses."""
     return StudentForceFieldCalculator("tiny", enable_timing=True)
+
+
+@pytest.fixture(scope="module")
+def neutral(tiny_archive) -> StudentForceFieldCalculator:
+    """A student of random weights that was trained on neutral molecules only."""
+    return StudentForceFieldCalculator(tiny_archive)
+
+
+@pytest.fixture
+def charged(tiny_checkpoint, tmp_path) -> Path:
+    """Checkpoint of the same student, whose card says that it was trained on ions too."""
+    path = Path(shutil.copy(tiny_checkpoint, tmp_path / "model.pt"))
+    card = read_card(tiny_checkpoint)
+    card["domain"]["charged"] = True
+    path.with_name("card.json").write_text(json.dumps(card))
+    return path
 
 
 @pytest.fixture(scope="module", params=BACKENDS)
@@ -142,7 +159,9 @@ def test_float64(exact, tiny, structures):
 
 
 def test_repr_and_name(tiny, structures, tmp_path):
-    for part in ("'tiny'", "76,097 parameters", "gfn2-xtb", "Br", "cpu", "float32", tiny.backend):
+    card = read_card(checkpoint_path("tiny"))
+    of_card = card["teacher"], card["domain"]["elements"][-1]
+    for part in ("'tiny'", "76,097 parameters", *of_card, "cpu", "float32", tiny.backend):
         assert part in repr(tiny)
     assert tiny.todict() == {
         "model": "tiny",
@@ -158,7 +177,7 @@ def test_repr_and_name(tiny, structures, tmp_path):
 @pytest.mark.parametrize(
     ("options", "error", "message"),
     [
-        ({"model": "huge"}, ArchiveError, "no model 'huge'; shipped are original, tiny"),
+        ({"model": "huge"}, ArchiveError, "no model 'huge'; shipped are original, "),
         ({"checkpoint_path": "nowhere/model.pt"}, ArchiveError, "nowhere/model.pt"),
         ({"model": "tiny", "checkpoint_path": "tiny"}, InputError, "give model='tiny' or"),
         ({"model": "tiny", "device": "abacus"}, InputError, "'abacus'"),
@@ -167,8 +186,6 @@ def test_repr_and_name(tiny, structures, tmp_path):
         ({"model": "tiny", "batch_memory_mb": 0.0}, InputError, "positive, got 0.0"),
         ({"chekpoint_path": "my.pt"}, InputError, "'chekpoint_path'; did you mean 'checkpoint_p"),
         ({"model": "tiny", "kwargs": {}}, InputError, "unknown key 'kwargs'"),
-        ({"model": "tiny", "charge": 1}, InputError, "charge 1, multiplicity 1: .* neutral"),
-        ({"model": "tiny", "multiplicity": 3}, InputError, "charge 0, multiplicity 3: .* neutral"),
         (
             {"model": "tiny", "dtype": torch.float64, "backend": "native"},
             MissingDependencyError,
@@ -179,6 +196,34 @@ def test_repr_and_name(tiny, structures, tmp_path):
 def test_options_refused(options, error, message):
     with pytest.raises(error, match=message):
         StudentForceFieldCalculator(**options)
+
+
+def test_charge_and_multiplicity_of_a_calculator(tiny_archive, charged):
+    for options, message in (
+        ({"charge": 1}, "charge 1, multiplicity 1: .* neutral"),
+        ({"multiplicity": 3}, "charge 0, multiplicity 3: .* neutral"),
+    ):
+        with pytest.raises(InputError, match=message):
+            StudentForceFieldCalculator(tiny_archive, **options)
+    with pytest.raises(InputError, match=r"charge 0, multiplicity 3: .* closed-shell"):
+        StudentForceFieldCalculator(charged, multiplicity=3)
+    methyl = Atoms("CH3", molecule("CH3").positions)
+    with pytest.raises(InputError, match="State the total charge"):
+        StudentForceFieldCalculator(charged).get_property("energy", methyl)
+    energy = StudentForceFieldCalculator(charged, charge=1).get_property("energy", methyl)
+    methyl.info["charge"] = 1
+    assert StudentForceFieldCalculator(charged).get_property("energy", methyl) == energy
+
+
+def test_a_charge_that_makes_a_radical_is_noticed(charged):
+    atoms = molecule("H2O")
+    atoms.calc = StudentForceFieldCalculator(charged)
+    energy = atoms.get_potential_energy()
+    atoms.info["charge"] = 1
+    with pytest.raises(InputError, match=r"charge \+1 has 9 electrons"):
+        atoms.get_potential_energy()
+    atoms.info["charge"] = 2
+    assert atoms.get_potential_energy() == energy
 
 
 def nan_position() -> Atoms:
@@ -231,23 +276,23 @@ BAD = {
 
 
 @pytest.mark.parametrize("case", BAD)
-def test_bad_structure(case, tiny, structures):
+def test_bad_structure(case, neutral, structures):
     """A bad structure is refused each time, and leaves no results of an earlier structure."""
     make, message = BAD[case]
-    tiny.get_property("energy", structures["ethanol"])
+    neutral.get_property("energy", structures["ethanol"])
     atoms = make()
     for _ in range(2):
         with pytest.raises(InputError, match=message):
-            tiny.get_property("forces", atoms)
-        assert tiny.results == {}
-    assert np.isfinite(tiny.get_property("energy", structures["ethanol"]))
+            neutral.get_property("forces", atoms)
+        assert neutral.results == {}
+    assert np.isfinite(neutral.get_property("energy", structures["ethanol"]))
 
 
 @pytest.mark.parametrize("case", BAD)
-def test_bad_structure_in_a_batch(case, tiny, structures):
+def test_bad_structure_in_a_batch(case, neutral, structures):
     make, message = BAD[case]
     with pytest.raises(InputError, match=f"structure 2: .*{message}"):
-        tiny.calculate_batch([structures["water"], structures["water_box"], make()])
+        neutral.calculate_batch([structures["water"], structures["water_box"], make()])
 
 
 def test_no_structure_in_a_batch(tiny):
@@ -256,22 +301,22 @@ def test_no_structure_in_a_batch(tiny):
 
 
 @pytest.mark.parametrize("charge", [1, -1.0, "2", np.float64(1.0)])
-def test_a_charge_that_is_given_after_the_first_call(charge, tiny):
+def test_a_charge_that_is_given_after_the_first_call(charge, neutral):
     """ASE looks for changes of positions, elements, cell and initial charges, not of `info`."""
     atoms = molecule("H2O", info={"charge": 0, "spin": 1})
-    atoms.calc = tiny
-    neutral = atoms.get_potential_energy()
+    atoms.calc = neutral
+    energy = atoms.get_potential_energy()
     atoms.info["charge"] = charge
     for _ in range(2):
         with pytest.raises(InputError, match="neutral closed-shell molecules only"):
             atoms.get_potential_energy()
     del atoms.info["charge"]
-    assert atoms.get_potential_energy() == neutral
+    assert atoms.get_potential_energy() == energy
     atoms.set_initial_charges([1.0, 0.0, 0.0])
     with pytest.raises(InputError, match="charge 1"):
         atoms.get_forces()
     atoms.set_initial_charges([-0.8, 0.4, 0.4])  # partial charges of a neutral molecule
-    assert atoms.get_potential_energy() == neutral
+    assert atoms.get_potential_energy() == energy
 
 
 def test_positions_that_go_bad_during_a_run(calculator):

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from mlff_student.archive.registry import archive_of, available_models, read_card
+from mlff_student.archive.registry import archive_of, checkpoint_path, read_card
 from mlff_student.core.errors import InputError
 from mlff_student.structures.reading import read_structure
 from mlff_student.validation.protocol import (
@@ -87,8 +87,8 @@ def test_campaign_is_what_was_asked_for(campaign):
     assert sum("F" in symbols for symbols in elements) == 1
     assert steps["nve"].ps == (10.0, 50.0)
     assert steps["nve_1ns"].ps == (1000.0,)
-    for folder in available_models().values():
-        held_out = read_card(folder / "model.pt")["held_out"]["test"]
+    for model in protocol.models:
+        held_out = read_card(checkpoint_path(model))["held_out"]["test"]
         assert set(steps["nve"].structures) <= set(held_out)
 
 
@@ -122,8 +122,8 @@ def test_held_out_molecules_are_unseen_by_every_model_and_of_all_sizes():
     lengths = [len(molecule.smiles) for molecule in molecules]
     assert len({molecule.name for molecule in molecules}) == 20
     assert lengths == sorted(lengths) and lengths[-1] > 3 * lengths[0]
-    for folder in available_models().values():
-        unseen = set(read_card(folder / "model.pt")["held_out"]["test"])
+    for model in MODELS:
+        unseen = set(read_card(checkpoint_path(model))["held_out"]["test"])
         assert {molecule.name for molecule in molecules} <= unseen
 
 

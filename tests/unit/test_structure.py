@@ -381,6 +381,25 @@ def test_radicals_are_refused(tmp_path: Path):
     check_structure(Atoms("H"))  # the energy of a single atom is that of the element
 
 
+def test_radicals_are_refused_where_ions_are_allowed():
+    methyl = molecule("CH3")
+    with pytest.raises(InputError, match="multiplicity 2: the student was trained on closed-shell"):
+        check_structure(methyl, charged=True)
+    methyl.set_initial_magnetic_moments(None)
+    with pytest.raises(InputError, match=r"charge \+0 has 9 electrons.* State the total charge"):
+        check_structure(methyl, charged=True)
+    methyl.info["charge"] = 2
+    with pytest.raises(InputError, match=r"charge \+2 has 7 electrons"):
+        check_structure(methyl, charged=True)
+    methyl.info["charge"] = 0.5
+    with pytest.raises(InputError, match=r"charge 0\.5, .*whole number"):
+        check_structure(methyl, charged=True)
+    methyl.info["charge"] = 1
+    check_structure(methyl, charged=True)
+    del methyl.info["charge"]
+    check_structure(methyl, charged=True, charge=1)
+
+
 @pytest.mark.parametrize(
     ("info", "refused"),
     [({"charge": 1}, True), ({"Total-Charge": -1}, True), ({"spin": 3}, True),

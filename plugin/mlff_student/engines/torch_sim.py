@@ -128,8 +128,7 @@ class TorchSimModel(ModelInterface):
             try:
                 if placed and atoms.numbers.tobytes() in self._seen:
                     check_cell(atoms)
-                    if not charged:
-                        check_electrons(atoms)
+                    check_electrons(atoms, charged=charged)
                 else:
                     check_structure(atoms, metadata["elements"], charged=charged)
             except InputError as error:

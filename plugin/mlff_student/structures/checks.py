@@ -38,7 +38,11 @@ FRAGMENT_TOLERANCE = 1.5  # atoms closer than this times their radii are of one 
 
 
 def check_structure(
-    atoms: Atoms, elements: Sequence[str] = tuple(ELEMENTS), *, charged: bool = False
+    atoms: Atoms,
+    elements: Sequence[str] = tuple(ELEMENTS),
+    *,
+    charged: bool = False,
+    charge: float = 0.0,
 ) -> None:
     """Raise an error if the energy of a structure would be meaningless.
 
@@ -49,14 +53,16 @@ def check_structure(
     elements : Sequence[str]
         Chemical symbols of the elements that the student knows.
     charged : bool
-        Whether ions and radicals are allowed; see `allows_charges`.
+        Whether ions are allowed; see `allows_charges`.
+    charge : float
+        Total charge if the structure states none, elementary charges.
 
     Raises
     ------
     InputError
         There are no atoms; a coordinate is NaN, infinite or above 1e5 angstrom; an element is
-        unknown; the structure is an ion or a radical; a periodic cell has no volume; two atoms are
-        closer than 0.3 angstrom; or hydrogens are missing.
+        unknown; the structure is a radical, or an ion that is not allowed; a periodic cell has no
+        volume; two atoms are closer than 0.3 angstrom; or hydrogens are missing.
     """
     if len(atoms) == 0:
         raise InputError("the structure has no atoms")
@@ -73,8 +79,7 @@ def check_structure(
             f"the student does not know {', '.join(unknown)}; it knows {', '.join(elements)}"
         )
     check_cell(atoms)
-    if not charged:
-        _check_stated_charges(atoms)
+    charge = _check_stated_charges(atoms, charged) or charge
     reach = 2.0 * FRAGMENT_TOLERANCE * covalent_radii[atoms.numbers].max()
     index, vectors = edges_of(atoms, max(SHORTEST_DISTANCE, reach))
     _check_distances(atoms, index, vectors)
@@ -84,8 +89,7 @@ def check_structure(
             "students are trained on complete molecules. Add the hydrogens, for example with "
             "RDKit, Open Babel or PDBFixer"
         )
-    if not charged:
-        check_parity(atoms.numbers)
+    check_parity(atoms.numbers, charge, charged=charged)
 
 
 def allows_charges(metadata: Mapping[str, Any]) -> bool:
@@ -100,18 +104,23 @@ def allows_charges(metadata: Mapping[str, Any]) -> bool:
     return (metadata.get("domain") or {}).get("charged") is True
 
 
-def check_electrons(atoms: Atoms) -> None:
-    """Refuse ions and radicals; a part of `check_structure`.
+def check_electrons(atoms: Atoms, *, charged: bool = False, charge: float = 0.0) -> None:
+    """Refuse radicals, and ions unless they are allowed; a part of `check_structure`.
 
     The charge and the multiplicity are those that the structure states; see
     `charge_and_multiplicity`. Formal charges of single atoms (whole numbers in the initial charges)
     must cancel in each pair of bonded atoms, as in a nitro group; a zwitterion is refused. Without
-    any statement, an odd number of electrons shows an ion or a radical.
+    any statement, an odd number of electrons shows an ion or a radical. Where ions are allowed,
+    only unpaired electrons and an odd number of electrons are refused.
 
     Parameters
     ----------
     atoms : Atoms
         Structure to check, with finite positions and a cell that `check_cell` accepts.
+    charged : bool
+        Whether ions are allowed; see `allows_charges`.
+    charge : float
+        Total charge if the structure states none, elementary charges.
 
     Raises
     ------
@@ -119,37 +128,51 @@ def check_electrons(atoms: Atoms) -> None:
         The structure has a charge, unpaired electrons, separated formal charges, or an odd number
         of electrons (but a single atom may have an odd number).
     """
-    _check_stated_charges(atoms)
-    check_parity(atoms.numbers)
+    check_parity(atoms.numbers, _check_stated_charges(atoms, charged) or charge, charged=charged)
 
 
-def check_parity(numbers: NDArray[np.int64]) -> None:
+def check_parity(numbers: NDArray[np.int64], charge: float = 0.0, *, charged: bool = False) -> None:
     """Refuse an odd number of electrons; a part of `check_electrons`.
 
     Parameters
     ----------
     numbers : NDArray[np.int64]
         (N,), atomic numbers. A single atom may have an odd number of electrons.
+    charge : float
+        Total charge, elementary charges.
+    charged : bool
+        Whether ions are allowed.
 
     Raises
     ------
     InputError
-        The neutral structure has an odd number of electrons.
+        The structure has an odd number of electrons.
     """
-    electrons = int(numbers.sum())
-    if len(numbers) > 1 and electrons % 2:
+    electrons = int(numbers.sum()) - round(charge)
+    if len(numbers) < 2 or electrons % 2 == 0:
+        return
+    if charged:
         raise InputError(
-            f"{Atoms(numbers).symbols} has {electrons} electrons if it is neutral, an odd number: "
-            "it is an ion or a radical, or an atom is missing or too many. The students were "
-            "trained on neutral closed-shell molecules only"
+            f"{Atoms(numbers).symbols} with the charge {charge:+g} has {electrons} electrons, an "
+            "odd number: it is a radical, an atom is missing or too many, or its charge is not "
+            "stated. State the total charge of an ion, for example atoms.info['charge'] = 1 (in "
+            "ASE and in extended XYZ files) or the formalCharge of the atoms (in OpenMM)"
         )
+    raise InputError(
+        f"{Atoms(numbers).symbols} has {electrons} electrons if it is neutral, an odd number: "
+        "it is an ion or a radical, or an atom is missing or too many. The student was "
+        "trained on neutral closed-shell molecules only"
+    )
 
 
-def _check_stated_charges(atoms: Atoms) -> None:
-    check_charge(*charge_and_multiplicity(atoms))
-    if (index := _separated_charge(atoms)) is not None:
+def _check_stated_charges(atoms: Atoms, charged: bool) -> float:
+    """Check what a structure states, and return its charge, or 0 if it states none."""
+    charge, multiplicity = charge_and_multiplicity(atoms)
+    check_charge(charge, multiplicity, charged=charged)
+    if not charged and (index := _separated_charge(atoms)) is not None:
         name = f"{index} ({atoms.symbols[index]})"
         raise uncancelled_charge(name, atoms.get_initial_charges()[index])
+    return charge
 
 
 def uncancelled_charge(atom: str, charge: float) -> InputError:
@@ -164,16 +187,15 @@ def uncancelled_charge(atom: str, charge: float) -> InputError:
     """
     return InputError(
         f"atom {atom} has the formal charge {charge:+g}, which no bonded atom cancels: the "
-        "structure has ions or is a zwitterion. The students were trained on neutral molecules "
+        "structure has ions or is a zwitterion. The student was trained on neutral molecules "
         "only; use the neutral form"
     )
 
 
-def check_charge(charge: float, multiplicity: float = 1) -> None:
-    """Refuse a charge and a spin multiplicity that the students were not trained for.
+def check_charge(charge: float, multiplicity: float = 1, *, charged: bool = False) -> None:
+    """Refuse a charge and a spin multiplicity that a student was not trained for.
 
-    All students were trained on neutral closed-shell molecules, because sampling refuses others. So
-    an archive does not store these two values.
+    All students were trained on closed shells, because sampling refuses others.
 
     Parameters
     ----------
@@ -181,17 +203,22 @@ def check_charge(charge: float, multiplicity: float = 1) -> None:
         Total charge, elementary charges.
     multiplicity : float
         Spin multiplicity, 1 for a closed shell.
+    charged : bool
+        Whether ions are allowed; see `allows_charges`.
 
     Raises
     ------
     InputError
-        The charge is not 0 or the multiplicity is not 1.
+        The charge is not 0, or no whole number if ions are allowed; or the multiplicity is not 1.
     """
-    if charge != 0 or multiplicity != 1:
-        raise InputError(
-            f"charge {charge:g}, multiplicity {multiplicity:g}: the students were trained on "
-            "neutral closed-shell molecules only (charge 0, multiplicity 1)"
-        )
+    if multiplicity == 1 and (charge == 0 or (charged and charge == round(charge))):
+        return
+    expected = "a whole number" if charged else "0"
+    raise InputError(
+        f"charge {charge:g}, multiplicity {multiplicity:g}: the student was trained on "
+        f"{'' if charged else 'neutral '}closed-shell molecules only (charge {expected}, "
+        "multiplicity 1)"
+    )
 
 
 def charge_and_multiplicity(atoms: Atoms) -> tuple[float, float]:

@@ -157,8 +157,8 @@ class StudentForceFieldCalculator(Calculator):
         self.batch_memory_mb = batch_memory_mb
         self.threads = threads
         self.archive = archive_of(source, dtype, trust=trust)
-        if not allows_charges(self.archive.metadata):
-            check_charge(charge, multiplicity)
+        check_charge(charge, multiplicity, charged=allows_charges(self.archive.metadata))
+        self._charge = charge
         self.parameters.update(
             model=str(source),
             device=self.device,
@@ -234,10 +234,8 @@ class StudentForceFieldCalculator(Calculator):
             return list(all_changes)
         before, after = _state(self.atoms), _state(atoms)
         changes = [name for name in all_changes if not np.array_equal(before[name], after[name])]
-        if not self._charged:
-            stated = charge_and_multiplicity(atoms)
-            if stated != charge_and_multiplicity(self.atoms):
-                changes.append("initial_charges")
+        if charge_and_multiplicity(atoms) != charge_and_multiplicity(self.atoms):
+            changes.append("initial_charges")
         return changes
 
     def calculate(
@@ -278,14 +276,15 @@ class StudentForceFieldCalculator(Calculator):
         changed = set(system_changes)
         placed = np.abs(self.atoms.positions).max(initial=0.0) < FARTHEST  # False for NaN
         if not placed or changed & {"numbers", "pbc"} or ("cell" in changed and not known):
-            check_structure(self.atoms, self.archive.metadata["elements"], charged=self._charged)
+            elements = self.archive.metadata["elements"]
+            check_structure(self.atoms, elements, charged=self._charged, charge=self._charge)
             return
         if "cell" in changed:
             check_cell(self.atoms)
         elif not known:
             check_distances(self.atoms)
-        if not self._charged and (not known or changed & {"initial_charges", "initial_magmoms"}):
-            check_electrons(self.atoms)
+        if not known or changed & {"initial_charges", "initial_magmoms"}:
+            check_electrons(self.atoms, charged=self._charged, charge=self._charge)
 
     def _results(self, atoms: Atoms, with_stresses: bool) -> dict[str, Any]:
         """Return the results of one structure with the keys of ASE."""
@@ -432,8 +431,8 @@ def _check_batch(structures: list[Atoms], elements: list[str], charged: bool) ->
         placed &= np.isfinite(atoms.cell.array).all()
         if len(atoms) == 0 or not known[atoms.numbers].all() or not placed or atoms.pbc.any():
             _check_one(atoms, number, elements, charged)
-        elif not charged:
-            _numbered(number, check_electrons, atoms)
+        else:
+            _numbered(number, partial(check_electrons, charged=charged), atoms)
 
 
 def _check_one(atoms: Atoms, number: int, elements: list[str], charged: bool) -> None:
