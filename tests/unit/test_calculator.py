@@ -210,7 +210,12 @@ def test_charge_and_multiplicity_of_a_calculator(tiny_archive, charged):
     methyl = Atoms("CH3", molecule("CH3").positions)
     with pytest.raises(InputError, match="State the total charge"):
         StudentForceFieldCalculator(charged).get_property("energy", methyl)
-    energy = StudentForceFieldCalculator(charged, charge=1).get_property("energy", methyl)
+    for charge in (0.5, np.nan, np.inf):
+        with pytest.raises(InputError, match="whole number"):
+            StudentForceFieldCalculator(charged, charge=charge)
+    cation = StudentForceFieldCalculator(charged, charge=1)
+    energy = cation.get_property("energy", methyl)
+    assert cation.calculate_batch([methyl])[0]["energy"] == pytest.approx(energy, abs=ENERGY)
     methyl.info["charge"] = 1
     assert StudentForceFieldCalculator(charged).get_property("energy", methyl) == energy
 

@@ -41,8 +41,8 @@ OF_CARD = ("relative_energy_", "force_", "pressure_")  # starts of names of figu
 RELATIVE = "relative_energy_rmse_ev_per_atom"
 NOT_COMPARABLE = (
     "Energies of different molecules are not comparable, because a constant was fitted to the "
-    "energy of each molecule in training. Energies of conformers, complexes and boxes of the same "
-    "molecules are."
+    "energy of each molecule in training. Energies of conformers, complexes and boxes can be "
+    "compared if they consist of the same molecules."
 )
 DRIFT, FORCES = "drift_mev_per_atom_ps", "force_rmse_ev_per_angstrom"
 # Rows of the table on MD of a card: evidence, key of the figure, step (None: any), title.

@@ -211,7 +211,7 @@ def check_charge(charge: float, multiplicity: float = 1, *, charged: bool = Fals
     InputError
         The charge is not 0, or no whole number if ions are allowed; or the multiplicity is not 1.
     """
-    if multiplicity == 1 and (charge == 0 or (charged and charge == round(charge))):
+    if multiplicity == 1 and (charge == 0 or (charged and float(charge).is_integer())):
         return
     expected = "a whole number" if charged else "0"
     raise InputError(

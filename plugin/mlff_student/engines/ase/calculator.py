@@ -341,13 +341,14 @@ class StudentForceFieldCalculator(Calculator):
         """
         structures = list(structures)
         elements = self.archive.metadata["elements"]
-        _check_batch(structures, elements, self._charged)
+        allowed = {"charged": self._charged, "charge": self._charge}
+        _check_batch(structures, elements, allowed)
         results: list[dict[str, Any]] = []
         for rows in self.batches(structures):
             batch = structures[rows]
             graph = join(batch, self.archive.metadata["cutoff"])
             if (bad := _suspect(graph)) is not None:
-                _check_one(batch[bad], rows.start + bad, elements, self._charged)
+                _check_one(batch[bad], rows.start + bad, elements, allowed)
             energies, forces, gradient = evaluate_graph(self.evaluator, graph)
             virials = np.zeros((len(batch), 3, 3))
             if any(atoms.pbc.any() for atoms in batch):
@@ -418,7 +419,7 @@ def _state(atoms: Atoms) -> dict[str, NDArray]:
     }
 
 
-def _check_batch(structures: list[Atoms], elements: list[str], charged: bool) -> None:
+def _check_batch(structures: list[Atoms], elements: list[str], allowed: dict[str, Any]) -> None:
     """Check structures as `check_structure` does, except for distances in open structures."""
     known = np.zeros(len(covalent_radii), dtype=bool)
     known[[atomic_numbers[symbol] for symbol in elements]] = True
@@ -430,13 +431,13 @@ def _check_batch(structures: list[Atoms], elements: list[str], charged: bool) ->
         placed = np.abs(atoms.positions).max(initial=0.0) < FARTHEST  # False for NaN
         placed &= np.isfinite(atoms.cell.array).all()
         if len(atoms) == 0 or not known[atoms.numbers].all() or not placed or atoms.pbc.any():
-            _check_one(atoms, number, elements, charged)
+            _check_one(atoms, number, elements, allowed)
         else:
-            _numbered(number, partial(check_electrons, charged=charged), atoms)
+            _numbered(number, partial(check_electrons, **allowed), atoms)
 
 
-def _check_one(atoms: Atoms, number: int, elements: list[str], charged: bool) -> None:
-    _numbered(number, partial(check_structure, elements=elements, charged=charged), atoms)
+def _check_one(atoms: Atoms, number: int, elements: list[str], allowed: dict[str, Any]) -> None:
+    _numbered(number, partial(check_structure, elements=elements, **allowed), atoms)
 
 
 def _numbered(number: int, check: Callable[[Atoms], None], atoms: Atoms) -> None:
