@@ -15,7 +15,7 @@ from mlff_student.archive.backends import evaluator
 from mlff_student.archive.registry import archive_of
 from mlff_student.core.errors import InputError, MissingDependencyError
 from mlff_student.core.units import KJ_PER_MOL, NM
-from mlff_student.structures.checks import allows_charges
+from mlff_student.structures.checks import allows_charges, check_charge
 
 from .topology import check_electrons
 
@@ -90,6 +90,8 @@ def student_force(
     backend: str = "auto",
     interface: str = "auto",
     trust: bool = False,
+    charge: int = 0,
+    multiplicity: int = 1,
 ) -> "openmm.Force":
     """Return a student as an OpenMM Force, for `System.addForce`.
 
@@ -130,6 +132,12 @@ def student_force(
     trust : bool
         Whether to run the code of an archive that contains other code than this version writes.
         Use this only for files from people whom you trust.
+    charge : int
+        Total charge of the student's atoms if the topology has no formal charges, elementary
+        charges. It must be 0 unless the student was trained on ions. The energy does not depend on
+        it; it only shows which structures are radicals.
+    multiplicity : int
+        Spin multiplicity of the student's atoms; it must be 1, as in the training.
 
     Raises
     ------
@@ -149,7 +157,9 @@ def student_force(
         periodic = topology.getPeriodicBoxVectors() is not None
     numbers = [atom.element.atomic_number for atom in members]
     subset = None if atoms is None else [atom.index for atom in members]
-    check_electrons(topology, subset, charged=allows_charges(archive.metadata))
+    charged = allows_charges(archive.metadata)
+    check_charge(charge, multiplicity, charged=charged)
+    check_electrons(topology, subset, charged=charged, charge=charge)
     if interface == "TorchForce":
         from .torchforce import torch_force
 

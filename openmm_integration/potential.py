@@ -111,9 +111,9 @@ class StudentPotentialImpl(MLPotentialImpl):
         interface : str
             Kind of the force; see `student_force`.
         charge : int
-            Charge of the student's atoms in elementary charges; it must be 0, as in the training.
+            Charge of the student's atoms; see `student_force`.
         multiplicity : int
-            Spin multiplicity of the student's atoms; it must be 1, as in the training.
+            Spin multiplicity of the student's atoms; see `student_force`.
         **args : Any
             Options of mechanical embedding, which are not used here.
 
@@ -129,13 +129,9 @@ class StudentPotentialImpl(MLPotentialImpl):
         check_key(args, known, "options of the student")
         if precision is not None and precision not in PRECISIONS:
             raise InputError(f"precision must be 'single' or 'double', not {precision!r}")
-        from mlff_student.archive.registry import archive_of
-        from mlff_student.structures.checks import allows_charges, check_charge
-
         from .force import student_force
         from .system import bonds_without_strength
 
-        check_charge(charge, multiplicity, charged=allows_charges(archive_of(self.model).metadata))
         if atoms is None and topology.getPeriodicBoxVectors() is not None:
             system.addForce(bonds_without_strength(topology))
         system.addForce(
@@ -149,6 +145,8 @@ class StudentPotentialImpl(MLPotentialImpl):
                 threads=threads,
                 backend=backend,
                 interface=interface,
+                charge=charge,
+                multiplicity=multiplicity,
             )
         )
 

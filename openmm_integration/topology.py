@@ -69,7 +69,11 @@ def openmm_topology(structure: Structure) -> Topology:
 
 
 def check_electrons(
-    topology: Topology, atoms: Collection[int] | None = None, *, charged: bool = False
+    topology: Topology,
+    atoms: Collection[int] | None = None,
+    *,
+    charged: bool = False,
+    charge: float = 0.0,
 ) -> None:
     """Refuse radicals, and ions unless they are allowed.
 
@@ -82,6 +86,8 @@ def check_electrons(
         another atom.
     charged : bool
         Whether ions are allowed; see `mlff_student.structures.checks.allows_charges`.
+    charge : float
+        Total charge if the topology has no formal charges, elementary charges.
 
     Raises
     ------
@@ -96,7 +102,7 @@ def check_electrons(
     bonds = [(first.index, second.index) for first, second in topology.bonds()]
     inside = [pair for pair in bonds if charges.keys() >= set(pair)]
     cancelled = {k for i, j in inside if charges[i] * charges[j] < 0 for k in (i, j)}
-    separated = [k for k, charge in charges.items() if charge and k not in cancelled]
+    separated = [k for k, formal in charges.items() if formal and k not in cancelled]
     if separated and not charged:
         raise uncancelled_charge(
             f"{separated[0]} ({members[list(charges).index(separated[0])].name})",
@@ -105,4 +111,4 @@ def check_electrons(
     if chosen and any((i in chosen) != (j in chosen) for i, j in bonds):
         return
     numbers = np.array([atom.element.atomic_number for atom in members])
-    check_parity(numbers, sum(charges.values()), charged=charged)
+    check_parity(numbers, sum(charges.values()) or charge, charged=charged)

@@ -1,6 +1,7 @@
 """A student as a force of OpenMM: derivatives, subsets, boxes, refusals, files."""
 
 import copy
+import json
 import os
 import pickle
 import shutil
@@ -16,6 +17,7 @@ import openmm
 import pytest
 import torch
 from ase import Atoms
+from ase.build import molecule
 from ase.io import write
 from openmm import unit
 from openmm.app import Element, PDBxFile
@@ -607,3 +609,19 @@ def test_pdb_with_a_box(structures, tmp_path):
     # CRYST1 keeps hundredths of a degree: 8 angstrom times 1e-4 rad.
     np.testing.assert_allclose(box, atoms.cell.array, atol=3e-3)
     assert mdtraj.load(str(path)).n_atoms == topology.getNumAtoms()
+
+
+def test_ions_of_a_student_of_ions_state_their_charge(tiny_checkpoint, tmp_path):
+    path = shutil.copy(tiny_checkpoint, tmp_path / "model.pt")
+    card = json.loads(tiny_checkpoint.with_name("card.json").read_text())
+    card["domain"]["charged"] = True
+    (tmp_path / "card.json").write_text(json.dumps(card))
+    methyl = topology_of(Atoms("CH3", molecule("CH3").positions))
+    options = {"dtype": "float32", "interface": "PythonForce"}
+    with pytest.raises(InputError, match="State the total charge"):
+        student_force(methyl, path, **options)
+    student_force(methyl, path, charge=1, **options)
+    with pytest.raises(InputError, match=r"charge \+2 has 7 electrons"):
+        student_force(methyl, path, charge=2, **options)
+    with pytest.raises(InputError, match="multiplicity 3"):
+        student_force(methyl, path, charge=1, multiplicity=3, **options)

@@ -156,7 +156,7 @@ def check_parity(numbers: NDArray[np.int64], charge: float = 0.0, *, charged: bo
             f"{Atoms(numbers).symbols} with the charge {charge:+g} has {electrons} electrons, an "
             "odd number: it is a radical, an atom is missing or too many, or its charge is not "
             "stated. State the total charge of an ion, for example atoms.info['charge'] = 1 (in "
-            "ASE and in extended XYZ files) or the formalCharge of the atoms (in OpenMM)"
+            "ASE and in extended XYZ files) or charge=1 in student_force and openmm-ml"
         )
     raise InputError(
         f"{Atoms(numbers).symbols} has {electrons} electrons if it is neutral, an odd number: "
