@@ -448,7 +448,7 @@ def test_moving_average_is_validated_and_kept(
     student = Student(PRESETS[PRESET])
     student.load_state_dict(checkpoint["weights"])
     graphs = build_graphs(read_frames(distillation.dataset, "validation"), student)
-    errors = training.validation_errors(student.network, graphs)
+    errors = training.validation_errors(student.network, graphs, relative=True)
     (row,) = curve_of(tmp_path)
     assert all(isinstance(value, float) for value in errors)
     for name, value in errors._asdict().items():

@@ -57,8 +57,8 @@ class Errors(NamedTuple):
     Attributes
     ----------
     energy_rmse_ev_per_atom : float
-        Root mean square error of the energy per atom, eV/atom. The mean error of the frames of each
-        structure is subtracted before.
+        Root mean square error of the energy per atom, eV/atom. With `free_molecule_energies`, the
+        mean error of the frames of each structure is subtracted before.
     force_rmse_ev_per_angstrom : float
         Root mean square error of the force components, eV/angstrom.
     force_mae_ev_per_angstrom : float
@@ -209,7 +209,11 @@ def progress_bar(title: str, quiet: bool) -> Iterator[Callable[[float, str], Non
 
 
 def validation_errors(
-    network: Network, graphs: Graphs, chosen: Sequence[int] | None = None, batch: int = 32
+    network: Network,
+    graphs: Graphs,
+    chosen: Sequence[int] | None = None,
+    batch: int = 32,
+    relative: bool = False,
 ) -> Errors:
     """Measure the errors of a network over frames, on their device.
 
@@ -223,6 +227,8 @@ def validation_errors(
         Frames to use; all of them if not given.
     batch : int
         Number of frames that are computed at once.
+    relative : bool
+        Whether the mean error of the frames of each structure is subtracted from energies.
     """
     chosen = range(len(graphs.energies)) if chosen is None else chosen
     energy, owner, atoms, force, label = [], [], [], [], []
@@ -235,7 +241,10 @@ def validation_errors(
             atoms.append(part.atoms)
             force.append((predicted.forces - part.forces).flatten())
             label.append(part.forces.flatten())
-    energy_error = relative_to_mean(torch.cat(energy), torch.cat(owner)) / torch.cat(atoms)
+    energy_error = torch.cat(energy)
+    if relative:
+        energy_error = relative_to_mean(energy_error, torch.cat(owner))
+    energy_error = energy_error / torch.cat(atoms)
     force_error, target = torch.cat(force), torch.cat(label)
     return Errors(
         energy_rmse_ev_per_atom=float(energy_error.square().mean().sqrt()),
@@ -358,7 +367,7 @@ def train(
     dict
         The checkpoint that was written to model.pt, with the moving average of the weights at the
         best validation: that of the smallest squared error of forces plus `energy_weight` times
-        that of energies relative to the mean of their structure.
+        that of energies; see `Errors`.
 
     Raises
     ------
@@ -589,7 +598,9 @@ class _Training:
             )
 
     def _validate(self) -> CurvePoint:
-        errors = validation_errors(self.average.network, self.validation)
+        errors = validation_errors(
+            self.average.network, self.validation, relative=self.settings.free_molecule_energies
+        )
         errors = Errors(*self.workers.broadcast_from_rank0(errors))
         trained = math.sqrt(float(self.step.running))
         point = CurvePoint(self.done, self.elapsed, self._learning_rate(), trained, *errors)
